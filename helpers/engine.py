@@ -1,0 +1,471 @@
+"""One vLLM engine, owned by a ``with`` block that gives all its memory back.
+
+    with open_engine("embedded", scheme="baseline") as engine:
+        print(engine.code)                     # the vLLM code a reader would write
+        outputs = engine.generate(prompts, sampling_params)
+
+On a CPU the engine lives in this process (starts in seconds, once vLLM is imported); on a GPU in a
+spawned child. After the block, however it ended, the memory is back where it was, checked against the
+operating system or the driver, or an error says who still holds it. vLLM's whole log, its children's
+too, goes to ``engine.log_file``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import sys
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import hardware, models, schemes
+from helpers import ownership as own
+from helpers.capture import LogFile, Progress
+from helpers.diagnose import root_cause, short
+from helpers.hardware import MIB
+
+DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
+LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release
+# The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
+LEFT_CPU = 64 * MIB
+CHATTY = ("vllm", "torch", "transformers")  # loggers whose lines belong in the file, not in the notebook
+LEFT_FIRST = 256 * MIB  # the first engine of a process leaves modules behind that vLLM imports late
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot be used; the message says why and what to do."""
+
+
+class EngineStartError(EngineError):
+    """vLLM could not build the engine; the message holds the root cause from its log."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was released or interrupted; open a new one."""
+
+
+class MemoryHeldError(EngineError):
+    """After the release the memory did not come back; the message names who holds it."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a release gave back.
+
+    ``before`` and ``after`` are bytes in use before the engine and after its release (this process's
+    anonymous memory on a CPU, the driver's count on a GPU); ``held`` the bytes while it was open.
+    ``first`` marks the first engine in this process, which leaves lazily imported modules behind.
+    """
+
+    before: int
+    held: int
+    after: int
+    seconds: float
+    first: bool
+
+    @property
+    def left_mib(self) -> float:
+        """What stayed behind, in MiB; negative when more came back than was taken."""
+        return (self.after - self.before) / MIB
+
+    def __str__(self) -> str:
+        note = ", modules that vLLM imports late" if self.first and self.left_mib > 1 else ""
+        return (
+            f"Released in ‹{self.seconds:.1f} s›. Memory before ‹{self.before / MIB:,.0f} MiB›, open "
+            f"‹{self.held / MIB:,.0f} MiB›, after ‹{self.after / MIB:,.0f} MiB›. "
+            f"Left behind: ‹{self.left_mib:+,.0f} MiB{note}›."
+        )
+
+
+_open: Engine | None = None  # one engine a process: a second would fight it for the memory
+_engines_built = 0
+
+
+def open_engine(
+    model: str | models.Model = models.EMBEDDED,
+    scheme: str = "baseline",
+    *,
+    log_dir: str | Path = "runs/logs",
+    in_process: bool | None = None,
+    **llm_args,
+) -> Engine:
+    """Return an engine for ``with``; it starts when the block is entered.
+
+    Args:
+        model: ``embedded``, a folder, a hub name, or what ``models.resolve`` returned.
+        scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
+        log_dir: folder for vLLM's log; one file an engine.
+        in_process: build the engine in this process (the default on a CPU) or in a child.
+        llm_args: further arguments of ``vllm.LLM``; they win over the defaults of ``default_args``.
+
+    Raises:
+        SchemeError, ModelError: nothing was started.
+    """
+    machine, rule = hardware.detect(), schemes.scheme(scheme)
+    way = rule.way(machine)
+    resolved = model if isinstance(model, models.Model) else models.resolve(model)
+    checkpoint = resolved
+    if rule.recipe:
+        from helpers import checkpoints  # it measures with engines in turn
+
+        checkpoint = checkpoints.make(resolved, rule.recipe)
+    if in_process is None:
+        in_process = machine.kind == "cpu"
+    args = {"model": str(checkpoint.folder), **default_args(machine, resolved), **way.args, **llm_args}
+    return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
+
+
+def default_args(machine: hardware.Machine, model: models.Model) -> dict:
+    """Arguments of ``vllm.LLM`` that differ from vLLM's own defaults, and why.
+
+    - ``max_model_len``: the lessons need 2,048 tokens; a long context costs KV cache.
+    - ``enable_prefix_caching=False``: a repeated prompt would not be computed, so not be measured.
+    - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
+    - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
+    - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools.
+    """
+    longest = model.config.get("max_position_embeddings", 2048)
+    args = {"max_model_len": min(2048, longest), "enable_prefix_caching": False, "use_tqdm_on_load": False}
+    if machine.kind == "cpu":
+        return args | {"enforce_eager": True, "kv_cache_memory_bytes": hardware.GIB}
+    return args | {"gpu_memory_utilization": 0.9}
+
+
+class Engine:
+    """A vLLM engine and everything it holds; made by ``open_engine``, used inside its ``with`` block."""
+
+    def __init__(self, model, checkpoint, scheme, way, machine, args, log_dir, in_process):
+        self.model: models.Model = model
+        self.checkpoint: models.Model = (
+            checkpoint  # what is loaded: the model, or a quantized one made from it
+        )
+        self.scheme: str = scheme
+        self.way: schemes.Way = way
+        self.machine: hardware.Machine = machine
+        self.args: dict = args
+        self.in_process: bool = in_process
+        self.log_dir: Path = log_dir
+        self.log_file: Path | None = None  # a new one each time the engine starts
+        self.start_s: float | None = None  # seconds from vLLM imported to ready
+        self.import_s: float = 0.0  # seconds to import vLLM; 0 when this process had it already
+        self.first = False  # the first engine of this process
+        self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, first engine only
+        self.release: Release | None = None
+        self._llm = None
+        self._runner = lambda: None  # a weak reference to the in-process model runner
+        self._own = own.Belongings()
+        self._finished: str | None = "not started: use it in a with block"
+
+    # -- using it -------------------------------------------------------------------------------
+
+    @property
+    def llm(self):
+        """The ``vllm.LLM`` itself.
+
+        Raises:
+            EngineClosedError: before the block, after it, or after an interrupt.
+        """
+        if self._finished:
+            raise EngineClosedError(
+                f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
+            )
+        return self._llm
+
+    @property
+    def code(self) -> str:
+        """The vLLM code that builds the same engine without these helpers."""
+        ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
+        named = self.checkpoint.title if ours else self.checkpoint.name
+        shown = {**self.args, "model": named}
+        lines = [f"    {key}={value!r}," for key, value in shown.items()]
+        return "\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"])
+
+    @property
+    def log(self) -> str:
+        """vLLM's log of this engine so far."""
+        if self.log_file is None or not self.log_file.exists():
+            return ""
+        return self.log_file.read_text(errors="replace")
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens the KV cache holds, of all requests together."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size
+
+    def generate(self, prompts, sampling_params=None, **kwargs):
+        """Call ``LLM.generate``; an interrupt aborts what is queued and finishes the engine."""
+        kwargs.setdefault("use_tqdm", False)
+        with self._finished_if_interrupted():
+            return self.llm.generate(prompts, sampling_params, **kwargs)
+
+    def chat(self, messages, sampling_params=None, **kwargs):
+        """Call ``LLM.chat``: the model's chat template around ``messages``."""
+        kwargs.setdefault("use_tqdm", False)
+        with self._finished_if_interrupted():
+            return self.llm.chat(messages, sampling_params, **kwargs)
+
+    def ask(self, question: str, max_tokens: int = 100):
+        """Answer one question greedily; return vLLM's ``RequestOutput``.
+
+        An instruct model gets its chat template; a base model gets the bare text to continue.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        if self.model.has_chat_template:
+            return self.chat([{"role": "user", "content": question}], params)[0]
+        return self.generate([question], params)[0]
+
+    @contextlib.contextmanager
+    def _finished_if_interrupted(self):
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.abort()
+            self._finished = "finished: it was interrupted while it worked"
+            raise
+
+    def abort(self) -> None:
+        """Drop every request that is queued or running."""
+        engine = self._llm.llm_engine
+        with contextlib.suppress(Exception):  # a dead child has nothing left to abort
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+    # -- owning it ------------------------------------------------------------------------------
+
+    def __enter__(self) -> Engine:
+        global _open
+        if _open is not None:
+            raise EngineError(
+                f"An engine ({_open.scheme}) is still open in this process and holds its memory. "
+                "Leave its with block first: two engines at once is how the second runs out of memory."
+            )
+        _open = self
+        try:
+            self._start()
+        except BaseException as error:
+            self._finished = "finished: it did not start"
+            self._let_go_despite(error)
+            if isinstance(error, Exception):
+                raise self._start_error(error) from error
+            raise
+        finally:
+            if self._finished:
+                _open = None
+        return self
+
+    def _start(self) -> None:
+        global _engines_built
+        self._settings = own.Settings.save()
+        self.log_file = _new_log_file(self.log_dir, self.scheme)
+        self._log = LogFile(self.log_file)
+        self._before = self._memory()
+        os.environ.update(_environment(self.in_process))
+        with Progress(self.log_file), self._log.capturing():
+            self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
+            self.first = _engines_built == 0
+            _engines_built += 1
+            self._log.follow(*CHATTY)  # their handlers were bound when they were imported
+            self._before = self._memory()
+            begun = time.perf_counter()
+            insisting = contextlib.nullcontext() if self.in_process else own.interrupts_that_insist()
+            with _watched_loading(self), self._own.watched(), own.children_in_own_group(), insisting:
+                from vllm import LLM
+
+                self._llm = LLM(**self.args)
+        self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
+        self.start_s = time.perf_counter() - begun
+        self._finished = None
+        imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
+        print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
+
+    def _start_error(self, error: Exception) -> EngineStartError:
+        cause = root_cause(self.log) or short(error)
+        return EngineStartError(
+            f"vLLM could not start the engine ({self.scheme}, {self.model.title}).\n"
+            f"Cause: {cause}\nFull log: ‹{os.path.relpath(self.log_file)}›"
+        )
+
+    def __exit__(self, kind, error, tb) -> None:
+        global _open
+        self._finished = "finished: its with block has ended"
+        try:
+            if error is None:
+                self._let_go(None)
+            else:
+                self._let_go_despite(error)
+        finally:
+            _open = None
+
+    def _let_go_despite(self, error: BaseException) -> None:
+        """Release while another error is on its way out: that one matters more than what this finds."""
+        try:
+            self._let_go(error)
+        except MemoryHeldError as held:
+            error.add_note(str(held))
+
+    def _let_go(self, error: BaseException | None) -> None:
+        """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
+        with own.interrupts_deferred():
+            begun, held = time.perf_counter(), self._memory()
+            with self._log.capturing():
+                if error is not None:
+                    own.clear_frames(error)
+                self._shut_down()
+            self._log.close()
+            self._settings.restore()
+            after = self._wait_for_memory()
+            seconds = time.perf_counter() - begun
+            self.release = Release(self._before, held, after, seconds, self.first)
+        if after - self._before > self._allowed():
+            raise MemoryHeldError(self._held_message(after))
+
+    def _shut_down(self) -> None:
+        llm, self._llm, torn_down = self._llm, None, False
+        if llm is not None:
+            core = llm.llm_engine
+            with contextlib.suppress(Exception):
+                core.abort_request(list(core.output_processor.request_states), internal=True)
+            with contextlib.suppress(Exception):  # a child that died has shut down already
+                core.engine_core.shutdown()
+                torn_down = True
+            vars(llm).update(
+                dict.fromkeys(vars(llm), _Released(self))
+            )  # a kept `llm` holds nothing, and says so
+        if self.in_process:
+            own.empty_runner(self._runner())
+            if not torn_down:
+                own.leave_distributed()
+        self._own.end()
+        own.forget_caches()
+        gc.collect()
+        own.trim_heap()
+
+    # -- its memory -----------------------------------------------------------------------------
+
+    def _memory(self) -> int:
+        if self.machine.kind == "cuda":
+            return hardware.gpu_memory_used()
+        import psutil
+
+        total = hardware.anonymous_memory()
+        for child in psutil.Process().children(recursive=True) if not self.in_process else []:
+            with contextlib.suppress(OSError, psutil.Error):
+                total += hardware.anonymous_memory(child.pid)
+        return total
+
+    def _allowed(self) -> int:
+        if self.machine.kind == "cuda":
+            return LEFT_GPU
+        return LEFT_FIRST if self.first else LEFT_CPU
+
+    def _wait_for_memory(self) -> int:
+        """Wait until the memory is back or the deadline is over; return the bytes in use then."""
+        stop = time.monotonic() + DEADLINE_S
+        while (now := self._memory()) - self._before > self._allowed() and time.monotonic() < stop:
+            time.sleep(0.1)
+            gc.collect()
+            own.trim_heap()
+        return now
+
+    def _held_message(self, after: int) -> str:
+        left = (after - self._before) / MIB
+        if self.machine.kind == "cuda":
+            holders = own.gpu_holders()
+        else:
+            holders = [
+                f"this process ({os.getpid()}): a variable that still refers to the model or its outputs"
+            ]
+        return (
+            f"{left:,.0f} MiB did not come back within {DEADLINE_S:.0f} s of releasing the engine "
+            f"({self.scheme}). Held by: {'; '.join(holders) or 'no process the driver can name'}. "
+            "Delete what refers to it, or restart the kernel."
+        )
+
+
+class _Released:
+    """Stands where a released engine was, for whoever kept a reference to the ``LLM``."""
+
+    def __init__(self, engine: Engine):
+        object.__setattr__(self, "_engine", engine)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._engine.llm  # raises EngineClosedError with the reason
+
+
+def _new_log_file(log_dir: Path, scheme: str) -> Path:
+    """A path that no engine has used yet: <dir>/<scheme>-1.log, -2.log, ..."""
+    number = 1
+    while (path := log_dir / f"{scheme}-{number}.log").exists():
+        number += 1
+    return path.absolute()
+
+
+def _environment(in_process: bool) -> dict[str, str]:
+    """Settings vLLM reads from the environment when it is imported or starts a child."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        # A forked child dies in OpenMP if this process ever computed with torch; a spawned one does not.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+    }
+
+
+def _import_vllm() -> float:
+    """Import vLLM (9 s with compiled bytecode, 20 s without); return the seconds it took.
+
+    Ctrl+C waits for the import: torch cannot be imported again in a process where it was cut short.
+    """
+    begun = time.perf_counter()
+    with own.interrupts_deferred():
+        import vllm
+        import vllm.entrypoints.llm
+        import vllm.v1.engine.core
+        import vllm.v1.worker.worker_base  # noqa: F401  imported here, they do not count as start
+    return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def _watched_loading(engine: Engine):
+    """Note the in-process model runner, and what loading adds to this process's anonymous memory.
+
+    The runner, so that its tensors can be dropped even if building the engine fails later. The memory,
+    because summing the parameters would be wrong: oneDNN repacks the weights and empties the originals.
+    """
+    if not (engine.in_process and engine.machine.kind == "cpu"):
+        yield
+        return
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    original = CPUModelRunner.load_model
+
+    @functools.wraps(original)
+    def load_model(self, *args, **kwargs):
+        engine._runner = weakref.ref(self)
+        if not engine.first:  # the figure is clean only in a fresh process, and settling costs a second
+            return original(self, *args, **kwargs)
+        before = _settled_memory()
+        result = original(self, *args, **kwargs)
+        engine.loading_bytes = _settled_memory() - before
+        return result
+
+    CPUModelRunner.load_model = load_model
+    try:
+        yield
+    finally:
+        CPUModelRunner.load_model = original
+
+
+def _settled_memory() -> int:
+    """This process's anonymous memory in bytes, garbage and freed heap pages given back first."""
+    gc.collect()
+    own.trim_heap()
+    return hardware.anonymous_memory()

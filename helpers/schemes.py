@@ -1,0 +1,321 @@
+"""The quantization schemes: what each stores, how this machine runs it, the bytes it should take.
+
+A scheme is one entry of ``SCHEMES``; nothing else in the project branches on a scheme's name. Each
+entry lists its ways of running, best first, and the first whose condition holds for the machine is
+taken. The conditions and their sources are read from vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers.hardware import Machine
+
+
+class SchemeError(ValueError):
+    """A scheme that does not exist or does not run on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way a scheme runs on some hardware.
+
+    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
+    ``source`` where in vLLM (or in the hardware's manual) that is decided.
+    """
+
+    name: str
+    when: Callable[[Machine], bool]
+    why: str
+    source: str
+    args: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme.
+
+    ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
+    ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
+    weights (a scale, and half a byte of zero point). ``recipe`` names the checkpoint that
+    ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads.
+    """
+
+    name: str
+    title: str
+    weight_bits: int
+    ways: tuple[Way, ...]
+    channel_bytes: float = 0.0
+    group_bytes: float = 0.0
+    recipe: str | None = None
+
+    def way(self, machine: Machine) -> Way:
+        """Return how this machine runs the scheme.
+
+        Raises:
+            SchemeError: it does not; the message says what the machine lacks.
+        """
+        for way in self.ways:
+            if way.when(machine):
+                return way
+        raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
+
+
+def _cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
+    return lambda machine: machine.kind == "cuda" and low <= (machine.sm or 0) < high
+
+
+def _cpu(*flags: str) -> Callable[[Machine], bool]:
+    return lambda machine: machine.kind == "cpu" and (not flags or bool(machine.isa & set(flags)))
+
+
+_BF16 = {"dtype": "bfloat16"}
+_PLATFORM = "vllm/platforms/cuda.py: supported_dtypes, by compute capability"
+_ONEDNN = "vllm/model_executor/layers/utils.py: dispatch_cpu_unquantized_gemm"
+
+BASELINE = Scheme(
+    name="baseline",
+    title="Baseline (16-bit)",
+    weight_bits=16,
+    ways=(
+        Way("BF16 tensor cores", _cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
+        Way(
+            "FP16 tensor cores",
+            _cuda(7.0, 8.0),
+            "Turing and Volta multiply FP16 but not BF16.",
+            _PLATFORM,
+            {"dtype": "float16"},
+        ),
+        Way("BF16 with AMX tiles", _cpu("amx_bf16"), "The CPU has BF16 matrix units.", _ONEDNN, _BF16),
+        Way(
+            "BF16 with AVX-512",
+            _cpu("avx512_bf16", "avx512f"),
+            "oneDNN has BF16 kernels for AVX-512.",
+            _ONEDNN,
+            _BF16,
+        ),
+        Way(
+            "BF16 emulated",
+            _cpu(),
+            "No AVX-512: oneDNN has no BF16 kernel, so PyTorch widens each weight as it goes: correct, slow.",
+            _ONEDNN,
+            _BF16,
+        ),
+    ),
+)
+
+_FP8_GPU = "vllm/model_executor/kernels/linear/scaled_mm: is_supported of each FP8 kernel"
+_FP8_CPU = "vllm/model_executor/kernels/linear/scaled_mm/cpu.py: FP8 kernels ask for AMX tiles"
+_WNA16 = "vllm/model_executor/kernels/linear/mixed_precision: can_implement of each kernel"
+_INT8 = "vllm/model_executor/kernels/linear/scaled_mm: is_supported of each INT8 kernel"
+
+FP8 = Scheme(
+    name="fp8",
+    title="FP8, quantized while loading",
+    weight_bits=8,
+    channel_bytes=4,
+    ways=(
+        Way(
+            "FP8 tensor cores",
+            _cuda(8.9),
+            "From SM 8.9 on the GPU multiplies FP8 by FP8.",
+            _FP8_GPU,
+            _BF16 | {"quantization": "fp8_per_tensor"},
+        ),
+        Way(
+            "FP8 weights, 16-bit arithmetic",
+            _cuda(7.5, 8.9),
+            "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
+            _FP8_GPU,
+            {"dtype": "auto", "quantization": "fp8_per_tensor"},
+        ),
+        Way(
+            "FP8 weights, BF16 arithmetic in AMX tiles",
+            _cpu("amx_bf16"),
+            "The CPU has BF16 matrix units, and a kernel that widens FP8 for them.",
+            _FP8_CPU,
+            _BF16 | {"quantization": "fp8_per_tensor"},
+        ),
+        Way(
+            "FP8 emulated",
+            _cpu(),
+            "This CPU has no FP8 arithmetic and no AMX: PyTorch widens every weight for every step.",
+            _FP8_CPU,
+            _BF16 | {"quantization": "fp8_per_channel"},
+        ),
+    ),
+)
+
+FP8_FILE = Scheme(
+    name="fp8_file",
+    title="FP8 checkpoint",
+    weight_bits=8,
+    channel_bytes=2,
+    recipe="fp8",
+    ways=tuple(Way(w.name, w.when, w.why, w.source, {"dtype": w.args["dtype"]}) for w in FP8.ways),
+)
+
+_W4 = (
+    Way(
+        "W4A16 kernel on tensor cores",
+        _cuda(7.5),
+        "Marlin, from SM 9.0 on Machete too, unpacks 4-bit weights to 16 bits as it multiplies.",
+        _WNA16,
+        {"dtype": "auto"},
+    ),
+    Way(
+        "W4A16 kernel of the CPU (CPUWNA16)",
+        _cpu(),
+        "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
+        _WNA16,
+        _BF16,
+    ),
+)
+AWQ = Scheme("awq", "W4A16 (AWQ)", 4, _W4, group_bytes=2.5, recipe="awq")
+ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
+
+INT8 = Scheme(
+    name="int8",
+    title="INT8 W8A8",
+    weight_bits=8,
+    channel_bytes=4,
+    recipe="int8",
+    ways=(
+        Way(
+            "INT8 tensor cores",
+            _cuda(7.5, 10.0),
+            "The GPU multiplies INT8 natively.",
+            _INT8,
+            {"dtype": "auto"},
+        ),
+        Way(
+            "INT8 in oneDNN",
+            _cpu(),
+            "Every x86 CPU multiplies INT8 integers in its vector units.",
+            _INT8,
+            _BF16,
+        ),
+        Way("", lambda machine: False, "Blackwell dropped the INT8 matrix path; use FP8 there.", _INT8),
+    ),
+)
+
+FP8_KV = Scheme(
+    name="fp8_kv",
+    title="16-bit weights, FP8 KV cache",
+    weight_bits=16,
+    ways=tuple(
+        Way(
+            f"{way.name}, FP8 KV cache",
+            way.when,
+            "The cache stores FP8 and is widened when it is read.",
+            "vllm/v1/attention/backends: supported_kv_cache_dtypes",
+            way.args | {"kv_cache_dtype": "fp8"},
+        )
+        for way in BASELINE.ways
+        if way.name != "FP16 tensor cores"
+    ),
+)
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme for scheme in (BASELINE, FP8, FP8_FILE, AWQ, ROUNDED, INT8, FP8_KV)
+}
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme called ``name``, or say which there are."""
+    try:
+        return SCHEMES[name]
+    except KeyError:
+        raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's parameters by where they stand, in numbers of weights (not bytes).
+
+    ``linear`` are the matrices of the transformer blocks, which schemes quantize; ``embedding`` the
+    token table, ``head`` the output matrix (0 when it is the embedding again), ``other`` norms and
+    biases. None of the last three is quantized. ``channels`` is the number of output channels of the
+    quantized matrices together, ``widths`` their different input widths, which a group size must divide.
+    """
+
+    linear: int
+    embedding: int
+    head: int
+    other: int
+    channels: int = 0
+    widths: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """All weights that are stored; a tied head counts once."""
+        return self.linear + self.embedding + self.head + self.other
+
+
+def layout(folder: Path) -> Layout:
+    """Count a model's weights from its ``config.json`` alone: nothing is loaded.
+
+    transformers builds the architecture on the ``meta`` device, where tensors have shapes and no data.
+    """
+    return _layout((folder / "config.json").read_text())
+
+
+@functools.lru_cache(maxsize=32)
+def _layout(config_text: str) -> Layout:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = json.loads(config_text)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tied = head is embedding or config.tie_word_embeddings
+    matrices = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.weight is not head
+    ]
+    linear = sum(matrix.numel() for matrix in matrices)
+    total = sum(parameter.numel() for parameter in model.parameters())  # counts a shared one once
+    counted_head = 0 if tied else head.numel()
+    return Layout(
+        linear=linear,
+        embedding=embedding.numel(),
+        head=counted_head,
+        other=total - linear - embedding.numel() - counted_head,
+        channels=sum(matrix.shape[0] for matrix in matrices),
+        widths=tuple(sorted({matrix.shape[1] for matrix in matrices})),
+    )
+
+
+GROUP_SIZES = (128, 64, 32)
+
+
+def group_size(widths: tuple[int, ...]) -> int:
+    """Return the largest usual group size that divides every input width.
+
+    Raises:
+        SchemeError: none does.
+    """
+    for size in GROUP_SIZES:
+        if all(width % size == 0 for width in widths):
+            return size
+    raise SchemeError(f"No group size of {GROUP_SIZES} divides all of this model's widths {widths}.")
+
+
+def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
+    """Bytes the weights should take under a scheme, from the model's config alone.
+
+    Scales and zero points are included; unquantized parts (embedding, head, norms) stay at 2 bytes a
+    weight.
+    """
+    counts, rule = layout(folder), scheme(scheme_name)
+    groups = counts.linear / group_size(counts.widths) if rule.group_bytes else 0
+    quantized = counts.linear * rule.weight_bits / 8
+    scales = rule.channel_bytes * counts.channels + rule.group_bytes * groups
+    return round(quantized + scales) + 2 * (counts.embedding + counts.head + counts.other)

@@ -1,0 +1,66 @@
+"""What goes to the log and what the reader sees, down to file descriptors and children."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+
+from helpers import capture
+from helpers.capture import LogFile, Progress
+
+
+def test_prints_descriptors_children_and_loggers_all_go_to_the_file(tmp_path, capfd):
+    handler = logging.StreamHandler(sys.stdout)
+    logger = logging.getLogger("chatty-library")
+    logger.addHandler(handler)
+    log = LogFile(tmp_path / "deep" / "engine.log")
+    with log.capturing():
+        print("a print")
+        os.write(2, b"a descriptor\n")
+        subprocess.run(["echo", "a child"], check=True)
+    log.follow("chatty-library")
+    logger.warning("a later line")
+    log.close()
+    logger.warning("after the end")
+    print("the reader's own")
+    said = capfd.readouterr()
+    assert said.out == "the reader's own\n"
+    assert said.err == ""
+    text = log.path.read_text()
+    for part in ("a print", "a descriptor", "a child", "a later line"):
+        assert part in text
+    assert "after the end" not in text
+    logger.removeHandler(handler)
+
+
+def test_output_comes_back_when_the_block_fails(tmp_path, capfd):
+    log = LogFile(tmp_path / "engine.log")
+    try:
+        with log.capturing():
+            raise ValueError
+    except ValueError:
+        print("seen")
+    assert capfd.readouterr().out == "seen\n"
+
+
+def test_the_bar_follows_the_log_and_leaves_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(capture, "watched", lambda: True)
+    file = tmp_path / "engine.log"
+    with Progress(file):
+        for marker, _ in capture.PHASES[:3]:
+            with file.open("a") as log:
+                log.write(f"INFO {marker} ...\n")
+            time.sleep(0.5)
+    said = capfd.readouterr().err
+    for _, label in capture.PHASES[:3]:
+        assert label in said
+    assert capture.PHASES[3][1] not in said
+    assert said.rstrip(" \r") == "" or said.endswith("\r")
+
+
+def test_nobody_watches_a_headless_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TUTORIAL_HEADLESS", "1")
+    with Progress(tmp_path / "engine.log"):
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""

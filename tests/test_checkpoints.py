@@ -1,0 +1,307 @@
+"""Quantized checkpoints: what is refused, kept and recognised; and one tiny model really quantized."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import checkpoints, hardware, measure, models
+from helpers.checkpoints import CheckpointError, make, recognise
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 128,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """Every test has a cache of its own."""
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _model(folder: Path, **config) -> models.Model:
+    """A model folder whose weights nobody may open."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(LLAMA | config))
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    return models.Model(str(folder), folder.name, folder, "local")
+
+
+@pytest.fixture
+def tiny(tmp_path) -> models.Model:
+    return _model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[dict]:
+    """A stand-in for the child process: writes two files, and notes the settings it was given."""
+    settings = []
+
+    def run_child(arguments: list[str], log: Path) -> None:
+        settings.append(json.loads(arguments[2]))
+        time.sleep(0.05)
+        target = Path(arguments[1])
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        (target / "model.safetensors").write_bytes(b"packed")
+
+    monkeypatch.setattr(checkpoints, "_run_child", run_child)
+    return settings
+
+
+@pytest.fixture
+def no_child(monkeypatch):
+    """Nothing is started: what is refused is refused before anything is loaded."""
+    monkeypatch.setattr(checkpoints.subprocess, "Popen", lambda *_, **__: pytest.fail("a process started"))
+
+
+# --- What a folder says about itself --------------------------------------------------------------
+
+
+def _compressed(kind: str, bits: int, activations: int | None) -> dict:
+    inputs = activations and {"type": kind, "num_bits": activations, "dynamic": True}
+    group = {"weights": {"type": kind, "num_bits": bits}, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        ({"quantization_config": _compressed("int", 4, None)}, "w4a16"),
+        ({"quantization_config": _compressed("int", 8, 8)}, "int8"),
+        ({"quantization_config": _compressed("float", 8, 8)}, "fp8"),
+        ({"compression_config": _compressed("float", 8, 8)}, "fp8"),
+        ({"quantization_config": _compressed("float", 4, 4)}, "float w4a4"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+    ],
+)
+def test_recognise(tmp_path, config, expected):
+    assert recognise(_model(tmp_path / "model", **config).folder) == expected
+
+
+def test_its_own_checkpoints_are_told_apart(tiny, made):
+    assert [recognise(make(tiny, recipe).folder) for recipe in ("awq", "rtn")] == ["awq", "rtn"]
+
+
+@pytest.mark.parametrize("config", [{"quant_method": "awq"}, _compressed("int", 4, None)])
+def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
+    ready = _model(tmp_path / "ready", quantization_config=config)
+    assert make(ready, "awq") is ready
+
+
+@pytest.mark.parametrize(("recipe", "found"), [("rtn", "w4a16"), ("int8", "w4a16"), ("awq", "fp8")])
+def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found):
+    config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
+    ready = _model(tmp_path / "ready", quantization_config=config)
+    with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model"):
+        make(ready, recipe)
+
+
+# --- What is refused before anything is loaded ----------------------------------------------------
+
+
+def test_an_unknown_recipe_names_the_known(tiny, no_child):
+    with pytest.raises(CheckpointError, match=r"no recipe 'gguf'\. There are: awq, rtn, int8, fp8"):
+        make(tiny, "gguf")
+
+
+@pytest.mark.parametrize("recipe", ["awq", "int8"])
+def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe):
+    phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
+    with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"):
+        make(phi, recipe)
+
+
+def test_phi_2_can_be_rounded(tmp_path, made):
+    phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
+    assert make(phi, "rtn").title == "phi-2-rtn-g64"
+
+
+@pytest.mark.parametrize("recipe", ["awq", "int8"])
+def test_the_classes_that_can_be_scaled_are_found(recipe):
+    classes = checkpoints.known_classes(recipe)
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3_5ForCausalLM", "Phi3ForCausalLM"} <= classes
+    assert "PhiForCausalLM" not in classes
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "expected"), [(256, 512, 128), (64, 192, 64), (576, 1536, 64), (96, 160, 32)]
+)
+def test_the_largest_group_that_divides_every_width(tmp_path, made, hidden, inner, expected):
+    model = _model(tmp_path / "model", hidden_size=hidden, intermediate_size=inner, head_dim=hidden // 4)
+    assert make(model, "rtn").title.endswith(f"-g{expected}")
+    assert made[0]["group_size"] == expected
+
+
+def test_a_smaller_group_can_be_chosen(tiny, made):
+    make(tiny, "awq", group_size=32)
+    assert made[0]["group_size"] == 32
+
+
+def test_widths_no_group_divides(tmp_path, no_child):
+    odd = _model(tmp_path / "odd", hidden_size=80, head_dim=20)
+    with pytest.raises(CheckpointError, match=r"80, 192 wide: no group size of 128, 64, 32 .*fp8"):
+        make(odd, "rtn")
+
+
+def test_groups_that_cannot_be(tiny, no_child):
+    with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides"):
+        make(tiny, "awq", group_size=128)
+    with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
+        make(tiny, "awq", group_size=48)
+    with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
+        make(tiny, "fp8", group_size=64)
+
+
+# --- Calibration ----------------------------------------------------------------------------------
+
+
+def test_calibration_and_evaluation_text_are_disjoint():
+    (calibration, name), (evaluation, other) = checkpoints.calibration_text(), measure.held_out_text()
+    assert name != other
+    assert len(calibration) > 100_000
+    paragraphs = [{" ".join(p.split()) for p in text.split("\n\n")} for text in (calibration, evaluation)]
+    assert not paragraphs[0] & paragraphs[1]
+
+
+def test_what_is_calibrated_and_how(tiny, made):
+    for recipe in checkpoints.RECIPES:
+        make(tiny, recipe)
+    found = {settings["recipe"]: settings["calibration"] for settings in made}
+    effort = checkpoints.EFFORT[hardware.detect().kind] | {"text": checkpoints.calibration_text()[1]}
+    assert found["awq"] == effort
+    assert found["int8"] == {"smoothing": 0.8} | {key: effort[key] for key in ("samples", "tokens", "text")}
+    assert found["rtn"] is found["fp8"] is None
+
+
+# --- The cache ------------------------------------------------------------------------------------
+
+
+def test_made_once(tiny, made, cache):
+    first, second = make(tiny, "awq"), make(tiny, "awq")
+    assert first == second
+    assert len(made) == 1
+    assert (first.kind, first.title, first.folder.parent) == ("made", "tiny-awq-g64", cache)
+    assert models.resolve(first.name).folder == first.folder  # as measure.weigh does
+    manifest = json.loads((first.folder / "manifest.json").read_text())
+    assert manifest["settings"] == made[0]
+    assert set(manifest["settings"]["versions"]) == {"llmcompressor", "compressed-tensors"}
+    assert manifest["seconds"] > 0
+
+
+def test_a_damaged_one_is_made_again(tiny, made):
+    weights = make(tiny, "int8").folder / "model.safetensors"
+    weights.write_bytes(b"pack")
+    assert make(tiny, "int8").folder == weights.parent
+    assert weights.read_bytes() == b"packed"
+    (weights.parent / "manifest.json").unlink()
+    make(tiny, "int8")
+    assert len(made) == 3
+
+
+def test_another_model_recipe_group_or_effort_is_another_checkpoint(tiny, tmp_path, made, monkeypatch):
+    folders = {make(tiny, "awq").folder, make(tiny, "rtn").folder, make(tiny, "awq", group_size=32).folder}
+    weights = tiny.folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    folders.add(make(tiny, "awq").folder)
+    _model(tiny.folder, rope_theta=1.0)
+    folders.add(make(tiny, "awq").folder)
+    monkeypatch.setitem(checkpoints.EFFORT, hardware.detect().kind, {"samples": 1, "tokens": 2})
+    folders.add(make(tiny, "awq").folder)
+    assert len(folders) == len(made) == 6
+
+
+def test_a_hub_model_is_known_by_its_revision(tiny, made):
+    hub = [models.Model("a/tiny", "tiny", tiny.folder, "hub", revision) for revision in ("1", "2", "1")]
+    assert len({make(model, "fp8").folder for model in hub}) == len(made) == 2
+    assert made[0]["source"] == {"name": "a/tiny", "revision": "1"}
+
+
+def test_two_at_once_make_it_once(tiny, made):
+    threads = [threading.Thread(target=make, args=(tiny, "fp8")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+# --- A child that fails ---------------------------------------------------------------------------
+
+
+def _stand_in(monkeypatch, tmp_path, script: str) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(checkpoints.sys, "executable", str(program))
+
+
+def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatch):
+    said = "KeyError: 'first'\\nDuring handling of it:\\ntorch.OutOfMemoryError: CUDA out of memory"
+    _stand_in(monkeypatch, tmp_path, f'mkdir "$5"; printf "{said}\\n" >&2; exit 1')
+    with pytest.raises(
+        CheckpointError, match=r"Cause: OutOfMemoryError: CUDA out of memory\n.*: .*\.log$"
+    ) as at:
+        make(tiny, "awq")
+    assert "KeyError" in Path(str(at.value).rsplit(": ", 1)[1]).read_text()
+    assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".log"]  # no half a checkpoint
+
+
+def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch):
+    _stand_in(monkeypatch, tmp_path, "kill -9 $$")
+    with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory"):
+        make(tiny, "fp8")
+
+
+def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
+    _stand_in(monkeypatch, tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+
+    def interrupt(child, log):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "_watch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny, "fp8")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# --- A real one, small ----------------------------------------------------------------------------
+
+
+def _weights(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def _tiny_llama(folder: Path) -> models.Model:
+    """Two layers of random weights with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models.prepare())
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": len(tokenizer)})).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return models.Model(str(folder), "tiny", folder, "local")

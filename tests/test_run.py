@@ -1,0 +1,404 @@
+"""The runner, with real papermill and real kernels on tiny notebooks (no vLLM)."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from helpers import run
+
+ROOT = Path(run.__file__).resolve().parent.parent
+DUMP = "import json, os, pathlib, sys\npathlib.Path(out_dir, '{}').write_text(json.dumps({}))"
+
+
+def write_notebook(folder: Path, name: str, *sources: str, parameters="out_dir = ''", needs=()) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [new_code_cell(source) for source in (parameters, *sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"tutorial": {"needs": list(needs)}}
+    path = folder / f"{name}.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell(f"# {name}"), *cells], metadata=metadata), path)
+    return path
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "helpers.run", "--notebooks", str(folder), *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name != "TUTORIAL_HEADLESS"}  # conftest's
+    return {**own, "PYTHONPATH": str(ROOT), **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "notebooks"
+
+
+# ---- one run of six notebooks from the command line, looked at from all sides
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    base = tmp_path_factory.mktemp("a space, {braces} and ü")
+    folder = base / "notebooks"
+    facts = "{'cwd': os.getcwd(), 'python': sys.executable, 'headless': os.environ['TUTORIAL_HEADLESS']}"
+    write_notebook(folder, "05_late", DUMP.format("late", 1), needs=["01_good"])
+    write_notebook(folder, "01_good", DUMP.format("facts", facts), "os.system('echo from a child')")
+    write_notebook(folder, "02_bad", "raise ValueError('first line\\nlast line')", "print('never')")
+    write_notebook(folder, "03_needs_bad", "print('never')", needs=["02_bad"])
+    write_notebook(folder, "04_needs_skipped", "print('never')", needs=["03_needs_bad"])
+    (folder / ".ipynb_checkpoints").mkdir()
+    kernel = base / "home/.local/share/jupyter/kernels/python3/kernel.json"  # of another environment
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["false"], "display_name": "Python 3", "language": "python"}))
+    # Outside a virtual environment, a user's kernels come before those of the environment.
+    env = environment(HOME=str(base / "home"), JUPYTER_PREFER_ENV_PATH="0")
+    done = subprocess.run(command(folder), cwd=base, env=env, capture_output=True, text=True)
+    done.base, done.out = base, (base / "runs/latest").resolve()
+    return done
+
+
+def test_rows_are_in_order_and_dependents_of_a_failure_are_skipped(mixed):
+    table = mixed.stdout.partition("notebook")[2]
+    rows = re.findall(r"^(\d\d_\w+) +\d+\.\d  (.*)$", table, re.MULTILINE)
+    assert rows == [
+        ("01_good", "ok"),
+        ("02_bad", "failed"),
+        ("03_needs_bad", "skipped: needs 02_bad"),
+        ("04_needs_skipped", "skipped: needs 03_needs_bad"),
+        ("05_late", "ok"),
+    ]
+    assert mixed.returncode == 1
+
+
+def test_without_a_terminal_each_finished_notebook_is_one_line(mixed):
+    before_table = mixed.stdout.partition("\nnotebook")[0].splitlines()
+    assert [line.split()[0] for line in before_table if line] == [
+        "01_good", "02_bad", "03_needs_bad", "04_needs_skipped", "05_late",
+    ]  # fmt: skip
+    assert "\r" not in mixed.stdout
+
+
+def test_a_failure_names_cell_exception_copy_and_log(mixed):
+    where = mixed.out.relative_to(mixed.base)
+    assert (
+        "    cell 3: ValueError: last line\n"
+        f"    copy {where}/02_bad.ipynb\n"
+        f"    log  {where}/logs/02_bad.log\n"
+    ) in mixed.stdout
+    executed = nbformat.read(mixed.out / "02_bad.ipynb", 4)
+    assert [c.execution_count for c in executed.cells if c.cell_type == "code"] == [1, 2, 3, None]
+    assert "ValueError: first line" in (mixed.out / "logs/02_bad.log").read_text()
+
+
+def test_the_report_ends_with_where_everything_is(mixed):
+    where = mixed.out.relative_to(mixed.base)
+    assert mixed.stdout.endswith(f"\ncopies   {where}\nrecords  none written\n")
+    assert (mixed.base / "runs/latest").readlink() == Path(mixed.out.name)
+    assert re.fullmatch(r"\d{8}-\d{6}", mixed.out.name)
+
+
+def test_the_kernel_is_this_python_in_the_notebooks_folder(mixed):
+    facts = json.loads((mixed.out / "facts").read_text())
+    assert facts == {"cwd": str(mixed.base / "notebooks"), "python": sys.executable, "headless": "1"}
+
+
+def test_nothing_but_the_report_is_printed(mixed):
+    assert mixed.stderr == ""
+
+
+def test_what_a_child_process_prints_is_in_the_copy_and_the_log(mixed):
+    printed = nbformat.read(mixed.out / "01_good.ipynb", 4).cells[-1].outputs[0]
+    assert printed.text == "from a child\n"
+    assert "from a child\n" in (mixed.out / "logs/01_good.log").read_text()
+
+
+# ---- what is refused
+
+
+REFUSED = {
+    "unknown notebook": (["03_x"], r"'03_x'.*01_a, 02_b"),
+    "unknown parameter": (["-p", "stesp", "3"], r"'stesp'.*known: flag, model, rate, steps"),
+    "parameter of an unchosen notebook": (["02_b", "-p", "steps", "3"], r"'steps'.*known: flag"),
+    "not an int": (["-p", "steps", "2.5"], r"steps of 01_a must be of type int .*'2\.5'"),
+    "not a float": (["-p", "rate", "fast"], r"rate of 01_a must be of type float .*'fast'"),
+    "not a bool": (["-p", "flag", "1"], r"flag of 02_b must be of type bool .*'1'"),
+    "out_dir": (["-p", "out_dir", "/tmp"], r"--out DIR"),
+    "store with parameters": (["--store", "-p", "steps", "3"], r"without -p"),
+    "timeout": (["--timeout", "0"], r"above 0 s"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_before_anything_starts(folder, capsys, arguments, message):
+    write_notebook(folder, "01_a", parameters="out_dir = ''\nsteps = 1\nrate: float = 0.5\nmodel = 'm'")
+    write_notebook(folder, "02_b", parameters="flag = False")
+    assert run.main(["--notebooks", str(folder), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (folder.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("parameters", ["steps = 2 * 60", "import os", "steps ="])
+def test_a_parameters_cell_of_more_than_literals_is_refused(folder, parameters):
+    write_notebook(folder, "01_a", parameters=parameters)
+    with pytest.raises(run.Refused, match=r"01_a\.ipynb"):
+        run.run_notebooks(notebooks=folder)
+
+
+def test_an_unusable_folder_is_refused(folder, capsys):
+    path = write_notebook(folder, "01_a")
+    assert run.main(["--notebooks", str(folder), "--out", f"{path}/inside"]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_refusing_does_not_wait_for_papermill(folder):
+    write_notebook(folder, "01_a")
+    code = "import sys; from helpers import run; run.main(sys.argv[1:]); print('papermill' in sys.modules)"
+    arguments = [sys.executable, "-c", code, "nothing", "--notebooks", str(folder)]
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert "'nothing'" in done.stderr
+
+
+# ---- what a run is given
+
+
+def test_parameters_have_the_types_of_the_defaults(folder, tmp_path):
+    defaults = "steps = 1\nrate = 0.5\nflag = True\nmodel = 'm'\nsizes = [1]\nlimit = None\nkept = 7"
+    names = re.findall(r"^\w+", defaults, re.MULTILINE)
+    shown = "{%s}" % ", ".join(f"'{name}': {name}" for name in names)  # noqa: UP031
+    write_notebook(folder, "01_a", DUMP.format("a", shown), parameters=f"out_dir = ''\n{defaults}")
+    write_notebook(folder, "02_b", DUMP.format("b", "steps"), parameters="out_dir = ''\nsteps = 'text'")
+    write_notebook(folder, "03_c", "assert 'out_dir' not in globals()", parameters="other = 1")
+    before = subprocess.Popen(["sleep", "1000"])
+    try:
+        results = run.run_notebooks(
+            ["notebooks/02_b.ipynb", "01_a", "03_c"],
+            out=tmp_path / "there",
+            parameters={
+                "steps": "3", "rate": 2, "flag": "False", "model": "8", "sizes": "1,8,32", "limit": "4",
+            },
+            notebooks=folder,
+        )  # fmt: skip
+        assert before.poll() is None, "the runner ended a process that it had not started"
+    finally:
+        before.kill()
+        before.wait()
+    assert [(r.name, r.status, r.error) for r in results] == [(n, "ok", "") for n in ("01_a", "02_b", "03_c")]
+    assert results[0].path == tmp_path / "there/01_a.ipynb"
+    assert json.loads((tmp_path / "there/a").read_text()) == {
+        "steps": 3, "rate": 2.0, "flag": False, "model": "8", "sizes": "1,8,32", "limit": 4, "kept": 7,
+    }  # fmt: skip
+    assert json.loads((tmp_path / "there/b").read_text()) == "3"
+    assert not (tmp_path / "runs").exists(), "--out needs no link to the latest run"
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(folder, monkeypatch):
+    write_notebook(folder, "01_a")
+    monkeypatch.setattr(time, "strftime", lambda _: "20250101-120000")
+    outs = [run.plan_run([], None, {}, 9, False, folder).out for _ in range(3)]
+    assert [out.name for out in outs] == [f"20250101-120000{suffix}" for suffix in ("", "-2", "-3")]
+    assert (outs[0].parent / "latest").resolve() == outs[2]
+
+
+def test_a_terminal_shows_one_line_that_updates_itself(folder):
+    write_notebook(folder, "01_a", "import time; time.sleep(1.5)")
+    ours, theirs = pty.openpty()
+    runner = subprocess.Popen(command(folder), env=environment(), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    live, _, table = shown.decode().partition("notebook  seconds")
+    assert runner.wait() == 0
+    assert re.search(r"\r\x1b\[K01_a  cell 3 of 3  \d+ s", live)
+    assert live.count("\n") == 1, "only the table starts a new line"
+    assert "01_a" in table
+
+
+# ---- storing
+
+
+def test_storing_twice_gives_the_same_bytes_without_time_or_place(folder):
+    path = write_notebook(folder, "01_a", "print('one')", "", "from IPython.display import HTML\n1 + 1", "x")
+    original = nbformat.read(path, 4)
+    original.cells[-1] = new_code_cell("y = 1", metadata={"tags": ["kept"], "execution": {"a": "2025"}})
+    original.metadata.update(widgets={"state": {}}, papermill={"duration": 1}, kernelspec={"name": "mine"})
+    nbformat.write(original, path)
+    stored = []
+    for _ in range(2):
+        assert [r.status for r in run.run_notebooks(store=True, notebooks=folder)] == ["ok"]
+        stored.append(path.read_bytes())
+    assert stored[0] == stored[1]
+    result = nbformat.read(path, 4)
+    nbformat.validate(result)
+    code = [cell for cell in result.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, None, 3, 4]
+    assert code[1].outputs[0].text == "one\n"
+    assert code[3].outputs[0].execution_count == 3
+    assert [(c.id, c.source) for c in result.cells] == [(c.id, c.source) for c in original.cells]
+    assert [dict(cell.metadata) for cell in code] == [
+        {"tags": ["parameters"]},
+        {},
+        {},
+        {},
+        {"tags": ["kept"]},
+    ]
+    assert result.metadata == {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+        "tutorial": {"needs": []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os; print('in', os.getcwd())", r"cell 2 shows a path .*; print it relative"),
+        ("open('01_a.ipynb', 'a').write(' ')", "edited while it ran"),
+        ("1/0", "ZeroDivisionError"),
+    ],
+    ids=["path", "edited", "failed"],
+)
+def test_nothing_is_stored_when_one_notebook_must_not_be(folder, source, reason):
+    first = write_notebook(folder, "00_fine", "print('fine')")
+    write_notebook(folder, "01_a", source)
+    before = first.read_bytes()
+    fine, bad = run.run_notebooks(store=True, notebooks=folder)
+    assert (fine.status, bad.status) == ("ok", "failed")
+    assert re.search(reason, bad.error)
+    assert first.read_bytes() == before
+    assert "fine" in nbformat.read(fine.path, 4).cells[-1].outputs[0].text
+
+
+# ---- leaving no process behind
+
+# Two processes that detach themselves as an engine or a server might: one in a session of its own,
+# one that is also orphaned at once and does not listen to SIGTERM.
+START_SLEEPERS = """
+import os, pathlib, subprocess, time
+subprocess.Popen(["sleep", "1000.{mark}"], start_new_session=True)
+subprocess.run(["sh", "-c", "trap '' TERM; setsid sleep 1000.{mark} &"], check=True)
+while subprocess.run(["pgrep", "-c", "-f", "^sleep 1000.{mark}"], capture_output=True).stdout != b"2\\n":
+    time.sleep(0.05)
+pathlib.Path(out_dir, "new").write_text(str(os.getpid()))
+pathlib.Path(out_dir, "new").rename(pathlib.Path(out_dir, "kernel"))
+"""
+SLEEP = "time.sleep(1000)"
+
+
+def worker_of(runner: subprocess.Popen) -> psutil.Process:
+    return psutil.Process(runner.pid).children()[0]
+
+
+# name: last cell, extra arguments, what is done to the runner, its exit code, what it says
+ENDINGS = {
+    "normal end": ("1", [], None, 0, "01_end .* ok"),
+    "failing cell": ("1/0", [], None, 1, "cell 4: ZeroDivisionError: division by zero"),
+    "cell timeout": (SLEEP, ["--timeout", "6"], None, 1, "cell 4: CellTimeoutError: .* 6 s; .* --timeout"),
+    "kernel SIGKILL": ("os.kill(os.getpid(), 9)", [], None, 1, "cell 4: DeadKernelError"),
+    "SIGINT to group": (SLEEP, [], lambda r: os.killpg(r.pid, signal.SIGINT), 130, "01_end .* interrupted"),
+    "SIGTERM": (SLEEP, [], lambda r: r.terminate(), 143, "01_end .* interrupted"),
+    "SIGHUP": (SLEEP, [], lambda r: r.send_signal(signal.SIGHUP), 129, "01_end .* interrupted"),
+    "SIGKILL": (SLEEP, [], lambda r: r.kill(), -9, ""),
+    "SIGKILL to group": (SLEEP, [], lambda r: os.killpg(r.pid, signal.SIGKILL), -9, ""),
+    "SIGKILL to worker": (SLEEP, [], lambda r: worker_of(r).kill(), 137, "worker was killed by signal 9"),
+}
+
+
+def left_over(mark: str, kernel: int) -> list[psutil.Process]:
+    """The two sleepers and the kernel, as far as they still run."""
+    running = psutil.process_iter(["cmdline"])  # empty for a zombie
+    return [
+        process
+        for process in running
+        if process.info["cmdline"] == ["sleep", f"1000.{mark}"]
+        or (process.info["cmdline"] and process.pid == kernel)
+    ]
+
+
+def end_in_one_way(base: Path, number: int, last_cell, more, action) -> dict:
+    mark = f"{os.getpid()}{number}"
+    write_notebook(base / "notebooks", "01_end", START_SLEEPERS.format(mark=mark), last_cell)
+    runner = subprocess.Popen(
+        command(base / "notebooks", "--out", str(base / "out"), *more),
+        env=environment(), stdout=(base / "said").open("w"), stderr=subprocess.STDOUT,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    kernel, deadline = base / "out/kernel", time.monotonic() + 30
+    while not kernel.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid, started = int(kernel.read_text()), time.monotonic()
+    during = left_over(mark, pid) if last_cell == SLEEP else None
+    if action:
+        time.sleep(0.5)  # the last cell is running by then
+        action(runner)
+    runner.wait(timeout=60)
+    while runner.returncode == -9 and left_over(mark, pid) and time.monotonic() < started + 20:
+        time.sleep(0.1)  # a killed runner cannot wait: its worker cleans up after it
+    after, seconds = left_over(mark, pid), time.monotonic() - started
+    for process in after:
+        process.kill()
+    said = (base / "said").read_text()
+    return {"during": during, "after": after, "code": runner.returncode, "said": said, "seconds": seconds}
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory):
+    """All at once, since most of the time is spent waiting."""
+    with ThreadPoolExecutor(4) as pool:
+        futures = {
+            name: pool.submit(end_in_one_way, tmp_path_factory.mktemp("end"), number, *ending[:3])
+            for number, (name, ending) in enumerate(ENDINGS.items())
+        }
+    return {name: future.result() for name, future in futures.items()}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_however_a_run_ends_no_process_is_left(endings, name):
+    *_, action, code, message = ENDINGS[name]
+    ending = endings[name]
+    if ending["during"] is not None:
+        assert len(ending["during"]) == 3, "two sleepers and a kernel should have been running"
+    assert ending["after"] == []
+    assert ending["code"] == code
+    assert re.search(message, ending["said"])
+    if action is None:
+        assert ending["said"].startswith("01_end "), "nothing is printed but the report"
+    assert "Traceback" not in ending["said"]
+    assert ending["seconds"] < 25
+
+
+def test_the_seeds_models_are_parameter_sets_that_the_notebooks_know():
+    sets = sorted((ROOT / "notebooks" / "parameters").glob("*.yaml"))
+    assert [path.stem for path in sets] == ["mistral-7b-awq", "phi-2"]
+    for path in sets:
+        parameters = run._from_file(str(path))
+        for name in ("00_start_here", "01_baseline"):
+            assert set(parameters) <= set(run._read(ROOT / "notebooks" / f"{name}.ipynb").defaults)
+
+
+def test_a_file_of_parameters_is_read_and_p_wins_over_it(tmp_path, capsys):
+    (tmp_path / "set.yaml").write_text("steps: 3\nmodel: a\n")
+    assert run._from_file(str(tmp_path / "set.yaml")) == {"steps": 3, "model": "a"}
+    for text in ("- 1\n", "a: [\n"):
+        (tmp_path / "bad.yaml").write_text(text)
+        assert run.main(["-f", str(tmp_path / "bad.yaml")]) == 2
+    assert run.main(["-f", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err

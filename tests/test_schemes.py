@@ -1,0 +1,116 @@
+"""The table of schemes: which way a machine takes, and the bytes predicted from a config alone."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from helpers import models, schemes
+from helpers.hardware import GIB, Machine
+from helpers.schemes import SchemeError
+
+
+def gpu(sm: float) -> Machine:
+    return Machine(kind="cuda", name=f"SM {sm}", memory_bytes=16 * GIB, sm=sm)
+
+
+def cpu(*isa: str) -> Machine:
+    return Machine(kind="cpu", name="a CPU", memory_bytes=16 * GIB, isa=frozenset(isa))
+
+
+@pytest.mark.parametrize(
+    ("machine", "way", "dtype"),
+    [
+        (gpu(7.5), "FP16 tensor cores", "float16"),
+        (gpu(8.0), "BF16 tensor cores", "bfloat16"),
+        (gpu(9.0), "BF16 tensor cores", "bfloat16"),
+        (gpu(12.0), "BF16 tensor cores", "bfloat16"),
+        (cpu("amx_bf16", "avx512f"), "BF16 with AMX tiles", "bfloat16"),
+        (cpu("avx512f", "avx2"), "BF16 with AVX-512", "bfloat16"),
+        (cpu("avx2"), "BF16 emulated", "bfloat16"),
+        (cpu(), "BF16 emulated", "bfloat16"),
+    ],
+)
+def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
+    taken = schemes.scheme("baseline").way(machine)
+    assert (taken.name, taken.args["dtype"]) == (way, dtype)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "machine", "way", "quantization"),
+    [
+        ("fp8", gpu(8.9), "FP8 tensor cores", "fp8_per_tensor"),
+        ("fp8", gpu(7.5), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
+        ("fp8", gpu(8.0), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
+        ("fp8", cpu("amx_bf16"), "FP8 weights, BF16 arithmetic in AMX tiles", "fp8_per_tensor"),
+        ("fp8", cpu("avx512f"), "FP8 emulated", "fp8_per_channel"),
+        ("awq", gpu(7.5), "W4A16 kernel on tensor cores", None),
+        ("awq", cpu("avx2"), "W4A16 kernel of the CPU (CPUWNA16)", None),
+        ("int8", gpu(8.0), "INT8 tensor cores", None),
+        ("int8", cpu("avx2"), "INT8 in oneDNN", None),
+    ],
+)
+def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
+    taken = schemes.scheme(scheme).way(machine)
+    assert taken.name == way
+    assert taken.args.get("quantization") == quantization
+
+
+def test_int8_is_refused_where_the_hardware_dropped_it():
+    with pytest.raises(SchemeError, match="Blackwell dropped"):
+        schemes.scheme("int8").way(gpu(12.0))
+
+
+def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
+    folder = models.prepare()
+    counts = schemes.layout(folder)
+    rest = 2 * (counts.embedding + counts.head + counts.other)
+    predict = schemes.predicted_weights_bytes
+    assert counts.widths == (576, 1536)
+    assert predict("fp8", folder) == counts.linear + 4 * counts.channels + rest
+    assert predict("awq", folder) == counts.linear // 2 + counts.linear // 64 * 5 // 2 + rest
+    assert predict("awq", folder) == predict("rounded", folder) < predict("int8", folder)
+
+
+@pytest.mark.parametrize(("widths", "size"), [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32)])
+def test_the_largest_group_that_divides_every_width(widths, size):
+    assert schemes.group_size(widths) == size
+    with pytest.raises(SchemeError, match="No group size"):
+        schemes.group_size((*widths, 100))
+
+
+def test_every_way_says_why_and_where_that_is_decided():
+    for scheme in schemes.SCHEMES.values():
+        for way in scheme.ways:
+            assert way.why.endswith(".")
+            assert way.source.startswith("vllm/")
+
+
+def test_a_machine_that_is_too_old_is_told_why():
+    with pytest.raises(SchemeError, match=r"does not run on SM 6\.1"):
+        schemes.scheme("baseline").way(gpu(6.1))
+
+
+def test_an_unknown_scheme_is_answered_with_those_there_are():
+    with pytest.raises(SchemeError, match=r"no scheme 'int3'.*baseline"):
+        schemes.scheme("int3")
+
+
+def test_the_layout_is_that_of_the_file():
+    folder = models.prepare()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    sizes = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in shapes.items()}
+    counts = schemes.layout(folder)
+    assert counts.total == sum(sizes.values())
+    assert counts.linear == sum(size for name, size in sizes.items() if "_proj" in name)
+    assert counts.embedding == sizes["model.embed_tokens.weight"]
+    assert counts.head == 0
+    assert schemes.predicted_weights_bytes("baseline", folder) == 2 * counts.total
+
+
+def test_an_untied_head_counts(tmp_path):
+    config = json.loads((models.prepare() / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    counts = schemes.layout(tmp_path)
+    assert counts.head == counts.embedding == 49152 * 576

@@ -1,0 +1,75 @@
+"""Tables, marks and figures: what readers see, and what the notebook tests may ignore of it."""
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from helpers import show
+from helpers.measure import Speed
+
+RULES = Path(__file__).parent / "nbval_sanitize.cfg"
+
+
+def sanitized(text: str) -> str:
+    rules = ConfigParser()
+    rules.read(RULES)
+    for name in rules.sections():
+        text = re.sub(rules[name]["regex"], rules[name]["replace"], text)
+    return text
+
+
+def test_a_mark_is_replaced_and_nothing_beside_it():
+    table = show.Table(["a", "b"], [["weights", show.measured("1.5 MiB")], ["fixed", "2.0 MiB"]])
+    other = show.Table(["a", "b"], [["weights", show.measured("9.9 <MiB>")], ["fixed", "2.0 MiB"]])
+    wrong = show.Table(["a", "b"], [["weights", show.measured("1.5 MiB")], ["fixed", "2.1 MiB"]])
+    for form in (repr, show.Table._repr_html_):
+        assert form(table) != form(other)
+        assert sanitized(form(table)) == sanitized(form(other))
+        assert sanitized(form(table)) != sanitized(form(wrong))
+
+
+def test_a_generated_answer_is_marked_across_its_lines():
+    output = type("Output", (), {"outputs": [type("Text", (), {"text": "one\ntwo <three>"})]})
+    answer = show.answer("Why?", output, templated=True)
+    assert sanitized(repr(answer)).endswith("Answer: ‹measured›")
+    assert "one" not in sanitized(answer._repr_html_())
+    assert "Why?" in sanitized(answer._repr_html_())
+    assert "<three>" not in answer._repr_html_()
+
+
+def test_text_from_outside_cannot_become_html():
+    table = show.Table(["<b>"], [["<script>"], [show.measured("<i>")]], caption="<u>")
+    assert not re.search(r"<(b|script|u)>", table._repr_html_())
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (20 * 2**30, "20.00 GiB")])
+def test_bytes_in_words(size, text):
+    assert show.mib(size) == text
+
+
+def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
+    rows = [
+        {
+            "scheme": "baseline", "batch": 1, "weights_bytes": 1, "predicted_weights_bytes": 1,
+            "output_tokens_per_s": 1.0, "ttft_s": 0.1, "perplexity": None, "kernel": "k",
+            "model": "m", "device": device, "vllm": "0.32.0",
+        }
+        for device in ("here", "there")
+    ]  # fmt: skip
+    assert "not measured" in repr(show.records(rows[:1]))
+    with pytest.raises(ValueError, match="m on here; m on there"):
+        show.records(rows)
+
+
+def test_the_roofline_draws_what_was_measured():
+    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3) for b in (1, 8)]
+    axes = show.roofline(speeds, bound_tokens_per_s=40.0).axes[0]
+    points = axes.containers[0].lines[0]
+    assert list(points.get_ydata()) == [10.0, 80.0]
+    bound = next(line for line in axes.lines if "bound" in str(line.get_label()))
+    assert list(bound.get_ydata()) == [40.0, 320.0]
+    assert axes.get_xlabel() == "batch size (requests at once)"
+    assert axes.get_ylabel() == "output tokens per second"
+    assert speeds[1].tpot_s == pytest.approx(0.1)
