@@ -343,8 +343,6 @@ class Engine:
                 own.leave_distributed()
         self._own.end()
         own.forget_caches()
-        gc.collect()
-        own.trim_heap()
 
     # -- its memory -----------------------------------------------------------------------------
 
@@ -367,11 +365,13 @@ class Engine:
     def _wait_for_memory(self) -> int:
         """Wait until the memory is back or the deadline is over; return the bytes in use then."""
         stop = time.monotonic() + DEADLINE_S
-        while (now := self._memory()) - self._before > self._allowed() and time.monotonic() < stop:
-            time.sleep(0.1)
-            gc.collect()
+        while True:
+            gc.collect()  # only here: whoever shut the engine down has let go of it by now
             own.trim_heap()
-        return now
+            now = self._memory()
+            if now - self._before <= self._allowed() or time.monotonic() >= stop:
+                return now
+            time.sleep(0.1)
 
     def _held_message(self, after: int) -> str:
         left = (after - self._before) / MIB
