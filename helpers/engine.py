@@ -27,11 +27,14 @@ from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.diagnose import root_cause, short
 from helpers.hardware import MIB
+from helpers.probe import PROBE
 
 DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
 LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release
 # The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
 LEFT_CPU = 64 * MIB
+# Arguments that serve these helpers alone: not shown to readers as code they would write.
+OURS = {"use_tqdm_on_load": False, "worker_extension_cls": PROBE}
 CHATTY = ("vllm", "torch", "transformers")  # loggers whose lines belong in the file, not in the notebook
 LEFT_FIRST = 256 * MIB  # the first engine of a process leaves modules behind that vLLM imports late
 
@@ -125,11 +128,12 @@ def default_args(machine: hardware.Machine, model: models.Model) -> dict:
     - ``max_model_len``: the lessons need 2,048 tokens; a long context costs KV cache.
     - ``enable_prefix_caching=False``: a repeated prompt would not be computed, so not be measured.
     - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
+    - ``worker_extension_cls``: lets ``measure`` and ``quality`` look inside; it changes no result.
     - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
     - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools.
     """
     longest = model.config.get("max_position_embeddings", 2048)
-    args = {"max_model_len": min(2048, longest), "enable_prefix_caching": False, "use_tqdm_on_load": False}
+    args = {"max_model_len": min(2048, longest), "enable_prefix_caching": False, **OURS}
     if machine.kind == "cpu":
         return args | {"enforce_eager": True, "kv_cache_memory_bytes": hardware.GIB}
     return args | {"gpu_memory_utilization": 0.9}
@@ -181,6 +185,7 @@ class Engine:
         ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
         named = self.checkpoint.title if ours else self.checkpoint.name
         shown = {**self.args, "model": named}
+        shown = {key: value for key, value in shown.items() if (key, value) not in OURS.items()}
         lines = [f"    {key}={value!r}," for key, value in shown.items()]
         return "\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"])
 

@@ -85,9 +85,11 @@ class Belongings:
         for process in self._processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        for process in psutil.wait_procs(self._processes, timeout=patience_s)[1]:
+        stubborn = psutil.wait_procs(self._processes, timeout=patience_s)[1]
+        for process in stubborn:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(stubborn, timeout=patience_s)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
             if path.exists() and path.owner() == Path(f"/proc/{os.getpid()}").owner() and not _mapped(path):
@@ -186,6 +188,9 @@ def empty_runner(runner) -> None:
     if runner is None:
         return
     model = getattr(runner, "model", None)
+    # vLLM's next model would be given these modules again, emptied.
+    if rope := sys.modules.get("vllm.model_executor.layers.rotary_embedding"):
+        rope._ROPE_DICT.clear()
     for module in list(model.modules()) if model is not None else []:
         module._parameters.clear()
         module._buffers.clear()

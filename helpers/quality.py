@@ -1,13 +1,13 @@
 """What a scheme did to the model's answers: exact KL divergence, perplexity, and a task with known answers.
 
-    with open_engine(worker_extension_cls=quality.TAP) as engine:          # the baseline, once
+    with open_engine() as engine:                                          # the baseline, once
         reference = quality.keep_reference(engine, "runs/reference")
-    with open_engine(scheme="fp8", worker_extension_cls=quality.TAP) as engine:
+    with open_engine(scheme="fp8") as engine:
         print(quality.compare(engine, reference), quality.recovery(reference.answers, quality.answer(engine)))
 
 A served model returns the log-probabilities of its 20 likeliest tokens; the divergence of two models
-lies in all of them. So a tap in vLLM's worker looks at the logits where they are computed, on the
-device, and hands back a few figures a position. One prefill of a window gives them all.
+lies in all of them. So a tap in vLLM's worker (``helpers.probe``) looks at the logits where they are
+computed, on the device, and hands back a few figures a position. One prefill of a window gives them all.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import numpy as np
 from helpers import hardware, models
 from helpers.engine import Engine, open_engine
 from helpers.measure import held_out_text
+from helpers.probe import PROBE
 
-TAP = "helpers.quality.LogitsTap"  # for open_engine(..., worker_extension_cls=TAP)
-ROWS = 64  # positions compared at a time: 64 x 151,936 float32 are 39 MB, several of which are alive
 LONGEST = 1024  # vLLM computes a prompt's logits in pieces of this many positions on a GPU
 ALIGNED = 1e-2  # nats; the tap's log-probability of each token against vLLM's own
 
@@ -35,96 +34,14 @@ class QualityError(ValueError):
     """A comparison that would give a wrong number; the message says why and what to do."""
 
 
-class LogitsTap:
-    """Methods vLLM adds to its worker, wherever that lives (``worker_extension_cls``).
-
-    Called by name through ``LLM.collective_rpc``, so that nothing has to be pickled into a child.
-    """
-
-    def tap_arm(self, job: dict) -> None:
-        """Have the next prompt's logits turned into figures; ``job`` are ``figures``' arguments."""
-        model, self._tapped = self.get_model(), None
-        vars(model).pop("compute_logits", None)  # a tap that an interrupted prefill left behind
-        original = model.compute_logits
-
-        def compute_logits(*args, **kwargs):
-            logits = original(*args, **kwargs)
-            # The same method computes the one row that is sampled from; the prompt's come in one piece.
-            if logits is not None and len(logits) >= len(job["targets"]):
-                self._tapped = figures(logits[: len(job["targets"])], **job)
-                vars(model).pop("compute_logits", None)
-            return logits
-
-        model.compute_logits = compute_logits
-
-    def tap_take(self) -> dict | None:
-        """Return the figures, once; None from a worker that never sees logits."""
-        taken, self._tapped = self._tapped, None
-        return taken
-
-
-def figures(logits, targets, keep=None, against=None, row=0, top_k=(), choices=()) -> dict[str, list]:
-    """Return per-position figures of logits (positions x vocabulary), in nats.
-
-    Args:
-        targets: the token that really comes next at each position.
-        keep: a ``.npy`` file whose rows from ``row`` on receive the log-probabilities as float16.
-        against: such a file of the baseline; gives KL(baseline || this) over the whole vocabulary, and
-            for each k of ``top_k`` over the baseline's k likeliest tokens and one bucket for the rest.
-        choices: pairs of a position and token ids whose log-probabilities are wanted there.
-    """
-    import torch
-
-    stored = np.load(keep or against, mmap_mode="r+" if keep else "r") if keep or against else None
-    rows = dict(choices)
-    found: dict[str, list] = {name: [] for name in ("nll", "top1", "kl", *map(str, top_k), "choices")}
-    for start in range(0, len(targets), ROWS):
-        part = slice(start, start + ROWS)
-        ours = torch.log_softmax(logits[part].float(), dim=-1)
-        wanted = torch.tensor(targets[part], device=ours.device)
-        found["nll"] += (-ours.gather(1, wanted[:, None])[:, 0]).tolist()
-        found["top1"] += ours.argmax(dim=-1).tolist()
-        found["choices"] += [ours[p - start, rows[p]].tolist() for p in rows if start <= p < start + ROWS]
-        place = slice(row + start, row + start + len(ours))
-        if keep:
-            stored[place] = ours.to(torch.float16).cpu().numpy()
-        elif against:
-            theirs = torch.from_numpy(np.array(stored[place])).to(ours.device)
-            theirs = torch.log_softmax(theirs.float(), dim=-1)  # rounded to float16 they sum to 1 no more
-            found["kl"] += divergence(theirs, ours).tolist()
-            for k in top_k:
-                found[str(k)] += divergence(*truncated(theirs, ours, k)).tolist()
-    return found
-
-
-def divergence(p, q):
-    """Return KL(p || q) in nats of log-probabilities, over the last dimension."""
-    return (p.exp() * (p - q)).sum(dim=-1)
-
-
-def truncated(p, q, k: int):
-    """Merge all but p's ``k`` likeliest tokens into one bucket: all that a top-k answer lets one know.
-
-    A divergence of merged outcomes is never more than the exact one (data processing inequality).
-    """
-    import torch
-
-    kept, ids = p.topk(k, dim=-1)
-    pair = []
-    for part in (kept, q.gather(-1, ids)):
-        rest = (-part.exp().sum(dim=-1, keepdim=True)).clamp(min=-1 + 1e-7).log1p()
-        pair.append(torch.cat([part, rest], dim=-1))
-    return pair
-
-
 def _prefill(engine: Engine, ids: list[int], predicted: int, **job) -> dict[str, list]:
     """Prefill ``ids`` once, alone; return ``figures`` of its first ``predicted`` predictions.
 
     Asking for prompt_logprobs makes vLLM compute the logits of the whole prompt; with 0 it looks up
     only the tokens that are there, whose log-probabilities prove that the tap saw the right rows.
     """
-    if engine.args.get("worker_extension_cls") != TAP:
-        raise QualityError("This engine has no tap: open_engine(..., worker_extension_cls=quality.TAP).")
+    if engine.args.get("worker_extension_cls") != PROBE:
+        raise QualityError("This engine has no tap: leave its worker_extension_cls to open_engine.")
     llm, length = engine.llm, engine.args["max_model_len"]
     step = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     longest = min(length - 1, step)  # -1: vLLM generates one token more
@@ -352,7 +269,7 @@ def control(reference: Reference, model: str | models.Model = models.EMBEDDED, *
     GPU each window shares its batch with as many other tokens, so that other kernels' tiles are used.
     """
     on_cpu = hardware.detect().kind == "cpu"
-    args = {"worker_extension_cls": TAP, **({"dtype": "float32"} if on_cpu else {}), **llm_args}
+    args = ({"dtype": "float32"} if on_cpu else {}) | llm_args
     with open_engine(model, **args) as engine:
         return compare(engine, reference, beside=0 if on_cpu else reference.window)
 

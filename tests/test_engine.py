@@ -178,6 +178,20 @@ def test_an_interrupt_while_generating_finishes_the_engine(small, memory_back):
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
+def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, memory_back, monkeypatch):
+    from vllm.v1.engine import core
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # the weights are loaded by then, the engine not yet handed over
+        patched.setattr(core, "freeze_gc_heap", interrupted)
+        with pytest.raises(KeyboardInterrupt), open_engine(**small):
+            pass
+    with open_engine(**small) as engine:
+        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+
+
 def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch):
     real = engine_room.own.forget_caches
 

@@ -82,17 +82,19 @@ RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
 
 @pytest.mark.parametrize(
     ("cell", "word", "after_s"),
-    [(LOADING, "GO", 2.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
+    [(LOADING, "GO", 1.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
     ids=["load", "generate", "release"],
 )
 def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
-    said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
-    assert error == "KeyboardInterrupt", said
-    assert "LOADED" not in said
-    assert "PAST" not in said
-    said, error = kernel.run(AGAIN)
-    assert not error, said
-    assert "Paris" in said
-    left = kernel.settled(said) - kernel.reference
-    assert left < 2 * SWAP, f"{left / 2**20:.0f} MiB left after an interrupt and another engine"
-    kernel.reference = kernel.settled(said)
+    left = []
+    for _ in range(2):  # what is left once is a module or the heap's own; a leak is left each time
+        said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
+        assert error == "KeyboardInterrupt", said
+        assert "LOADED" not in said
+        assert "PAST" not in said
+        said, error = kernel.run(AGAIN)
+        assert not error, said
+        assert "Paris" in said
+        left.append(kernel.settled(said) - kernel.reference)
+        kernel.reference = kernel.settled(said)
+    assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helpers import models, quality
+from helpers import models, probe, quality
 from helpers.engine import open_engine
 from helpers.measure import held_out_text
+from helpers.probe import PROBE
 from helpers.quality import Answers, QualityError, Reference
 
 WORDS = 50  # the vocabulary of the made-up models here
@@ -32,13 +33,13 @@ def test_figures_agree_with_numpy(logits, tmp_path):
     p, q = map(log_softmax, logits)
     file, targets = tmp_path / "kept.npy", [(7 * i) % WORDS for i in range(130)]
     np.save(file, np.zeros((140, WORDS), np.float16))
-    kept = quality.figures(logits[0], targets, keep=str(file), row=10)
+    kept = probe.figures(logits[0], targets, keep=str(file), row=10)
     assert kept["nll"] == pytest.approx(-p[range(130), targets], abs=1e-4)
     assert kept["top1"] == p.argmax(axis=-1).tolist()
     assert np.load(file)[10:] == pytest.approx(p, abs=0.01)
     assert not np.load(file)[:10].any()
 
-    found = quality.figures(logits[1], targets, against=str(file), row=10, choices=[(3, [1, 2]), (129, [0])])
+    found = probe.figures(logits[1], targets, against=str(file), row=10, choices=[(3, [1, 2]), (129, [0])])
     assert found["kl"] == pytest.approx((np.exp(p) * (p - q)).sum(axis=-1), rel=1e-2, abs=1e-3)
     assert found["choices"] == [pytest.approx(q[3, [1, 2]], abs=1e-4), pytest.approx(q[129, [0]], abs=1e-4)]
 
@@ -46,8 +47,8 @@ def test_figures_agree_with_numpy(logits, tmp_path):
 def test_a_model_against_its_own_reference_is_zero_but_for_float16(logits, tmp_path):
     file, targets = tmp_path / "kept.npy", [0] * 130
     np.save(file, np.zeros((130, WORDS), np.float16))
-    quality.figures(logits[0], targets, keep=str(file))
-    own = quality.figures(logits[0], targets, against=str(file))["kl"]
+    probe.figures(logits[0], targets, keep=str(file))
+    own = probe.figures(logits[0], targets, against=str(file))["kl"]
     assert max(map(abs, own)) < 1e-5
 
 
@@ -55,8 +56,8 @@ def test_a_truncated_divergence_is_never_more_than_the_exact_and_grows_to_it(log
     import torch
 
     p, q = (torch.log_softmax(part, dim=-1) for part in logits)
-    exact = quality.divergence(p, q)
-    few, many, nearly = (quality.divergence(*quality.truncated(p, q, k)) for k in (5, 20, WORDS - 1))
+    exact = probe.divergence(p, q)
+    few, many, nearly = (probe.divergence(*probe.truncated(p, q, k)) for k in (5, 20, WORDS - 1))
     assert (few <= many + 1e-6).all()
     assert (many <= exact + 1e-6).all()
     assert few.mean() < 0.95 * exact.mean()
@@ -68,7 +69,7 @@ def test_the_tap_takes_the_prompt_not_the_sampled_row_and_lets_go(logits):
         def compute_logits(self, hidden):
             return hidden
 
-    model, worker = Model(), quality.LogitsTap()
+    model, worker = Model(), probe.Probe()
     worker.get_model = lambda: model
     worker.tap_arm({"targets": [1] * 128})
     assert model.compute_logits(logits[1][:1]) is not None
@@ -176,7 +177,7 @@ def an_engine(model, encode=None, **args):
     llm = SimpleNamespace(
         get_tokenizer=lambda: SimpleNamespace(encode=encode), llm_engine=SimpleNamespace(vllm_config=config)
     )
-    args = {"worker_extension_cls": quality.TAP, "max_model_len": 512, **args}
+    args = {"worker_extension_cls": PROBE, "max_model_len": 512, **args}
     return SimpleNamespace(checkpoint=model, llm=llm, args=args, scheme="baseline")
 
 
@@ -233,11 +234,8 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
         quality.collect(long, tokens=1024, window=512)
     with pytest.raises(QualityError, match=r"gives 100 tokens .* not 300 in windows of 200"):
         quality.collect(an_engine(model), tokens=300, window=200)
-    with pytest.raises(QualityError, match=r"worker_extension_cls=quality\.TAP"):
+    with pytest.raises(QualityError, match="has no tap"):
         quality.collect(an_engine(model, worker_extension_cls=None), tokens=100, window=50)
-
-
-# -- the real engine ----------------------------------------------------------------------------
 
 
 # -- the real engine ----------------------------------------------------------------------------
@@ -246,7 +244,6 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
 def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_path, monkeypatch):
     few = {"Sums": quality.task()["Sums"][:8]}  # the whole task takes some 20 s
     monkeypatch.setattr(quality, "task", lambda: few)
-    small["worker_extension_cls"] = quality.TAP
     with open_engine(**small) as engine:  # the first of a process leaves modules behind
         from vllm import SamplingParams  # not before the engine: what vLLM does then, it would do unwatched
 

@@ -333,13 +333,19 @@ def left_over(mark: str, kernel: int) -> list[psutil.Process]:
     ]
 
 
+def as_from_a_terminal() -> None:
+    """Undo what a shell's background job (SIGINT) and nohup (SIGHUP) would have the runner ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def end_in_one_way(base: Path, number: int, last_cell, more, action) -> dict:
     mark = f"{os.getpid()}{number}"
     write_notebook(base / "notebooks", "01_end", START_SLEEPERS.format(mark=mark), last_cell)
     runner = subprocess.Popen(
         command(base / "notebooks", "--out", str(base / "out"), *more),
         env=environment(), stdout=(base / "said").open("w"), stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        start_new_session=True, preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     kernel, deadline = base / "out/kernel", time.monotonic() + 30
     while not kernel.exists() and time.monotonic() < deadline:
