@@ -132,25 +132,18 @@ class Memory:
 def memory(engine: Engine) -> Memory:
     """Measure an open engine's memory.
 
-    On a GPU the weights are vLLM's own figure. On a CPU they are the anonymous memory that loading
-    added to the process, which is clean only for a process's first engine: for a later one they are
-    measured in a fresh process (``weigh``).
+    On a GPU the weights are vLLM's own figure, to the byte. On a CPU they are the anonymous memory that
+    loading added to the process: summing the tensors would miss what oneDNN repacked. ``weigh`` gives the
+    same figure from a fresh process.
     """
     total = engine._memory() - engine._before
     if engine.machine.kind == "cuda":
-        return Memory(_vllm_weights(engine), "vLLM", engine.kv_cache_tokens, total)
-    if engine.first and engine.loading_bytes is not None:
+        figures = [figure for figure in engine.llm.collective_rpc("weights_bytes") if figure]
+        return Memory(sum(figures) or None, "vLLM", engine.kv_cache_tokens, total)
+    if engine.in_process:
         return Memory(engine.loading_bytes, "memory of this process", engine.kv_cache_tokens, total)
     weights = weigh(engine.model, engine.scheme)
     return Memory(weights, "memory of a fresh process", engine.kv_cache_tokens, total)
-
-
-def _vllm_weights(engine: Engine) -> int | None:
-    """The figure vLLM logs after loading, "Model loading took 0.25 GiB", in bytes."""
-    import re
-
-    found = re.findall(r"Model loading took ([\d.]+) GiB", engine.log)
-    return round(float(found[-1]) * hardware.GIB) if found else None
 
 
 def weigh(model: models.Model, scheme: str) -> int:

@@ -188,9 +188,6 @@ def empty_runner(runner) -> None:
     if runner is None:
         return
     model = getattr(runner, "model", None)
-    # vLLM's next model would be given these modules again, emptied.
-    if rope := sys.modules.get("vllm.model_executor.layers.rotary_embedding"):
-        rope._ROPE_DICT.clear()
     for module in list(model.modules()) if model is not None else []:
         module._parameters.clear()
         module._buffers.clear()
@@ -212,8 +209,20 @@ def leave_distributed() -> None:
         cleanup_dist_env_and_memory()
 
 
+# Where vLLM keeps modules between engines. The next model would be given the rotary embedding again,
+# emptied; and what online quantization notes of a layer refers to the layer, so its weak keys stay.
+_KEPT = {
+    "vllm.model_executor.layers.rotary_embedding": ("_ROPE_DICT",),
+    "vllm.model_executor.model_loader.reload.layerwise": ("LAYERWISE_INFO", "LOADING_LAYERS"),
+}
+
+
 def forget_caches() -> None:
     """Empty the caches that vLLM and transformers keep between engines; they pin configs and models."""
+    for module, names in _KEPT.items():
+        for name in names:
+            if kept := getattr(sys.modules.get(module), name, None):
+                kept.clear()
     for found in gc.get_objects():
         if type(found) is functools._lru_cache_wrapper:
             module = getattr(found, "__module__", None) or ""

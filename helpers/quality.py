@@ -12,6 +12,7 @@ computed, on the device, and hands back a few figures a position. One prefill of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -178,6 +179,19 @@ def keep_reference(engine: Engine, folder: str | Path, tokens: int = 4096, windo
     reference = Reference(model.title, _identity(model), text, window, ids, nll, top1, answers, file)
     (folder / "reference.json").write_text(json.dumps(asdict(reference) | {"file": file.name}))
     return reference
+
+
+def reference_of(
+    model: models.Model, folder: str | Path, tokens: int = 4096, *, log_dir: str | Path = "runs/logs"
+) -> Reference:
+    """Return the model's reference from ``folder``, or start a baseline engine and make it."""
+    with contextlib.suppress(QualityError):
+        kept = load_reference(folder)
+        enough = len(kept.ids) >= tokens // kept.window * kept.window
+        if enough and kept.text == held_out_text()[1] and _same(kept.identity, _identity(model)):
+            return kept
+    with open_engine(model, log_dir=log_dir) as engine:
+        return keep_reference(engine, folder, tokens)
 
 
 def load_reference(folder: str | Path) -> Reference:

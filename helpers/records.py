@@ -16,6 +16,7 @@ from pathlib import Path
 
 from helpers.engine import Engine
 from helpers.measure import Memory, Perplexity, Speed
+from helpers.quality import Quality, Recovery
 
 # Every record has these; None where something was not measured.
 FIELDS = (
@@ -56,8 +57,13 @@ def rows(
     *,
     predicted_weights_bytes: int,
     perplexity: Perplexity | None = None,
+    quality: Quality | None = None,
+    recovery: Recovery | None = None,
 ) -> list[dict]:
     """Return one record a batch size for an engine that was measured and released.
+
+    ``quality`` and ``recovery`` say what a scheme did to the baseline's answers; a record of the baseline
+    has none.
 
     Raises:
         ValueError: the engine is still open, so its release is not known yet.
@@ -82,11 +88,19 @@ def rows(
         "left_mib": round(engine.release.left_mib, 1),
         "perplexity": perplexity and round(perplexity.value, 4),
         "perplexity_text": perplexity and perplexity.text,
-        "kernel": engine.way.name,
+        "kernel": "; ".join(engine.kernels) or engine.way.name,
+        "way": engine.way.name,
         "driver": engine.machine.driver,
         "isa": sorted(engine.machine.isa),
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if quality:
+        names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")
+        common |= {name: round(getattr(quality, name), 6) for name in names}
+        common |= {"perplexity": round(quality.perplexity, 4), "perplexity_text": quality.text}
+        common["quality_tokens"] = quality.tokens
+    if recovery:
+        common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
     return [
         common
         | {

@@ -60,3 +60,40 @@ def rounded(matrix: np.ndarray, form: str, share: str | int) -> np.ndarray:
 def relative_error(matrix: np.ndarray, form: str, share: str | int) -> float:
     """Return the size of what rounding changed over the size of the matrix (Frobenius norms)."""
     return float(np.linalg.norm(rounded(matrix, form, share) - matrix) / np.linalg.norm(matrix))
+
+
+def example(folder: Path) -> str:
+    """Return the name of one matrix to look at: the last of the MLP in the block a third of the way up."""
+    from safetensors import safe_open
+
+    names = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names += [name for name in file.keys() if ".mlp." in name and name.endswith("weight")]  # noqa: SIM118
+    blocks = sorted({int(part) for name in names for part in name.split(".") if part.isdigit()})
+    block = f".{blocks[len(blocks) // 3]}."
+    inside = [name for name in names if block in name]
+    return next((name for name in inside if "down_proj" in name or "fc2" in name), inside[-1])
+
+
+def activations(folder: Path, matrix: str, text: str, tokens: int = 256) -> np.ndarray:
+    """Return what goes into one matrix while the model reads ``text``: shape (tokens, inputs), float32.
+
+    Runs the model with transformers, on the CPU, up to and including the matrix's block.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    block = next(int(part) for part in matrix.split(".") if part.isdigit())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.encode(text[: 10 * tokens], add_special_tokens=False, return_tensors="pt")[:, :tokens]
+    logging.set_verbosity_error()  # it would list the blocks above, which are left out
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=block + 1)
+    seen = []
+    layer = model.get_submodule(matrix.removesuffix(".weight"))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].numpy().copy()))
+    with torch.inference_mode():
+        model(ids)
+    return seen[0]
