@@ -22,7 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import capture, diagnose, hardware, measure, models, processes, schemes
+import numpy as np
+
+from helpers import capture, diagnose, hardware, measure, models, processes, rounding, schemes
 from helpers.models import Model, ModelError
 
 
@@ -124,6 +126,38 @@ def complete(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def anatomy(folder: Path, layer: str) -> dict[str, tuple[tuple[int, ...], str, int]]:
+    """Return what a checkpoint stores of one layer: shape, type and bytes by the tensor's last name.
+
+    Raises:
+        KeyError: it stores nothing under that name.
+    """
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  not a dict
+                if name.startswith(f"{layer}."):
+                    tensor = file.get_tensor(name)
+                    kind = str(tensor.dtype).removeprefix("torch.")
+                    found[name.removeprefix(f"{layer}.")] = (tuple(tensor.shape), kind, tensor.nbytes)
+    if not found:
+        raise KeyError(f"{folder.name} stores nothing of {layer}.")
+    return found
+
+
+def awq_scales(original: Path, quantized: Path, norm: str) -> np.ndarray:
+    """Return what AWQ multiplied the weights of each input channel by: it divided the norm before by that.
+
+    Args:
+        norm: the normalisation's weight, such as ``model.layers.9.post_attention_layernorm.weight``;
+            it is stored in 16 bits on both sides, so the ratio is the scale.
+    """
+    before, after = (rounding.tensor(folder, norm) for folder in (original, quantized))
+    return before / after
 
 
 def calibration_text() -> tuple[str, str]:

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, models
+from helpers import models
 from helpers.engine import Engine, open_engine
 from helpers.parameters import whole_list
 
@@ -73,7 +73,7 @@ def speed(
     return results
 
 
-MIN_STEPS = 4
+MIN_STEPS = 2
 
 
 def _decode(engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng: random.Random):

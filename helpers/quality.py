@@ -24,7 +24,7 @@ import numpy as np
 
 from helpers import hardware, models
 from helpers.engine import Engine, open_engine
-from helpers.measure import held_out_text
+from helpers.measure import Perplexity, held_out_text
 from helpers.probe import PROBE
 
 LONGEST = 1024  # vLLM computes a prompt's logits in pieces of this many positions on a GPU
@@ -144,6 +144,11 @@ class Reference:
     top1: list[int]
     answers: Answers
     file: Path
+
+    @property
+    def perplexity(self) -> Perplexity:
+        """The baseline's own perplexity, on the text that every scheme is compared on."""
+        return Perplexity(math.exp(float(np.mean(self.nll))), len(self.nll), self.text)
 
     def check(self, engine: Engine) -> Reference:
         """Return it, if ``engine`` can be compared with it.

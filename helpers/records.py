@@ -88,6 +88,7 @@ def rows(
         "left_mib": round(engine.release.left_mib, 1),
         "perplexity": perplexity and round(perplexity.value, 4),
         "perplexity_text": perplexity and perplexity.text,
+        "perplexity_tokens": perplexity and perplexity.tokens,
         "kernel": "; ".join(engine.kernels) or engine.way.name,
         "way": engine.way.name,
         "driver": engine.machine.driver,
@@ -98,7 +99,7 @@ def rows(
         names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")
         common |= {name: round(getattr(quality, name), 6) for name in names}
         common |= {"perplexity": round(quality.perplexity, 4), "perplexity_text": quality.text}
-        common["quality_tokens"] = quality.tokens
+        common["perplexity_tokens"] = quality.tokens
     if recovery:
         common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
     return [

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 
-def weight(folder: Path, name: str) -> np.ndarray:
-    """Return one weight matrix of a safetensors folder as float32, shape (outputs, inputs).
+def tensor(folder: Path, name: str) -> np.ndarray:
+    """Return one stored tensor of a safetensors folder as float32; a weight matrix is (outputs, inputs).
 
     Raises:
         KeyError: no file of the folder has it.

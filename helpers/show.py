@@ -206,6 +206,8 @@ def grids(matrix, name: str):
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel=f"weight of {name}, largest = 1", ylabel="how many weights", xlim=(-1.02, 1.02))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= counts.max()])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right")
     plt.close(figure)
     return figure
@@ -224,7 +226,14 @@ def compared(rows: list[dict]):
     ]
     bars = left.bar(names, weights, color=[COLOURS.get(name, "#999999") for name in names])
     left.bar_label(bars, fmt="{:,.0f}")
+    expected = [
+        next(row["predicted_weights_bytes"] for row in rows if row["scheme"] == name) for name in names
+    ]
+    marks = [size / 2**20 for size in expected]
+    left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
+    left.legend(loc="lower right")
     left.set(ylabel="weights in memory, MiB", title="Memory")
+    left.tick_params(axis="x", labelrotation=30)
     markers = "osD^vPX"
     for marker, name in zip(markers, names, strict=False):
         points = {row["batch"]: row["output_tokens_per_s"] for row in rows if row["scheme"] == name}
@@ -242,10 +251,24 @@ def compared(rows: list[dict]):
     return figure
 
 
+def ways(found: Mapping[str, object]) -> Table:
+    """How this machine runs each scheme, and why: ``schemes.Way`` by the scheme's title."""
+    rows = [[title, measured(way.name), measured(way.why)] for title, way in found.items()]
+    return Table(["scheme", "runs here as", "because"], rows)
+
+
+def predictions(sizes: Mapping[str, int]) -> Table:
+    """Predicted bytes of weights by the scheme's title, the first one being the yardstick."""
+    base = next(iter(sizes.values()))
+    rows = [[title, mib(size), f"{base / size:.2f} times"] for title, size in sizes.items()]
+    return Table(["scheme", "weights, predicted", "smaller"], rows)
+
+
 def qualities(found: dict) -> Table:
     """A table of ``quality.Quality`` by scheme."""
+    columns = ["against the baseline", "perplexity ratio", "mean KL", "99th percentile KL", "same top token"]
     return Table(
-        ["compared with the baseline", "perplexity ratio", "mean KL", "99th percentile KL", "same top token"],
+        columns,
         [
             [
                 name,
@@ -257,3 +280,90 @@ def qualities(found: dict) -> Table:
             for name, quality in found.items()
         ],
     )
+
+
+def recoveries(found: dict) -> Table:
+    """A table of ``quality.Recovery`` by scheme."""
+    columns = ["scheme", "items", "right before", "right now", "lost", "gained", "recovery", "95 % interval"]
+    return Table(
+        columns,
+        [
+            [
+                name,
+                seen.items,
+                measured(f"{seen.baseline:.1%}"),
+                measured(f"{seen.scheme:.1%}"),
+                measured(seen.lost),
+                measured(seen.gained),
+                measured(f"{seen.ratio:.1%}"),
+                measured(f"{seen.low:.1%} to {seen.high:.1%}"),
+            ]
+            for name, seen in found.items()
+        ],
+    )
+
+
+def side_by_side(rows: list[dict]) -> Table:
+    """Records of one machine and model, a row a scheme: bytes, speed and answers against the baseline.
+
+    The measured saving is the difference of two loads: what a loader adds to each cancels.
+    """
+    _one_origin(rows)
+    batches = sorted({row["batch"] for row in rows})
+    by_scheme: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_scheme.setdefault(row["scheme"], {})[row["batch"]] = row
+    base = by_scheme["baseline"]
+    columns = ["scheme", "weights saved, predicted", "measured"]
+    columns += [f"speed at batch {batch}" for batch in batches] + ["mean KL", "same top token", "recovery"]
+    table = []
+    for name, found in by_scheme.items():
+        one, zero = next(iter(found.values())), next(iter(base.values()))
+        line = [name, mib(zero["predicted_weights_bytes"] - one["predicted_weights_bytes"])]
+        known = zero["weights_bytes"] and one["weights_bytes"]
+        line.append(measured(mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured"))
+        line += [_ratio(found.get(batch), base.get(batch)) for batch in batches]
+        for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"), ("recovery", "{:.1%}")):
+            line.append(measured(form.format(one[key])) if one.get(key) is not None else "")
+        table.append(line)
+    return Table(columns, table)
+
+
+def _ratio(row: dict | None, base: dict | None) -> measured:
+    if not row or not base:
+        return measured("not measured")
+    return measured(f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}")
+
+
+def outliers(before, scales, name: str):
+    """Draw each input channel's mean activation, and AWQ's scale for it; return the figure.
+
+    Args:
+        before: mean absolute activation of each channel; ``scales``: what AWQ multiplied its weights by.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    order = np.argsort(before)[::-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
+    left.set(
+        yscale="log",
+        xlabel="channels, largest first",
+        ylabel="mean activation, median channel = 1",
+        title=name,
+    )
+    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], alpha=0.6)
+    right.set(xscale="log", yscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    right.set_title("Larger activation, finer weights")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    plt.close(figure)
+    return figure
+
+
+def errors(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """Relative rounding errors: rows by format, columns by who shares a scale."""
+    columns = list(next(iter(found.values())))
+    rows = [[form, *(f"{cells[column]:.1%}" for column in columns)] for form, cells in found.items()]
+    return Table(["rounding error", *columns], rows)

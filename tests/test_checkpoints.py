@@ -294,14 +294,42 @@ def _weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
-def _tiny_llama(folder: Path) -> models.Model:
+@pytest.fixture(scope="module")
+def embedded() -> Path:
+    """The embedded model, asked for before a test gets a cache of its own."""
+    return models.prepare()
+
+
+def _tiny_llama(folder: Path, embedded: Path) -> models.Model:
     """Two layers of random weights with the embedded model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(models.prepare())
+    tokenizer = AutoTokenizer.from_pretrained(embedded)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": len(tokenizer)})).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return models.Model(str(folder), "tiny", folder, "local")
+
+
+def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
+    source = _tiny_llama(tmp_path / "tiny", embedded)
+    awq, plain = make(source, "awq"), make(source, "rtn")
+    assert [recognise(made.folder) for made in (awq, plain)] == ["awq", "rtn"]
+    layer, norm = "model.layers.0.mlp.up_proj", "model.layers.0.post_attention_layernorm.weight"
+    parts = checkpoints.anatomy(awq.folder, layer)
+    assert parts["weight_packed"] == ((192, 64 * 4 // 32), "int32", 192 * 64 // 2)
+    assert parts["weight_scale"] == ((192, 1), "bfloat16", 192 * 2)
+    assert parts["weight_zero_point"][2] == 192 // 2
+    scales = checkpoints.awq_scales(source.folder, awq.folder, norm)
+    assert scales.shape == (64,)
+    assert (scales > 0).all()
+    assert scales.std() > 0, "AWQ scaled nothing"
+    assert (checkpoints.awq_scales(source.folder, plain.folder, norm) == 1).all()
+    before, after = _weights(source.folder), _weights(plain.folder)
+    assert (after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]).all()
+    step = (before[f"{layer}.weight"].float().amax(1) - before[f"{layer}.weight"].float().amin(1)) / 15
+    assert after[f"{layer}.weight_scale"].float()[:, 0].numpy() == pytest.approx(step.numpy(), rel=0.05)
+    with pytest.raises(KeyError, match="stores nothing of nowhere"):
+        checkpoints.anatomy(awq.folder, "nowhere")

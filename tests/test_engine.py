@@ -93,6 +93,16 @@ def test_the_code_shown_builds_the_same_engine(small):
     assert "trust_remote_code" not in code
 
 
+@pytest.mark.parametrize("scheme", ["fp8", "rounded"])
+def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, scheme):
+    for _ in range(2):  # the first of its kind leaves the modules of its kernels
+        with open_engine("embedded", scheme, **small) as engine:
+            kernels = engine.kernels
+    assert kernels
+    assert all("Kernel" in name for name in kernels)
+    assert engine.release.left_mib * MIB < SWAP
+
+
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
     with pytest.raises(ZeroDivisionError), open_engine(**small) as engine:
         engine.ask(CAPITAL, 2)

@@ -46,4 +46,22 @@ def test_fewer_weights_to_a_scale_leave_less_error():
 def test_zeros_stay_zeros_and_a_missing_tensor_is_named():
     assert not rounding.rounded(np.zeros((4, 8), np.float32), "int4", 4).any()
     with pytest.raises(KeyError, match="no tensor 'nothing'"):
-        rounding.weight(models.prepare(), "nothing")
+        rounding.tensor(models.prepare(), "nothing")
+
+
+def test_the_activations_are_those_of_the_layer_in_the_whole_model():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = models.prepare()
+    name = rounding.example(folder)
+    assert name == "model.layers.10.mlp.down_proj.weight"
+    text = "The quick brown fox jumps over the lazy dog. " * 3
+    found = rounding.activations(folder, name, text, tokens=12)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(folder).encode(text, return_tensors="pt")[:, :12]
+    layer, seen = model.get_submodule(name.removesuffix(".weight")), []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].numpy()))
+    with torch.inference_mode():
+        model(ids)
+    assert found.shape == (12, 1536)
+    assert found == pytest.approx(seen[0], abs=1e-4)

@@ -73,3 +73,42 @@ def test_the_roofline_draws_what_was_measured():
     assert axes.get_xlabel() == "batch size (requests at once)"
     assert axes.get_ylabel() == "output tokens per second"
     assert speeds[1].tpot_s == pytest.approx(0.1)
+
+
+def a_row(scheme, batch, rate, weights, predicted, **more):
+    origin = {"model": "m", "device": "d", "vllm": "v", "scheme": scheme, "batch": batch}
+    sizes = {"weights_bytes": weights * 2**20, "predicted_weights_bytes": predicted * 2**20}
+    return origin | sizes | {"output_tokens_per_s": rate} | more
+
+
+def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
+    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("baseline", 8, 80.0, 300, 200)]
+    rows.append(a_row("awq", 1, 30.0, 199, 100, kl_mean=0.125, top1=0.9, recovery=0.95))
+    table = show.side_by_side(rows)
+    cells = [str(cell) for cell in table.rows[1]]
+    assert cells[:5] == ["awq", "100.0 MiB", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
+    assert cells[5:] == ["‹0.1250 nats›", "‹90.0%›", "‹95.0%›"]
+    with pytest.raises(ValueError, match="different models"):
+        show.side_by_side([*rows, a_row("fp8", 1, 1.0, 1, 1, device="another")])
+
+
+def test_predictions_are_ratios_to_the_first():
+    table = show.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
+    assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
+
+
+def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
+    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
+    left, right = show.compared(rows).axes
+    assert [bar.get_height() for bar in left.patches] == [300, 199]
+    assert list(left.lines[0].get_ydata()) == [200, 100]
+    assert [line.get_label() for line in right.lines] == ["baseline", "awq"]
+
+
+def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
+    import numpy as np
+
+    before = np.array([1.0, 16.0, 2.0, 2.0])
+    left, right = show.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
+    assert list(left.lines[0].get_ydata()) == [8.0, 1.0, 1.0, 0.5]
+    assert list(right.lines[0].get_xdata()) == [0.5, 8.0, 1.0, 1.0]
