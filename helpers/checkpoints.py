@@ -83,7 +83,7 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
     if not complete(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with models._locked(folder.with_name(f"{folder.name}.lock")):
+            with models.locked(folder.with_name(f"{folder.name}.lock")):
                 if not complete(folder):  # another run may have made it while this one waited
                     _make(model.folder, folder, settings)
         except OSError as error:
@@ -215,17 +215,10 @@ def _group_size(model: Model, recipe: str, wanted: int | None) -> int | None:
         if wanted is not None:
             raise CheckpointError(f"{recipe} has a scale for each output channel: leave group_size out.")
         return None
-    widths, sizes = schemes.layout(model.folder).widths, schemes.GROUP_SIZES
-    if wanted is not None and wanted not in sizes:
-        raise CheckpointError(f"group_size must be one of {', '.join(map(str, sizes))}, not {wanted!r}.")
-    for size in [wanted] if wanted else sizes:
-        if all(width % size == 0 for width in widths):
-            return size
-    raise CheckpointError(
-        f"{model.title}'s layers are {', '.join(map(str, widths))} wide: no group size of "
-        f"{', '.join(map(str, [wanted] if wanted else sizes))} divides all of these. Use fp8 or int8, which "
-        "have one scale for each output channel."
-    )
+    try:
+        return schemes.group_size(schemes.layout(model.folder).widths, wanted)
+    except schemes.SchemeError as error:
+        raise CheckpointError(f"{model.title}-{recipe} cannot be made. {error}") from None
 
 
 def _check_class(model: Model, recipe: str) -> None:

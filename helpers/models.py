@@ -133,7 +133,7 @@ def prepare() -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if ready():  # another run made it while this one waited
                 return folder
             with tempfile.TemporaryDirectory(prefix="embedded-", dir=folder.parent) as scratch:
@@ -151,7 +151,7 @@ def prepare() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path):
+def locked(path: Path):
     """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends."""
     with path.open("w") as handle:
         try:

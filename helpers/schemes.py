@@ -296,16 +296,23 @@ def _layout(config_text: str) -> Layout:
 GROUP_SIZES = (128, 64, 32)
 
 
-def group_size(widths: tuple[int, ...]) -> int:
-    """Return the largest usual group size that divides every input width.
+def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
+    """Return the largest usual group size that divides every input width, or ``wanted`` if that does.
 
     Raises:
-        SchemeError: none does.
+        SchemeError: none does, or ``wanted`` is not a usual size.
     """
-    for size in GROUP_SIZES:
+    if wanted is not None and wanted not in GROUP_SIZES:
+        raise SchemeError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}, not {wanted!r}.")
+    sizes = (wanted,) if wanted else GROUP_SIZES
+    for size in sizes:
         if all(width % size == 0 for width in widths):
             return size
-    raise SchemeError(f"No group size of {GROUP_SIZES} divides all of this model's widths {widths}.")
+    raise SchemeError(
+        f"The layers are {', '.join(map(str, widths))} wide: no group size of "
+        f"{', '.join(map(str, sizes))} divides all of these. Use fp8 or int8, which have one scale for each "
+        "output channel."
+    )
 
 
 def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:

@@ -75,7 +75,7 @@ def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
 @pytest.mark.parametrize(("widths", "size"), [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32)])
 def test_the_largest_group_that_divides_every_width(widths, size):
     assert schemes.group_size(widths) == size
-    with pytest.raises(SchemeError, match="No group size"):
+    with pytest.raises(SchemeError, match="no group size"):
         schemes.group_size((*widths, 100))
 
 
