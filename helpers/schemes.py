@@ -169,10 +169,17 @@ _W4 = (
     ),
     Way(
         "W4A16 kernel of the CPU (CPUWNA16)",
-        _cpu(),
+        _cpu("avx512f", "amx_bf16"),
         "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         _BF16,
+    ),
+    Way(
+        "",
+        lambda machine: False,
+        "vLLM's kernel for 4-bit weights on a CPU is built for AVX-512 only (cpu_gemm_wna16 is missing from "
+        "its AVX2 build).",
+        _WNA16,
     ),
 )
 AWQ = Scheme("awq", "W4A16 (AWQ)", 4, _W4, group_bytes=2.5, recipe="awq")
@@ -216,7 +223,15 @@ FP8_KV = Scheme(
             way.args | {"kv_cache_dtype": "fp8"},
         )
         for way in BASELINE.ways
-        if way.name != "FP16 tensor cores"
+        if way.name not in ("FP16 tensor cores", "BF16 emulated")
+    )
+    + (
+        Way(
+            "",
+            lambda machine: False,
+            "an FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.",
+            "vllm/v1/attention/backends/cpu_attn.py: FP8 KV cache on CPU requires AVX-512 or AMX",
+        ),
     ),
 )
 

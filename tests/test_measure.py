@@ -80,7 +80,7 @@ def test_what_schemes_save_when_weighed_is_what_was_predicted():
     from helpers import models, schemes
 
     model = models.resolve("embedded")
-    names = ("baseline", "fp8", "rounded")
+    names = ("baseline", "fp8", "int8")
     predicted = {name: schemes.predicted_weights_bytes(name, model.folder) for name in names}
     weighed = {name: measure.weigh(model, name) for name in names}
     assert 0 <= weighed["baseline"] - predicted["baseline"] < 130 * 2**20

@@ -45,7 +45,7 @@ def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
         ("fp8", cpu("amx_bf16"), "FP8 weights, BF16 arithmetic in AMX tiles", "fp8_per_tensor"),
         ("fp8", cpu("avx512f"), "FP8 emulated", "fp8_per_channel"),
         ("awq", gpu(7.5), "W4A16 kernel on tensor cores", None),
-        ("awq", cpu("avx2"), "W4A16 kernel of the CPU (CPUWNA16)", None),
+        ("awq", cpu("avx2", "avx512f"), "W4A16 kernel of the CPU (CPUWNA16)", None),
         ("int8", gpu(8.0), "INT8 tensor cores", None),
         ("int8", cpu("avx2"), "INT8 in oneDNN", None),
     ],
@@ -59,6 +59,12 @@ def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
 def test_int8_is_refused_where_the_hardware_dropped_it():
     with pytest.raises(SchemeError, match="Blackwell dropped"):
         schemes.scheme("int8").way(gpu(12.0))
+
+
+@pytest.mark.parametrize(("scheme", "why"), [("awq", "AVX-512 only"), ("fp8_kv", "AVX-512 or AMX on a CPU")])
+def test_what_a_cpu_without_avx512_has_no_kernel_for_is_refused(scheme, why):
+    with pytest.raises(SchemeError, match=why):
+        schemes.scheme(scheme).way(cpu("avx2"))
 
 
 def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
