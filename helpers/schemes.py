@@ -210,27 +210,28 @@ INT8 = Scheme(
     ),
 )
 
+_KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
 FP8_KV = Scheme(
     name="fp8_kv",
     title="16-bit weights, FP8 KV cache",
     weight_bits=16,
-    ways=tuple(
-        Way(
-            f"{way.name}, FP8 KV cache",
-            way.when,
-            "The cache stores FP8 and is widened when it is read.",
-            "vllm/v1/attention/backends: supported_kv_cache_dtypes",
-            way.args | {"kv_cache_dtype": "fp8"},
-        )
-        for way in BASELINE.ways
-        if way.name not in ("FP16 tensor cores", "BF16 emulated")
-    )
-    + (
+    ways=(
+        *(
+            Way(
+                f"{way.name}, FP8 KV cache",
+                way.when,
+                "The cache stores FP8 and is widened when it is read.",
+                _KV_SOURCE,
+                way.args | {"kv_cache_dtype": "fp8"},
+            )
+            for way in BASELINE.ways
+            if way.name not in ("FP16 tensor cores", "BF16 emulated")
+        ),
         Way(
             "",
             lambda machine: False,
-            "an FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.",
-            "vllm/v1/attention/backends/cpu_attn.py: FP8 KV cache on CPU requires AVX-512 or AMX",
+            "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.",
+            _KV_SOURCE,
         ),
     ),
 )
