@@ -94,6 +94,65 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
     return Model(str(folder), title, folder, "made", model.revision)
 
 
+def expand(made: Model) -> Model:
+    """Return a 4-bit checkpoint of ``make`` with its rounded weights written out in 16 bits, made once.
+
+    For machines whose kernels cannot read the packed form: the answers are the 4-bit model's.
+    """
+    folder = made.folder.with_name(f"{made.folder.name}-expanded")
+    if not complete(folder):
+        with models.locked(folder.with_name(f"{folder.name}.lock")):
+            if not complete(folder):
+                _expand(made.folder, folder)
+    return Model(str(folder), f"{made.title}, expanded", folder, "made", made.revision)
+
+
+def _expand(source: Path, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    scratch = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source, scratch, ignore=shutil.ignore_patterns("*.safetensors*", "manifest.json"))
+    for path in sorted(source.glob("*.safetensors")):
+        save_file(_unpacked(load_file(path)), scratch / path.name, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (scratch / "config.json").write_text(json.dumps(config, indent=1))
+    sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+    settings = json.loads((source / "manifest.json").read_text())["settings"]
+    (scratch / "manifest.json").write_text(json.dumps({"settings": settings, "sizes": sizes}, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def _unpacked(tensors: dict) -> dict:
+    """Undo compressed-tensors' packing of asymmetric 4-bit weights: (integer - zero point) x scale.
+
+    Eight 4-bit values lie in an int32, lowest bits first: neighbours in a row for weights, in a column
+    for zero points. Both are stored with 8 added, which cancels.
+    """
+    import torch
+
+    def nibbles(packed):  # (rows, n) int32 -> (rows, 8 n)
+        return ((packed.unsqueeze(-1) >> torch.arange(0, 32, 4)) & 15).flatten(1)
+
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(("weight_scale", "weight_zero_point", "weight_shape")):
+            continue
+        if not name.endswith("weight_packed"):
+            found[name] = tensor
+            continue
+        stem = name.removesuffix("_packed")
+        rows, columns = tensors[f"{stem}_shape"].tolist()
+        scale = tensors[f"{stem}_scale"]
+        zero = nibbles(tensors[f"{stem}_zero_point"].t().contiguous()).t()[:rows]
+        values = nibbles(tensor)[:, :columns].reshape(rows, scale.shape[1], -1)
+        weight = (values - zero.unsqueeze(-1)).float() * scale.float().unsqueeze(-1)
+        found[stem] = weight.reshape(rows, columns).to(scale.dtype)
+    return found
+
+
 def recognise(folder: Path) -> str | None:
     """Return how a model folder is quantized, from its files' own words, or None if it is not.
 

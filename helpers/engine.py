@@ -117,6 +117,8 @@ def open_engine(
         from helpers import checkpoints  # it measures with engines in turn
 
         checkpoint = checkpoints.make(resolved, rule.recipe)
+        if way.expanded:
+            checkpoint = checkpoints.expand(checkpoint)
     if in_process is None:
         in_process = machine.kind == "cpu"
     args = {"model": str(checkpoint.folder), **default_args(machine, resolved), **way.args, **llm_args}

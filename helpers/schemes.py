@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers.hardware import Machine
@@ -25,7 +25,9 @@ class Way:
     """One way a scheme runs on some hardware.
 
     ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
-    ``source`` where in vLLM (or in the hardware's manual) that is decided.
+    ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
+    scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
+    scheme's, bytes and speed are not.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Way:
     why: str
     source: str
     args: dict = field(default_factory=dict)
+    expanded: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,12 +178,15 @@ _W4 = (
         _BF16,
     ),
     Way(
-        "",
-        lambda machine: False,
-        "vLLM's kernel for 4-bit weights on a CPU is built for AVX-512 only (cpu_gemm_wna16 is missing from "
-        "its AVX2 build).",
+        "W4A16 emulated: weights written out in BF16",
+        _cpu(),
+        "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
+        "AVX-512: the rounded weights run in 16 bits, with their answers but without their saving.",
         _WNA16,
+        _BF16,
+        expanded=True,
     ),
+    Way("", lambda machine: False, "4-bit weights need SM 7.5 on a GPU.", _WNA16),
 )
 AWQ = Scheme("awq", "W4A16 (AWQ)", 4, _W4, group_bytes=2.5, recipe="awq")
 ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
@@ -247,6 +253,17 @@ def scheme(name: str) -> Scheme:
         return SCHEMES[name]
     except KeyError:
         raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
+
+
+def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
+    """Return how the machine runs each scheme, by title; one it does not run is named so, with the reason."""
+    found = {}
+    for rule in map(scheme, names):
+        try:
+            found[rule.title] = rule.way(machine)
+        except SchemeError:
+            found[rule.title] = replace(rule.ways[-1], name="does not run here")
+    return found
 
 
 @dataclass(frozen=True)

@@ -265,21 +265,16 @@ def predictions(sizes: Mapping[str, int]) -> Table:
 
 
 def qualities(found: dict) -> Table:
-    """A table of ``quality.Quality`` by scheme."""
+    """A table of ``quality.Quality`` by scheme; None for one that does not run here."""
     columns = ["against the baseline", "perplexity ratio", "mean KL", "99th percentile KL", "same top token"]
-    return Table(
-        columns,
-        [
-            [
-                name,
-                measured(f"{quality.perplexity_ratio:.3f}"),
-                measured(f"{quality.kl_mean:.4f} nats"),
-                measured(f"{quality.kl_p99:.3f} nats"),
-                measured(f"{quality.top1:.1%}"),
-            ]
-            for name, quality in found.items()
-        ],
-    )
+    rows = []
+    for name, quality in found.items():
+        texts = ["does not run here"] * 4
+        if quality:
+            texts = [f"{quality.perplexity_ratio:.3f}", f"{quality.kl_mean:.4f} nats"]
+            texts += [f"{quality.kl_p99:.3f} nats", f"{quality.top1:.1%}"]
+        rows.append([name, *map(measured, texts)])
+    return Table(columns, rows)
 
 
 def recoveries(found: dict) -> Table:
@@ -303,36 +298,44 @@ def recoveries(found: dict) -> Table:
     )
 
 
-def side_by_side(rows: list[dict]) -> Table:
+def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
     """Records of one machine and model, a row a scheme: bytes, speed and answers against the baseline.
 
-    The measured saving is the difference of two loads: what a loader adds to each cancels.
+    The measured saving is the difference of two loads: what a loader adds to each cancels. ``names`` are
+    the schemes that get a row, also where they were not measured; by default those of the records.
     """
     _one_origin(rows)
     batches = sorted({row["batch"] for row in rows})
     by_scheme: dict[str, dict[int, dict]] = {}
     for row in rows:
         by_scheme.setdefault(row["scheme"], {})[row["batch"]] = row
-    base = by_scheme["baseline"]
     columns = ["scheme", "weights saved, predicted", "measured"]
     columns += [f"speed at batch {batch}" for batch in batches] + ["mean KL", "same top token", "recovery"]
-    table = []
-    for name, found in by_scheme.items():
-        one, zero = next(iter(found.values())), next(iter(base.values()))
-        line = [name, mib(zero["predicted_weights_bytes"] - one["predicted_weights_bytes"])]
-        known = zero["weights_bytes"] and one["weights_bytes"]
-        line.append(measured(mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured"))
-        line += [_ratio(found.get(batch), base.get(batch)) for batch in batches]
-        for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"), ("recovery", "{:.1%}")):
-            line.append(measured(form.format(one[key])) if one.get(key) is not None else "")
-        table.append(line)
+    table = [
+        [name, *_against(by_scheme.get(name, {}), by_scheme.get("baseline", {}), batches)]
+        for name in names or by_scheme
+    ]
     return Table(columns, table)
 
 
-def _ratio(row: dict | None, base: dict | None) -> measured:
+def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[measured]:
+    """One scheme's cells of ``side_by_side``; all of them depend on what was measured here."""
+    if not found or not base:
+        return [measured("not measured here")] * (5 + len(batches))
+    one, zero = next(iter(found.values())), next(iter(base.values()))
+    cells = [mib(zero["predicted_weights_bytes"] - one["predicted_weights_bytes"])]
+    known = zero["weights_bytes"] and one["weights_bytes"]
+    cells.append(mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured")
+    cells += [_ratio(found.get(batch), base.get(batch)) for batch in batches]
+    for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"), ("recovery", "{:.1%}")):
+        cells.append(form.format(one[key]) if one.get(key) is not None else "-")
+    return [measured(cell) for cell in cells]
+
+
+def _ratio(row: dict | None, base: dict | None) -> str:
     if not row or not base:
-        return measured("not measured")
-    return measured(f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}")
+        return "not measured"
+    return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
 
 
 def outliers(before, scales, name: str):

@@ -331,5 +331,12 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert (after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]).all()
     step = (before[f"{layer}.weight"].float().amax(1) - before[f"{layer}.weight"].float().amin(1)) / 15
     assert after[f"{layer}.weight_scale"].float()[:, 0].numpy() == pytest.approx(step.numpy(), rel=0.05)
+    wide = checkpoints.expand(plain)
+    assert recognise(wide.folder) == "rtn"
+    assert "quantization_config" not in wide.config
+    written = _weights(wide.folder)
+    assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}
+    wrong = (written[f"{layer}.weight"].float() - before[f"{layer}.weight"].float()).abs()
+    assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
     with pytest.raises(KeyError, match="stores nothing of nowhere"):
         checkpoints.anatomy(awq.folder, "nowhere")

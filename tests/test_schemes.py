@@ -61,10 +61,11 @@ def test_int8_is_refused_where_the_hardware_dropped_it():
         schemes.scheme("int8").way(gpu(12.0))
 
 
-@pytest.mark.parametrize(("scheme", "why"), [("awq", "AVX-512 only"), ("fp8_kv", "AVX-512 or AMX on a CPU")])
-def test_what_a_cpu_without_avx512_has_no_kernel_for_is_refused(scheme, why):
-    with pytest.raises(SchemeError, match=why):
-        schemes.scheme(scheme).way(cpu("avx2"))
+def test_a_cpu_without_avx512_has_no_kernel_for_4_bits_and_none_for_an_fp8_cache():
+    assert schemes.scheme("awq").way(cpu("avx2")).expanded
+    assert not schemes.scheme("awq").way(cpu("avx2", "avx512f")).expanded
+    with pytest.raises(SchemeError, match="AVX-512 or AMX on a CPU"):
+        schemes.scheme("fp8_kv").way(cpu("avx2"))
 
 
 def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():

@@ -86,8 +86,12 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
     rows.append(a_row("awq", 1, 30.0, 199, 100, kl_mean=0.125, top1=0.9, recovery=0.95))
     table = show.side_by_side(rows)
     cells = [str(cell) for cell in table.rows[1]]
-    assert cells[:5] == ["awq", "100.0 MiB", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
+    assert cells[:5] == ["awq", "‹100.0 MiB›", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
     assert cells[5:] == ["‹0.1250 nats›", "‹90.0%›", "‹95.0%›"]
+    shape = show.side_by_side(rows, ["baseline", "fp8_kv", "awq"])
+    assert [row[0] for row in shape.rows] == ["baseline", "fp8_kv", "awq"]
+    assert {str(cell) for cell in shape.rows[1][1:]} == {"‹not measured here›"}
+    assert [len(row) for row in shape.rows] == [len(shape.columns)] * 3
     with pytest.raises(ValueError, match="different models"):
         show.side_by_side([*rows, a_row("fp8", 1, 1.0, 1, 1, device="another")])
 
