@@ -226,10 +226,8 @@ def compared(rows: list[dict]):
     ]
     bars = left.bar(names, weights, color=[COLOURS.get(name, "#999999") for name in names])
     left.bar_label(bars, fmt="{:,.0f}")
-    expected = [
-        next(row["predicted_weights_bytes"] for row in rows if row["scheme"] == name) for name in names
-    ]
-    marks = [size / 2**20 for size in expected]
+    predicted = {row["scheme"]: row["predicted_weights_bytes"] / 2**20 for row in rows}
+    marks = [predicted[name] for name in names]
     left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
     left.legend(loc="lower right")
     left.set(ylabel="weights in memory, MiB", title="Memory")
