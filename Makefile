@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test lab notebooks lint lock clean
+.PHONY: help setup run test test-all lab notebooks lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,13 +28,17 @@ run: setup  ## run the notebooks in order; executed copies and records under run
 # The cheapest failure first: style, then the helpers, then the notebooks compared with what they store.
 # 02 and 03 are not compared yet: vLLM has no kernel for 4-bit weights or an FP8 KV cache on a CPU without
 # AVX-512, and the test command must pass there too.
+tests := not slow
 compared := 00_start_here 01_baseline
 test: setup  ## everything CI runs
 	@$(in_venv) -m ruff check .
 	@$(in_venv) -m ruff format --check .
-	@$(in_venv) -m pytest tests
+	@$(in_venv) -m pytest tests -m "$(tests)"
 	@TUTORIAL_HEADLESS=1 TUTORIAL_MODEL=embedded $(in_venv) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg -p tests.nbval_gate $(compared:%=notebooks/%.ipynb)
+
+test-all:  ## test, and the slow tests
+	@$(MAKE) --no-print-directory test tests="slow or not slow"
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks
