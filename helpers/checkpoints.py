@@ -35,6 +35,12 @@ class CheckpointError(ModelError):
 # What compressed-tensors calls each recipe's format. FP8 and INT8 store one scale for an output channel
 # and leave the activations' scales to the engine, which takes them from each token as it comes.
 RECIPES = {"awq": "W4A16_ASYM", "rtn": "W4A16_ASYM", "int8": "W8A8", "fp8": "FP8_DYNAMIC"}
+FORMATS = {
+    "awq": "pack-quantized",
+    "rtn": "pack-quantized",
+    "int8": "int-quantized",
+    "fp8": "float-quantized",
+}
 GROUPED = ("awq", "rtn")  # one scale for a group of weights
 # These two scale channels before the rounding, which takes text to see the outliers in, and a list of
 # layers that allow it; the values are llm-compressor's folders with these lists. Published W8A8
@@ -57,7 +63,8 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
     """Return ``model`` quantized by ``recipe``, making the checkpoint first if it is not in the cache.
 
     Args:
-        model: a 16-bit model; one already quantized in the recipe's format is returned as it is.
+        model: a 16-bit model; one already quantized in the recipe's format is returned as it is. A shape
+            without weights only gets the config that a made checkpoint would have.
         recipe: ``awq`` (4-bit weights, calibrated), ``rtn`` (the same format, plainly rounded),
             ``int8`` or ``fp8`` (8-bit weights, activations quantized as they come).
         group_size: weights that share a scale, for awq and rtn; the largest of 128, 64, 32 that divides
@@ -76,6 +83,9 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
             f"{model.title} is quantized already ({found}): what was rounded away does not come back for "
             f"{recipe}. Give the 16-bit model it was made from."
         )
+    if model.shape_only:
+        size = _group_size(model, recipe, group_size)
+        return models.reshaped(model, recipe, {"quantization_config": quantization_config(recipe, size)})
     settings = _settings(model, recipe, group_size)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
@@ -395,14 +405,11 @@ def _child(source: Path, target: Path, settings: dict) -> None:
 
 def _modifiers(settings: dict) -> list:
     """llm-compressor's recipe. AWQ and SmoothQuant only rescale; the rounding is then the same as without."""
-    from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    scheme = preset_name_to_scheme(settings["scheme"], ["Linear"])
-    if settings["group_size"]:
-        scheme.weights.group_size = settings["group_size"]
+    scheme = _scheme(settings["recipe"], settings["group_size"])
     rounding = QuantizationModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
     match settings["recipe"]:
         case "awq":
@@ -410,6 +417,31 @@ def _modifiers(settings: dict) -> list:
         case "int8":
             return [SmoothQuantModifier(smoothing_strength=settings["calibration"]["smoothing"]), rounding]
     return [rounding]
+
+
+def _scheme(recipe: str, group_size: int | None):
+    """compressed-tensors' description of a recipe's format."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme(RECIPES[recipe], ["Linear"])
+    if group_size:
+        scheme.weights.group_size = group_size
+    return scheme
+
+
+def quantization_config(recipe: str, group_size: int | None) -> dict:
+    """Return what a checkpoint of this recipe says of itself in ``config.json``, without making one."""
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
+    form, scheme = FORMATS[recipe], _scheme(recipe, group_size)
+    scheme.format = form
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme},
+        ignore=["lm_head"],
+        format=form,
+        quantization_status=QuantizationStatus.COMPRESSED,
+    )
+    return config.model_dump(mode="json")
 
 
 def _calibration_data(tokenizer, text: str, samples: int, tokens: int, **_):

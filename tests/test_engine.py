@@ -1,5 +1,6 @@
 """The engine block with the real engine: what it gives, and what it gives back, however it ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers import engine as engine_room
-from helpers import hardware, models
+from helpers import hardware, measure, models, parameters
 from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
 from helpers.hardware import MIB
 
@@ -101,6 +102,36 @@ def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, sch
     assert kernels
     assert all("Kernel" in name for name in kernels)
     assert engine.release.left_mib * MIB < SWAP
+
+
+def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_path):
+    config = models.resolve("embedded").config | {"num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_engine(f"shape:{tmp_path}", "int8", **small) as engine:
+        (speed,) = measure.speed(engine, [2], seconds=0.1, runs=1)
+        assert speed.output_tokens_per_s > 0
+        for ask in (lambda: engine.ask(CAPITAL), lambda: measure.perplexity(engine)):
+            with pytest.raises(models.ShapeOnlyError, match="would mean nothing"):
+                ask()
+    assert "load_format='dummy'" in engine.code
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted", "message"),
+    [
+        (hardware.Machine("cpu", "a CPU", 2**34), 2, "this machine shows no GPU. Lower it to 1"),
+        (hardware.Machine("cuda", "a GPU", 2**34, count=2), 4, "needs 4 GPUs; this machine shows 2"),
+        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 2, "does not divide the 9 attention heads"),
+        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 0, "a whole number from 1"),
+    ],
+)
+def test_gpus_that_are_not_there_are_not_asked_for(machine, wanted, message):
+    with pytest.raises((EngineError, parameters.ParameterError), match=message):
+        engine_room.check_gpus(machine, wanted, models.resolve("embedded"))
+
+
+def test_any_number_of_gpus_that_divides_the_heads():
+    engine_room.check_gpus(hardware.Machine("cuda", "a GPU", 2**34, count=3), 3, models.resolve("embedded"))
 
 
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models
+from helpers import models, schemes
 from helpers.models import ModelError
 
 
@@ -44,6 +44,38 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message):
     with pytest.raises(ModelError, match=message):
         models.resolve(str(folder_with(tmp_path / "model", *names)))
+
+
+def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
+    model = models.resolve("shape:mistral-7b")
+    assert (model.title, model.kind, model.file_bytes) == ("Mistral-7B", "shape", 0)
+    assert model.config["num_key_value_heads"] == 8
+    assert models.resolve("shape:mistral-7b").folder == model.folder
+    with pytest.raises(models.ShapeOnlyError, match="random numbers stand in"):
+        model.check_words()
+    own = folder_with(tmp_path / "own")
+    (own / "config.json").write_text(json.dumps(model.config | {"num_hidden_layers": 2}))
+    assert models.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
+    with pytest.raises(ModelError, match=r"There is no shape 'gpt-5'\. There are: phi-2, mistral-7b"):
+        models.resolve("shape:gpt-5")
+
+
+# The number of weights that each model's card on the hub gives, in thousand million.
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("phi-2", 2.78),
+        ("mistral-7b", 7.24),
+        ("llama-3.1-8b", 8.03),
+        ("llama-3.1-70b", 70.55),
+        ("qwen2.5-1.5b", 1.54),
+        ("qwen2.5-14b", 14.77),
+    ],
+)
+def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, billions):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
+    assert schemes.layout(models.shape(name).folder).total / 1e9 == pytest.approx(billions, abs=0.006)
 
 
 @pytest.mark.parametrize("name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c"])

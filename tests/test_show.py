@@ -64,7 +64,7 @@ def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
 
 
 def test_the_roofline_draws_what_was_measured():
-    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3) for b in (1, 8)]
+    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in (1, 8)]
     axes = show.roofline(speeds, bound_tokens_per_s=40.0).axes[0]
     points = axes.containers[0].lines[0]
     assert list(points.get_ydata()) == [10.0, 80.0]

