@@ -39,6 +39,29 @@ class Probe:
         taken, self._tapped = self._tapped, None
         return taken
 
+    def profile_start(self) -> None:
+        """Note every kernel on this worker's GPU from now on."""
+        import torch
+
+        self._steps, original = 0, self.model_runner.execute_model
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+        def execute_model(*args, **kwargs):
+            self._steps += 1
+            return original(*args, **kwargs)
+
+        self.model_runner.execute_model = execute_model
+        self._profile.start()
+
+    def profile_stop(self) -> dict:
+        """Return the steps since, and each kernel's name, count and microseconds, longest first."""
+        self._profile.stop()
+        vars(self.model_runner).pop("execute_model", None)
+        events = self._profile.key_averages()
+        rows = [(event.key[:120], event.count, event.self_device_time_total) for event in events]
+        rows = sorted((row for row in rows if row[2]), key=lambda row: -row[2])
+        return {"steps": self._steps, "kernels": [*rows[:40], ("others", 0, sum(r[2] for r in rows[40:]))]}
+
     def weights_bytes(self) -> int | None:
         """Return vLLM's own figure for the weights on this worker's GPU; its log rounds it to 10 MiB."""
         return getattr(self.model_runner, "model_memory_usage", None)

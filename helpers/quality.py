@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import hardware, models
+from helpers import hardware, models, schemes
 from helpers.engine import Engine, open_engine
 from helpers.measure import Perplexity, held_out_text
 from helpers.probe import PROBE
@@ -87,12 +87,14 @@ def collect(
     reference: Reference | None = None,
     keep: Path | None = None,
     beside: int = 0,
+    windows: int | None = None,
     top_k: tuple[int, ...] = (),
 ) -> Positions:
     """Take the figures of held-out text, in windows that do not see each other, one prefill each.
 
     ``beside`` appends that many tokens to each window's prompt. No position of the window can see
     them, so the mathematics is the same; but the matrices have other shapes, so the rounding is not.
+    ``windows`` takes only the first so many of the reference's.
 
     Raises:
         QualityError: the windows do not fit, or the reference is another model's or text's.
@@ -101,6 +103,7 @@ def collect(
     begun = time.perf_counter()
     if reference:
         ids, window = reference.check(engine).ids, reference.window
+        ids = ids[: windows * window] if windows else ids
     else:
         ids = _text_ids(engine, tokens, window)
     parts, each = [], window - 1
@@ -145,6 +148,11 @@ class Reference:
     top1: list[int]
     answers: Answers
     file: Path
+
+    @property
+    def windows(self) -> int:
+        """How many windows the text was cut into."""
+        return len(self.ids) // self.window
 
     @property
     def perplexity(self) -> Perplexity:
@@ -266,17 +274,25 @@ class Quality:
     truncated: dict[int, float] = field(default_factory=dict)
 
 
-def compare(engine: Engine, reference: Reference, *, beside: int = 0, top_k: tuple[int, ...] = ()) -> Quality:
+def compare(
+    engine: Engine,
+    reference: Reference,
+    *,
+    beside: int = 0,
+    windows: int | None = None,
+    top_k: tuple[int, ...] = (),
+) -> Quality:
     """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
-    seen = collect(engine, reference=reference, beside=beside, top_k=top_k)
-    loss, base = seen.nll.mean(), np.mean(reference.nll)
+    seen = collect(engine, reference=reference, beside=beside, windows=windows, top_k=top_k)
+    count = len(seen.nll)
+    loss, base = seen.nll.mean(), np.mean(reference.nll[:count])
     return Quality(
         perplexity=math.exp(loss),
         perplexity_ratio=math.exp(loss - base),
         kl_mean=float(seen.kl.mean()),
         kl_p99=float(np.percentile(seen.kl, 99)),
-        top1=float(np.mean(seen.top1 == reference.top1)),
-        tokens=len(seen.nll),
+        top1=float(np.mean(seen.top1 == reference.top1[:count])),
+        tokens=count,
         text=reference.text,
         seconds=seen.seconds,
         truncated={k: float(values.mean()) for k, values in seen.truncated.items()},
@@ -286,13 +302,17 @@ def compare(engine: Engine, reference: Reference, *, beside: int = 0, top_k: tup
 def control(reference: Reference, model: str | models.Model = models.EMBEDDED, **llm_args) -> Quality:
     """Compare the baseline with itself where rounding alone differs: the size of "no difference".
 
-    A second equal engine would give zero by construction. On a CPU this one computes in FP32; on a
-    GPU each window shares its batch with as many other tokens, so that other kernels' tiles are used.
+    A second equal engine would give zero by construction. On a CPU this one computes in FP32, or in BF16
+    where the baseline is FP32 already (emulated there, so a quarter of the text has to do); on a GPU each
+    window shares its batch with as many other tokens, so that other kernels' tiles are used.
     """
-    on_cpu = hardware.detect().kind == "cpu"
-    args = ({"dtype": "float32"} if on_cpu else {}) | llm_args
-    with open_engine(model, **args) as engine:
-        return compare(engine, reference, beside=0 if on_cpu else reference.window)
+    machine = hardware.detect()
+    if machine.kind == "cuda":
+        with open_engine(model, **llm_args) as engine:
+            return compare(engine, reference, beside=reference.window)
+    widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
+    with open_engine(model, **{"dtype": "bfloat16" if widened else "float32"} | llm_args) as engine:
+        return compare(engine, reference, windows=max(1, reference.windows // 4) if widened else None)
 
 
 # -- a task with known answers ------------------------------------------------------------------

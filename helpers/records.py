@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+from helpers import schemes
 from helpers.engine import Engine
 from helpers.measure import Memory, Perplexity, Speed
 from helpers.quality import Quality, Recovery
@@ -86,6 +87,7 @@ def rows(
         "dtype": engine.args.get("dtype"),
         "weights_bytes": memory.weights,
         "predicted_weights_bytes": predicted_weights_bytes,
+        "held_weights_bytes": schemes.held_weights_bytes(engine.scheme, engine.model.folder, engine.machine),
         "file_bytes": engine.checkpoint.file_bytes,
         "kv_cache_tokens": memory.kv_cache_tokens,
         "total_bytes": memory.total,

@@ -22,7 +22,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import hardware, measure, models, quality, records, schemes
+from helpers import hardware, measure, models, quality, records, schemes, tuning
 from helpers.engine import EngineError, open_engine
 from helpers.hardware import GIB, MIB
 
@@ -116,29 +116,40 @@ def _one(model: models.Model, scheme: str, reference, out: Path) -> tuple[list[d
     return rows, reference
 
 
-def warm(names=MODELS, tried=SCHEMES, at_once: int = 6) -> None:
-    """Build every engine once, several at a time, so that vLLM's compile cache has what the runs need.
+def warm(wanted: list[tuple[str, str, dict]], at_once: int = 6) -> None:
+    """Build engines once, several at a time, so that vLLM's compile cache has what the runs need.
 
     Compiling takes most of a first start and one core of many; the engines measured later start alone.
     """
-    pairs = list(itertools.product(names, tried))
-    for name in {name for name, _ in pairs}:
+    for name in {name for name, _, _ in wanted}:
         models.resolve(name)
     with ThreadPoolExecutor(at_once) as pool:
-        for pair, seconds, error in pool.map(_warm_one, pairs):
-            print("warm", *pair, f"{seconds:.0f} s", error, flush=True)
+        for (name, scheme, _), seconds, error in pool.map(_warm_one, wanted):
+            print("warm", name, scheme, f"{seconds:.0f} s", error, flush=True)
 
 
-def _warm_one(pair: tuple[str, str]) -> tuple[tuple[str, str], float, str]:
+def to_warm(sections: list[str], names: list[str]) -> list[tuple[str, str, dict]]:
+    """Model, scheme and arguments of the engines that these sections start."""
+    found = []
+    if "records" in sections:
+        found += [(name, scheme, GRAPHS) for name, scheme in itertools.product(names, SCHEMES)]
+    if "settings" in sections:
+        for scheme, variants in tuning.VARIANTS.items():
+            found += [(tuning.MODEL, scheme, args) for args in variants.values()]
+    return found
+
+
+def _warm_one(wanted: tuple[str, str, dict]) -> tuple[tuple, float, str]:
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "helpers.reference", "--build", *pair]
+    command = [sys.executable, "-m", "helpers.reference", "--build", json.dumps(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    return pair, time.perf_counter() - begun, done.stderr[-400:] if done.returncode else ""
+    return wanted, time.perf_counter() - begun, done.stderr[-400:] if done.returncode else ""
 
 
-def build(name: str, scheme: str) -> None:
+def build(name: str, scheme: str, args: dict) -> None:
     """Build one engine and let the process end with it; others may hold the GPU meanwhile."""
-    engine = open_engine(name, scheme, kv_cache_memory_bytes=GIB, **GRAPHS)
+    args |= {"kv_cache_memory_bytes": GIB, "gpu_memory_utilization": 0.02}
+    engine = open_engine(name, scheme, **args)
     os.environ |= {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "WARNING"}
     from vllm import LLM
 
@@ -254,7 +265,22 @@ def swaps(out: Path, count: int = SWAPS) -> None:
         write(out / "swaps.jsonl", [stamp() | row])
 
 
-SECTIONS = {"records": measure_records, "envelope": envelope, "failure": failure, "swaps": swaps}
+def _settings(out: Path) -> None:
+    write(out / "settings.jsonl", [stamp() | row for row in tuning.settings(out)])
+
+
+def _starts(out: Path) -> None:
+    write(out / "starts.jsonl", [stamp() | row for row in tuning.starts(out)])
+
+
+SECTIONS = {
+    "records": measure_records,
+    "envelope": envelope,
+    "failure": failure,
+    "swaps": swaps,
+    "settings": _settings,
+    "starts": _starts,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -264,11 +290,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
     parser.add_argument("--models", default=",".join(MODELS), help="for records (%(default)s)")
     parser.add_argument("--warm", type=int, default=0, metavar="N", help="fill compile caches, N at once")
-    parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--build", help=argparse.SUPPRESS)
     parser.add_argument("--two-engines", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.build:
-        build(*given.build)
+        build(*json.loads(given.build))
         return 0
     if given.two_engines:
         two_engines()
@@ -280,10 +306,10 @@ def main(arguments: list[str]) -> int:
     if hardware.detect().kind != "cuda":
         parser.error("reference runs are for a GPU, and this machine shows none")
     names = given.models.split(",")
+    sections, failed = given.sections or list(SECTIONS), 0
     if given.warm:
-        warm(names, at_once=given.warm)
-    failed = 0
-    for section in given.sections or SECTIONS:
+        warm(to_warm(sections, names), given.warm)
+    for section in sections:
         begun = time.perf_counter()
         with contextlib.ExitStack() as guard:
             guard.callback(

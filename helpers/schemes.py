@@ -27,7 +27,8 @@ class Way:
     ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
     ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
     scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
-    scheme's, bytes and speed are not.
+    scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
+    zero point keeps of them, if that is not what the file has.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Way:
     source: str
     args: dict = field(default_factory=dict)
     expanded: bool = False
+    group_bytes: float | None = None
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes that a weight which is not quantized takes in memory."""
+        return 4 if self.args.get("dtype") == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ def _cpu(*flags: str) -> Callable[[Machine], bool]:
     return lambda machine: machine.kind == "cpu" and (not flags or bool(machine.isa & set(flags)))
 
 
-_BF16 = {"dtype": "bfloat16"}
+BF16_ISA = frozenset({"amx_bf16", "avx512_bf16", "avx512f"})  # what oneDNN has BF16 kernels for
+_BF16, _FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
 _PLATFORM = "vllm/platforms/cuda.py: supported_dtypes, by compute capability"
 _ONEDNN = "vllm/model_executor/layers/utils.py: dispatch_cpu_unquantized_gemm"
 
@@ -102,11 +110,12 @@ BASELINE = Scheme(
             _BF16,
         ),
         Way(
-            "BF16 emulated",
+            "FP32, weights widened once",
             _cpu(),
-            "No AVX-512: oneDNN has no BF16 kernel, so PyTorch widens each weight as it goes: correct, slow.",
+            "No AVX-512: there is no BF16 kernel, and emulating one is several times slower than FP32, so "
+            "the 16-bit weights are widened to 32 as they are loaded.",
             _ONEDNN,
-            _BF16,
+            _FP32,
         ),
     ),
 )
@@ -165,8 +174,16 @@ FP8_FILE = Scheme(
 _W4 = (
     Way(
         "W4A16 kernel on tensor cores",
+        _cuda(9.0, 10.0),
+        "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, too.",
+        _WNA16,
+        {"dtype": "auto"},
+        group_bytes=4.0,
+    ),
+    Way(
+        "W4A16 kernel on tensor cores",
         _cuda(7.5),
-        "Marlin, from SM 9.0 on Machete too, unpacks 4-bit weights to 16 bits as it multiplies.",
+        "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         {"dtype": "auto"},
     ),
@@ -178,12 +195,12 @@ _W4 = (
         _BF16,
     ),
     Way(
-        "W4A16 emulated: weights written out in BF16",
+        "W4A16 emulated: rounded weights written out in FP32",
         _cpu(),
         "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
-        "AVX-512: the rounded weights run in 16 bits, with their answers but without their saving.",
+        "AVX-512: the rounded weights run as the baseline's do, with their answers but without their saving.",
         _WNA16,
-        _BF16,
+        _FP32,
         expanded=True,
     ),
     Way("", lambda machine: False, "4-bit weights need SM 7.5 on a GPU.", _WNA16),
@@ -205,12 +222,15 @@ INT8 = Scheme(
             _INT8,
             {"dtype": "auto"},
         ),
-        Way(
-            "INT8 in oneDNN",
-            _cpu(),
-            "Every x86 CPU multiplies INT8 integers in its vector units.",
-            _INT8,
-            _BF16,
+        *(
+            Way(
+                "INT8 in oneDNN",
+                when,
+                "Every x86 CPU multiplies INT8 integers in its vector units.",
+                _INT8,
+                args,
+            )
+            for when, args in ((_cpu(*BF16_ISA), _BF16), (_cpu(), _FP32))
         ),
         Way("", lambda machine: False, "Blackwell dropped the INT8 matrix path; use FP8 there.", _INT8),
     ),
@@ -231,7 +251,7 @@ FP8_KV = Scheme(
                 way.args | {"kv_cache_dtype": "fp8"},
             )
             for way in BASELINE.ways
-            if way.name not in ("FP16 tensor cores", "BF16 emulated")
+            if way.name not in ("FP16 tensor cores", "FP32, weights widened once")
         ),
         Way(
             "",
@@ -354,8 +374,33 @@ def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
     Scales and zero points are included; unquantized parts (embedding, head, norms) stay at 2 bytes a
     weight.
     """
-    counts, rule = layout(folder), scheme(scheme_name)
+    return _weights_bytes(scheme(scheme_name), layout(folder), 2)
+
+
+def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
+    """Bytes the weights should take in this machine's memory, which is not always what the file has.
+
+    A CPU without BF16 kernels widens them. One that has kernels for the type repacks every matrix and
+    drops the original, except of the embedding and the head, which both stay as they were, too.
+
+    Raises:
+        SchemeError: the machine does not run the scheme.
+    """
+    rule, counts = scheme(scheme_name), layout(folder)
+    way = rule.way(machine)
+    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    if way.expanded or rule.weight_bits == 16:
+        return way.plain_bytes * (counts.total + twice)
+    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes) + way.plain_bytes * twice
+
+
+def _repacks(machine: Machine, way: Way) -> bool:
+    """Whether vLLM gives this CPU's plain matrices to oneDNN. Source: dispatch_cpu_unquantized_gemm."""
+    return machine.kind == "cpu" and (way.args.get("dtype") == "float32" or bool(machine.isa & BF16_ISA))
+
+
+def _weights_bytes(rule: Scheme, counts: Layout, plain: int, group_bytes: float | None = None) -> int:
     groups = counts.linear / group_size(counts.widths) if rule.group_bytes else 0
     quantized = counts.linear * rule.weight_bits / 8
-    scales = rule.channel_bytes * counts.channels + rule.group_bytes * groups
-    return round(quantized + scales) + 2 * (counts.embedding + counts.head + counts.other)
+    scales = rule.channel_bytes * counts.channels + (group_bytes or rule.group_bytes) * groups
+    return round(quantized + scales) + plain * (counts.embedding + counts.head + counts.other)

@@ -325,8 +325,11 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     shape = make(models.shape(str(source.folder)), "awq")
     assert recognise(shape.folder) == "w4a16"
     said, real = (model.config["quantization_config"] for model in (shape, awq))
-    kept = ("config_groups", "ignore", "format", "quant_method", "quantization_status")
+    kept = ("ignore", "format", "quant_method", "quantization_status")
     assert {name: said[name] for name in kept} == {name: real[name] for name in kept}
+    numbers = ("num_bits", "type", "symmetric", "group_size", "strategy")
+    weights = [config["config_groups"]["group_0"]["weights"] for config in (said, real)]
+    assert [weights[0][name] for name in numbers] == [weights[1][name] for name in numbers]
     scales = checkpoints.awq_scales(source.folder, awq.folder, norm)
     assert scales.shape == (64,)
     assert (scales > 0).all()

@@ -27,8 +27,8 @@ def cpu(*isa: str) -> Machine:
         (gpu(12.0), "BF16 tensor cores", "bfloat16"),
         (cpu("amx_bf16", "avx512f"), "BF16 with AMX tiles", "bfloat16"),
         (cpu("avx512f", "avx2"), "BF16 with AVX-512", "bfloat16"),
-        (cpu("avx2"), "BF16 emulated", "bfloat16"),
-        (cpu(), "BF16 emulated", "bfloat16"),
+        (cpu("avx2"), "FP32, weights widened once", "float32"),
+        (cpu(), "FP32, weights widened once", "float32"),
     ],
 )
 def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
@@ -77,6 +77,23 @@ def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
     assert predict("fp8", folder) == counts.linear + 4 * counts.channels + rest
     assert predict("awq", folder) == counts.linear // 2 + counts.linear // 64 * 5 // 2 + rest
     assert predict("awq", folder) == predict("rounded", folder) < predict("int8", folder)
+
+
+def test_bytes_held_are_those_of_the_file_with_what_the_machine_adds():
+    folder, avx512, avx2 = models.prepare(), cpu("avx2", "avx512f"), cpu("avx2")
+    counts, held = schemes.layout(folder), schemes.held_weights_bytes
+    for name in ("baseline", "awq", "int8", "fp8"):
+        added = held(name, folder, avx512) - schemes.predicted_weights_bytes(name, folder)
+        assert added == 2 * 2 * counts.embedding
+    assert held("fp8", folder, avx2) == schemes.predicted_weights_bytes("fp8", folder)
+    assert held("baseline", folder, gpu(8.9)) == schemes.predicted_weights_bytes("baseline", folder)
+    assert (
+        held("baseline", folder, avx2)
+        == held("awq", folder, avx2)
+        == 4 * (counts.total + 2 * counts.embedding)
+    )
+    # Machete's zero points: two bytes a group where the file has half a one.
+    assert held("awq", folder, gpu(9.0)) - held("awq", folder, gpu(8.0)) == 1.5 * counts.linear / 64
 
 
 @pytest.mark.parametrize(("widths", "size"), [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32)])
