@@ -99,7 +99,6 @@ def collect(
     Raises:
         QualityError: the windows do not fit, or the reference is another model's or text's.
     """
-    engine.model.check_words()
     begun = time.perf_counter()
     if reference:
         ids, window = reference.check(engine).ids, reference.window
@@ -283,6 +282,7 @@ def compare(
     top_k: tuple[int, ...] = (),
 ) -> Quality:
     """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
+    engine.model.check_words()
     seen = collect(engine, reference=reference, beside=beside, windows=windows, top_k=top_k)
     count = len(seen.nll)
     loss, base = seen.nll.mean(), np.mean(reference.nll[:count])
