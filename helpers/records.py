@@ -16,6 +16,7 @@ from pathlib import Path
 
 from helpers import schemes
 from helpers.engine import Engine
+from helpers.hardware import Machine
 from helpers.measure import Memory, Perplexity, Speed
 from helpers.quality import Quality, Recovery
 
@@ -178,10 +179,73 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
     return good, bad
 
 
+# What two records must share to stand in one table or figure: prompts of another length are another load.
+ORIGIN = ("model", "device", "vllm", "prompt_tokens", "memory_bytes", "recorded")
+
+
+def origin(row: dict) -> tuple:
+    """What a record is of: model, device, vLLM's version, prompt length, memory, where it was recorded."""
+    return tuple(row.get(name) for name in ORIGIN)
+
+
 def latest(found: list[dict]) -> list[dict]:
-    """Keep the newest record of what was measured in the same way, in the order first seen."""
+    """Keep the newest record of each scheme and batch size of an origin, in the order first seen."""
     newest: dict[tuple, dict] = {}
-    names = ("scheme", "model", "weights", "device", "vllm", "batch", "prompt_tokens")
     for row in found:
-        newest[tuple(row.get(name) for name in names)] = row
+        newest[(*origin(row), row["scheme"], row["batch"])] = row
     return list(newest.values())
+
+
+REFERENCE = Path(__file__).resolve().parent.parent / "notebooks" / "reference"
+
+
+def reference(name: str = "records.jsonl", folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return what was recorded on other machines, and a sentence for each line that cannot be used.
+
+    They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. A row with
+    ``cited`` was not measured by these lessons: it says there where its figures were read.
+    """
+    good, bad = [], []
+    for path in sorted(folder.glob(f"*/{name}")):
+        found, problems = read(path)
+        good += [{**row, "recorded": path.parent.name} for row in found]
+        bad += [f"{path.parent.name}/{problem}" for problem in problems]
+    return latest(good), bad
+
+
+def of(found: list[dict], model: str, machine: Machine) -> tuple[list[dict], list[str]]:
+    """Return the newest records of one model on one machine, and what was left out of the same file.
+
+    A CPU with other instruction sets is another machine, whatever it is called. Where several versions of
+    vLLM were measured, those of the newest record count.
+    """
+    isa = sorted(machine.isa)
+    mine = [row for row in found if (row["model"], row["device"]) == (model, machine.label)]
+    mine = [row for row in mine if row.get("isa", isa) == isa]
+    version = mine[-1]["vllm"] if mine else None
+    kept, others = [], {}
+    for row in found:
+        if row in mine and row["vllm"] == version:
+            kept.append(row)
+            continue
+        what = f"{row['model']} on {row['device']}"
+        if row in mine:
+            what += f" with vLLM {row['vllm']}"
+        elif (row["model"], row["device"]) == (model, machine.label):
+            what += " with other instruction sets"
+        others[what] = others.get(what, 0) + 1
+    return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
+
+
+def by_origin(found: list[dict]) -> dict[str, list[dict]]:
+    """Records by what they are of, named for readers: "Phi-2 on NVIDIA L4"."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in found:
+        groups.setdefault(origin(row), []).append(row)
+    named: dict[str, list[dict]] = {}
+    for (model, device, version, prompt, _, recorded), rows in groups.items():
+        title = f"{model} on {device}" + (f", {prompt} tokens in" if prompt else "")
+        for more in (f", vLLM {version}", f", recorded in {recorded}", f", {len(named)}"):
+            title += more if title in named else ""
+        named[title] = rows
+    return named

@@ -28,7 +28,9 @@ class Way:
     ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
     scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
     scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
-    zero point keeps of them, if that is not what the file has.
+    zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
+    multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
+    widened first.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Way:
     args: dict = field(default_factory=dict)
     expanded: bool = False
     group_bytes: float | None = None
+    arithmetic_bits: int = 16
 
     @property
     def plain_bytes(self) -> int:
@@ -52,7 +55,8 @@ class Scheme:
     ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
     ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
     weights (a scale, and half a byte of zero point). ``recipe`` names the checkpoint that
-    ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads.
+    ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what
+    one key or value takes in its KV cache.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Scheme:
     channel_bytes: float = 0.0
     group_bytes: float = 0.0
     recipe: str | None = None
+    kv_bytes: int = 2
 
     def way(self, machine: Machine) -> Way:
         """Return how this machine runs the scheme.
@@ -137,6 +142,7 @@ FP8 = Scheme(
             "From SM 8.9 on the GPU multiplies FP8 by FP8.",
             _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_tensor"},
+            arithmetic_bits=8,
         ),
         Way(
             "FP8 weights, 16-bit arithmetic",
@@ -168,7 +174,7 @@ FP8_FILE = Scheme(
     weight_bits=8,
     channel_bytes=2,
     recipe="fp8",
-    ways=tuple(Way(w.name, w.when, w.why, w.source, {"dtype": w.args["dtype"]}) for w in FP8.ways),
+    ways=tuple(replace(way, args={"dtype": way.args["dtype"]}) for way in FP8.ways),
 )
 
 _W4 = (
@@ -221,6 +227,7 @@ INT8 = Scheme(
             "The GPU multiplies INT8 natively.",
             _INT8,
             {"dtype": "auto"},
+            arithmetic_bits=8,
         ),
         *(
             Way(
@@ -229,6 +236,7 @@ INT8 = Scheme(
                 "Every x86 CPU multiplies INT8 integers in its vector units.",
                 _INT8,
                 args,
+                arithmetic_bits=8,
             )
             for when, args in ((_cpu(*BF16_ISA), _BF16), (_cpu(), _FP32))
         ),
@@ -241,6 +249,7 @@ FP8_KV = Scheme(
     name="fp8_kv",
     title="16-bit weights, FP8 KV cache",
     weight_bits=16,
+    kv_bytes=1,
     ways=(
         *(
             Way(
@@ -273,6 +282,12 @@ def scheme(name: str) -> Scheme:
         return SCHEMES[name]
     except KeyError:
         raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
+
+
+def expanded(row: dict) -> bool:
+    """Whether a record's weights ran written out in 16 bits: only its answers are the scheme's, no speed."""
+    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
+    return any(way.expanded and way.name == row.get("way") for way in ways)
 
 
 def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:

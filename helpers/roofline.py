@@ -1,0 +1,159 @@
+"""The roofline: what a decoding step moves and computes, and which of the two sets its speed.
+
+A step reads all weights once, whatever the batch, and reads each request's keys and values; it computes
+two operations a weight and request. The memory's bandwidth limits the first, the arithmetic units the
+second. A step cannot be faster than the slower of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from helpers import hardware, models, schemes, sizing
+from helpers.hardware import Machine
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step of a model under a scheme.
+
+    ``weights`` are the bytes read once a step: all but the embedding table, of which a token reads one
+    row (a table that is the head as well is read whole). ``operations`` are done once a token, ``token``
+    are the KV cache's bytes for one token of context.
+    """
+
+    weights: int
+    operations: int
+    token: int
+
+    def bytes(self, batch: int, context: int = 0) -> int:
+        """Bytes that a step moves for ``batch`` requests with ``context`` tokens each in the cache."""
+        return self.weights + batch * context * self.token
+
+    def intensity(self, batch: int, context: int = 0) -> float:
+        """Arithmetic intensity: operations for each byte moved."""
+        return batch * self.operations / self.bytes(batch, context)
+
+    def seconds(self, batch: int, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
+        """The least time of a step on hardware of this bandwidth (bytes/s) and rate (operations/s)."""
+        return max(self.bytes(batch, context) / bandwidth, batch * self.operations / rate)
+
+    def bound(self, batch: int, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
+        """The most output tokens per second that hardware allows."""
+        return batch / self.seconds(batch, bandwidth, rate, context)
+
+    def crossover(self, bandwidth: float, rate: float, context: int = 0) -> float:
+        """The batch at which arithmetic takes as long as reading; inf where reading stays ahead for ever.
+
+        With ``context`` each request brings bytes of its own, and the batch at which they meet grows.
+        """
+        each = self.operations / rate - context * self.token / bandwidth
+        return self.weights / bandwidth / each if each > 0 else math.inf
+
+
+def step(model: models.Model, scheme: str) -> Step:
+    """Work out a step from a model's config alone.
+
+    Raises:
+        SizingError, SchemeError: the config or the scheme does not allow it.
+    """
+    counts = schemes.layout(model.folder)
+    idle = counts.embedding if counts.head else 0  # not tied: the table is looked up, not multiplied
+    return Step(
+        weights=schemes.predicted_weights_bytes(scheme, model.folder) - 2 * idle,
+        operations=2 * (counts.total - idle),
+        token=sizing.kv_token_bytes(sizing.config_of(model), schemes.scheme(scheme).kv_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine as the roofline sees it: bytes/s, and operations/s by the bits of what is multiplied."""
+
+    name: str
+    bandwidth: float
+    rates: dict[int, float]
+    source: str
+
+    def ridge(self, bits: int = 16) -> float:
+        """Operations that arithmetic does while memory moves one byte: where the two lines meet."""
+        return self.rates[bits] / self.bandwidth
+
+
+def of_card(card: sizing.Card) -> Hardware:
+    """A GPU by its data sheet."""
+    return Hardware(card.name, card.bandwidth, {16: card.rate16, 8: card.rate8}, card.source)
+
+
+def of_rows(rows: list[dict]) -> Hardware:
+    """The GPU that records are of: its bandwidth as measured there, else the data sheet's; the sheet's rates.
+
+    Raises:
+        SizingError: there is no data sheet of it here.
+    """
+    sheet = of_card(sizing.card(rows[0]["device"]))
+    measured = next((row["copy_bandwidth"] for row in rows if row.get("copy_bandwidth")), None)
+    if not measured:
+        return sheet
+    return replace(sheet, bandwidth=measured, source="bandwidth measured there, rates from the data sheet")
+
+
+def here(machine: Machine, rows: list[dict], model: models.Model) -> Hardware:
+    """This machine: its bandwidth and its 16-bit arithmetic, measured now (about a second each).
+
+    A machine that others use as well may be slower now than when ``rows`` were measured. What an engine
+    reached is proof that the hardware can do it, so the better of the two counts.
+    """
+    bandwidth, rate = hardware.copy_bandwidth(), hardware.matmul_rate()
+    for row in rows:
+        if not schemes.expanded(row) and arithmetic_bits(row["scheme"], machine) == 16:
+            work, seconds = step(model, row["scheme"]), row["batch"] / row["output_tokens_per_s"]
+            bandwidth = max(bandwidth, work.weights / seconds)
+            rate = max(rate, row["batch"] * work.operations / seconds)
+    return Hardware(machine.label, bandwidth, {16: rate}, "measured here")
+
+
+# A step is called bound by what takes at least this share of its time.
+MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What sets a measured step's time: ``memory`` and ``compute`` are the shares the roofline explains.
+
+    ``name`` is the larger of the two where that is at least ``MOST``; else ``overhead``: launching
+    kernels, scheduling, and kernels far from what the hardware can do take most of the step.
+    """
+
+    name: str
+    memory: float
+    compute: float
+
+
+def regime(row: dict, work: Step, machine: Hardware, bits: int = 16) -> Regime:
+    """Compare a record's step with the least time its bytes and its operations need.
+
+    Where the rate for so many bits is not known, the 16-bit rate stands in: the share is then at most that.
+    """
+    measured = row["batch"] / row["output_tokens_per_s"]
+    context = row.get("prompt_tokens") or 0
+    memory = work.bytes(row["batch"], context) / machine.bandwidth / measured
+    rate = machine.rates.get(bits, machine.rates[16])
+    compute = row["batch"] * work.operations / rate / measured
+    larger, name = max((memory, "memory"), (compute, "compute"))
+    return Regime(name if larger >= MOST else "overhead", memory, compute)
+
+
+def arithmetic_bits(scheme: str, machine) -> int:
+    """Bits of the numbers that a scheme multiplies on a machine: 8 only where both sides are 8-bit."""
+    return schemes.scheme(scheme).way(machine).arithmetic_bits
+
+
+def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
+    """By batch size: a scheme's throughput as a multiple of the baseline's, of records of one origin."""
+    rates = {
+        (row["scheme"], row["batch"]): row["output_tokens_per_s"] for row in rows if not schemes.expanded(row)
+    }
+    batches = sorted(batch for name, batch in rates if name == scheme and ("baseline", batch) in rates)
+    return {batch: rates[scheme, batch] / rates["baseline", batch] for batch in batches}
