@@ -329,4 +329,30 @@ def table(found: dict[Claim, Finding]) -> show.Table:
     for claim, finding in found.items():
         cells = [finding.evidence, finding.verdict]
         rows.append([claim.said, claim.where, *(map(show.measured, cells) if finding.measured else cells)])
-    return show.Table(["the log says", "in its", "evidence", "verdict"], rows)
+    columns = ["the log says", "in its", "evidence", "verdict"]
+    return show.Table(columns, rows, texts=columns)
+
+
+def figures_of_the_log(row: dict) -> show.Table:
+    """Set the cited record's three figures beside Phi-2's config and an L4's data sheet, step by step."""
+    phi, card = models.shape("phi-2"), sizing.card("L4")
+    work, config = roofline.step(phi, "baseline"), sizing.config_of(phi)
+    found = sizing.reconcile([row], {row["model"]: phi})[0]
+    moved, rate = work.weights * row["output_tokens_per_s"], row["output_tokens_per_s"]
+    memory, share, size = row["memory_bytes"], row["utilization"], row["predicted_weights_bytes"]
+    layers, heads = config["num_hidden_layers"], config["num_key_value_heads"]
+    values = config["hidden_size"] // config["num_attention_heads"]
+    return show.facts(
+        {
+            "Weights by the config": f"{size / 1e9:.4f} GB = {size / GIB:.4f} GiB",
+            "Weights in the log": f"{row['weights_bytes'] / GIB:.4f} GB, which must be GiB",
+            "Read for a token (without the embedding table)": f"{work.weights / 1e9:.2f} GB",
+            "At the log's tokens/s": f"{rate} x {work.weights / 1e9:.2f} GB = {moved / 1e9:.0f} GB/s",
+            "Of an L4's bandwidth": f"{moved / card.bandwidth:.0%} of {card.bandwidth / 1e9:.0f} GB/s",
+            "KV cache, a token": f"2 x {layers} x {heads} x {values} x 2 = {found.token:,} bytes",
+            "KV cache in the log": f"{row['kv_cache_tokens']:,} tokens = {found.cache / GIB:.2f} GiB",
+            "Weights and KV cache": f"{(row['weights_bytes'] + found.cache) / GIB:.2f} GiB",
+            "vLLM's share": f"{share} x {memory / GIB:.2f} GiB = {share * memory / GIB:.2f} GiB",
+            "Left for context, activations, CUDA graphs": f"{found.rest / GIB:.2f} GiB",
+        }
+    )

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import schemes
@@ -155,10 +156,10 @@ def _ends_with_newline(file) -> bool:
         return raw.read(1) == b"\n"
 
 
-def read(path: str | Path) -> tuple[list[dict], list[str]]:
+def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], list[str]]:
     """Return the good records of a file, oldest first, and a sentence for each line that is not one.
 
-    A file that does not exist has no records.
+    A file that does not exist has no records. ``fields`` are those that a line must have.
     """
     path, good, bad = Path(path), [], []
     if not path.exists():
@@ -168,7 +169,7 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
             continue
         try:
             row = json.loads(line)
-            missing = [name for name in FIELDS if name not in row] if isinstance(row, dict) else FIELDS
+            missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
         except ValueError:
             bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
             continue
@@ -180,11 +181,11 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
 
 
 # What two records must share to stand in one table or figure: prompts of another length are another load.
-ORIGIN = ("model", "device", "vllm", "prompt_tokens", "memory_bytes", "recorded")
+ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
 
 
 def origin(row: dict) -> tuple:
-    """What a record is of: model, device, vLLM's version, prompt length, memory, where it was recorded."""
+    """What a record is of: model and weights, device, vLLM's version, prompt length, where recorded."""
     return tuple(row.get(name) for name in ORIGIN)
 
 
@@ -199,29 +200,42 @@ def latest(found: list[dict]) -> list[dict]:
 REFERENCE = Path(__file__).resolve().parent.parent / "notebooks" / "reference"
 
 
-def reference(name: str = "records.jsonl", folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     """Return what was recorded on other machines, and a sentence for each line that cannot be used.
 
     They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. A row with
     ``cited`` was not measured by these lessons: it says there where its figures were read.
     """
-    good, bad = [], []
-    for path in sorted(folder.glob(f"*/{name}")):
-        found, problems = read(path)
-        good += [{**row, "recorded": path.parent.name} for row in found]
-        bad += [f"{path.parent.name}/{problem}" for problem in problems]
+    good, bad = _recorded(folder, "records.jsonl", FIELDS)
     return latest(good), bad
 
 
-def of(found: list[dict], model: str, machine: Machine) -> tuple[list[dict], list[str]]:
+def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return the recorded KV caches of engines that were given no more memory than a smaller GPU has."""
+    names = ("model", "scheme", "device", "memory_bytes", "weights_bytes", "kv_cache_tokens")
+    return _recorded(folder, "envelope.jsonl", names)
+
+
+def _recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
+    good, bad = [], []
+    for path in sorted(folder.glob(f"*/{name}")):
+        found, problems = read(path, fields)
+        good += [{**row, "recorded": path.parent.name} for row in found]
+        bad += [f"{path.parent.name}/{problem}" for problem in problems]
+    return good, bad
+
+
+def of(
+    found: list[dict], model: str, machine: Machine, prompt_tokens: int = 16
+) -> tuple[list[dict], list[str]]:
     """Return the newest records of one model on one machine, and what was left out of the same file.
 
-    A CPU with other instruction sets is another machine, whatever it is called. Where several versions of
-    vLLM were measured, those of the newest record count.
+    A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
+    length are another load. Where several versions of vLLM were measured, the newest record's counts.
     """
     isa = sorted(machine.isa)
     mine = [row for row in found if (row["model"], row["device"]) == (model, machine.label)]
-    mine = [row for row in mine if row.get("isa", isa) == isa]
+    mine = [row for row in mine if row.get("isa", isa) == isa and row.get("prompt_tokens") == prompt_tokens]
     version = mine[-1]["vllm"] if mine else None
     kept, others = [], {}
     for row in found:
@@ -232,7 +246,7 @@ def of(found: list[dict], model: str, machine: Machine) -> tuple[list[dict], lis
         if row in mine:
             what += f" with vLLM {row['vllm']}"
         elif (row["model"], row["device"]) == (model, machine.label):
-            what += " with other instruction sets"
+            what += f" with {row.get('prompt_tokens')} tokens in or other instruction sets"
         others[what] = others.get(what, 0) + 1
     return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
 
@@ -243,7 +257,8 @@ def by_origin(found: list[dict]) -> dict[str, list[dict]]:
     for row in found:
         groups.setdefault(origin(row), []).append(row)
     named: dict[str, list[dict]] = {}
-    for (model, device, version, prompt, _, recorded), rows in groups.items():
+    for rows in groups.values():
+        model, _, device, _, version, prompt, recorded = origin(rows[0])
         title = f"{model} on {device}" + (f", {prompt} tokens in" if prompt else "")
         for more in (f", vLLM {version}", f", recorded in {recorded}", f", {len(named)}"):
             title += more if title in named else ""

@@ -56,7 +56,8 @@ class Scheme:
     ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
     weights (a scale, and half a byte of zero point). ``recipe`` names the checkpoint that
     ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what
-    one key or value takes in its KV cache.
+    one key or value takes in its KV cache. The last three are the guide's words: when to take it, what
+    overrules that, and the notebook that measures it.
     """
 
     name: str
@@ -67,6 +68,9 @@ class Scheme:
     group_bytes: float = 0.0
     recipe: str | None = None
     kv_bytes: int = 2
+    best_for: str = ""
+    unless: str = ""
+    lesson: str = ""
 
     def way(self, machine: Machine) -> Way:
         """Return how this machine runs the scheme.
@@ -97,6 +101,9 @@ BASELINE = Scheme(
     name="baseline",
     title="Baseline (16-bit)",
     weight_bits=16,
+    best_for="the yardstick; a model that fits with room to spare",
+    unless="the memory or the bandwidth is short",
+    lesson="01_baseline",
     ways=(
         Way("BF16 tensor cores", _cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
         Way(
@@ -134,6 +141,9 @@ FP8 = Scheme(
     name="fp8",
     title="FP8, quantized while loading",
     weight_bits=8,
+    best_for="many users at once, on hardware that multiplies FP8",
+    unless="the hardware only stores it: then it saves bytes, not time",
+    lesson="02_fp8",
     channel_bytes=4,
     ways=(
         Way(
@@ -211,13 +221,26 @@ _W4 = (
     ),
     Way("", lambda machine: False, "4-bit weights need SM 7.5 on a GPU.", _WNA16),
 )
-AWQ = Scheme("awq", "W4A16 (AWQ)", 4, _W4, group_bytes=2.5, recipe="awq")
+AWQ = Scheme(
+    name="awq",
+    title="W4A16 (AWQ)",
+    weight_bits=4,
+    ways=_W4,
+    group_bytes=2.5,
+    recipe="awq",
+    best_for="few users at once, and models that fit no other way",
+    unless="the batch is large, the model small, or the arithmetic scarce",
+    lesson="03_awq",
+)
 ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
 
 INT8 = Scheme(
     name="int8",
     title="INT8 W8A8",
     weight_bits=8,
+    best_for="many users at once, where there is no FP8 arithmetic: older GPUs, CPUs",
+    unless="your model's activations have outliers that smoothing does not tame",
+    lesson="02_fp8",
     channel_bytes=4,
     recipe="int8",
     ways=(
@@ -250,6 +273,9 @@ FP8_KV = Scheme(
     title="16-bit weights, FP8 KV cache",
     weight_bits=16,
     kv_bytes=1,
+    best_for="long contexts and many users: twice the tokens in the same memory",
+    unless="the answers suffer, as they can: it is not only the cache",
+    lesson="02_fp8",
     ways=(
         *(
             Way(

@@ -43,17 +43,30 @@ def _html(value: object) -> str:
 
 
 class Table:
-    """A small table as HTML and as text. Numbers are right-aligned; the first column names the row."""
+    """A small table as HTML and as text. The first column names the row, the others are right-aligned as
+    numbers are; ``texts`` names columns that hold sentences.
+    """
 
-    def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str = ""):
+    def __init__(
+        self,
+        columns: Iterable[str],
+        rows: Iterable[Iterable[object]],
+        caption: str = "",
+        texts: Iterable[str] = (),
+    ):
         self.columns = list(columns)
         self.rows = [list(row) for row in rows]
         self.caption = caption
+        self.texts = set(texts)
 
     def __repr__(self) -> str:
         lines = [self.columns, *self.rows]
         text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
         return f"{self.caption}\n{text}" if self.caption else text
+
+    def _cell(self, column: str, value: object) -> str:
+        side = "left" if column in self.texts else "right"
+        return f'<td style="text-align:{side}">{_html(value)}</td>'
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
@@ -61,7 +74,7 @@ class Table:
         body = "".join(
             "<tr>"
             + f'<th scope="row" style="text-align:left">{_html(row[0])}</th>'
-            + "".join(f'<td style="text-align:right">{_html(cell)}</td>' for cell in row[1:])
+            + "".join(self._cell(*pair) for pair in zip(self.columns[1:], row[1:], strict=True))
             + "</tr>"
             for row in self.rows
         )
@@ -136,7 +149,7 @@ def records(rows: list[dict]) -> Table:
 
 def one_origin(rows: list[dict]) -> str:
     """Refuse to set records of different machines, models or versions side by side unsaid."""
-    more = ("prompt_tokens", "recorded")
+    more = ("weights", "prompt_tokens", "recorded")
     origins = {(row["model"], row["device"], row["vllm"], *(row.get(n) or "" for n in more)) for row in rows}
     if len(origins) > 1:
         named = "; ".join(sorted(" on ".join(origin[:2]) for origin in origins))
@@ -272,7 +285,8 @@ def paths(found: Mapping[str, Mapping[str, str]], here: str | None) -> Table:
         [title, measured("this machine" if title == here else ""), *(ways[name] for name in names)]
         for title, ways in found.items()
     ]
-    return Table(["hardware", "", *(schemes.scheme(name).title for name in names)], rows)
+    titles = [schemes.scheme(name).title for name in names]
+    return Table(["hardware", "", *titles], rows, texts=["", *titles])
 
 
 def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
@@ -286,7 +300,7 @@ def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
         return f"fits: {need}" if budget.fits else f"no: {need}"
 
     rows = [[card, *(cell(budgets[name]) for name in names)] for card, budgets in found.items()]
-    return Table(["GPU", *names], rows)
+    return Table(["GPU", *names], rows, texts=names)
 
 
 def reconciled(found: Iterable) -> Table:
@@ -298,8 +312,10 @@ def reconciled(found: Iterable) -> Table:
     for one in found:
         row = one.row
         name = f"{row['model']} on {row['device']}"
+        if row.get("memory_bytes") and row.get("device_bytes"):
+            name += f", given {mib(row['memory_bytes'])}"
         cells = [
-            row["scheme"],
+            row["scheme"] + (" and FP8 KV cache" if row.get("kv_cache_dtype") == "fp8" else ""),
             f"{one.token:,}",
             f"{row['kv_cache_tokens']:,}",
             f"{one.cache / 2**30:.2f} GiB",
@@ -332,4 +348,23 @@ def advice(found) -> Table:
     for name in schemes.SCHEMES:
         why = found.why if name == found.scheme else found.against.get(name, "not measured here")
         rows.append([name, measured("deploy" if name == found.scheme else "-"), measured(why)])
-    return Table(["scheme", "", "because"], rows)
+    return Table(["scheme", "", "because"], rows, texts=["", "because"])
+
+
+def smaller(described: Mapping[str, object], names: Iterable[str]) -> Table:
+    """How many times smaller each model's weights get under each scheme, from its config: by title."""
+    names, size = list(names), schemes.predicted_weights_bytes
+    rows = []
+    for title, model in described.items():
+        base = size("baseline", model.folder)
+        rows.append(
+            [title, mib(base), *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
+        )
+    return Table(["model", "16-bit weights", *(schemes.scheme(name).title for name in names[1:])], rows)
+
+
+def best_for(names: Iterable[str]) -> Table:
+    """What each scheme is good for, and what would overrule that: ``Scheme.best_for`` and ``unless``."""
+    found = [schemes.scheme(name) for name in names]
+    columns = ["scheme", "best for", "unless", "measured in"]
+    return Table(columns, [[s.title, s.best_for, s.unless, s.lesson] for s in found], texts=columns)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from helpers import models, schemes
+from helpers import models, schemes, shapes
 from helpers.hardware import GIB, Machine
 
 
@@ -117,6 +116,12 @@ CARDS = {
     )
 }  # fmt: skip
 SIZES = ("T4", "L4", "A100 40GB", "A100 80GB", "H200")  # one card a memory size: 16, 24, 40, 80, 141 GB
+
+
+def label(name: str) -> str:
+    """A card's name with its memory, for tables."""
+    one = CARDS[name]
+    return name if f"{one.gigabytes}GB" in name else f"{name} {one.gigabytes}GB"
 
 
 def card(name: str) -> Card:
@@ -257,36 +262,25 @@ def reconcile(
 
     Args:
         known: models by the title that records call them; records of other models are passed over.
-        utilization: vLLM's share of the memory where the record does not name it.
+        utilization: vLLM's share of the memory where a record does not name it.
     """
     found: dict[tuple, Reconciled] = {}
     for row in rows:
         model = known.get(row["model"])
         if model is None or not row["kv_cache_tokens"] or row["scheme"] not in schemes.SCHEMES:
             continue
-        token = kv_token_bytes(config_of(model), schemes.scheme(row["scheme"]).kv_bytes)
-        cache = token * row["kv_cache_tokens"]
-        share = row.get("gpu_memory_utilization") or utilization
-        memory, weights = row.get("memory_bytes"), row["weights_bytes"]
+        narrow = row.get("kv_cache_dtype") == "fp8"  # beside a scheme that leaves the cache alone
+        token = kv_token_bytes(config_of(model), 1 if narrow else schemes.scheme(row["scheme"]).kv_bytes)
+        cache, weights = token * row["kv_cache_tokens"], row["weights_bytes"]
+        # On a CPU the cache's size is set, whatever the memory.
+        memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
+        share = row.get("utilization") or utilization
         rest = round(memory * share) - weights - cache if memory and weights else None
-        found[row["model"], row["device"], row["scheme"], memory] = Reconciled(row, token, cache, rest)
+        key = row["model"], row["device"], memory, row["scheme"], token
+        found[key] = Reconciled(row, token, cache, rest)
     return list(found.values())
 
 
 def known_models(*more: models.Model) -> dict[str, models.Model]:
     """The models whose configs are at hand, by title: the shapes that come with this, and ``more``."""
-    return {model.title: model for model in (*map(models.shape, models.SHAPES), *more)}
-
-
-def shape_or_folder(name: str) -> models.Model:
-    """Return a model whose *config* is enough: a shape by its name, else what ``models.resolve`` finds.
-
-    Raises:
-        ModelError: there is no such model; SizingError: a folder without a config.
-    """
-    if name in models.SHAPES:
-        return models.shape(name)
-    path = Path(name).expanduser()
-    if path.is_dir() and (path / "config.json").exists():  # weights are not asked for
-        return models.Model(name, path.resolve().name, path.resolve(), "local")
-    return models.resolve(name)
+    return {model.title: model for model in (*map(models.shape, shapes.CONFIGS), *more)}
