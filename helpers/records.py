@@ -233,21 +233,23 @@ def of(
     A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
     length are another load. Where several versions of vLLM were measured, the newest record's counts.
     """
-    isa = sorted(machine.isa)
-    mine = [row for row in found if (row["model"], row["device"]) == (model, machine.label)]
-    mine = [row for row in mine if row.get("isa", isa) == isa and row.get("prompt_tokens") == prompt_tokens]
-    version = mine[-1]["vllm"] if mine else None
-    kept, others = [], {}
+    isa, ours, others = sorted(machine.isa), [], {}
     for row in found:
-        if row in mine and row["vllm"] == version:
-            kept.append(row)
-            continue
         what = f"{row['model']} on {row['device']}"
-        if row in mine:
-            what += f" with vLLM {row['vllm']}"
-        elif (row["model"], row["device"]) == (model, machine.label):
-            what += f" with {row.get('prompt_tokens')} tokens in or other instruction sets"
+        if (row["model"], row["device"]) == (model, machine.label):
+            if row.get("isa", isa) != isa:
+                what += f" with other instruction sets ({', '.join(row['isa'])})"
+            elif row.get("prompt_tokens") != prompt_tokens:
+                what += f" with prompts of {row.get('prompt_tokens')} tokens"
+            else:
+                ours.append(row)
+                continue
         others[what] = others.get(what, 0) + 1
+    kept = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
+    for row in ours:
+        if row["vllm"] != ours[-1]["vllm"]:
+            what = f"{model} on {machine.label} with vLLM {row['vllm']}"
+            others[what] = others.get(what, 0) + 1
     return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
 
 

@@ -70,7 +70,11 @@ class Table:
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        left = ' style="text-align:left"'
+        head = "".join(
+            f'<th scope="col"{left if name in self.texts else ""}>{html.escape(name)}</th>'
+            for name in self.columns
+        )
         body = "".join(
             "<tr>"
             + f'<th scope="row" style="text-align:left">{_html(row[0])}</th>'

@@ -7,6 +7,7 @@ vLLM reported on the machines that records are of.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -125,11 +126,15 @@ def label(name: str) -> str:
 
 
 def card(name: str) -> Card:
-    """Return a card by its name, also as a driver spells it (``NVIDIA H200``)."""
-    short = name.removeprefix("NVIDIA ").strip()
-    for known in sorted(CARDS, key=len, reverse=True):
-        if short == known or short.startswith((f"{known} ", f"{known}-")):
-            return CARDS[known]
+    """Return a card by its name, also as a driver spells it (``NVIDIA A100-SXM4-80GB``).
+
+    Raises:
+        SizingError: there is no data sheet of it here.
+    """
+    words = set(re.split(r"[ -]", name))
+    for known in CARDS.values():
+        if set(known.name.split()) <= words:
+            return known
     raise SizingError(f"There is no data sheet of {name!r} here. There are: {', '.join(CARDS)}.")
 
 
