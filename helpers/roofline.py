@@ -86,17 +86,32 @@ def of_card(card: sizing.Card) -> Hardware:
     return Hardware(card.name, card.bandwidth, {16: card.rate16, 8: card.rate8}, card.source)
 
 
-def of_rows(rows: list[dict]) -> Hardware:
-    """The GPU that records are of: its bandwidth as measured there, else the data sheet's; the sheet's rates.
+def of_rows(rows: list[dict], model: models.Model) -> Hardware:
+    """The machine that records of one origin are of: its bandwidth as measured there, and its data sheet.
 
-    Raises:
-        SizingError: there is no data sheet of it here.
+    Without a data sheet its arithmetic, and without a measurement its bandwidth, are what its records
+    reached: the hardware does at least that.
     """
-    sheet = of_card(sizing.card(rows[0]["device"]))
     measured = next((row["copy_bandwidth"] for row in rows if row.get("copy_bandwidth")), None)
+    try:
+        sheet = of_card(sizing.card(rows[0]["device"]))
+    except sizing.SizingError:
+        bandwidth, rate = reached(rows, model)
+        return Hardware(rows[0]["device"], max(bandwidth, measured or 0), {16: rate}, "its records")
     if not measured:
         return sheet
     return replace(sheet, bandwidth=measured, source="bandwidth measured there, rates from the data sheet")
+
+
+def reached(rows: list[dict], model: models.Model) -> tuple[float, float]:
+    """The most bytes/s of weights that any record read, and the most 16-bit operations/s that any did."""
+    bandwidth = rate = 0.0
+    for row in rows:
+        if row["scheme"] in schemes.SCHEMES and not schemes.expanded(row) and recorded_bits(row) == 16:
+            work, seconds = step(model, row["scheme"]), row["batch"] / row["output_tokens_per_s"]
+            bandwidth = max(bandwidth, work.weights / seconds)
+            rate = max(rate, row["batch"] * work.operations / seconds)
+    return bandwidth, rate
 
 
 def here(machine: Machine, rows: list[dict], model: models.Model) -> Hardware:
@@ -105,12 +120,8 @@ def here(machine: Machine, rows: list[dict], model: models.Model) -> Hardware:
     A machine that others use as well may be slower now than when ``rows`` were measured. What an engine
     reached is proof that the hardware can do it, so the better of the two counts.
     """
-    bandwidth, rate = hardware.copy_bandwidth(), hardware.matmul_rate()
-    for row in rows:
-        if not schemes.expanded(row) and arithmetic_bits(row["scheme"], machine) == 16:
-            work, seconds = step(model, row["scheme"]), row["batch"] / row["output_tokens_per_s"]
-            bandwidth = max(bandwidth, work.weights / seconds)
-            rate = max(rate, row["batch"] * work.operations / seconds)
+    bandwidth, rate = reached(rows, model)
+    bandwidth, rate = max(bandwidth, hardware.copy_bandwidth()), max(rate, hardware.matmul_rate())
     return Hardware(machine.label, bandwidth, {16: rate}, "measured here")
 
 
@@ -145,9 +156,28 @@ def regime(row: dict, work: Step, machine: Hardware, bits: int = 16) -> Regime:
     return Regime(name if larger >= MOST else "overhead", memory, compute)
 
 
-def arithmetic_bits(scheme: str, machine) -> int:
+def arithmetic_bits(scheme: str, machine: Machine) -> int:
     """Bits of the numbers that a scheme multiplies on a machine: 8 only where both sides are 8-bit."""
     return schemes.scheme(scheme).way(machine).arithmetic_bits
+
+
+def recorded_bits(row: dict) -> int:
+    """The same of a record, by the way of running that it names."""
+    way = schemes.recorded(row)
+    return way.arithmetic_bits if way else 16
+
+
+def crossings(rows: list[dict], model: models.Model, machine: Hardware) -> dict[str, float]:
+    """By scheme of one origin's records: the batch at which its arithmetic takes as long as its reading.
+
+    A scheme is left out where it ran in 16 bits, or where the rate of its arithmetic is not known.
+    """
+    found = {}
+    for row in rows:
+        rate = machine.rates.get(recorded_bits(row))
+        if rate and row["scheme"] in schemes.SCHEMES and not schemes.expanded(row):
+            found[row["scheme"]] = step(model, row["scheme"]).crossover(machine.bandwidth, rate)
+    return found
 
 
 def ratios(rows: list[dict], scheme: str) -> dict[int, float]:

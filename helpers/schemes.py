@@ -310,10 +310,16 @@ def scheme(name: str) -> Scheme:
         raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
 
 
+def recorded(row: dict) -> Way | None:
+    """The way of running that a record names; None where it names none that is known here."""
+    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
+    return next((way for way in ways if way.name and way.name == row.get("way")), None)
+
+
 def expanded(row: dict) -> bool:
     """Whether a record's weights ran written out in 16 bits: only its answers are the scheme's, no speed."""
-    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
-    return any(way.expanded and way.name == row.get("way") for way in ways)
+    way = recorded(row)
+    return bool(way and way.expanded)
 
 
 def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:

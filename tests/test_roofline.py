@@ -79,6 +79,16 @@ def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch
     assert max(share.compute for share in shares) <= 1.0001
 
 
+def test_a_records_crossing_is_that_of_the_way_it_ran():
+    machine = roofline.Hardware("m", 100, {16: 1000}, "test")
+    rows = [a_row("awq", 1, 1.0, 1, 1, way=way.name) for way in schemes.AWQ.ways[1:3]]
+    assert set(roofline.crossings(rows[:1], PHI, machine)) == {"awq"}
+    assert roofline.crossings(rows[1:], PHI, machine) == {}  # written out in 16 bits
+    row = a_row("fp8", 1, 1.0, 1, 1, way="FP8 tensor cores")
+    assert roofline.recorded_bits(row) == 8
+    assert roofline.crossings([row], PHI, machine) == {}  # no rate for 8 bits is known
+
+
 def test_this_machine_multiplies_something():
     if hardware.detect().kind == "cpu":
         assert hardware.matmul_rate(0.05) > 1e6
@@ -86,8 +96,14 @@ def test_this_machine_multiplies_something():
 
 def test_recorded_hardware_is_measured_bandwidth_and_a_data_sheets_rates():
     rows = [a_row("baseline", 1, 1.0, 1, 1, device="NVIDIA H200", copy_bandwidth=4.1e12)]
-    found = roofline.of_rows(rows)
+    found = roofline.of_rows(rows, PHI)
     assert found.bandwidth == 4.1e12
     assert found.rates == {16: 989e12, 8: 1979e12}
-    with pytest.raises(sizing.SizingError, match="no data sheet"):
-        roofline.of_rows([a_row("baseline", 1, 1.0, 1, 1, device="a CPU")])
+
+
+def test_a_machine_without_a_data_sheet_is_what_its_records_reached():
+    rows = [a_row("baseline", 1, 2.0, 1, 1, device="another GPU")]
+    found, step = roofline.of_rows(rows, PHI), roofline.step(PHI, "baseline")
+    assert found.bandwidth == 2.0 * step.weights
+    assert found.rates == {16: 2.0 * step.operations}
+    assert roofline.of_rows([rows[0] | {"copy_bandwidth": 1e15}], PHI).bandwidth == 1e15
