@@ -406,7 +406,7 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
         return Note("No scheme was measured beside a baseline on any machine: there are no gains to draw.")
     columns = min(3, len(found))
     height = -(-len(found) // columns)
-    figure, grid = _plots(columns, (max(5.5, 3.4 * columns), 3.4 * height), height)
+    figure, grid = _plots(columns, (max(7, 3.4 * columns), 3.6 * height), height)
     for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
         axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
         for name, ratios in by.items():
@@ -432,7 +432,7 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
     }
     mark = grid.flat[0].plot([], [], "|", color="black", markersize=12, mew=2)[0]
     handles["reading and arithmetic take as long"] = mark
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
     words = "; ".join(
         f"{title}: {', '.join(f'{n} {r[min(r)]:.2f} to {r[max(r)]:.2f}' for n, r in by.items())}"
         for title, by in found.items()

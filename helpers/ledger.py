@@ -152,7 +152,7 @@ def _prequantized(seen: Evidence) -> Finding:
     made = [row for row in seen.rows if row["scheme"] == "awq"]
     if not made:
         return Finding("No AWQ checkpoint was tried here yet: run 03_awq", OPEN, measured=True)
-    return Finding("03_awq made one from the 16-bit model, without a hub, and vLLM served it", FALSE, True)
+    return Finding("One was made here from the 16-bit model, without a hub, and vLLM ran it", FALSE, True)
 
 
 def _weights(seen: Evidence) -> Finding:
