@@ -135,7 +135,7 @@ SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller 
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (not written out in 16 bits), and keeps at least ``least_recovery`` of the
+    1. It runs as itself here (its weights are not written out), and keeps at least ``least_recovery`` of the
        baseline's accuracy on the task.
     2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
     3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
@@ -166,7 +166,7 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
         for name, row in candidates.items()
         if row["output_tokens_per_s"] >= (1 - SAME_SPEED) * fastest
     }
-    chosen = min(level, key=lambda name: (level[name]["predicted_weights_bytes"], name != "baseline"))
+    chosen = min(level, key=lambda name: (schemes.held(level[name]), name != "baseline"))
     for name, row in candidates.items():
         if name != chosen:
             ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
@@ -180,7 +180,7 @@ def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: i
     if chosen == "baseline":
         return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
     speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
-    smaller = base["predicted_weights_bytes"] / row["predicted_weights_bytes"]
+    smaller = schemes.held(base) / schemes.held(row)
     others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
     return (
         f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "

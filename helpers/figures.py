@@ -189,7 +189,7 @@ def compared(rows: list[dict]) -> Figure:
     ]
     bars = left.bar(names, weights, color=[look(name)["color"] for name in names])
     left.bar_label(bars, fmt="{:,.0f}")
-    predicted = {row["scheme"]: row["predicted_weights_bytes"] / 2**20 for row in rows}
+    predicted = {row["scheme"]: schemes.held(row) / 2**20 for row in rows}
     marks = [predicted[name] for name in names]
     left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
     left.legend(loc="lower right")
@@ -300,12 +300,12 @@ def memory(rows: list[dict], token_bytes: Mapping[str, int]) -> Figure | Note:
             axes.barh(place, size / 2**20, left=left, label=None if place else part, **style)
             left += size / 2**20
         axes.text(0, place, f" {sizes['weights'] / 2**20:,.0f}", va="center", color="white", weight="bold")
-        predicted = row["predicted_weights_bytes"] / 2**20
+        predicted = schemes.held(row) / 2**20
         label = None if place else "weights, predicted"
         axes.plot(predicted, place, "|", color="black", markersize=20, markeredgewidth=2, label=label)
         words.append(f"{name}: {', '.join(f'{part} {mib(size)}' for part, size in sizes.items())}")
     axes.set(xlabel="MiB, as the operating system or the driver counts", ylim=(len(by_scheme) - 0.5, -0.5))
-    labels = [f"{name}\nin 16 bits" if schemes.expanded(row) else name for name, row in by_scheme.items()]
+    labels = [f"{name}\nwritten out" if schemes.expanded(row) else name for name, row in by_scheme.items()]
     axes.set_yticks(range(len(by_scheme)), labels)
     figure.legend(loc="outside lower center", ncols=4)
     alt = (

@@ -216,11 +216,10 @@ def _cpu_copy_bandwidth(seconds: float) -> float:
     return best
 
 
-def matmul_rate(seconds: float = 0.5) -> float:
-    """Measured arithmetic in operations/s: BF16 matrices multiplied, two operations a multiplication.
+def matmul_rate(seconds: float = 0.5, dtype: str = "bfloat16") -> float:
+    """Measured arithmetic in operations/s: matrices of a type multiplied, two operations a multiplication.
 
-    On a GPU in a process of its own, as ``copy_bandwidth``. A machine without BF16 units says so here: it
-    is slow.
+    On a GPU in 16 bits, and in a process of its own, as ``copy_bandwidth``.
     """
     if detect().kind == "cuda":
         done = subprocess.run([sys.executable, "-c", _GPU_MATMUL], capture_output=True, text=True, check=True)
@@ -228,7 +227,7 @@ def matmul_rate(seconds: float = 0.5) -> float:
     import torch
 
     size = 512
-    left = torch.ones(size, size, dtype=torch.bfloat16)
+    left = torch.ones(size, size, dtype=getattr(torch, dtype))
     best, stop = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < stop or not best:
         begin = time.perf_counter()

@@ -52,16 +52,20 @@ class Step:
         return self.weights / bandwidth / each if each > 0 else math.inf
 
 
-def step(model: models.Model, scheme: str) -> Step:
-    """Work out a step from a model's config alone.
+def step(model: models.Model, scheme: str, machine: Machine | None = None) -> Step:
+    """Work out a step from a model's config: with its bytes as stored, or as a machine keeps them.
 
     Raises:
-        SizingError, SchemeError: the config or the scheme does not allow it.
+        SizingError, SchemeError: the config, the scheme or the machine does not allow it.
     """
     counts = schemes.layout(model.folder)
     idle = counts.embedding if counts.head else 0  # not tied: the table is looked up, not multiplied
+    size, plain = schemes.predicted_weights_bytes(scheme, model.folder), 2
+    if machine:
+        plain = schemes.scheme(scheme).way(machine).plain_bytes
+        size = schemes.single_weights_bytes(scheme, model.folder, machine)
     return Step(
-        weights=schemes.predicted_weights_bytes(scheme, model.folder) - 2 * idle,
+        weights=size - plain * idle,
         operations=2 * (counts.total - idle),
         token=sizing.kv_token_bytes(sizing.config_of(model), schemes.scheme(scheme).kv_bytes),
     )
@@ -69,12 +73,17 @@ def step(model: models.Model, scheme: str) -> Step:
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine as the roofline sees it: bytes/s, and operations/s by the bits of what is multiplied."""
+    """A machine as the roofline sees it: bytes/s, and operations/s by the bits of what is multiplied.
+
+    ``rates[16]`` is the baseline's arithmetic, which is 32-bit on a CPU without BF16 kernels. ``machine``
+    is the machine as the schemes see it, where that is known.
+    """
 
     name: str
     bandwidth: float
     rates: dict[int, float]
     source: str
+    machine: Machine | None = None
 
     def ridge(self, bits: int = 16) -> float:
         """Operations that arithmetic does while memory moves one byte: where the two lines meet."""
@@ -83,7 +92,7 @@ class Hardware:
 
 def of_card(card: sizing.Card) -> Hardware:
     """A GPU by its data sheet."""
-    return Hardware(card.name, card.bandwidth, {16: card.rate16, 8: card.rate8}, card.source)
+    return Hardware(card.name, card.bandwidth, {16: card.rate16, 8: card.rate8}, card.source, card.machine)
 
 
 def of_rows(rows: list[dict], model: models.Model) -> Hardware:
@@ -103,26 +112,38 @@ def of_rows(rows: list[dict], model: models.Model) -> Hardware:
     return replace(sheet, bandwidth=measured, source="bandwidth measured there, rates from the data sheet")
 
 
-def reached(rows: list[dict], model: models.Model) -> tuple[float, float]:
-    """The most bytes/s of weights that any record read, and the most 16-bit operations/s that any did."""
+def reached(rows: list[dict], model: models.Model, machine: Machine | None = None) -> tuple[float, float]:
+    """The most bytes/s of weights that any record read, and the most operations/s that any did.
+
+    Only records of the baseline's arithmetic count: in 8 bits the same hardware does more.
+    """
     bandwidth = rate = 0.0
     for row in rows:
         if row["scheme"] in schemes.SCHEMES and not schemes.expanded(row) and recorded_bits(row) == 16:
-            work, seconds = step(model, row["scheme"]), row["batch"] / row["output_tokens_per_s"]
+            work, seconds = recorded_step(row, model, machine), row["batch"] / row["output_tokens_per_s"]
             bandwidth = max(bandwidth, work.weights / seconds)
             rate = max(rate, row["batch"] * work.operations / seconds)
     return bandwidth, rate
 
 
+def recorded_step(row: dict, model: models.Model, machine: Machine | None) -> Step:
+    """A record's step; as stored where the machine is unknown or would not run the scheme today."""
+    try:
+        return step(model, row["scheme"], machine)
+    except schemes.SchemeError:
+        return step(model, row["scheme"])
+
+
 def here(machine: Machine, rows: list[dict], model: models.Model) -> Hardware:
-    """This machine: its bandwidth and its 16-bit arithmetic, measured now (about a second each).
+    """This machine: its bandwidth and the baseline's arithmetic, measured now (about a second each).
 
     A machine that others use as well may be slower now than when ``rows`` were measured. What an engine
     reached is proof that the hardware can do it, so the better of the two counts.
     """
-    bandwidth, rate = reached(rows, model)
-    bandwidth, rate = max(bandwidth, hardware.copy_bandwidth()), max(rate, hardware.matmul_rate())
-    return Hardware(machine.label, bandwidth, {16: rate}, "measured here")
+    bandwidth, rate = reached(rows, model, machine)
+    dtype = schemes.BASELINE.way(machine).args["dtype"]
+    bandwidth, rate = max(bandwidth, hardware.copy_bandwidth()), max(rate, hardware.matmul_rate(dtype=dtype))
+    return Hardware(machine.label, bandwidth, {16: rate}, "measured here", machine)
 
 
 # A step is called bound by what takes at least this share of its time.
@@ -142,11 +163,12 @@ class Regime:
     compute: float
 
 
-def regime(row: dict, work: Step, machine: Hardware, bits: int = 16) -> Regime:
+def regime(row: dict, model: models.Model, machine: Hardware) -> Regime:
     """Compare a record's step with the least time its bytes and its operations need.
 
-    Where the rate for so many bits is not known, the 16-bit rate stands in: the share is then at most that.
+    Where the rate of its arithmetic is not known, the baseline's stands in: the share is then at most that.
     """
+    work, bits = recorded_step(row, model, machine.machine), recorded_bits(row)
     measured = row["batch"] / row["output_tokens_per_s"]
     context = row.get("prompt_tokens") or 0
     memory = work.bytes(row["batch"], context) / machine.bandwidth / measured
@@ -176,7 +198,8 @@ def crossings(rows: list[dict], model: models.Model, machine: Hardware) -> dict[
     for row in rows:
         rate = machine.rates.get(recorded_bits(row))
         if rate and row["scheme"] in schemes.SCHEMES and not schemes.expanded(row):
-            found[row["scheme"]] = step(model, row["scheme"]).crossover(machine.bandwidth, rate)
+            work = recorded_step(row, model, machine.machine)
+            found[row["scheme"]] = work.crossover(machine.bandwidth, rate)
     return found
 
 

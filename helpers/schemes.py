@@ -317,7 +317,7 @@ def recorded(row: dict) -> Way | None:
 
 
 def expanded(row: dict) -> bool:
-    """Whether a record's weights ran written out in 16 bits: only its answers are the scheme's, no speed."""
+    """Whether a record's weights ran written out: its answers are the scheme's, bytes and speed are not."""
     way = recorded(row)
     return bool(way and way.expanded)
 
@@ -433,12 +433,27 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     Raises:
         SchemeError: the machine does not run the scheme.
     """
+    counts, way = layout(folder), scheme(scheme_name).way(machine)
+    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    return single_weights_bytes(scheme_name, folder, machine) + way.plain_bytes * twice
+
+
+def single_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
+    """The same, each weight counted once: what may have to be read for a token.
+
+    Raises:
+        SchemeError: the machine does not run the scheme.
+    """
     rule, counts = scheme(scheme_name), layout(folder)
     way = rule.way(machine)
-    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
     if way.expanded or rule.weight_bits == 16:
-        return way.plain_bytes * (counts.total + twice)
-    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes) + way.plain_bytes * twice
+        return way.plain_bytes * counts.total
+    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes)
+
+
+def held(row: dict) -> int:
+    """The bytes a record's weights should take where it was measured; of the file, where it says no more."""
+    return row.get("held_weights_bytes") or row["predicted_weights_bytes"]
 
 
 def _repacks(machine: Machine, way: Way) -> bool:

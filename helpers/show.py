@@ -256,11 +256,11 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
     if not found or not base:
         return [measured("not measured here")] * (5 + len(batches))
     one, zero = next(iter(found.values())), next(iter(base.values()))
-    cells = [mib(zero["predicted_weights_bytes"] - one["predicted_weights_bytes"])]
+    cells = [mib(schemes.held(zero) - schemes.held(one))]
     known = zero["weights_bytes"] and one["weights_bytes"]
     cells.append(mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured")
     if schemes.expanded(one):  # no kernel reads its format here
-        cells[-1] = "none: in 16 bits here"
+        cells[-1] = "none: written out here"
     cells += [
         "-" if schemes.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches
     ]

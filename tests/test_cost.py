@@ -2,10 +2,11 @@
 
 import pytest
 
-from helpers import cost, models, roofline, sizing
+from helpers import cost, models, roofline, schemes, sizing
 from tests.test_show import a_row
 
 LOAD = {"context": 2048, "concurrency": 8, "utilization": 0.5, "rest": 2**30}
+WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
 PRICES = {"L4": 10.80, "A100 80GB": 26.40}
 
 
@@ -90,7 +91,7 @@ def test_the_baseline_is_recommended_where_nothing_beats_it():
 
 def test_what_ran_in_16_bits_or_was_not_asked_is_not_recommended():
     rows = rows_of(awq=(500.0, 70, 0.99), fp8=(500.0, 110, None))
-    rows[1]["way"] = "W4A16 emulated: weights written out in BF16"
+    rows[1]["way"] = WRITTEN_OUT
     found = advise(rows)
     assert found.scheme == "baseline"
     assert "no kernel" in found.against["awq"]

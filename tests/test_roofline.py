@@ -57,33 +57,44 @@ def test_fp8_on_an_a100_is_multiplied_in_16_bits():
     assert roofline.arithmetic_bits("int8", sizing.card("A100 80GB").machine) == 8
 
 
-@pytest.mark.parametrize(("rate", "name"), [(0.09, "memory"), (0.01, "overhead"), (45.0, "compute")])
-def test_a_step_is_bound_by_what_explains_half_of_it(rate, name):
-    step = roofline.Step(weights=1000, operations=20, token=0)
-    machine = roofline.Hardware("m", 100, {16: 1000}, "test")
-    row = {"batch": 1000 if name == "compute" else 1, "output_tokens_per_s": rate}
-    assert roofline.regime(row, step, machine).name == name
+@pytest.mark.parametrize(
+    ("share", "batch", "name"), [(0.9, 1, "memory"), (0.1, 1, "overhead"), (0.9, 4000, "compute")]
+)
+def test_a_step_is_bound_by_what_explains_half_of_it(share, batch, name):
+    machine, work = roofline.of_card(sizing.card("L4")), roofline.step(PHI, "baseline")
+    rate = share * work.bound(batch, machine.bandwidth, machine.rates[16])
+    found = roofline.regime({"scheme": "baseline", "batch": batch, "output_tokens_per_s": rate}, PHI, machine)
+    assert found.name == name
+    assert max(found.memory, found.compute) == pytest.approx(share)
+
+
+def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():
+    narrow = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx2"}))
+    assert roofline.step(PHI, "baseline", narrow).weights == 2 * roofline.step(PHI, "baseline").weights
+    assert roofline.step(PHI, "awq", narrow) == roofline.step(PHI, "baseline", narrow)  # written out
+    wide = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
+    assert roofline.step(PHI, "awq", wide) == roofline.step(PHI, "awq")
 
 
 def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch):
     monkeypatch.setattr(hardware, "copy_bandwidth", lambda: 1.0)
-    monkeypatch.setattr(hardware, "matmul_rate", lambda: 1.0)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1.0)
     machine = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
     rows = [a_row("baseline", 1, 2.0, 1, 1), a_row("baseline", 32, 40.0, 1, 1)]
     step = roofline.step(PHI, "baseline")
     found = roofline.here(machine, rows, PHI)
     assert found.bandwidth == 2.0 * step.weights
     assert found.rates[16] == pytest.approx(40.0 * step.operations)
-    shares = [roofline.regime(row, step, found) for row in rows]
+    shares = [roofline.regime(row, PHI, found) for row in rows]
     assert max(share.memory for share in shares) <= 1.0001
     assert max(share.compute for share in shares) <= 1.0001
 
 
 def test_a_records_crossing_is_that_of_the_way_it_ran():
     machine = roofline.Hardware("m", 100, {16: 1000}, "test")
-    rows = [a_row("awq", 1, 1.0, 1, 1, way=way.name) for way in schemes.AWQ.ways[1:3]]
+    rows = [a_row("awq", 1, 1.0, 1, 1, way=way.name) for way in schemes.AWQ.ways[2:4]]
     assert set(roofline.crossings(rows[:1], PHI, machine)) == {"awq"}
-    assert roofline.crossings(rows[1:], PHI, machine) == {}  # written out in 16 bits
+    assert roofline.crossings(rows[1:], PHI, machine) == {}  # written out
     row = a_row("fp8", 1, 1.0, 1, 1, way="FP8 tensor cores")
     assert roofline.recorded_bits(row) == 8
     assert roofline.crossings([row], PHI, machine) == {}  # no rate for 8 bits is known
