@@ -214,3 +214,36 @@ def _cpu_copy_bandwidth(seconds: float) -> float:
             thread.join()
         best = max(best, 2 * size * cores / (time.perf_counter() - begin))
     return best
+
+
+def matmul_rate(seconds: float = 0.5, dtype: str = "bfloat16") -> float:
+    """Measured arithmetic in operations/s: matrices of a type multiplied, two operations a multiplication.
+
+    On a GPU in 16 bits, and in a process of its own, as ``copy_bandwidth``.
+    """
+    if detect().kind == "cuda":
+        done = subprocess.run([sys.executable, "-c", _GPU_MATMUL], capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
+    import torch
+
+    size = 512
+    left = torch.ones(size, size, dtype=getattr(torch, dtype))
+    best, stop = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < stop or not best:
+        begin = time.perf_counter()
+        torch.matmul(left, left)
+        best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+_GPU_MATMUL = """
+import torch
+n = 8192; a = torch.ones(n, n, dtype=torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16,
+                         device="cuda"); b = a @ a
+times = []
+for _ in range(9):
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record(); torch.matmul(a, a, out=b); end.record(); torch.cuda.synchronize()
+    times.append(begin.elapsed_time(end) / 1e3)
+print(2 * n**3 / sorted(times)[len(times) // 2])
+"""

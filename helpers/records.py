@@ -12,10 +12,12 @@ import functools
 import importlib.metadata
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import schemes
 from helpers.engine import Engine
+from helpers.hardware import Machine
 from helpers.measure import Memory, Perplexity, Speed
 from helpers.quality import Quality, Recovery
 
@@ -154,10 +156,10 @@ def _ends_with_newline(file) -> bool:
         return raw.read(1) == b"\n"
 
 
-def read(path: str | Path) -> tuple[list[dict], list[str]]:
+def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], list[str]]:
     """Return the good records of a file, oldest first, and a sentence for each line that is not one.
 
-    A file that does not exist has no records.
+    A file that does not exist has no records. ``fields`` are those that a line must have.
     """
     path, good, bad = Path(path), [], []
     if not path.exists():
@@ -167,7 +169,7 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
             continue
         try:
             row = json.loads(line)
-            missing = [name for name in FIELDS if name not in row] if isinstance(row, dict) else FIELDS
+            missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
         except ValueError:
             bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
             continue
@@ -178,10 +180,89 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
     return good, bad
 
 
+# What two records must share to stand in one table or figure: prompts of another length are another load.
+ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
+
+
+def origin(row: dict) -> tuple:
+    """What a record is of: model and weights, device, vLLM's version, prompt length, where recorded."""
+    return tuple(row.get(name) for name in ORIGIN)
+
+
 def latest(found: list[dict]) -> list[dict]:
-    """Keep the newest record of what was measured in the same way, in the order first seen."""
+    """Keep the newest record of each scheme and batch size of an origin, in the order first seen."""
     newest: dict[tuple, dict] = {}
-    names = ("scheme", "model", "weights", "device", "vllm", "batch", "prompt_tokens")
     for row in found:
-        newest[tuple(row.get(name) for name in names)] = row
+        newest[(*origin(row), row["scheme"], row["batch"])] = row
     return list(newest.values())
+
+
+REFERENCE = Path(__file__).resolve().parent.parent / "notebooks" / "reference"
+
+
+def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return what was recorded on other machines, and a sentence for each line that cannot be used.
+
+    They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. A row with
+    ``cited`` was not measured by these lessons: it says there where its figures were read.
+    """
+    good, bad = _recorded(folder, "records.jsonl", FIELDS)
+    return latest(good), bad
+
+
+def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return the recorded KV caches of engines that were given no more memory than a smaller GPU has."""
+    names = ("model", "scheme", "device", "memory_bytes", "weights_bytes", "kv_cache_tokens")
+    return _recorded(folder, "envelope.jsonl", names)
+
+
+def _recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
+    good, bad = [], []
+    for path in sorted(folder.glob(f"*/{name}")):
+        found, problems = read(path, fields)
+        good += [{**row, "recorded": path.parent.name} for row in found]
+        bad += [f"{path.parent.name}/{problem}" for problem in problems]
+    return good, bad
+
+
+def of(
+    found: list[dict], model: str, machine: Machine, prompt_tokens: int = 16
+) -> tuple[list[dict], list[str]]:
+    """Return the newest records of one model on one machine, and what was left out of the same file.
+
+    A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
+    length are another load. Where several versions of vLLM were measured, the newest record's counts.
+    """
+    isa, ours, others = sorted(machine.isa), [], {}
+    for row in found:
+        what = f"{row['model']} on {row['device']}"
+        if (row["model"], row["device"]) == (model, machine.label):
+            if row.get("isa", isa) != isa:
+                what += f" with other instruction sets ({', '.join(row['isa'])})"
+            elif row.get("prompt_tokens") != prompt_tokens:
+                what += f" with prompts of {row.get('prompt_tokens')} tokens"
+            else:
+                ours.append(row)
+                continue
+        others[what] = others.get(what, 0) + 1
+    kept = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
+    for row in ours:
+        if row["vllm"] != ours[-1]["vllm"]:
+            what = f"{model} on {machine.label} with vLLM {row['vllm']}"
+            others[what] = others.get(what, 0) + 1
+    return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
+
+
+def by_origin(found: list[dict]) -> dict[str, list[dict]]:
+    """Records by what they are of, named for readers: "Phi-2 on NVIDIA L4"."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in found:
+        groups.setdefault(origin(row), []).append(row)
+    named: dict[str, list[dict]] = {}
+    for rows in groups.values():
+        model, _, device, _, version, prompt, recorded = origin(rows[0])
+        title = f"{model} on {device}" + (f", {prompt} tokens in" if prompt else "")
+        for more in (f", vLLM {version}", f", recorded in {recorded}", f", {len(named)}"):
+            title += more if title in named else ""
+        named[title] = rows
+    return named

@@ -28,7 +28,9 @@ class Way:
     ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
     scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
     scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
-    zero point keeps of them, if that is not what the file has.
+    zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
+    multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
+    widened first.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Way:
     args: dict = field(default_factory=dict)
     expanded: bool = False
     group_bytes: float | None = None
+    arithmetic_bits: int = 16
 
     @property
     def plain_bytes(self) -> int:
@@ -52,7 +55,9 @@ class Scheme:
     ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
     ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
     weights (a scale, and half a byte of zero point). ``recipe`` names the checkpoint that
-    ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads.
+    ``helpers.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what
+    one key or value takes in its KV cache. The last three are the guide's words: when to take it, what
+    overrules that, and the notebook that measures it.
     """
 
     name: str
@@ -62,6 +67,10 @@ class Scheme:
     channel_bytes: float = 0.0
     group_bytes: float = 0.0
     recipe: str | None = None
+    kv_bytes: int = 2
+    best_for: str = ""
+    unless: str = ""
+    lesson: str = ""
 
     def way(self, machine: Machine) -> Way:
         """Return how this machine runs the scheme.
@@ -92,6 +101,9 @@ BASELINE = Scheme(
     name="baseline",
     title="Baseline (16-bit)",
     weight_bits=16,
+    best_for="the yardstick; a model that fits with room to spare",
+    unless="the memory or the bandwidth is short",
+    lesson="01_baseline",
     ways=(
         Way("BF16 tensor cores", _cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
         Way(
@@ -129,6 +141,9 @@ FP8 = Scheme(
     name="fp8",
     title="FP8, quantized while loading",
     weight_bits=8,
+    best_for="many users at once, on hardware that multiplies FP8",
+    unless="the hardware only stores it: then it saves bytes, not time",
+    lesson="02_fp8",
     channel_bytes=4,
     ways=(
         Way(
@@ -137,6 +152,7 @@ FP8 = Scheme(
             "From SM 8.9 on the GPU multiplies FP8 by FP8.",
             _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_tensor"},
+            arithmetic_bits=8,
         ),
         Way(
             "FP8 weights, 16-bit arithmetic",
@@ -168,7 +184,7 @@ FP8_FILE = Scheme(
     weight_bits=8,
     channel_bytes=2,
     recipe="fp8",
-    ways=tuple(Way(w.name, w.when, w.why, w.source, {"dtype": w.args["dtype"]}) for w in FP8.ways),
+    ways=tuple(replace(way, args={"dtype": way.args["dtype"]}) for way in FP8.ways),
 )
 
 _W4 = (
@@ -205,13 +221,26 @@ _W4 = (
     ),
     Way("", lambda machine: False, "4-bit weights need SM 7.5 on a GPU.", _WNA16),
 )
-AWQ = Scheme("awq", "W4A16 (AWQ)", 4, _W4, group_bytes=2.5, recipe="awq")
+AWQ = Scheme(
+    name="awq",
+    title="W4A16 (AWQ)",
+    weight_bits=4,
+    ways=_W4,
+    group_bytes=2.5,
+    recipe="awq",
+    best_for="few users at once, and models that fit no other way",
+    unless="the batch is large, the model small, or the arithmetic scarce",
+    lesson="03_awq",
+)
 ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
 
 INT8 = Scheme(
     name="int8",
     title="INT8 W8A8",
     weight_bits=8,
+    best_for="many users at once, where there is no FP8 arithmetic: older GPUs, CPUs",
+    unless="your model's activations have outliers that smoothing does not tame",
+    lesson="02_fp8",
     channel_bytes=4,
     recipe="int8",
     ways=(
@@ -221,6 +250,7 @@ INT8 = Scheme(
             "The GPU multiplies INT8 natively.",
             _INT8,
             {"dtype": "auto"},
+            arithmetic_bits=8,
         ),
         *(
             Way(
@@ -229,6 +259,7 @@ INT8 = Scheme(
                 "Every x86 CPU multiplies INT8 integers in its vector units.",
                 _INT8,
                 args,
+                arithmetic_bits=8,
             )
             for when, args in ((_cpu(*BF16_ISA), _BF16), (_cpu(), _FP32))
         ),
@@ -241,6 +272,10 @@ FP8_KV = Scheme(
     name="fp8_kv",
     title="16-bit weights, FP8 KV cache",
     weight_bits=16,
+    kv_bytes=1,
+    best_for="long contexts and many users: twice the tokens in the same memory",
+    unless="the answers suffer, as they can: it is not only the cache",
+    lesson="02_fp8",
     ways=(
         *(
             Way(
@@ -273,6 +308,18 @@ def scheme(name: str) -> Scheme:
         return SCHEMES[name]
     except KeyError:
         raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
+
+
+def recorded(row: dict) -> Way | None:
+    """The way of running that a record names; None where it names none that is known here."""
+    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
+    return next((way for way in ways if way.name and way.name == row.get("way")), None)
+
+
+def expanded(row: dict) -> bool:
+    """Whether a record's weights ran written out: its answers are the scheme's, bytes and speed are not."""
+    way = recorded(row)
+    return bool(way and way.expanded)
 
 
 def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
@@ -386,12 +433,27 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     Raises:
         SchemeError: the machine does not run the scheme.
     """
+    counts, way = layout(folder), scheme(scheme_name).way(machine)
+    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    return single_weights_bytes(scheme_name, folder, machine) + way.plain_bytes * twice
+
+
+def single_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
+    """The same, each weight counted once: what may have to be read for a token.
+
+    Raises:
+        SchemeError: the machine does not run the scheme.
+    """
     rule, counts = scheme(scheme_name), layout(folder)
     way = rule.way(machine)
-    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
     if way.expanded or rule.weight_bits == 16:
-        return way.plain_bytes * (counts.total + twice)
-    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes) + way.plain_bytes * twice
+        return way.plain_bytes * counts.total
+    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes)
+
+
+def held(row: dict) -> int:
+    """The bytes a record's weights should take where it was measured; of the file, where it says no more."""
+    return row.get("held_weights_bytes") or row["predicted_weights_bytes"]
 
 
 def _repacks(machine: Machine, way: Way) -> bool:

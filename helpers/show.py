@@ -1,4 +1,4 @@
-"""Tables and figures for readers. Nothing here measures, and nothing here knows how numbers were got.
+"""Tables for readers. Nothing here measures, and nothing here knows how numbers were got.
 
 What depends on the machine is wrapped in ``measured``, so that readers can tell it from what is computed
 and the same everywhere; the notebook tests compare everything outside the marks.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping
+
+from helpers import schemes
 
 # One colour a scheme, everywhere; from Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -41,29 +43,59 @@ def _html(value: object) -> str:
 
 
 class Table:
-    """A small table as HTML and as text. Numbers are right-aligned; the first column names the row."""
+    """A small table as HTML and as text. The first column names the row, the others are right-aligned as
+    numbers are; ``texts`` names columns that hold sentences.
+    """
 
-    def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[object]], caption: str = ""):
+    def __init__(
+        self,
+        columns: Iterable[str],
+        rows: Iterable[Iterable[object]],
+        caption: str = "",
+        texts: Iterable[str] = (),
+    ):
         self.columns = list(columns)
         self.rows = [list(row) for row in rows]
         self.caption = caption
+        self.texts = set(texts)
 
     def __repr__(self) -> str:
         lines = [self.columns, *self.rows]
         text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
         return f"{self.caption}\n{text}" if self.caption else text
 
+    def _cell(self, column: str, value: object) -> str:
+        side = "left" if column in self.texts else "right"
+        return f'<td style="text-align:{side}">{_html(value)}</td>'
+
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        left = ' style="text-align:left"'
+        head = "".join(
+            f'<th scope="col"{left if name in self.texts else ""}>{html.escape(name)}</th>'
+            for name in self.columns
+        )
         body = "".join(
             "<tr>"
             + f'<th scope="row" style="text-align:left">{_html(row[0])}</th>'
-            + "".join(f'<td style="text-align:right">{_html(cell)}</td>' for cell in row[1:])
+            + "".join(self._cell(*pair) for pair in zip(self.columns[1:], row[1:], strict=True))
             + "</tr>"
             for row in self.rows
         )
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Note:
+    """A sentence in the place of a figure or a table that has nothing to show."""
+
+    def __init__(self, text: object):
+        self.text = str(text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.text)}</p>"
 
 
 def facts(pairs: Mapping[str, object], caption: str = "") -> Table:
@@ -115,15 +147,16 @@ def records(rows: list[dict]) -> Table:
             ]
             for row in rows
         ],
-        caption=_one_origin(rows),
+        caption=one_origin(rows),
     )
 
 
-def _one_origin(rows: list[dict]) -> str:
+def one_origin(rows: list[dict]) -> str:
     """Refuse to set records of different machines, models or versions side by side unsaid."""
-    origins = {(row["model"], row["device"], row["vllm"]) for row in rows}
+    more = ("weights", "prompt_tokens", "recorded")
+    origins = {(row["model"], row["device"], row["vllm"], *(row.get(n) or "" for n in more)) for row in rows}
     if len(origins) > 1:
-        named = "; ".join(" on ".join(origin[:2]) for origin in sorted(origins))
+        named = "; ".join(sorted(" on ".join(origin[:2]) for origin in origins))
         raise ValueError(f"These records are of different models, machines or versions: {named}.")
     return ""
 
@@ -149,104 +182,6 @@ class Answer:
             f"<p><b>Question</b> (with {html.escape(self.form)}): {html.escape(self.question)}</p>"
             f"<blockquote>{text}</blockquote>"
         )
-
-
-def roofline(speeds_, bound_tokens_per_s: float, scheme: str = "baseline"):
-    """Draw measured throughput against batch size with the bandwidth bound of batch 1; return the figure.
-
-    The bound grows with the batch, because one read of the weights serves every request in it.
-    """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    batches = [speed.batch for speed in speeds_]
-    rates = [speed.output_tokens_per_s for speed in speeds_]
-    spread = [
-        [rate - speed.low for rate, speed in zip(rates, speeds_, strict=True)],
-        [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
-    ]
-    axes.errorbar(
-        batches, rates, spread, color=COLOURS[scheme], marker="o", capsize=4, label=f"{scheme}, measured"
-    )
-    bound = [bound_tokens_per_s * batch for batch in batches]
-    axes.plot(
-        batches,
-        bound,
-        color=COLOURS["bound"],
-        linestyle="--",
-        label="bandwidth bound: weights read once a step",
-    )
-    axes.set(
-        xscale="log", yscale="log", xlabel="batch size (requests at once)", ylabel="output tokens per second"
-    )
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3, which="major")
-    axes.legend()
-    plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
-    return figure
-
-
-def grids(matrix, name: str):
-    """Draw one matrix's histogram with the values FP8 and INT4 can hold beneath it; return the figure."""
-    import matplotlib.pyplot as plt
-
-    from helpers import rounding
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    largest = abs(matrix).max()
-    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], alpha=0.6)
-    rows = (("e4m3", "FP8 (E4M3)", "fp8"), ("int4", "INT4", "awq"))
-    for place, (form, label, scheme) in enumerate(rows, 1):
-        values = rounding.grid(form)
-        height = [-0.09 * place * counts.max()] * len(values)
-        axes.plot(
-            values, height, "|", color=COLOURS[scheme], markersize=11, label=f"{label}: {len(values)} values"
-        )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=f"weight of {name}, largest = 1", ylabel="how many weights", xlim=(-1.02, 1.02))
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= counts.max()])
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="upper right")
-    plt.close(figure)
-    return figure
-
-
-def compared(rows: list[dict]):
-    """Draw weights and throughput of several schemes' records side by side; return the figure."""
-    import matplotlib.pyplot as plt
-
-    _one_origin(rows)
-    names = list(dict.fromkeys(row["scheme"] for row in rows))
-    batches = sorted({row["batch"] for row in rows})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    weights = [
-        next(row["weights_bytes"] or 0 for row in rows if row["scheme"] == name) / 2**20 for name in names
-    ]
-    bars = left.bar(names, weights, color=[COLOURS.get(name, "#999999") for name in names])
-    left.bar_label(bars, fmt="{:,.0f}")
-    predicted = {row["scheme"]: row["predicted_weights_bytes"] / 2**20 for row in rows}
-    marks = [predicted[name] for name in names]
-    left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
-    left.legend(loc="lower right")
-    left.set(ylabel="weights in memory, MiB", title="Memory")
-    left.tick_params(axis="x", labelrotation=30)
-    markers = "osD^vPX"
-    for marker, name in zip(markers, names, strict=False):
-        points = {row["batch"]: row["output_tokens_per_s"] for row in rows if row["scheme"] == name}
-        xs = [batch for batch in batches if batch in points]
-        ys = [points[batch] for batch in xs]
-        right.plot(xs, ys, marker=marker, color=COLOURS.get(name, "#999999"), label=name)
-    right.set(xscale="log", yscale="log", xlabel="batch size (requests at once)", title="Speed")
-    right.set_ylabel("output tokens per second")
-    right.set_xticks(batches, [str(batch) for batch in batches])
-    right.minorticks_off()
-    right.yaxis.set_major_formatter("{x:,.0f}")
-    right.grid(alpha=0.3, which="major")
-    right.legend()
-    plt.close(figure)
-    return figure
 
 
 def ways(found: Mapping[str, object]) -> Table:
@@ -302,7 +237,7 @@ def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
     The measured saving is the difference of two loads: what a loader adds to each cancels. ``names`` are
     the schemes that get a row, also where they were not measured; by default those of the records.
     """
-    _one_origin(rows)
+    one_origin(rows)
     batches = sorted({row["batch"] for row in rows})
     by_scheme: dict[str, dict[int, dict]] = {}
     for row in rows:
@@ -321,10 +256,14 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
     if not found or not base:
         return [measured("not measured here")] * (5 + len(batches))
     one, zero = next(iter(found.values())), next(iter(base.values()))
-    cells = [mib(zero["predicted_weights_bytes"] - one["predicted_weights_bytes"])]
+    cells = [mib(schemes.held(zero) - schemes.held(one))]
     known = zero["weights_bytes"] and one["weights_bytes"]
     cells.append(mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured")
-    cells += [_ratio(found.get(batch), base.get(batch)) for batch in batches]
+    if schemes.expanded(one):  # no kernel reads its format here
+        cells[-1] = "none: written out here"
+    cells += [
+        "-" if schemes.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches
+    ]
     for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"), ("recovery", "{:.1%}")):
         cells.append(form.format(one[key]) if one.get(key) is not None else "-")
     return [measured(cell) for cell in cells]
@@ -336,35 +275,100 @@ def _ratio(row: dict | None, base: dict | None) -> str:
     return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
 
 
-def outliers(before, scales, name: str):
-    """Draw each input channel's mean activation, and AWQ's scale for it; return the figure.
-
-    Args:
-        before: mean absolute activation of each channel; ``scales``: what AWQ multiplied its weights by.
-    """
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    order = np.argsort(before)[::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
-    left.set(
-        yscale="log",
-        xlabel="channels, largest first",
-        ylabel="mean activation, median channel = 1",
-        title=name,
-    )
-    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], alpha=0.6)
-    right.set(xscale="log", yscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
-    right.set_title("Larger activation, finer weights")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    plt.close(figure)
-    return figure
-
-
 def errors(found: Mapping[str, Mapping[str, float]]) -> Table:
     """Relative rounding errors: rows by format, columns by who shares a scale."""
     columns = list(next(iter(found.values())))
     rows = [[form, *(f"{cells[column]:.1%}" for column in columns)] for form, cells in found.items()]
     return Table(["rounding error", *columns], rows)
+
+
+def paths(found: Mapping[str, Mapping[str, str]], here: str | None) -> Table:
+    """How each hardware generation runs each scheme (``sizing.paths``), the row of this machine marked."""
+    names = list(next(iter(found.values())))
+    rows = [
+        [title, measured("this machine" if title == here else ""), *(ways[name] for name in names)]
+        for title, ways in found.items()
+    ]
+    titles = [schemes.scheme(name).title for name in names]
+    return Table(["hardware", "", *titles], rows, texts=["", *titles])
+
+
+def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
+    """Whether a load fits, a row a card and a column a scheme: ``sizing.budgets`` by the card's name."""
+    names = list(next(iter(found.values())))
+
+    def cell(budget) -> str:
+        if isinstance(budget, str):
+            return "does not run"
+        need = f"{budget.total / 2**30:.1f} of {budget.usable / 2**30:.1f} GiB"
+        return f"fits: {need}" if budget.fits else f"no: {need}"
+
+    rows = [[card, *(cell(budgets[name]) for name in names)] for card, budgets in found.items()]
+    return Table(["GPU", *names], rows, texts=names)
+
+
+def reconciled(found: Iterable) -> Table:
+    """``sizing.reconcile``: what vLLM reported beside the config's bytes.
+
+    What is of this machine is marked as measured; recorded rows are the same everywhere.
+    """
+    rows = []
+    for one in found:
+        row = one.row
+        name = f"{row['model']} on {row['device']}"
+        if row.get("memory_bytes") and row.get("device_bytes"):
+            name += f", given {mib(row['memory_bytes'])}"
+        cells = [
+            row["scheme"] + (" and FP8 KV cache" if row.get("kv_cache_dtype") == "fp8" else ""),
+            f"{one.token:,}",
+            f"{row['kv_cache_tokens']:,}",
+            f"{one.cache / 2**30:.2f} GiB",
+            "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
+        ]
+        rows.append([name, *cells] if row.get("recorded") else [measured(name), *map(measured, cells)])
+    columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
+    return Table(columns, rows)
+
+
+def offers(found: Iterable) -> Table:
+    """``cost.Offer``: what serves a load, the cheapest first, and why the others do not."""
+    columns = ["scheme", "GPUs", "tokens/s of one, at most", "used", "a day", "a million tokens, at least"]
+    rows = []
+    for offer in found:
+        cells = [f"none: {offer.why_not}", "-", "-", "-", "-"]
+        if not offer.why_not:
+            cells = [f"{offer.count} x {offer.card}", f"{offer.tokens_per_s:,.0f}", f"{offer.used:.0%}"]
+            cells += [f"${offer.per_day:,.2f}", f"${offer.per_million:,.2f}"]
+        rows.append([offer.scheme, *cells])
+    return Table(columns, rows)
+
+
+def advice(found) -> Table:
+    """``cost.Advice``: the scheme to deploy and what spoke against each of the others.
+
+    A row a scheme, in one order, so that the table has the same shape on every machine.
+    """
+    rows = []
+    for name in schemes.SCHEMES:
+        why = found.why if name == found.scheme else found.against.get(name, "not measured here")
+        rows.append([name, measured("deploy" if name == found.scheme else "-"), measured(why)])
+    return Table(["scheme", "", "because"], rows, texts=["", "because"])
+
+
+def smaller(described: Mapping[str, object], names: Iterable[str]) -> Table:
+    """How many times smaller each model's weights get under each scheme, from its config: by title."""
+    names, size = list(names), schemes.predicted_weights_bytes
+    rows = []
+    for title, model in described.items():
+        base = size("baseline", model.folder)
+        rows.append(
+            [title, mib(base), *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
+        )
+    return Table(["model", "16-bit weights", *(schemes.scheme(name).title for name in names[1:])], rows)
+
+
+def best_for(names: Iterable[str]) -> Table:
+    """What each scheme is good for, and what would overrule that: ``Scheme.best_for`` and ``unless``."""
+    found = [schemes.scheme(name) for name in names]
+    columns = ["scheme", "best for", "unless", "measured in"]
+    return Table(columns, [[s.title, s.best_for, s.unless, s.lesson] for s in found], texts=columns)

@@ -5,10 +5,12 @@ The steps are those that ``01_baseline`` shows one by one; every scheme goes thr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import measure, models, quality, records, schemes
+from helpers import hardware, measure, models, quality, records, schemes
+from helpers.checkpoints import CheckpointError
 from helpers.engine import Engine, open_engine
 
 
@@ -52,3 +54,55 @@ def run(
     )
     records.append(out / "records.jsonl", rows)
     return Trial(engine, reply, memory, compared, recovered, rows)
+
+
+def baseline(
+    model: models.Model, *, batch_sizes: list[int], seconds: float, quality_tokens: int, out: Path
+) -> quality.Reference:
+    """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
+    with open_engine(model, "baseline", log_dir=out / "logs") as engine:
+        speeds = measure.speed(engine, batch_sizes, seconds=seconds)
+        memory = measure.memory(engine)
+        reference = quality.keep_reference(engine, out / "reference", quality_tokens)
+    predicted = schemes.predicted_weights_bytes("baseline", model.folder)
+    perplexity = reference.perplexity
+    rows = records.rows(engine, speeds, memory, predicted_weights_bytes=predicted, perplexity=perplexity)
+    records.append(out / "records.jsonl", rows)
+    return reference
+
+
+def complete(
+    model: models.Model,
+    names: Iterable[str],
+    *,
+    question: str,
+    batch_sizes: list[int],
+    seconds: float,
+    quality_tokens: int,
+    out: Path,
+) -> tuple[list[dict], list[str]]:
+    """Return this machine's records of a model under each scheme, measuring those that are missing.
+
+    The second list are sentences: lines that could not be read, records of something else, schemes that
+    do not run here. With all records in place this takes no engine and no time.
+    """
+    machine, file = hardware.detect(), out / "records.jsonl"
+    rows, notes = records.of(records.read(file)[0], model.title, machine)
+    have = {row["scheme"] for row in rows}
+    missing = [name for name in names if name not in have]
+    same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out}
+    if "baseline" in missing:
+        baseline(model, quality_tokens=quality_tokens, **same)
+        missing.remove("baseline")
+    reference = None
+    for name in missing:
+        try:
+            schemes.scheme(name).way(machine)
+            reference = reference or quality.reference_of(
+                model, out / "reference", quality_tokens, log_dir=out / "logs"
+            )
+            run(model, name, reference, question=question, **same)
+        except (schemes.SchemeError, CheckpointError) as error:
+            notes.append(f"{name} is not measured here: {error}")
+    good, bad = records.read(file)
+    return records.of(good, model.title, machine)[0], bad + notes

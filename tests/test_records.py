@@ -6,6 +6,7 @@ import multiprocessing
 import pytest
 
 from helpers import records
+from helpers.hardware import Machine
 
 
 def row(**changed) -> dict:
@@ -79,3 +80,58 @@ def _write_many(path, number):
 def test_the_newest_of_a_kind_is_kept():
     old, new, other = row(output_tokens_per_s=1.0), row(output_tokens_per_s=2.0), row(device="e")
     assert records.latest([old, other, new]) == [new, other]
+
+
+HERE = Machine("cpu", "d", 0, cores=2, isa=frozenset({"avx2"}))
+
+
+def mine(**changed) -> dict:
+    return row(device=HERE.label, isa=["avx2"], prompt_tokens=16, **changed)
+
+
+def test_records_of_something_else_are_left_out_and_named():
+    other = [
+        mine(model="n"), mine(vllm="0.1"), row(device="d", prompt_tokens=16),
+        mine() | {"isa": ["avx512f"]}, mine() | {"prompt_tokens": 1024},
+    ]  # fmt: skip
+    found, notes = records.of([*other, mine(batch=8), mine(batch=1), mine(batch=8, ttft_s=0.5)], "m", HERE)
+    assert [(r["batch"], r["ttft_s"]) for r in found] == [(8, 0.5), (1, None)]
+    assert len(notes) == 5
+    assert sum(int(note.split()[2]) for note in notes) == len(other)
+    assert any("vLLM 0.1" in note for note in notes)
+    assert records.of([], "m", HERE) == ([], [])
+
+
+def test_recorded_files_are_read_and_their_bad_lines_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "records.jsonl").write_text(json.dumps(row(device="A")) + "\n" + json.dumps(row())[:40])
+    (tmp_path / "b" / "records.jsonl").write_text(json.dumps(row(device="B")))
+    good, bad = records.elsewhere(tmp_path)
+    assert [(r["device"], r["recorded"]) for r in good] == [("A", "a"), ("B", "b")]
+    assert bad == ["a/records.jsonl, line 2: not complete JSON, left out."]
+    assert records.envelopes(tmp_path) == ([], [])
+    assert records.elsewhere(tmp_path / "none") == ([], [])
+
+
+def test_every_committed_record_can_be_read():
+    for found, bad in (records.elsewhere(), records.envelopes()):
+        assert bad == []
+        assert all(r["recorded"] for r in found)
+    cited = [r for r in records.elsewhere()[0] if r.get("cited")]
+    assert [r["device"] for r in cited] == ["NVIDIA L4"]
+
+
+def test_origins_are_kept_apart_and_named_apart():
+    rows = [
+        row(),
+        row(prompt_tokens=16),
+        row(prompt_tokens=1024),
+        row(vllm="0.1"),
+        row(recorded="x"),
+        row(batch=8),
+    ]
+    found = records.by_origin(rows)
+    assert list(map(len, found.values())) == [2, 1, 1, 1, 1]
+    assert len(set(found)) == 5
+    assert "m on d, 1024 tokens in" in found

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from helpers import show
-from helpers.measure import Speed
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
 
@@ -39,6 +38,11 @@ def test_a_generated_answer_is_marked_across_its_lines():
     assert "<three>" not in answer._repr_html_()
 
 
+def test_columns_of_sentences_are_left_aligned():
+    page = show.Table(["a", "number", "why"], [["x", 1, "because"]], texts=["why"])._repr_html_()
+    assert '<td style="text-align:right">1</td><td style="text-align:left">because</td>' in page
+
+
 def test_text_from_outside_cannot_become_html():
     table = show.Table(["<b>"], [["<script>"], [show.measured("<i>")]], caption="<u>")
     assert not re.search(r"<(b|script|u)>", table._repr_html_())
@@ -61,18 +65,6 @@ def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
     assert "not measured" in repr(show.records(rows[:1]))
     with pytest.raises(ValueError, match="m on here; m on there"):
         show.records(rows)
-
-
-def test_the_roofline_draws_what_was_measured():
-    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in (1, 8)]
-    axes = show.roofline(speeds, bound_tokens_per_s=40.0).axes[0]
-    points = axes.containers[0].lines[0]
-    assert list(points.get_ydata()) == [10.0, 80.0]
-    bound = next(line for line in axes.lines if "bound" in str(line.get_label()))
-    assert list(bound.get_ydata()) == [40.0, 320.0]
-    assert axes.get_xlabel() == "batch size (requests at once)"
-    assert axes.get_ylabel() == "output tokens per second"
-    assert speeds[1].tpot_s == pytest.approx(0.1)
 
 
 def a_row(scheme, batch, rate, weights, predicted, **more):
@@ -99,20 +91,3 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
 def test_predictions_are_ratios_to_the_first():
     table = show.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
     assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
-
-
-def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
-    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
-    left, right = show.compared(rows).axes
-    assert [bar.get_height() for bar in left.patches] == [300, 199]
-    assert list(left.lines[0].get_ydata()) == [200, 100]
-    assert [line.get_label() for line in right.lines] == ["baseline", "awq"]
-
-
-def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
-    import numpy as np
-
-    before = np.array([1.0, 16.0, 2.0, 2.0])
-    left, right = show.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
-    assert list(left.lines[0].get_ydata()) == [8.0, 1.0, 1.0, 0.5]
-    assert list(right.lines[0].get_xdata()) == [0.5, 8.0, 1.0, 1.0]

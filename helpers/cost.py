@@ -1,0 +1,188 @@
+"""What tokens cost: price, throughput and utilization in, dollars out; and which scheme to deploy.
+
+A price is always an input: the same GPU's differs by a factor of two between providers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from helpers import models, roofline, schemes, sizing
+
+HOURS_A_DAY, DAYS_A_MONTH = 24, 30  # the log's months have 30 days
+
+
+class CostError(ValueError):
+    """A cost that has no answer; the message says which input is missing or impossible."""
+
+
+def _above_zero(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CostError(f"{name} must be a number above zero, not {value!r}: without it nothing has a cost.")
+    return value
+
+
+def per_million(price_per_hour: float, tokens_per_s: float, utilization: float = 1.0) -> float:
+    """Dollars for a million output tokens: price an hour / tokens an hour x 10^6.
+
+    ``utilization`` is the share of the paid time in which the machine serves at ``tokens_per_s``.
+
+    Raises:
+        CostError: a price, throughput or utilization that is not above zero, or a utilization above 1.
+    """
+    _above_zero("The price an hour", price_per_hour)
+    _above_zero("The throughput", tokens_per_s)
+    if _above_zero("The utilization", utilization) > 1:
+        raise CostError(f"The utilization is a share of the paid time, from 0 to 1, not {utilization}.")
+    return price_per_hour / (tokens_per_s * 3600 * utilization) * 1e6
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One way to serve a load: ``count`` cards under a scheme.
+
+    ``tokens_per_s`` is what one card gives (``basis`` says how that is known), ``used`` the share of all
+    cards' throughput that the load takes; ``per_day`` the rent of all, ``per_million`` what a million
+    tokens of this load then cost. ``why_not`` is set instead where the scheme cannot serve it there.
+    """
+
+    card: str
+    scheme: str
+    price_per_day: float
+    count: int = 0
+    tokens_per_s: float = 0.0
+    used: float = 0.0
+    basis: str = ""
+    why_not: str = ""
+
+    @property
+    def per_day(self) -> float:
+        """Dollars a day for all cards."""
+        return self.count * self.price_per_day
+
+    @property
+    def per_million(self) -> float:
+        """Dollars a million tokens at this load."""
+        tokens_per_day = self.count * self.tokens_per_s * self.used * 3600 * HOURS_A_DAY
+        return self.per_day / tokens_per_day * 1e6
+
+
+def offers(
+    model: models.Model,
+    prices_per_day: dict[str, float],
+    names: Iterable[str],
+    *,
+    requests_per_s: float,
+    tokens_per_request: float,
+    context: int,
+    concurrency: int,
+    utilization: float,
+    rest: int,
+) -> list[Offer]:
+    """Every priced card and scheme for a load, those that can serve it first, the cheapest first.
+
+    The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second. A card has to hold the
+    weights and ``concurrency`` requests of ``context`` tokens; it gives the roofline's bound at that
+    batch, the most that any software can get out of it, so that the cost is a *least* cost. No more than
+    ``utilization`` of that is planned with.
+
+    Raises:
+        CostError: a price, rate or utilization that is not above zero.
+    """
+    needed = _above_zero("Requests a second", requests_per_s) * _above_zero(
+        "Tokens a request", tokens_per_request
+    )
+    _above_zero("The utilization", utilization)
+    found = []
+    for card_name, price in prices_per_day.items():
+        _above_zero(f"The price of {card_name}", price)
+        card = sizing.card(card_name)
+        load = {"context": context, "concurrency": concurrency, "rest": rest}
+        for name, budget in sizing.budgets(model, names, card, **load).items():
+            offer = Offer(card.name, name, price)
+            if isinstance(budget, str):
+                found.append(Offer(card.name, name, price, why_not=budget))
+            elif not budget.fits:
+                lacking = f"{(budget.total - budget.usable) / 2**30:.1f} GiB short"
+                found.append(Offer(card.name, name, price, why_not=lacking))
+            else:
+                work, bits = roofline.step(model, name), roofline.arithmetic_bits(name, card.machine)
+                rate = work.bound(concurrency, card.bandwidth, card.rate(bits), context)
+                count = math.ceil(needed / (rate * utilization))
+                used = needed / (count * rate)
+                offer = Offer(card.name, name, price, count, rate, used, "at most, by the roofline")
+                found.append(offer)
+    return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
+
+
+# -- which scheme to deploy ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A scheme, the sentence that says why, and what spoke against each of the others."""
+
+    scheme: str
+    why: str
+    against: dict[str, str]
+
+
+SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller scheme wins
+
+
+def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
+    """Choose a scheme for a machine and a model from its records, by three rules.
+
+    1. It runs as itself here (its weights are not written out), and keeps at least ``least_recovery`` of the
+       baseline's accuracy on the task.
+    2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
+    3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
+
+    Raises:
+        CostError: there is no baseline among the records, so nothing to compare with.
+    """
+    base = {row["batch"]: row for row in rows if row["scheme"] == "baseline"}
+    if not base:
+        raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
+    at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
+    candidates, against = {"baseline": base[at]}, {}
+    for row in rows:
+        name = row["scheme"]
+        if name == "baseline" or row["batch"] != at:
+            continue
+        if schemes.expanded(row):
+            against[name] = "does not run as itself here: no kernel reads it"
+        elif row.get("recovery") is None:
+            against[name] = "its answers were not measured"
+        elif row["recovery"] < least_recovery:
+            against[name] = f"keeps {row['recovery']:.1%} of the accuracy, less than {least_recovery:.0%}"
+        else:
+            candidates[name] = row
+    fastest = max(row["output_tokens_per_s"] for row in candidates.values())
+    level = {
+        name: row
+        for name, row in candidates.items()
+        if row["output_tokens_per_s"] >= (1 - SAME_SPEED) * fastest
+    }
+    chosen = min(level, key=lambda name: (schemes.held(level[name]), name != "baseline"))
+    for name, row in candidates.items():
+        if name != chosen:
+            ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
+            slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
+            against[name] = f"as fast, but larger: {slower}" if name in level else slower
+    return Advice(chosen, _why(chosen, candidates, level, at), against)
+
+
+def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
+    row, base = candidates[chosen], candidates["baseline"]
+    if chosen == "baseline":
+        return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
+    speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
+    smaller = schemes.held(base) / schemes.held(row)
+    others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
+    return (
+        f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
+        f"{smaller:.2f} times smaller, and it keeps {row['recovery']:.1%} of the accuracy."
+    )

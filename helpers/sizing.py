@@ -1,0 +1,291 @@
+"""Does it fit? The bytes of the KV cache and the rest, the GPUs to choose from, and a check against vLLM.
+
+What is computed here comes from a model's config and a data sheet; ``reconcile`` sets it beside what
+vLLM reported on the machines that records are of.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from helpers import models, schemes, shapes
+from helpers.hardware import GIB, Machine
+
+
+class SizingError(ValueError):
+    """A model whose config does not say what its KV cache takes; the message says what is missing."""
+
+
+# -- the model ----------------------------------------------------------------------------------
+
+
+def kv_token_bytes(config: dict, value_bytes: int = 2) -> int:
+    """Bytes that one token's keys and values take in all layers: 2 x layers x KV heads x head size x bytes.
+
+    *KV heads* are what grouped-query attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads,
+    Phi-2 one for each. A sliding window is not counted on, so for a model that has one this is an upper
+    bound.
+
+    Raises:
+        SizingError: no attention as transformers' configs describe it, or a compressed cache (MLA).
+    """
+    config = config.get("text_config", config)  # a model that also sees images
+    if config.get("kv_lora_rank"):
+        raise SizingError("This model compresses its KV cache (MLA), which this formula does not describe.")
+    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    size = config.get("head_dim") or (heads and config.get("hidden_size", 0) // heads)
+    if not (layers and heads and size):
+        raise SizingError(
+            "The config names no num_hidden_layers, num_attention_heads or hidden_size: not a transformer "
+            "with a KV cache that can be computed from it."
+        )
+    return 2 * layers * (config.get("num_key_value_heads") or heads) * size * value_bytes
+
+
+def config_of(model: models.Model) -> dict:
+    """Return a model's config with its class's defaults filled in.
+
+    Raises:
+        SizingError: it has none that can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        written = dict(model.config)
+        kind = written.pop("model_type")
+        return {**AutoConfig.for_model(kind, **written).to_dict(), "model_type": kind}
+    except (OSError, KeyError, ValueError) as error:
+        raise SizingError(
+            f"{model.title} has no config.json that can be read ({type(error).__name__}), so nothing can be "
+            "computed for it. Name a model folder, a hub model or one of the shapes that come with this."
+        ) from error
+
+
+# -- the GPUs -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet.
+
+    ``gigabytes`` is the name's, ``memory_bytes`` what a driver reports where that is on record;
+    ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats
+    (data sheets often print twice that, with *sparsity*). ``source`` says where each comes from.
+    """
+
+    name: str
+    generation: str
+    sm: float
+    gigabytes: int
+    bandwidth: float
+    rate16: float
+    rate8: float
+    source: str
+    memory_bytes: int | None = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes: as a driver reports them, else the name's GB at their least, 10^9 bytes each."""
+        return self.memory_bytes or self.gigabytes * 10**9
+
+    @property
+    def machine(self) -> Machine:
+        """The card as the schemes see it."""
+        return Machine("cuda", f"NVIDIA {self.name}", self.memory, sm=self.sm)
+
+    def rate(self, bits: int) -> float:
+        """Operations/s on numbers of so many bits."""
+        return self.rate8 if bits == 8 else self.rate16
+
+
+_SHEET = "NVIDIA's data sheet"
+CARDS = {
+    card.name: card
+    for card in (
+        Card("T4", "Turing", 7.5, 16, 320e9, 65e12, 130e12, _SHEET),
+        Card(
+            "L4", "Ada", 8.9, 24, 300e9, 121e12, 242e12,
+            f"{_SHEET}; memory from the log's message (22.03 GiB)", round(22.03 * GIB),
+        ),
+        Card("A100 40GB", "Ampere", 8.0, 40, 1555e9, 312e12, 624e12, _SHEET),
+        Card("A100 80GB", "Ampere", 8.0, 80, 2039e9, 312e12, 624e12, _SHEET),
+        Card("H100", "Hopper", 9.0, 80, 3350e9, 989e12, 1979e12, _SHEET),
+        Card("H200", "Hopper", 9.0, 141, 4800e9, 989e12, 1979e12, _SHEET),
+    )
+}  # fmt: skip
+SIZES = ("T4", "L4", "A100 40GB", "A100 80GB", "H200")  # one card a memory size: 16, 24, 40, 80, 141 GB
+
+
+def label(name: str) -> str:
+    """A card's name with its memory, for tables."""
+    one = CARDS[name]
+    return name if f"{one.gigabytes}GB" in name else f"{name} {one.gigabytes}GB"
+
+
+def card(name: str) -> Card:
+    """Return a card by its name, also as a driver spells it (``NVIDIA A100-SXM4-80GB``).
+
+    Raises:
+        SizingError: there is no data sheet of it here.
+    """
+    words = set(re.split(r"[ -]", name))
+    for known in CARDS.values():
+        if set(known.name.split()) <= words:
+            return known
+    raise SizingError(f"There is no data sheet of {name!r} here. There are: {', '.join(CARDS)}.")
+
+
+# Every generation that vLLM runs on, by a machine of its kind: what a reader may own.
+GENERATIONS: dict[str, Machine] = {
+    "Turing (T4)": Machine("cuda", "T4", 0, sm=7.5),
+    "Ampere (A100)": Machine("cuda", "A100", 0, sm=8.0),
+    "Ampere (A10, RTX 30)": Machine("cuda", "A10", 0, sm=8.6),
+    "Ada (L4, RTX 40)": Machine("cuda", "L4", 0, sm=8.9),
+    "Hopper (H100, H200)": Machine("cuda", "H100", 0, sm=9.0),
+    "Blackwell (B200)": Machine("cuda", "B200", 0, sm=10.0),
+    "Blackwell (RTX 50)": Machine("cuda", "RTX 50", 0, sm=12.0),
+    "x86 CPU with AMX": Machine("cpu", "", 0, isa=frozenset({"amx_bf16", "avx512_bf16", "avx512f", "avx2"})),
+    "x86 CPU with AVX-512": Machine("cpu", "", 0, isa=frozenset({"avx512_bf16", "avx512f", "avx2"})),
+    "x86 CPU with AVX2": Machine("cpu", "", 0, isa=frozenset({"avx2"})),
+}
+
+
+def generation(machine: Machine) -> str | None:
+    """The name in ``GENERATIONS`` that a machine belongs to, None for one that is older than all."""
+    if machine.kind == "cuda":
+        fits = [name for name, one in GENERATIONS.items() if one.kind == "cuda" and one.sm <= machine.sm]
+        return fits[-1] if fits else None
+    matrix = {"amx_bf16": "x86 CPU with AMX", "avx512f": "x86 CPU with AVX-512"}
+    return next((name for flag, name in matrix.items() if flag in machine.isa), "x86 CPU with AVX2")
+
+
+def paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """By generation and scheme: the way it runs there, or ``-`` where it does not."""
+    found: dict[str, dict[str, str]] = {}
+    for title, one in GENERATIONS.items():
+        found[title] = {}
+        for name in names:
+            try:
+                found[title][name] = schemes.scheme(name).way(one).name
+            except schemes.SchemeError:
+                found[title][name] = "-"
+    return found
+
+
+# -- does it fit --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a deployment takes of one GPU, in bytes; ``usable`` is what vLLM may take of its memory.
+
+    ``rest`` is what vLLM needs beside weights and cache: the CUDA context, activations, CUDA graphs.
+    """
+
+    scheme: str
+    weights: int
+    kv_cache: int
+    rest: int
+    usable: int
+    token: int  # bytes of one token in the KV cache
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.kv_cache + self.rest
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is no more than vLLM may take."""
+        return self.total <= self.usable
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of KV cache that the memory leaves room for, of all requests together."""
+        return max(0, self.usable - self.weights - self.rest) // self.token
+
+
+def budget(
+    model: models.Model,
+    scheme: str,
+    memory: int,
+    *,
+    context: int,
+    concurrency: int,
+    utilization: float = 0.9,
+    rest: int = GIB,
+) -> Budget:
+    """What ``concurrency`` requests of ``context`` tokens each take under a scheme, in ``memory`` bytes.
+
+    The scheme is taken at its word about the bytes; whether the GPU runs it is ``schemes``' business.
+
+    Raises:
+        SizingError, SchemeError: nothing can be computed from this model's config, or not this scheme.
+    """
+    token = kv_token_bytes(config_of(model), schemes.scheme(scheme).kv_bytes)
+    weights = schemes.predicted_weights_bytes(scheme, model.folder)
+    cache = token * context * concurrency
+    return Budget(scheme, weights, cache, rest, math.floor(memory * utilization), token)
+
+
+def budgets(model: models.Model, names: Iterable[str], one: Card, **load) -> dict[str, Budget | str]:
+    """A card's budget for each scheme, or the sentence that says why it does not run there."""
+    found: dict[str, Budget | str] = {}
+    for name in names:
+        try:
+            schemes.scheme(name).way(one.machine)
+            found[name] = budget(model, name, one.memory, **load)
+        except schemes.SchemeError as error:
+            found[name] = str(error)
+    return found
+
+
+# -- beside what vLLM reported ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """One record's KV cache, as vLLM reported it and as it follows from the config.
+
+    ``rest`` is what is left of vLLM's share of the memory after weights and cache: what the cards'
+    budgets have to assume. None where the size of the memory or of the weights is not on record.
+    """
+
+    row: dict
+    token: int
+    cache: int
+    rest: int | None
+
+
+def reconcile(
+    rows: Iterable[dict], known: dict[str, models.Model], utilization: float = 0.9
+) -> list[Reconciled]:
+    """Set each record's reported KV cache beside the config's bytes; one a model, machine and scheme.
+
+    Args:
+        known: models by the title that records call them; records of other models are passed over.
+        utilization: vLLM's share of the memory where a record does not name it.
+    """
+    found: dict[tuple, Reconciled] = {}
+    for row in rows:
+        model = known.get(row["model"])
+        if model is None or not row["kv_cache_tokens"] or row["scheme"] not in schemes.SCHEMES:
+            continue
+        narrow = row.get("kv_cache_dtype") == "fp8"  # beside a scheme that leaves the cache alone
+        token = kv_token_bytes(config_of(model), 1 if narrow else schemes.scheme(row["scheme"]).kv_bytes)
+        cache, weights = token * row["kv_cache_tokens"], row["weights_bytes"]
+        # On a CPU the cache's size is set, whatever the memory.
+        memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
+        share = row.get("utilization") or utilization
+        rest = round(memory * share) - weights - cache if memory and weights else None
+        key = row["model"], row["device"], memory, row["scheme"], token
+        found[key] = Reconciled(row, token, cache, rest)
+    return list(found.values())
+
+
+def known_models(*more: models.Model) -> dict[str, models.Model]:
+    """The models whose configs are at hand, by title: the shapes that come with this, and ``more``."""
+    return {model.title: model for model in (*map(models.shape, shapes.CONFIGS), *more)}

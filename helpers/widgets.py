@@ -1,0 +1,127 @@
+"""A picture with controls beside it: live in JupyterLab, a plain picture everywhere else.
+
+Both are in one output. A notebook front end that has widgets and a kernel shows the controls; a web page,
+an untrusted notebook or a headless run shows the picture of the first values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number to drag: from ``low`` to ``high`` in steps, starting at ``value``."""
+
+    label: str
+    low: float
+    high: float
+    value: float
+    step: float = 1
+
+    def widget(self):
+        """The control itself."""
+        import ipywidgets
+
+        kind = (
+            ipywidgets.IntSlider
+            if all(isinstance(n, int) for n in (self.low, self.step, self.value))
+            else None
+        )
+        kind = kind or ipywidgets.FloatSlider
+        return kind(
+            value=min(max(self.value, self.low), self.high), min=self.low, max=self.high, step=self.step,
+            description=self.label, continuous_update=False, style=_WIDE, layout={"width": "32em"},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several texts or numbers, starting at ``value``."""
+
+    label: str
+    options: Sequence
+    value: object
+
+    def widget(self):
+        """The control itself."""
+        import ipywidgets
+
+        return ipywidgets.Dropdown(
+            options=list(self.options), value=self.value, description=self.label, style=_WIDE,
+            layout={"width": "32em"},
+        )  # fmt: skip
+
+
+_WIDE = {"description_width": "14em"}
+
+
+class Explorer:
+    """``draw(**values)`` with a control for each value; see ``explore``."""
+
+    def __init__(self, draw: Callable, controls: dict[str, Slider | Choice]):
+        self.draw, self.controls = draw, controls
+        self.first = self._drawn({name: control.value for name, control in controls.items()})
+        self.box = None  # the live widgets, once they are shown
+
+    def _drawn(self, values: dict):
+        """What ``draw`` returns, or a note with the message of what it refused."""
+        from helpers.show import Note
+
+        try:
+            return self.draw(**values)
+        except ValueError as error:  # a value that cannot be: the helpers' errors say which and why
+            return Note(error)
+
+    def __repr__(self) -> str:
+        return repr(self.first)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data, metadata = {"text/plain": repr(self), "text/html": self.first._repr_html_()}, {}
+        if hasattr(self.first, "png"):
+            import base64
+
+            data["image/png"] = base64.b64encode(self.first.png).decode()
+            metadata["image/png"] = {"alt": self.first.alt}
+        if _live():
+            data[VIEW] = self.live()._repr_mimebundle_()[VIEW]
+        return data, metadata
+
+    def live(self):
+        """The controls above the picture, which is drawn anew when one of them changes."""
+        import ipywidgets
+
+        handles = {name: control.widget() for name, control in self.controls.items()}
+        picture = ipywidgets.HTML(self.first._repr_html_())
+
+        def redraw(_change) -> None:
+            values = {name: handle.value for name, handle in handles.items()}
+            picture.value = self._drawn(values)._repr_html_()
+
+        for handle in handles.values():
+            handle.observe(redraw, "value")
+        self.box = ipywidgets.VBox([*handles.values(), picture])
+        return self.box
+
+
+def explore(draw: Callable, **controls: Slider | Choice) -> Explorer:
+    """Show what ``draw`` returns, a figure or a note, with controls for its arguments.
+
+    A ``ValueError`` that ``draw`` raises becomes a sentence in the picture's place.
+    """
+    return Explorer(draw, controls)
+
+
+def _live() -> bool:
+    """Whether somebody may be there to move a slider: a kernel that is not run headless."""
+    if os.environ.get("TUTORIAL_HEADLESS"):
+        return False
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None

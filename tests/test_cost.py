@@ -1,0 +1,107 @@
+"""Dollars a token, the GPUs a load needs, and the rules of the recommendation."""
+
+import pytest
+
+from helpers import cost, models, roofline, schemes, sizing
+from tests.test_show import a_row
+
+LOAD = {"context": 2048, "concurrency": 8, "utilization": 0.5, "rest": 2**30}
+WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
+PRICES = {"L4": 10.80, "A100 80GB": 26.40}
+
+
+def test_a_million_tokens():
+    assert cost.per_million(3.6, 1000) == pytest.approx(1.0)  # 3.6 million tokens an hour
+    assert cost.per_million(3.6, 1000, 0.25) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(0, 1), (-1, 1), (1, 0), (1, -5), (1, 1, 0), (1, 1, 1.5), (float("nan"), 1), ("2", 1), (True, 1)],
+)
+def test_a_cost_without_a_price_is_refused_in_words(arguments):
+    with pytest.raises(cost.CostError, match=r"a number above zero|share of the paid time"):
+        cost.per_million(*arguments)
+
+
+def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
+    model = models.shape("mistral-7b")
+    found = cost.offers(model, PRICES, ["baseline", "awq"], requests_per_s=2, tokens_per_request=200, **LOAD)
+    assert [offer.per_day for offer in found] == sorted(offer.per_day for offer in found)
+    for offer in found:
+        assert offer.count * offer.tokens_per_s * LOAD["utilization"] >= 400
+        assert (offer.count - 1) * offer.tokens_per_s * LOAD["utilization"] < 400
+        assert offer.per_million == pytest.approx(offer.per_day / (400 * 86400) * 1e6)
+    card = sizing.card("L4")
+    bound = roofline.step(model, "awq").bound(8, card.bandwidth, card.rate16, 2048)
+    assert next(o for o in found if (o.card, o.scheme) == ("L4", "awq")).tokens_per_s == bound
+
+
+def test_an_offer_that_does_not_fit_says_by_how_much():
+    model = models.shape("qwen2.5-14b")
+    found = cost.offers(model, PRICES, ["baseline"], requests_per_s=1, tokens_per_request=1, **LOAD)
+    assert [offer.card for offer in found] == ["A100 80GB", "L4"]
+    assert found[1].why_not.endswith("GiB short")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"prices_per_day": {"L4": 0.0}}, {"requests_per_s": -1}, {"tokens_per_request": 0}]
+)
+def test_an_impossible_load_is_refused_in_words(changed):
+    given = (
+        {"prices_per_day": PRICES, "requests_per_s": 1, "tokens_per_request": 1, "names": ["awq"]}
+        | LOAD
+        | changed
+    )
+    with pytest.raises(cost.CostError, match="above zero"):
+        cost.offers(models.shape("phi-2"), **given)
+
+
+def rows_of(**rates):
+    made = [a_row("baseline", 8, 100.0, 200, 200, recovery=None)]
+    for name, (rate, size, recovery) in rates.items():
+        made.append(a_row(name, 8, rate, size, size, recovery=recovery))
+    return made
+
+
+def advise(rows, least_recovery=0.95, batch=8):
+    return cost.recommend(rows, batch=batch, least_recovery=least_recovery)
+
+
+def test_the_fastest_that_keeps_the_accuracy_is_recommended():
+    rows = rows_of(fp8=(150.0, 110, 0.99), awq=(180.0, 70, 0.90))
+    found = advise(rows)
+    assert found.scheme == "fp8"
+    assert "1.50 times" in found.why
+    assert "90.0%" in found.against["awq"]
+    assert advise(rows, least_recovery=0.85).scheme == "awq"
+
+
+def test_equally_fast_means_the_smaller():
+    found = advise(rows_of(fp8=(150.0, 110, 0.99), awq=(146.0, 70, 0.99)))
+    assert found.scheme == "awq"
+    assert "larger" in found.against["fp8"]
+
+
+def test_the_baseline_is_recommended_where_nothing_beats_it():
+    found = advise(rows_of(fp8=(20.0, 110, 0.99), fp8_kv=(100.0, 200, 1.0)))
+    assert found.scheme == "baseline"
+    assert "0.20 times" in found.against["fp8"]
+
+
+def test_what_ran_in_16_bits_or_was_not_asked_is_not_recommended():
+    rows = rows_of(awq=(500.0, 70, 0.99), fp8=(500.0, 110, None))
+    rows[1]["way"] = WRITTEN_OUT
+    found = advise(rows)
+    assert found.scheme == "baseline"
+    assert "no kernel" in found.against["awq"]
+    assert "not measured" in found.against["fp8"]
+
+
+def test_the_nearest_measured_batch_decides_and_no_baseline_is_said():
+    rows = [*rows_of(fp8=(150.0, 110, 0.99)), a_row("baseline", 64, 1000.0, 200, 200)]
+    assert advise(rows, batch=10).scheme == "fp8"
+    assert advise(rows, batch=64).scheme == "baseline"
+    for none in ([], rows[1:2]):
+        with pytest.raises(cost.CostError, match="01_baseline"):
+            advise(none)

@@ -1,0 +1,120 @@
+"""The roofline against hand-worked cases, and the rules that name a regime."""
+
+import math
+
+import pytest
+
+from helpers import hardware, models, roofline, schemes, sizing
+from tests.test_show import a_row
+
+PHI = models.shape("phi-2")
+
+
+def test_a_step_reads_all_but_an_embedding_that_is_not_the_head():
+    counts = schemes.layout(PHI.folder)
+    step = roofline.step(PHI, "baseline")
+    assert step.weights == 2 * (counts.total - counts.embedding)
+    assert step.operations == 2 * (counts.total - counts.embedding)
+    tied = models.shape("qwen2.5-1.5b")
+    assert roofline.step(tied, "baseline").weights == 2 * schemes.layout(tied.folder).total
+
+
+def test_the_logs_tokens_are_three_quarters_of_an_l4s_bandwidth():
+    bound = roofline.step(PHI, "baseline").bound(1, sizing.card("L4").bandwidth)
+    assert 42.0 / bound == pytest.approx(0.74, abs=0.01)
+
+
+def test_bytes_bind_below_the_crossover_and_arithmetic_above():
+    step = roofline.Step(weights=1000, operations=20, token=0)
+    assert step.intensity(10) == 10 * 20 / 1000
+    assert step.bound(1, bandwidth=100, rate=1000) == pytest.approx(1 / 10)
+    assert step.crossover(100, 1000) == 500
+    assert step.seconds(500, 100, 1000) == pytest.approx(10)
+    assert step.seconds(1000, 100, 1000) == pytest.approx(20)
+
+
+def test_a_context_moves_the_crossover_up_and_may_remove_it():
+    step = roofline.Step(weights=1000, operations=20, token=1)
+    assert step.crossover(100, 1000, context=1) == pytest.approx(1000 / 100 / (0.02 - 0.01))
+    assert step.crossover(100, 1000, context=2) == math.inf
+
+
+@pytest.mark.parametrize("name", ["L4", "H100", "H200"])
+def test_w4a16_crosses_at_a_quarter_and_w8a8_where_16_bits_do(name):
+    card, model = sizing.card(name), models.shape("mistral-7b")
+
+    def crossing(scheme):
+        bits = roofline.arithmetic_bits(scheme, card.machine)
+        return roofline.step(model, scheme).crossover(card.bandwidth, card.rate(bits))
+
+    assert crossing("awq") / crossing("baseline") == pytest.approx(0.27, abs=0.02)
+    assert crossing("fp8") / crossing("baseline") == pytest.approx(1.02, abs=0.02)
+
+
+def test_fp8_on_an_a100_is_multiplied_in_16_bits():
+    assert roofline.arithmetic_bits("fp8", sizing.card("A100 80GB").machine) == 16
+    assert roofline.arithmetic_bits("fp8", sizing.card("L4").machine) == 8
+    assert roofline.arithmetic_bits("int8", sizing.card("A100 80GB").machine) == 8
+
+
+@pytest.mark.parametrize(
+    ("share", "batch", "name"), [(0.9, 1, "memory"), (0.1, 1, "overhead"), (0.9, 4000, "compute")]
+)
+def test_a_step_is_bound_by_what_explains_half_of_it(share, batch, name):
+    machine, work = roofline.of_card(sizing.card("L4")), roofline.step(PHI, "baseline")
+    rate = share * work.bound(batch, machine.bandwidth, machine.rates[16])
+    found = roofline.regime({"scheme": "baseline", "batch": batch, "output_tokens_per_s": rate}, PHI, machine)
+    assert found.name == name
+    assert max(found.memory, found.compute) == pytest.approx(share)
+
+
+def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():
+    narrow = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx2"}))
+    assert roofline.step(PHI, "baseline", narrow).weights == 2 * roofline.step(PHI, "baseline").weights
+    assert roofline.step(PHI, "awq", narrow) == roofline.step(PHI, "baseline", narrow)  # written out
+    wide = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
+    assert roofline.step(PHI, "awq", wide) == roofline.step(PHI, "awq")
+
+
+def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch):
+    monkeypatch.setattr(hardware, "copy_bandwidth", lambda: 1.0)
+    monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1.0)
+    machine = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
+    rows = [a_row("baseline", 1, 2.0, 1, 1), a_row("baseline", 32, 40.0, 1, 1)]
+    step = roofline.step(PHI, "baseline")
+    found = roofline.here(machine, rows, PHI)
+    assert found.bandwidth == 2.0 * step.weights
+    assert found.rates[16] == pytest.approx(40.0 * step.operations)
+    shares = [roofline.regime(row, PHI, found) for row in rows]
+    assert max(share.memory for share in shares) <= 1.0001
+    assert max(share.compute for share in shares) <= 1.0001
+
+
+def test_a_records_crossing_is_that_of_the_way_it_ran():
+    machine = roofline.Hardware("m", 100, {16: 1000}, "test")
+    rows = [a_row("awq", 1, 1.0, 1, 1, way=way.name) for way in schemes.AWQ.ways[2:4]]
+    assert set(roofline.crossings(rows[:1], PHI, machine)) == {"awq"}
+    assert roofline.crossings(rows[1:], PHI, machine) == {}  # written out
+    row = a_row("fp8", 1, 1.0, 1, 1, way="FP8 tensor cores")
+    assert roofline.recorded_bits(row) == 8
+    assert roofline.crossings([row], PHI, machine) == {}  # no rate for 8 bits is known
+
+
+def test_this_machine_multiplies_something():
+    if hardware.detect().kind == "cpu":
+        assert hardware.matmul_rate(0.05) > 1e6
+
+
+def test_recorded_hardware_is_measured_bandwidth_and_a_data_sheets_rates():
+    rows = [a_row("baseline", 1, 1.0, 1, 1, device="NVIDIA H200", copy_bandwidth=4.1e12)]
+    found = roofline.of_rows(rows, PHI)
+    assert found.bandwidth == 4.1e12
+    assert found.rates == {16: 989e12, 8: 1979e12}
+
+
+def test_a_machine_without_a_data_sheet_is_what_its_records_reached():
+    rows = [a_row("baseline", 1, 2.0, 1, 1, device="another GPU")]
+    found, step = roofline.of_rows(rows, PHI), roofline.step(PHI, "baseline")
+    assert found.bandwidth == 2.0 * step.weights
+    assert found.rates == {16: 2.0 * step.operations}
+    assert roofline.of_rows([rows[0] | {"copy_bandwidth": 1e15}], PHI).bandwidth == 1e15

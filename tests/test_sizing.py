@@ -1,0 +1,114 @@
+"""Bytes of a KV cache, what fits, and the check against what vLLM itself reports."""
+
+import dataclasses
+
+import pytest
+
+from helpers import models, records, schemes, sizing
+from helpers.engine import open_engine
+from helpers.hardware import GIB, Machine
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_"),
+    [("phi-2", 327_680), ("mistral-7b", 131_072), ("llama-3.1-8b", 131_072), ("qwen2.5-14b", 196_608)],
+)
+def test_a_token_of_kv_cache(name, bytes_):
+    config = sizing.config_of(models.shape(name))
+    assert (
+        sizing.kv_token_bytes(config) == bytes_
+    )  # published architectures: 2 x layers x KV heads x size x 2
+    assert sizing.kv_token_bytes(config, 1) == bytes_ / 2
+    without_gqa = config | {"num_key_value_heads": None}
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    assert sizing.kv_token_bytes(without_gqa) == bytes_ * heads / shared
+
+
+def test_a_config_that_does_not_say_is_refused_in_words(tmp_path):
+    with pytest.raises(sizing.SizingError, match="num_hidden_layers"):
+        sizing.kv_token_bytes({"model_type": "mamba", "hidden_size": 1})
+    with pytest.raises(sizing.SizingError, match="MLA"):
+        sizing.kv_token_bytes({"kv_lora_rank": 512, "num_hidden_layers": 2, "num_attention_heads": 2})
+    with pytest.raises(sizing.SizingError, match=r"has no config\.json"):
+        sizing.config_of(models.Model("x", "Nothing", tmp_path, "local"))
+
+
+def test_vllm_finds_the_cache_that_the_formula_predicts(small):
+    with open_engine(**small) as engine:
+        token = sizing.kv_token_bytes(sizing.config_of(engine.model))
+        block = engine.llm.llm_engine.vllm_config.cache_config.block_size
+        found = engine.kv_cache_tokens * token
+    assert small["kv_cache_memory_bytes"] - block * token < found <= small["kv_cache_memory_bytes"]
+
+
+def test_the_logs_three_figures_fit_an_l4():
+    [row] = [row for row in records.elsewhere()[0] if row.get("cited")]
+    phi = models.shape("phi-2")
+    assert row["predicted_weights_bytes"] == schemes.predicted_weights_bytes("baseline", phi.folder)
+    assert row["weights_bytes"] == pytest.approx(row["predicted_weights_bytes"], rel=0.005)
+    assert row["kv_cache_tokens"] == 2881 * 16
+    [found] = sizing.reconcile([row], {row["model"]: phi})
+    assert 0 < found.rest < GIB
+
+
+def test_a_budget_fits_to_the_token():
+    model, load = models.shape("mistral-7b"), {"concurrency": 1, "rest": 0, "utilization": 0.9}
+    memory = sizing.card("L4").memory
+    room = sizing.budget(model, "awq", memory, context=1, **load).tokens
+    assert sizing.budget(model, "awq", memory, context=room, **load).fits
+    assert not sizing.budget(model, "awq", memory, context=room + 1, **load).fits
+    wide = sizing.budget(model, "fp8_kv", memory, context=1000, **load)
+    assert wide.kv_cache * 2 == sizing.budget(model, "baseline", memory, context=1000, **load).kv_cache
+
+
+def test_what_does_not_run_on_a_card_says_why():
+    found = sizing.budgets(
+        models.shape("phi-2"), ["awq", "fp8_kv"], sizing.card("T4"), context=1, concurrency=1
+    )
+    assert isinstance(found["awq"], sizing.Budget)
+    assert "SM 8.0" in found["fp8_kv"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [("NVIDIA H200", "H200"), ("Tesla T4", "T4"), ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA L4", "L4"),
+     ("NVIDIA A100-PCIE-40GB", "A100 40GB"), ("NVIDIA H100 80GB HBM3", "H100"), ("L4", "L4")],
+)  # fmt: skip
+def test_cards_are_found_as_drivers_call_them(driver, name):
+    assert sizing.card(driver).name == name
+
+
+@pytest.mark.parametrize("driver", ["NVIDIA L40S", "NVIDIA A100", "AMD EPYC (2 cores)"])
+def test_other_cards_are_not_taken_for_them(driver):
+    with pytest.raises(sizing.SizingError, match="no data sheet"):
+        sizing.card(driver)
+
+
+def test_every_generation_has_its_row_and_every_machine_its_generation():
+    found = sizing.paths(["baseline", "fp8", "int8", "awq"])
+    assert found["Ampere (A100)"]["fp8"] == "FP8 weights, 16-bit arithmetic"
+    assert found["Ada (L4, RTX 40)"]["fp8"] == "FP8 tensor cores"
+    assert found["Blackwell (B200)"]["int8"] == "-"
+    for title, machine in sizing.GENERATIONS.items():
+        assert sizing.generation(machine) == title
+    assert sizing.generation(Machine("cuda", "H20", 0, sm=9.0)) == "Hopper (H100, H200)"
+    assert sizing.generation(Machine("cuda", "V100", 0, sm=7.0)) is None
+
+
+def test_only_records_with_a_gpus_memory_have_a_rest():
+    row = {"model": "Phi-2", "device": "d", "scheme": "baseline", "kv_cache_tokens": 10, "weights_bytes": 100}
+    known = {"Phi-2": models.shape("phi-2")}
+    here = row | {"device_bytes": 10**9}
+    [cpu], [gpu] = sizing.reconcile([here], known), sizing.reconcile([here | {"driver": "580"}], known)
+    assert cpu.rest is None
+    assert gpu.rest == round(0.9 * 10**9) - 100 - 10 * 327_680
+    [narrow] = sizing.reconcile([row | {"kv_cache_dtype": "fp8"}], known)
+    assert narrow.token == 327_680 / 2
+    assert sizing.reconcile([row | {"model": "unknown"}], known) == []
+
+
+def test_a_card_says_where_its_figures_are_from():
+    for card in sizing.CARDS.values():
+        assert card.source
+        assert card.rate8 > card.rate16
+        assert dataclasses.replace(card, memory_bytes=5).memory == 5

@@ -1,0 +1,62 @@
+"""Widgets: a picture everywhere, controls where a kernel and a reader are, a sentence for a bad value."""
+
+import pytest
+
+from helpers import figures, show, widgets
+from tests.test_show import a_row
+
+
+def picture(size):
+    if size <= 0:
+        raise ValueError("The size must be above zero.")
+    return figures.compared([a_row("baseline", 1, 20.0, size, size)])
+
+
+def test_headless_it_is_the_picture_of_the_first_values():
+    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    data, metadata = explorer._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/html", "image/png"}
+    assert data["text/plain"] == repr(picture(300))
+    assert metadata["image/png"]["alt"] in data["text/html"].replace("&#x27;", "'")
+
+
+def test_a_kernel_with_a_reader_gets_the_controls_too(monkeypatch):
+    monkeypatch.setattr(widgets, "_live", lambda: True)
+    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    data, _ = explorer._repr_mimebundle_()
+    assert data[widgets.VIEW]["model_id"] == explorer.box.model_id
+    assert "image/png" in data
+
+
+def test_moving_a_slider_draws_anew_and_a_refused_value_is_a_sentence():
+    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    handle, shown = explorer.live().children
+    before = shown.value
+    handle.value = 100
+    after = shown.value
+    assert after != before
+    assert "<img" in after
+    handle.value = 0
+    assert shown.value == "<p>The size must be above zero.</p>"
+    handle.value = 300
+    assert shown.value == before
+
+
+def test_a_first_value_that_is_refused_is_a_sentence_and_no_traceback():
+    explorer = widgets.explore(picture, size=widgets.Slider("size", -5, 5, -1))
+    assert isinstance(explorer.first, show.Note)
+    assert set(explorer._repr_mimebundle_()[0]) == {"text/plain", "text/html"}
+
+
+@pytest.mark.parametrize(("control", "kind"), [
+    (widgets.Slider("n", 1, 9, 4), "IntSlider"), (widgets.Slider("x", 0.5, 2.0, 1.0, 0.5), "FloatSlider"),
+    (widgets.Choice("c", ["a", "b"], "b"), "Dropdown"),
+])  # fmt: skip
+def test_each_control_starts_at_its_value(control, kind):
+    widget = control.widget()
+    assert type(widget).__name__ == kind
+    assert widget.value == control.value
+
+
+def test_a_parameter_beyond_the_sliders_end_is_no_error():
+    assert widgets.Slider("n", 1, 9, 40).widget().value == 9
