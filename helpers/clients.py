@@ -195,6 +195,12 @@ class Watch:
                 _status("POST", self.server.url + "/v1/completions", self.server.headers, body)
             )
 
+    def said(self, which: str) -> str:
+        """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
+        return ", ".join(
+            str(code) for code in sorted({c for c in getattr(self, which) if isinstance(c, int)})
+        )
+
     def __exit__(self, *_) -> None:
         self._done.set()
         for thread in self._threads:

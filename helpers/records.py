@@ -125,14 +125,14 @@ def rows(
     ]
 
 
-def append(path: str | Path, new: list[dict]) -> Path:
+def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:
     """Add records to a file, whole lines only, also when two notebooks write at once; return its path.
 
     Raises:
-        ValueError: a record lacks one of ``FIELDS``; nothing is written.
+        ValueError: a record lacks one of ``fields``; nothing is written.
     """
     for row in new:
-        if missing := [name for name in FIELDS if name not in row]:
+        if missing := [name for name in fields if name not in row]:
             raise ValueError(f"A record lacks {', '.join(missing)}.")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
     path = Path(path)
@@ -154,7 +154,7 @@ def _ends_with_newline(file) -> bool:
         return raw.read(1) == b"\n"
 
 
-def read(path: str | Path) -> tuple[list[dict], list[str]]:
+def read(path: str | Path, fields: tuple[str, ...] = FIELDS) -> tuple[list[dict], list[str]]:
     """Return the good records of a file, oldest first, and a sentence for each line that is not one.
 
     A file that does not exist has no records.
@@ -167,7 +167,7 @@ def read(path: str | Path) -> tuple[list[dict], list[str]]:
             continue
         try:
             row = json.loads(line)
-            missing = [name for name in FIELDS if name not in row] if isinstance(row, dict) else FIELDS
+            missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
         except ValueError:
             bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
             continue

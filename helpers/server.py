@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, models
+from helpers import engine, hardware, models
 from helpers import ownership as own
 from helpers.capture import Progress
 from helpers.diagnose import root_cause
@@ -224,8 +224,23 @@ class Server:
     # -- owning it ------------------------------------------------------------------------------
 
     def __enter__(self) -> Server:
+        return self.start()
+
+    def start(self) -> Server:
+        """Start it without a block, which cannot span a notebook's cells; end it with ``stop``.
+
+        Until then it ends with this process, and when a cell is interrupted.
+
+        Raises:
+            ServerStartError: the port is taken, the model does not load, or it takes too long.
+        """
         if self._process is not None and self.end is None:
             raise ServerError("This server is running already.")
+        if engine._open is not None:
+            raise ServerError(
+                f"An engine ({engine._open.scheme}) is open in this process and holds its memory. "
+                "Leave its with block first."
+            )
         self.end = None
         _refuse_taken_port(self.args["host"], self.args["port"])
         scheme = self.settings.scheme
@@ -238,6 +253,7 @@ class Server:
         except BaseException:
             self.kill()
             raise
+        own.on_interrupted_cell(self.kill)
         print(
             f"The server ({scheme}) answers after ‹{self.start_s:.1f} s› on ‹{self.url}›. "
             f"Its log: ‹{self.log_file.name}›"
@@ -300,8 +316,13 @@ class Server:
         return self._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
 
     def kill(self) -> Stop:
-        """Send the server SIGKILL, as a system out of memory does; what it started is ended, too."""
+        """Send the server SIGKILL; what it started is ended, too."""
         return self._finish(signal.SIGKILL, TEARDOWN_S, "was killed")
+
+    def crash(self) -> None:
+        """Kill the server as the system does, behind this object's back; return when it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait(TEARDOWN_S)
 
     def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
         if self._process is None or self.end is not None:
