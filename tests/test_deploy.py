@@ -131,7 +131,6 @@ def test_the_script_passes_every_setting_on(tmp_path):
     assert flags_of(lines) == {
         "--model": name,
         "--revision": revision,
-        "--tokenizer-revision": revision,
         "--host": "127.0.0.1",
         "--port": given["SERVER_PORT"],
         "--dtype": given["DTYPE"],
@@ -189,7 +188,7 @@ def test_vllm_itself_understands_every_flag(tmp_path):
         "args = make_arg_parser(FlexibleArgumentParser()).parse_args()\n"
         "validate_parsed_serve_args(args)\n"
         "assert args.shutdown_timeout == 30 and args.max_num_seqs == 64 and not args.trust_remote_code\n"
-        "assert args.tokenizer_revision == args.revision != None and args.quantization == 'fp8_per_tensor'\n"
+        "assert args.revision and args.quantization == 'fp8_per_tensor'\n"
     )
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 

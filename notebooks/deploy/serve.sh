@@ -22,7 +22,7 @@ esac
 
 model=${MODEL_NAME%@*}
 case "$MODEL_NAME" in
-    *@*) set -- "$@" --revision "${MODEL_NAME##*@}" --tokenizer-revision "${MODEL_NAME##*@}" ;;
+    *@*) set -- "$@" --revision "${MODEL_NAME##*@}" ;; # of weights and tokenizer alike
 esac
 [ -z "${SERVED_MODEL_NAME:-}" ] || set -- "$@" --served-model-name "$SERVED_MODEL_NAME"
 
