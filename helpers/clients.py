@@ -81,8 +81,16 @@ class Crowd:
     """Clients at work; made by ``crowd``."""
 
     def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float):
+        import httpx
+
         self._server, self._timeout_s = server, timeout_s
-        self._local = threading.local()
+        # A connection a client, kept open, as real clients do.
+        self._http = httpx.Client(
+            base_url=server.url,
+            headers=server.headers,
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
         self._futures: list[Future] = [self._pool.submit(self._ask, request) for request in requests]
 
@@ -95,9 +103,7 @@ class Crowd:
             return Outcome(how, status, text, time.perf_counter() - begun)
 
         try:
-            reply = self._connection().post(
-                "/v1/chat/completions", json={"model": self._server.name, **request.body}
-            )
+            reply = self._http.post("/v1/chat/completions", json={"model": self._server.name, **request.body})
         except httpx.ReadTimeout:
             return outcome(HUNG, None, f"nothing within {self._timeout_s:g} s")
         except httpx.HTTPError as error:
@@ -107,16 +113,6 @@ class Crowd:
         content = reply.json()
         good = request.holds(content)
         return outcome(ANSWERED if good else WRONG, 200, content["choices"][0]["message"]["content"])
-
-    def _connection(self):
-        """One connection a client, kept open, as real clients do."""
-        import httpx
-
-        if not hasattr(self._local, "client"):
-            self._local.client = httpx.Client(
-                base_url=self._server.url, headers=self._server.headers, timeout=self._timeout_s
-            )
-        return self._local.client
 
     def wait_until_running(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait until the server itself says that ``count`` requests are in flight.
@@ -128,7 +124,7 @@ class Crowd:
         while time.monotonic() < stop:
             if in_flight(self._server) >= count:
                 return
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise TimeoutError(f"{count} requests were not in flight within {timeout_s:g} s.")
 
     def outcomes(self) -> list[Outcome]:
@@ -140,6 +136,7 @@ class Crowd:
 
     def __exit__(self, kind, error, tb) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
+        self._http.close()
 
 
 def crowd(server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0) -> Crowd:
@@ -178,22 +175,27 @@ class Watch:
     tokens: list[object] = field(default_factory=list)
 
     def __enter__(self) -> Watch:
+        import httpx
+
+        # A new connection each time, as a load balancer's next user has.
+        headers = self.server.headers | {"Connection": "close"}
+        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0)
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
+        token = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
+        work = ((self.health, "GET", "/health", None), (self.tokens, "POST", "/v1/completions", token))
+        self._threads = [threading.Thread(target=self._ask, args=args, daemon=True) for args in work]
         for thread in self._threads:
             thread.start()
         return self
 
-    def _look(self) -> None:
-        while not self._done.wait(self.every_s):
-            self.health.append(_status("GET", self.server.url + "/health", {}, None))
+    def _ask(self, said: list, method: str, path: str, body: dict | None) -> None:
+        import httpx
 
-    def _ask(self) -> None:
-        body = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
         while not self._done.wait(self.every_s):
-            self.tokens.append(
-                _status("POST", self.server.url + "/v1/completions", self.server.headers, body)
-            )
+            try:
+                said.append(self._http.request(method, path, json=body).status_code)
+            except httpx.HTTPError as error:
+                said.append(type(error).__name__)
 
     def said(self, which: str) -> str:
         """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
@@ -205,12 +207,4 @@ class Watch:
         self._done.set()
         for thread in self._threads:
             thread.join()
-
-
-def _status(method: str, url: str, headers: dict, body: dict | None) -> object:
-    import httpx
-
-    try:
-        return httpx.request(method, url, headers=headers, json=body, timeout=10.0).status_code
-    except httpx.HTTPError as error:
-        return type(error).__name__
+        self._http.close()

@@ -12,6 +12,7 @@ error or Ctrl+C kills it, and if this process dies the system ends it. Its log g
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -183,9 +184,13 @@ class Server:
 
     def get(self, path: str, timeout_s: float = 10.0):
         """GET a path with the key; return httpx's response."""
+        return self._http.get(self.url + path, timeout=timeout_s)
+
+    @functools.cached_property
+    def _http(self):
         import httpx
 
-        return httpx.get(self.url + path, headers=self.headers, timeout=timeout_s)
+        return httpx.Client(headers=self.headers)  # one: making it takes longer than a request
 
     def metrics(self) -> dict[str, float]:
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
