@@ -94,7 +94,9 @@ def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
     assert [model.id for model in server.client().models.list()] == [models.TITLE]
     assert httpx.get(server.url + "/v1/models").status_code == 401
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    reply = server.client().chat.completions.create(model=server.name, messages=question, max_tokens=20)
+    reply = server.client().chat.completions.create(
+        model=server.name, messages=question, max_tokens=20, temperature=0.0
+    )
     assert "Paris" in reply.choices[0].message.content
 
 
