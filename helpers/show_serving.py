@@ -8,13 +8,13 @@ from helpers.show import COLOURS, Table, measured
 
 
 def settings(found) -> Table:
-    """A ``settings.Settings``: every variable, what it may be, its default and its value here."""
+    """A ``settings.Settings``: every variable, what it means, its default and its value here."""
     fields, facts = type(found).model_fields, found.facts()
     rows = [
         [name.upper(), field.description, _default(field), measured(facts[name.upper()] or "-")]
         for name, field in fields.items()
     ]
-    return Table(["variable", "allowed", "default", "here"], rows)
+    return Table(["variable", "meaning", "default", "here"], rows)
 
 
 def _default(field) -> str:
@@ -98,12 +98,12 @@ def load(found: Mapping[str, list], objective):
         left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=COLOURS[scheme])
         middle.plot(clients, [level.ttft_p95_s * 1e3 for level in closed(rows)], **style)
         rates = [level.rate for level in opened(rows)]
-        right.plot(rates, [level.goodput for level in opened(rows)], **style)
+        right.plot(rates, [level.in_time_per_s for level in opened(rows)], **style)
     top = max([level.rate for rows in found.values() for level in opened(rows)], default=1.0)
     right.plot([0, top], [0, top], "--", color=COLOURS["bound"], label="every request in time")
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, color=COLOURS["bound"], linestyle="--", label="objective")
-    middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting", yscale="log")
+    middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
     right.set(xlabel="requests offered per second", ylabel="answered in time per second", title="Goodput")
     for axes in (left, middle):
         axes.set_xscale("log")
