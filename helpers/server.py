@@ -92,7 +92,7 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
     - on a CPU without AVX-512 that is 32 bits: otherwise it widens every BF16 weight for every step, which
       took five times as long at 16 clients (12 against 59 tok/s on two AVX2 cores);
     - on a CPU ``enforce_eager`` (compiling would take longer than it saves here) and the KV cache's size;
-    - ``shutdown_timeout``: vLLM's default of 0 leaves the clients hanging.
+    - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops.
     """
     longest = model.config.get("max_position_embeddings", settings.max_model_len)
     chosen = "max_model_len" in settings.model_fields_set
