@@ -50,7 +50,7 @@ class Level:
     failed: int
     seconds: float
     requests_per_s: float
-    goodput: float  # the same, counting only requests that met the objective; see ``in_time_per_s``
+    goodput: float  # the same, counting only requests that met the objective
     output_tokens_per_s: float
     ttft_s: float
     ttft_p95_s: float
@@ -64,15 +64,6 @@ class Level:
     def kept(self) -> float:
         """The share of completed requests that met the objective."""
         return self.goodput / self.requests_per_s if self.requests_per_s else 0.0
-
-    @property
-    def in_time_per_s(self) -> float:
-        """Requests per second that met the objective: of an open loop, the share of the rate offered.
-
-        ``goodput`` divides by the time until the last answer. In a test of a few seconds that is much
-        longer than requests came, and even a server that keeps up seems to fall behind.
-        """
-        return self.goodput if self.rate is None else self.rate * self.kept
 
 
 def bench(
@@ -188,9 +179,20 @@ def knee(levels: list[Level]) -> Level:
     return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s)
 
 
+def most_answered(levels: list[Level]) -> float:
+    """The most requests per second that a server answered at any level."""
+    return max(level.requests_per_s for level in levels)
+
+
 def highest_kept(levels: list[Level]) -> Level | None:
-    """The highest open-loop rate at which ``KEEPS`` of the requests met the objective, None if none did."""
-    kept = [level for level in opened(levels) if level.kept >= KEEPS and not level.failed]
+    """The highest open-loop rate at which ``KEEPS`` of the requests met the objective, None if none did.
+
+    A rate above ``most_answered`` does not count: the queue grows for as long as it lasts, and only the
+    test was too short to show it.
+    """
+    most = most_answered(levels)
+    kept = [level for level in opened(levels) if level.kept >= KEEPS and level.rate <= most]
+    kept = [level for level in kept if not level.failed]
     return max(kept, key=lambda level: level.rate, default=None)
 
 

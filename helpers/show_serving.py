@@ -55,7 +55,8 @@ def _short(text: str, width: int) -> str:
 
 def levels(found: Mapping[str, list]) -> Table:
     """``load.Level``s by scheme, a row a level."""
-    columns = ["load", "requests/s", "goodput", "output", "TTFT", "95 %", "TPOT", "95 %", "ITL", "95 %"]
+    columns = ["load", "offered", "answered", "in time", "goodput", "output"]
+    columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
     rows = [
         [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
     ]
@@ -75,7 +76,9 @@ def _figures(level) -> list[measured]:
         (level.itl_s, level.itl_p95_s),
     )
     cells = [
+        f"{level.rate:.2f} /s" if level.rate else "-",
         f"{level.requests_per_s:.2f} /s",
+        f"{level.kept:.0%}",
         f"{level.goodput:.2f} /s",
         f"{level.output_tokens_per_s:,.0f} tok/s",
     ]
@@ -84,10 +87,10 @@ def _figures(level) -> list[measured]:
 
 
 def load(found: Mapping[str, list], objective):
-    """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, goodput of open ones."""
+    """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, what open ones got in time."""
     import matplotlib.pyplot as plt
 
-    from helpers.load import closed, knee, opened
+    from helpers.load import KEEPS, closed, knee, most_answered, opened
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for marker, (scheme, rows) in zip("osD^", found.items(), strict=False):
@@ -98,13 +101,18 @@ def load(found: Mapping[str, list], objective):
         left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=COLOURS[scheme])
         middle.plot(clients, [level.ttft_p95_s * 1e3 for level in closed(rows)], **style)
         rates = [level.rate for level in opened(rows)]
-        right.plot(rates, [level.in_time_per_s for level in opened(rows)], **style)
-    top = max([level.rate for rows in found.values() for level in opened(rows)], default=1.0)
-    right.plot([0, top], [0, top], "--", color=COLOURS["bound"], label="every request in time")
+        right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
+        right.axvline(most_answered(rows), color=COLOURS[scheme], linestyle=":", label="most it answered")
+    right.axhline(KEEPS * 100, color=COLOURS["bound"], linestyle="--", label=f"{KEEPS:.0%}")
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, color=COLOURS["bound"], linestyle="--", label="objective")
     middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
-    right.set(xlabel="requests offered per second", ylabel="answered in time per second", title="Goodput")
+    right.set(
+        xlabel="requests offered per second",
+        ylabel="requests in time, %",
+        title="Within the objective",
+        ylim=(0, 105),
+    )
     for axes in (left, middle):
         axes.set_xscale("log")
         axes.set_xticks(clients, [str(count) for count in clients])
