@@ -89,8 +89,6 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
     """Arguments of ``vllm serve`` for these settings on this machine, and why.
 
     - quantization and ``dtype`` are the scheme's, as in ``open_engine``, unless the settings name a dtype;
-    - on a CPU without AVX-512 that is 32 bits: otherwise it widens every BF16 weight for every step, which
-      took five times as long at 16 clients (12 against 59 tok/s on two AVX2 cores);
     - on a CPU ``enforce_eager`` (compiling would take longer than it saves here) and the KV cache's size;
     - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops.
     """
@@ -107,9 +105,7 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
         **way.args,
     }
     if machine.kind == "cpu":
-        args |= {"enforce_eager": True}
-        if not machine.isa & {"avx512f", "amx_bf16"}:
-            args["dtype"] = "float32"
+        args["enforce_eager"] = True
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     if settings.dtype != "auto":
