@@ -1,5 +1,8 @@
 """Settings from the environment and a .env file: every mistake named, no secret shown."""
 
+import subprocess
+import sys
+
 import pytest
 
 from helpers import schemes, settings
@@ -98,3 +101,9 @@ def test_every_quantization_is_a_scheme():
     allowed = Settings.model_fields["quantization"].annotation.__args__
     assert set(settings.SCHEMES) == set(allowed)
     assert set(settings.SCHEMES.values()) <= set(schemes.SCHEMES)
+
+
+def test_importing_the_servers_rooms_imports_neither_torch_nor_vllm():
+    code = "import sys\nfrom helpers import clients, exposure, load, server, settings, show_serving\n"
+    code += "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
