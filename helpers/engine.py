@@ -109,7 +109,26 @@ def open_engine(
     Raises:
         SchemeError, ModelError: nothing was started.
     """
-    machine, rule = hardware.detect(), schemes.scheme(scheme)
+    machine = hardware.detect()
+    resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine)
+    if in_process is None:
+        in_process = machine.kind == "cpu"
+    args = {"model": str(checkpoint.folder), **default_args(machine, resolved), **way.args, **llm_args}
+    check_gpus(machine, args.get("tensor_parallel_size", 1), resolved)
+    return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
+
+
+def resolve_checkpoint(
+    model: str | models.Model, scheme: str, machine: hardware.Machine
+) -> tuple[models.Model, models.Model, schemes.Way]:
+    """Return the model, what is loaded for it under a scheme (made first if need be), and how it runs.
+
+    The one place where a scheme becomes files, for engines in this process and for servers alike.
+
+    Raises:
+        SchemeError, ModelError: the scheme does not run here, or there are no such files.
+    """
+    rule = schemes.scheme(scheme)
     way = rule.way(machine)
     resolved = model if isinstance(model, models.Model) else models.resolve(model)
     checkpoint = resolved
@@ -119,11 +138,7 @@ def open_engine(
         checkpoint = checkpoints.make(resolved, rule.recipe)
         if way.expanded:
             checkpoint = checkpoints.expand(checkpoint)
-    if in_process is None:
-        in_process = machine.kind == "cpu"
-    args = {"model": str(checkpoint.folder), **default_args(machine, resolved), **way.args, **llm_args}
-    check_gpus(machine, args.get("tensor_parallel_size", 1), resolved)
-    return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
+    return resolved, checkpoint, way
 
 
 def default_args(machine: hardware.Machine, model: models.Model) -> dict:

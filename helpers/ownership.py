@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,3 +252,16 @@ def gpu_holders() -> list[str]:
                     f"{name} ({process.pid}), {(process.usedGpuMemory or 0) // MIB} MiB on GPU {index}"
                 )
     return rows
+
+
+def on_interrupted_cell(finish: Callable[[], object]) -> None:
+    """In a notebook, call ``finish`` after the first cell from now on that Ctrl+C ends; elsewhere nothing."""
+    if "IPython" not in sys.modules or (shell := sys.modules["IPython"].get_ipython()) is None:
+        return
+
+    def look(result) -> None:
+        if isinstance(result.error_in_exec, KeyboardInterrupt):
+            shell.events.unregister("post_run_cell", look)
+            finish()
+
+    shell.events.register("post_run_cell", look)

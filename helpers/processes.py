@@ -1,4 +1,4 @@
-"""Processes that end with their owner, however it ends: the runner's kernels, and what those started."""
+"""Processes that end with their owner, however it ends: the runner's kernels, a server, all below them."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ def owned_processes() -> Iterator[Callable[[], None]]:
         _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def supervised(work: Callable[[], int]) -> int:
+def supervised(work: Callable[[], int], name: str = "helpers.run", grace_s: int = GRACE_S) -> int:
     """Run `work` in a forked worker, so that if one of the two is killed, the other cleans up.
 
     A killed worker's descendants fall to the supervisor, which ends them. When the supervisor is
     killed, the system sends the worker SIGTERM. The worker has a session of its own, so killing the
     process group (`timeout -s KILL`) spares it. Only when both are killed at once do detached
     processes stay; the kernel then ends by itself in a second or two: ipykernel watches its parent.
+    ``grace_s`` are the seconds from being asked to end to the worker being killed.
     """
     endings = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     endings = [s for s in endings if signal.getsignal(s) is not signal.SIG_IGN]  # as under nohup
@@ -73,7 +74,7 @@ def supervised(work: Callable[[], int]) -> int:
 
         def forward(signum: int, _frame: object) -> None:
             os.kill(worker, signum)
-            signal.alarm(GRACE_S)
+            signal.alarm(grace_s)
 
         for signum in endings:
             signal.signal(signum, forward)
@@ -83,7 +84,7 @@ def supervised(work: Callable[[], int]) -> int:
         for signum in [*endings, signal.SIGALRM]:  # the worker's number may be another's by now
             signal.signal(signum, signal.SIG_IGN)
     if code < 0:
-        print(f"helpers.run: its worker was killed by signal {-code}", file=sys.stderr)
+        print(f"{name}: its worker was killed by signal {-code}", file=sys.stderr)
     return abs(code) + 128 * (code < 0)
 
 
@@ -113,3 +114,23 @@ def _as_worker(work: Callable[[], int], supervisor: int, endings: list[signal.Si
     with contextlib.suppress(OSError):  # the terminal or the pipe may be gone
         sys.stdout.flush()
     return 128 + received[0] if received else code
+
+
+def owned_command(command: list[str], grace_s: int) -> list[str]:
+    """Return a command line that runs ``command`` as a worker of ``supervised``, ending with this process.
+
+    Run it from a thread that stays: Linux counts the end of the starting thread as the owner's death.
+    ``grace_s`` is the time it has, once asked to end, before it is killed.
+    """
+    return [sys.executable, "-m", "helpers.processes", str(os.getpid()), str(grace_s), *command]
+
+
+def _main(owner: str, grace_s: str, *command: str) -> int:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(owner):  # it died before it could be watched
+        return 128 + signal.SIGTERM
+    return supervised(lambda: os.execv(command[0], command), "helpers.processes", int(grace_s))
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -127,14 +127,14 @@ def rows(
     ]
 
 
-def append(path: str | Path, new: list[dict]) -> Path:
+def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:
     """Add records to a file, whole lines only, also when two notebooks write at once; return its path.
 
     Raises:
-        ValueError: a record lacks one of ``FIELDS``; nothing is written.
+        ValueError: a record lacks one of ``fields``; nothing is written.
     """
     for row in new:
-        if missing := [name for name in FIELDS if name not in row]:
+        if missing := [name for name in fields if name not in row]:
             raise ValueError(f"A record lacks {', '.join(missing)}.")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
     path = Path(path)

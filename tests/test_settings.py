@@ -1,0 +1,110 @@
+"""Settings from the environment and a .env file: every mistake named, no secret shown."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers import schemes, settings
+from helpers.settings import Settings, SettingsError
+
+KEY = "a-key-of-more-than-16-characters"
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch, tmp_path):
+    """An environment without any of the variables, in a folder without a .env file."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults_start_anywhere():
+    found = settings.load()
+    assert (found.model_name, found.quantization, found.scheme) == ("embedded", "none", "baseline")
+    assert not found.exposed
+    assert len(found.api_key) > 40
+    assert settings.load().api_key != found.api_key, "a key of its own for every server"
+
+
+def test_an_argument_wins_over_a_variable_and_that_over_the_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("MAX_NUM_SEQS=1\nSERVER_PORT=1001\nQUANTIZATION=awq\n")
+    monkeypatch.setenv("MAX_NUM_SEQS", "2")
+    monkeypatch.setenv("SERVER_PORT", "1002")
+    found = settings.load(server_port=1003)
+    assert (found.quantization, found.max_num_seqs, found.server_port) == ("awq", 2, 1003)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("QUANTIZATION", "int3", "'none', 'fp8' or 'awq'"),
+        ("GPU_MEMORY_UTILIZATION", "1.5", "less than or equal to 0.98"),
+        ("MAX_MODEL_LEN", "many", "valid integer"),
+        ("SERVER_PORT", "70000", "less than or equal to 65535"),
+        ("SERVER_HOST", "tcp://10.0.0.1:80", "valid IPv4 or IPv6 address"),
+        ("SHUTDOWN_TIMEOUT", "-1", "greater than or equal to 0"),
+        ("DTYPE", "int8", "'auto', 'bfloat16', 'float16' or 'float32'"),
+        ("MODEL_NAME", " ", "at least 1 character"),
+    ],
+)
+def test_a_wrong_value_names_variable_value_and_what_is_allowed(monkeypatch, name, value, allowed):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    assert str(caught.value).startswith(f"{name}={value!r}: ")
+    assert allowed in str(caught.value)
+
+
+def test_every_wrong_value_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("QUANTIZATION", "int3")
+    monkeypatch.setenv("SERVER_PORT", "x")
+    with pytest.raises(SettingsError) as caught:
+        settings.load(mox_num_seqs=3)
+    names = [line.partition("=")[0] for line in str(caught.value).splitlines()]
+    assert names[1:] == ["QUANTIZATION", "SERVER_PORT"]
+    assert "Did you mean MAX_NUM_SEQS?" in names[0]
+
+
+def test_a_misspelt_name_in_the_file_is_an_error_and_a_foreign_one_is_not(tmp_path):
+    (tmp_path / ".env").write_text("EDITOR_OF_MINE=vi\nQUANTISATION=awq\n")
+    with pytest.raises(SettingsError, match=r"^QUANTISATION \(\.env\).*mean QUANTIZATION\?$"):
+        settings.load()
+
+
+def test_an_empty_variable_is_no_value(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    monkeypatch.setenv("SERVED_MODEL_NAME", "")
+    assert settings.load().served_model_name is None
+
+
+def test_secrets_never_print(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    found = settings.load()
+    shown = f"{found!r} {found} {found.facts()} {found.model_dump()} {found.model_dump_json()}"
+    assert KEY not in shown
+    assert "hf_secret" not in shown
+    assert found.api_key == KEY
+
+
+def test_a_short_key_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "hunter2")
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    assert str(caught.value).startswith("VLLM_API_KEY=(not shown): too short")
+    chain = [caught.value, caught.value.__context__, caught.value.__cause__]
+    assert "hunter2" not in repr(chain)
+
+
+def test_every_quantization_is_a_scheme():
+    allowed = Settings.model_fields["quantization"].annotation.__args__
+    assert set(settings.SCHEMES) == set(allowed)
+    assert set(settings.SCHEMES.values()) <= set(schemes.SCHEMES)
+
+
+def test_importing_the_servers_rooms_imports_neither_torch_nor_vllm():
+    code = "import sys\nfrom helpers import clients, exposure, load, server, settings, show_serving\n"
+    code += "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
