@@ -23,10 +23,9 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, models, parameters, schemes
+from helpers import diagnose, hardware, models, parameters, schemes
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
-from helpers.diagnose import root_cause, short
 from helpers.hardware import MIB
 from helpers.probe import PROBE
 
@@ -45,7 +44,18 @@ class EngineError(RuntimeError):
 
 
 class EngineStartError(EngineError):
-    """vLLM could not build the engine; the message holds the root cause from its log."""
+    """vLLM could not build the engine; the message holds the root cause from its log.
+
+    ``report`` is the diagnosis, made when it happened: a card in a notebook, the same as text elsewhere.
+    """
+
+    report: diagnose.Report | None = None
+
+
+class EngineDiedError(EngineError):
+    """The engine's process ended while it worked; the message and ``report`` say why, if that is known."""
+
+    report: diagnose.Report | None = None
 
 
 class EngineClosedError(EngineError):
@@ -276,6 +286,23 @@ class Engine:
             self.abort()
             self._finished = "finished: it was interrupted while it worked"
             raise
+        except Exception as error:
+            if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
+                raise
+            self._finished = "finished: its process ended while it worked"
+            codes = ", ".join(map(str, self._exit_codes())) or "unknown"
+            sentence = f"the engine's process ended while it worked, exit code {codes}"
+            error.add_note(sentence)
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from error
+
+    def _exit_codes(self) -> list[int]:
+        """How the engine's processes ended; -9 stands for a SIGKILL."""
+        with contextlib.suppress(Exception):  # in this process there is none
+            processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+            for process in processes:
+                process.join(2)
+            return [process.exitcode for process in processes if process.exitcode is not None]
+        return []
 
     def abort(self) -> None:
         """Drop every request that is queued or running."""
@@ -332,11 +359,18 @@ class Engine:
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
 
     def _start_error(self, error: Exception) -> EngineStartError:
-        cause = root_cause(self.log) or short(error)
-        return EngineStartError(
-            f"vLLM could not start the engine ({self.scheme}, {self.model.title}).\n"
-            f"Cause: {cause}\nFull log: ‹{os.path.relpath(self.log_file)}›"
+        return self._diagnosed(EngineStartError, "vLLM could not start the engine", error)
+
+    def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
+        """An error that says what happened, why, who holds the memory, and what to do."""
+        report = diagnose.explain(error, self.log)
+        cause = diagnose.redact(diagnose.root_cause(self.log) or diagnose.short(error))
+        found = kind(
+            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n"
+            f"Full log: ‹{os.path.relpath(self.log_file)}›"
         )
+        found.report = report
+        return found
 
     def __exit__(self, kind, error, tb) -> None:
         global _open
@@ -423,7 +457,7 @@ class Engine:
     def _held_message(self, after: int) -> str:
         left = (after - self._before) / MIB
         if self.machine.kind == "cuda":
-            holders = own.gpu_holders()
+            holders = [str(holder) for holder in own.holders(self.machine)]
         else:
             holders = [
                 f"this process ({os.getpid()}): a variable that still refers to the model or its outputs"

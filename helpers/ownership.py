@@ -236,18 +236,63 @@ def trim_heap() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def gpu_holders() -> list[str]:
-    """Processes the driver lists on the visible GPUs, with their MiB."""
-    import psutil
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory: ``where`` is ``GPU 0`` or ``memory``; ``ours``: this one's."""
+
+    name: str
+    pid: int
+    whose: str
+    mib: int
+    where: str
+    ours: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid}), {self.whose}: {self.mib:,} MiB of {self.where}"
+
+
+HOLDS = 256 * MIB  # less than this is nobody's engine
+
+
+def holders(machine: hardware.Machine) -> list[Holder]:
+    """Who holds memory now, most first: on a GPU as the driver lists it, on a CPU as the system does."""
+    found = _gpu_holders() if machine.kind == "cuda" else _cpu_holders()
+    return sorted(found, key=lambda holder: -holder.mib)
+
+
+def _gpu_holders() -> list[Holder]:
     import pynvml
 
-    rows = []
+    found = []
     for index in hardware.visible_gpus():
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            with contextlib.suppress(psutil.Error):
-                name = psutil.Process(process.pid).name()
-                rows.append(
-                    f"{name} ({process.pid}), {(process.usedGpuMemory or 0) // MIB} MiB on GPU {index}"
-                )
-    return rows
+            found.append(_holder(process.pid, process.usedGpuMemory or 0, f"GPU {index}"))
+    return found
+
+
+def _cpu_holders() -> list[Holder]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile, or another user's
+            if process.memory_info().rss > HOLDS and (held := hardware.anonymous_memory(process.pid)) > HOLDS:
+                found.append(_holder(process.pid, held, "memory"))
+    return found
+
+
+def _holder(pid: int, held: int, where: str) -> Holder:
+    import psutil
+
+    me = psutil.Process()
+    try:
+        process = psutil.Process(pid)
+        name, parents = process.name(), {parent.pid for parent in process.parents()}
+    except psutil.Error:  # seen by the driver, not from inside this container
+        return Holder("a process outside this container", pid, "not visible from here", held // MIB, where)
+    if pid == me.pid:
+        return Holder(name, pid, "this process", held // MIB, where, ours=True)
+    if me.pid in parents:
+        return Holder(name, pid, "an engine that this process started", held // MIB, where, ours=True)
+    return Holder(name, pid, "another process", held // MIB, where)
