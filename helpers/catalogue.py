@@ -379,10 +379,10 @@ MODEL = (
         "CPU",
     ),
     Entry(
-        "damaged-cache",
-        "A file of a prepared model changed after it was made.",
-        (r"is damaged: (?P<files>.*) (?:differ|differs) from what was written",),
-        ("Run the cell again: the model is made anew.",),
+        "damaged-copy",
+        "A file of the model changed after it was fetched.",
+        (r"The local copy of \S+ is damaged: (?P<files>.*) differ from what was fetched",),
+        ("Check the network and run the cell again: what was damaged is fetched again.",),
         FAULTS,
         "CPU",
     ),
@@ -407,7 +407,7 @@ MODEL = (
             r"Following weights were not initialized from checkpoint",
             r"Cannot find any model weights with",
             r"has no safetensors weights\.(?! It has)",
-            r"lacks (?P<missing>\S+), which its index names",
+            r"lacks (?P<missing>.+), which its index names",
             r"Missing (?:files|shards)",
         ),
         (
@@ -666,7 +666,7 @@ ENVIRONMENT = (
     ),
     Entry(
         "killed",
-        "The engine's process was killed from outside; on Linux that is most often the system, out of memory.",
+        "The engine's process was killed from outside, most often by the system when memory runs out.",
         (r"Failed core proc\(s\): \{[^}]*: -9\}", r"killed by signal 9", r"exit code -9\b"),
         (
             "sudo dmesg | grep -i 'killed process'      # whether it was the system",
