@@ -348,7 +348,7 @@ class Engine:
             self._before = self._memory()
             begun = time.perf_counter()
             insisting = contextlib.nullcontext() if self.in_process else own.interrupts_that_insist()
-            with _watched_loading(self), self._own.watched(), own.children_in_own_group(), insisting:
+            with _watched_loading(self), self._own.watched(), own.children_bound_to_this(), insisting:
                 from vllm import LLM
 
                 self._llm = LLM(**self.args)

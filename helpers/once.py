@@ -31,14 +31,14 @@ def made(folder: Path, make: Callable[[Path, Path], dict]) -> Path:
         OSError: no room, no permission; and whatever ``make`` raises. The name is then as it was before.
     """
     if complete(folder):
+        _sweep(folder)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.lock")):
         if complete(folder):  # another run made it while this one waited
             return folder
+        _sweep(folder)
         # A scratch folder of this run's own: a child of a killed run may still be writing to the last one.
-        for left in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(
             prefix=f"{folder.name}.partial-", dir=folder.parent, ignore_cleanup_errors=True
         ) as scratch:
@@ -54,6 +54,12 @@ def made(folder: Path, make: Callable[[Path, Path], dict]) -> Path:
             new.rename(folder)
             _write_note(_beside(folder), {str(folder / name): _state(folder / name) for name in sizes})
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left. Nobody makes the folder: it is complete, or we hold the lock."""
+    for left in folder.parent.glob(f"{folder.name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def complete(folder: Path) -> bool:

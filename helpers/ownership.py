@@ -107,15 +107,17 @@ def _mapped(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def children_in_own_group():
-    """Children that multiprocessing spawns inside get a process group of their own.
+def children_bound_to_this():
+    """Children that multiprocessing spawns inside get a group of their own, and end with this process.
 
     Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
-    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes.
+    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes. And an engine
+    whose kernel was killed would live on and keep the GPU's memory: vLLM does not watch its parent.
     """
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
+        path, args = _bound(path, args)
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
@@ -129,6 +131,20 @@ def children_in_own_group():
         yield
     finally:
         multiprocessing.util.spawnv_passfds = original
+
+
+# A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays
+# with the process when it becomes another program.
+_BIND = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[3:])"
+)
+
+
+def _bound(path, args: list) -> tuple:
+    if sys.platform != "linux":
+        return path, args
+    return sys.executable, [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), path, *args]
 
 
 @contextlib.contextmanager
