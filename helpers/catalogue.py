@@ -21,7 +21,8 @@ class Entry:
     ``what`` says in one sentence what happened, ``do`` what to do next (one to three steps), ``read`` where
     it is explained. ``seen`` says how its text was obtained: ``CPU`` and ``GPU`` mean provoked on one with
     the real engine; otherwise the file it was read in. ``memory``: who holds the memory is part of the
-    answer. ``when`` is asked with the match and the holders, where a text has more than one cause.
+    answer. ``where`` must be found among the traceback's files: for texts that other code may raise, too.
+    ``when`` is asked with the match and the holders, where a text has more than one cause.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     read: str
     seen: str
     memory: bool = False
+    where: str = ""
     facts: Callable[[dict], dict] | None = None
     when: Callable[[dict, Sequence], bool] | None = None
 
@@ -272,7 +274,7 @@ QUANTIZATION = (
             r"Failed to find a kernel that can implement the \S+ linear layer",
             r"SchemeError: .* does not run on ",
             r"no attribute 'cpu_gemm_wna16'|cpu_gemm_wna16\(\) expected at most 0",
-            r"(?:fp8|FP8).{0,40}KV cache.{0,60}not supported|kv_cache_dtype.{0,80}not supported",
+            r"FP8 KV cache on CPU requires",
         ),
         (
             "00_start_here names the schemes that run here, and the way each runs.",
@@ -302,10 +304,10 @@ QUANTIZATION = (
     ),
     Entry(
         "not-a-quantized-model",
-        "quantization={method!r} reads weights that were quantized before, and these are not.",
+        "The argument `quantization` names a format of stored weights, and these are not stored in it.",
         (
             r"Cannot find the config file for (?P<method>[\w-]+)",
-            r"(?P<method>compressed-tensors).*no quantization_config",
+            r"CompressedTensorsConfig\.__init__\(\) missing",
         ),
         (
             'scheme="awq" makes such a checkpoint of this model, once',
@@ -392,6 +394,7 @@ MODEL = (
         (
             r"SafetensorError: .*(?:deserializing|MetadataIncompleteBuffer|InvalidHeader|HeaderToo)",
             r"while deserializing header",
+            r"\.safetensors is damaged: ",
         ),
         (
             "A hub model: delete its folder in ~/.cache/huggingface/hub and run the cell again.",
@@ -433,18 +436,18 @@ MODEL = (
         "config.json describes other shapes than the weights have.",
         (
             r"Attempted to load weight \(.*\) into parameter \(",
+            r"start \(0\) \+ length \(\d+\) exceeds dimension size \(\d+\)",
             r"size mismatch for ",
-            r"AssertionError: (?:param_data|loaded_weight)\.",
-            r"The size of tensor a \(\d+\) must match the size of tensor b .*weight",
         ),
         ("Fetch config.json and the weights again, from the same revision of the same model.",),
         FAULTS,
         "CPU",
+        where=r"model_executor",
     ),
     Entry(
         "config-unreadable",
         "The model's config.json is not complete JSON.",
-        (r"It looks like the config file at .* is not a valid JSON file", r"config\.json.*is not valid JSON"),
+        (r"It looks like the config file at .* is not a valid JSON file", r"config\.json is not valid JSON"),
         ("Fetch it again: a download that did not finish leaves half a file.",),
         FAULTS,
         "CPU",
@@ -566,6 +569,22 @@ LIMITS = (
         "CPU",
     ),
     Entry(
+        "prompt-empty",
+        "A prompt without a single token cannot be continued.",
+        (r"prompt cannot be empty",),
+        ("Leave empty prompts out of the list.",),
+        FAULTS,
+        "CPU",
+    ),
+    Entry(
+        "prompt-not-text",
+        "A prompt is not a text.",
+        (r"prompts must be a text, or a list of texts", r"Prompt should be a string, list of tokens"),
+        ('engine.generate(["a text", "another"])',),
+        FAULTS,
+        "CPU",
+    ),
+    Entry(
         "unknown-argument",
         "vLLM knows no argument of that name.",
         (
@@ -574,6 +593,14 @@ LIMITS = (
         ),
         ("Compare the spelling with the arguments of vllm.LLM: help(vllm.LLM)",),
         "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html",
+        "CPU",
+    ),
+    Entry(
+        "heads-and-gpus",
+        "The model's {heads} attention heads cannot be shared out evenly over {wanted} GPUs.",
+        (r"attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size \((?P<wanted>\d+)",),
+        ("A tensor_parallel_size that divides the number of heads, mostly 2, 4 or 8.",),
+        BYTES,
         "CPU",
     ),
     Entry(
@@ -778,6 +805,17 @@ OWNERSHIP = (
     ),
 )
 
+LAST = (
+    Entry(
+        "argument-refused",
+        "vLLM refuses the value of an argument: {name}.",
+        (r"validation errors? for \w+Config\n(?P<name>\w+)",),
+        ("Compare it with what vLLM allows: help(vllm.LLM)",),
+        "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html",
+        "CPU",
+    ),
+)
+
 CATALOGUE: tuple[Entry, ...] = (
     *QUANTIZATION,
     *MEMORY,
@@ -786,6 +824,7 @@ CATALOGUE: tuple[Entry, ...] = (
     *ENVIRONMENT,
     *SERVING,
     *OWNERSHIP,
+    *LAST,
 )
 
 
@@ -796,9 +835,11 @@ class Facts(dict):
         return "(not said)"
 
 
-def lookup(lines: Sequence[str], holders: Sequence) -> tuple[Entry, dict, str] | None:
+def lookup(lines: Sequence[str], holders: Sequence, where: str = "") -> tuple[Entry, dict, str] | None:
     """Return the entry that explains the error ``lines``, the facts in them and the line that says so."""
     for entry in CATALOGUE:
+        if not re.search(entry.where, where):
+            continue
         for pattern in entry.patterns:
             for line in lines:
                 if not (match := re.search(pattern, line)):

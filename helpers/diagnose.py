@@ -125,11 +125,12 @@ class Report:
 
     def __str__(self) -> str:
         first, _, rest = self.advice.partition("\n")
-        return "\n".join(filter(None, (first, f"Evidence: {self.evidence}", rest)))
+        trace = self.trace and "The first traceback:\n" + textwrap.indent(self.trace, "    ")
+        return "\n".join(filter(None, (first, f"Evidence: {self.evidence}", rest, trace)))
 
     @property
     def advice(self) -> str:
-        """The report without its evidence, for a message that has quoted it already."""
+        """The report without its evidence and its traceback, for a message that has quoted it already."""
         lines = [f"What happened: {self.what}"]
         if self.holders:
             lines.append("Who holds the memory: " + "; ".join(f"‹{holder}›" for holder in self.holders))
@@ -137,8 +138,6 @@ class Report:
             lines += ["What to do:", *(f"  {number}. {step}" for number, step in enumerate(self.do, 1))]
         if self.read:
             lines.append(f"Read: {self.read}")
-        if self.trace:
-            lines += ["The first traceback:", textwrap.indent(self.trace, "    ")]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -208,7 +207,8 @@ def explain(
     echo = error is None or any(mark in line for mark in ECHOES for line in said)
     lines = said + (error_lines(log) + _multiline(log) if echo else [])
     holders = tuple(ownership.holders(machine or hardware.detect()))
-    found = catalogue.lookup(_specific(lines), holders) or catalogue.lookup(lines, holders)
+    where = _where(error) + (log if echo else "")
+    found = catalogue.lookup(_specific(lines), holders, where) or catalogue.lookup(lines, holders, where)
     if found:
         return _known(*found, holders, log)
     if own := _own_code(error):
@@ -239,11 +239,7 @@ def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, lo
 
 def _unknown(error, said: list[str], log: str, holders: Sequence) -> Report:
     evidence = root_cause(log) or (said[0] if said else "no line of the log reports an error")
-    trace = (
-        _first_traceback(log) or "".join(traceback.format_exception(error))
-        if error
-        else _first_traceback(log)
-    )
+    trace = _first_traceback(log) or ("".join(traceback.format_exception(error)) if error else "")
     return Report(
         "unknown",
         "Not in the catalogue: this failure is not known here, and nothing is guessed.",
@@ -268,6 +264,15 @@ def _said(error: BaseException | None) -> list[str]:
         found += [str(note) for note in getattr(error, "__notes__", ())]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
+
+
+def _where(error: BaseException | None) -> str:
+    """The files that the error came through, and those of the errors that led to it."""
+    files = []
+    while error is not None and len(files) < 1000:
+        files += [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(files)
 
 
 def _specific(lines: list[str]) -> list[str]:

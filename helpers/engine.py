@@ -23,7 +23,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import diagnose, hardware, models, parameters, schemes
+from helpers import diagnose, hardware, models, once, parameters, schemes
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.hardware import MIB
@@ -251,6 +251,8 @@ class Engine:
     def generate(self, prompts, sampling_params=None, **kwargs):
         """Call ``LLM.generate``; an interrupt aborts what is queued and finishes the engine."""
         self.model.check_words()
+        if prompts is None or isinstance(prompts, int | float | bytes):
+            raise TypeError(f"prompts must be a text, or a list of texts, not {prompts!r}.")
         kwargs.setdefault("use_tqdm", False)
         with self._finished_if_interrupted():
             return self.llm.generate(prompts, sampling_params, **kwargs)
@@ -363,10 +365,14 @@ class Engine:
 
     def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
         """An error that says what happened, why, who holds the memory, and what to do."""
+        for sentence in models.damage(self.checkpoint.folder):
+            error.add_note(sentence)
+        once.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
         report = diagnose.explain(error, self.log)
         cause = diagnose.redact(diagnose.root_cause(self.log) or diagnose.short(error))
+        trace = f"{report.trace}\n" if report.trace and not self.in_process else ""  # else it is shown above
         found = kind(
-            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n"
+            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n{trace}"
             f"Full log: ‹{os.path.relpath(self.log_file)}›"
         )
         found.report = report

@@ -332,6 +332,15 @@ def _checked(model: Model) -> Model:
     """Refuse what would fail later with a worse message."""
     if not (model.folder / "config.json").exists():
         raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+    try:
+        known = isinstance(model.config, dict)
+    except ValueError as error:
+        raise ModelError(
+            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
+            "finish. Fetch it again."
+        ) from None
+    if not known:
+        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
     if model.file_bytes == 0:
         pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
@@ -345,6 +354,28 @@ def _checked(model: Model) -> Model:
             "that did not finish. Fetch the folder again."
         )
     return model
+
+
+def damage(folder: Path) -> list[str]:
+    """Return a sentence on each safetensors file that is not whole; its header says how long it is.
+
+    Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
+    """
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            wanted = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            found.append(f"{path.name} is damaged: {size:,} bytes, and its header cannot be read.")
+            continue
+        if size != wanted:
+            found.append(f"{path.name} is damaged: {size:,} bytes long, its header says {wanted:,}.")
+    return found
 
 
 def _missing(folder: Path) -> list[str]:

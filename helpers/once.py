@@ -74,6 +74,12 @@ def complete(folder: Path) -> bool:
         return False
 
 
+def doubt(folder: Path) -> None:
+    """Have the checksums computed again the next time: what is in the folder did not work."""
+    with contextlib.suppress(OSError):
+        _beside(folder).unlink(missing_ok=True)
+
+
 def changed(files: Mapping[Path, str], note: Path) -> list[Path]:
     """Return those files whose SHA-256 is not the one given.
 

@@ -129,7 +129,7 @@ def no_gpu(logs: Path) -> None:
 
 
 def too_few_gpus(logs: Path) -> None:
-    provoked(logs, tensor_parallel_size=hardware.detect().count * 2, **LITTLE)
+    provoked(logs, tensor_parallel_size=3, **LITTLE)
 
 
 # -- ownership: each prints what was left ------------------------------------------------------------------
