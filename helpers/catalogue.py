@@ -54,6 +54,10 @@ def _taken(found: dict) -> bool:
     return float(found["free"]) < 0.95 * float(found["total"])
 
 
+def _on_gpu(found: dict, holders: Sequence) -> bool:
+    return any(holder.where.startswith("GPU") for holder in holders)
+
+
 def _forked(found: dict, holders: Sequence) -> bool:
     return os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork") == "fork"
 
@@ -82,7 +86,7 @@ README = "README: Other ways in"
 MEMORY_DOCS = "https://docs.vllm.ai/en/latest/configuration/conserving_memory/"
 HUB_DOCS = "https://huggingface.co/docs/hub/models-gated"
 
-_NUMBER = r"[\d.]+"
+_NUMBER = r"-?[\d.]+"
 _FREE = (
     rf"Free memory on device \S+ ?\((?P<free>{_NUMBER})/(?P<total>{_NUMBER}) GiB\) on startup is less than "
     rf".*?\((?P<share>{_NUMBER}), (?P<wanted>{_NUMBER}) GiB\)"
@@ -165,15 +169,17 @@ MEMORY = (
         RELEASE,
         "GPU",
         memory=True,
-        when=lambda found, holders: bool(holders),
+        when=_on_gpu,
     ),
     Entry(
         "model-too-large",
-        "The GPU's memory is full, and nobody else uses it: the model with what it computes is larger.",
+        "The GPU's memory is full, and no other process holds a part of it. This is about memory, not about "
+        "the formats the GPU knows.",
         (_CUDA_FULL,),
         (
-            'A scheme with fewer bytes: scheme="fp8" or scheme="awq"; 00_start_here predicts how many.',
-            "A smaller model, or a GPU with more memory, or several: tensor_parallel_size=2",
+            "If this process had an engine before: was it released? `del llm` does not do that.",
+            'Fewer bytes of weights: scheme="fp8" or scheme="awq"; 00_start_here predicts how many.',
+            "A smaller model, or several GPUs: tensor_parallel_size=2",
         ),
         BYTES,
         "GPU",
@@ -600,6 +606,14 @@ LIMITS = (
         "The model's {heads} attention heads cannot be shared out evenly over {wanted} GPUs.",
         (r"attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel size \((?P<wanted>\d+)",),
         ("A tensor_parallel_size that divides the number of heads, mostly 2, 4 or 8.",),
+        BYTES,
+        "CPU",
+    ),
+    Entry(
+        "too-few-numa-nodes",
+        "On a CPU tensor_parallel_size counts NUMA nodes: it asks for {wanted}, and this machine has fewer.",
+        (r"Not enough allowed NUMA nodes to bind threads of (?P<wanted>\d+) local",),
+        ("tensor_parallel_size=1",),
         BYTES,
         "CPU",
     ),

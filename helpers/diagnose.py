@@ -43,6 +43,7 @@ ECHOES = (
     "See stack trace (above)",
     "the engine's process ended",
 )
+_SIGNALLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -\d+\}|exit code -\d+")  # a process that was killed
 # Where an error that is not the reader's own code comes from.
 _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
               "safetensors", "openai", "helpers")  # fmt: skip
@@ -81,7 +82,7 @@ _SECRETS = (
     (re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[bap]-|AKIA)[A-Za-z0-9_-]{8,}"), "[removed]"),
     (re.compile(r"(?i)(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), r"\1 [removed]"),
     (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1[removed]@"),
-    (re.compile(rf"""(?i)({_NAMED})(\[?['"]?)[^\s'",\]]+"""), r"\1\2[removed]"),
+    (re.compile(rf"""(?i)({_NAMED})(\[?['"]?)(?!\[?removed)[^\s'",\]]+"""), r"\1\2[removed]"),
 )
 
 
@@ -208,7 +209,10 @@ def explain(
     lines = said + (error_lines(log) + _multiline(log) if echo else [])
     holders = tuple(ownership.holders(machine or hardware.detect()))
     where = _where(error) + (log if echo else "")
-    found = catalogue.lookup(_specific(lines), holders, where) or catalogue.lookup(lines, holders, where)
+    found = catalogue.lookup(_specific(lines), holders, where)
+    if not found:  # an echo says something itself only where the log has no cause, or by an exit code
+        echoes = lines if root_cause(log) is None else [line for line in lines if _SIGNALLED.search(line)]
+        found = catalogue.lookup(echoes, holders, where)
     if found:
         return _known(*found, holders, log)
     if own := _own_code(error):
