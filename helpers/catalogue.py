@@ -833,9 +833,9 @@ LAST = (
 CATALOGUE: tuple[Entry, ...] = (
     *QUANTIZATION,
     *MEMORY,
+    *ENVIRONMENT,
     *MODEL,
     *LIMITS,
-    *ENVIRONMENT,
     *SERVING,
     *OWNERSHIP,
     *LAST,

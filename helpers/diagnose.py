@@ -115,7 +115,7 @@ class Report:
     evidence: str
     do: tuple[str, ...] = ()
     read: str = ""
-    holders: tuple[ownership.Holder, ...] = ()
+    holders: tuple[ownership.Holder, ...] | None = None
     trace: str = ""
     log: str = field(default="", repr=False)
 
@@ -130,11 +130,16 @@ class Report:
         return "\n".join(filter(None, (first, f"Evidence: {self.evidence}", rest, trace)))
 
     @property
+    def held(self) -> list[str]:
+        """Who holds memory, in words."""
+        return [str(holder) for holder in self.holders or ()] or ["no process that shows from here"]
+
+    @property
     def advice(self) -> str:
         """The report without its evidence and its traceback, for a message that has quoted it already."""
         lines = [f"What happened: {self.what}"]
-        if self.holders:
-            lines.append("Who holds the memory: " + "; ".join(f"‹{holder}›" for holder in self.holders))
+        if self.holders is not None:
+            lines.append(f"Who holds the memory: ‹{'; '.join(self.held)}›")
         if self.do:
             lines += ["What to do:", *(f"  {number}. {step}" for number, step in enumerate(self.do, 1))]
         if self.read:
@@ -145,9 +150,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         rows = [("Evidence", f"<code>{_code(self.evidence)}</code>")]
-        if self.holders:
-            held = "<br>".join(f'<i class="measured">{html.escape(str(h))}</i>' for h in self.holders)
-            rows.append(("Who holds the memory", held))
+        if self.holders is not None:
+            held = _code("\n".join(self.held))
+            rows.append(("Who holds the memory", f'<i class="measured">{held}</i>'))
         if self.do:
             rows.append(
                 ("What to do", "<ol>" + "".join(f"<li>{_code(step)}</li>" for step in self.do) + "</ol>")
@@ -236,7 +241,7 @@ def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, lo
         redact(_cut(line)),
         tuple(redact(step.format_map(filled)) for step in entry.do),
         entry.read,
-        tuple(holders) if entry.memory else (),
+        tuple(holders) if entry.memory else None,
         log=redact(log),
     )
 
