@@ -105,7 +105,7 @@ MEMORY = (
             "If nothing refers to it any more: restart the kernel.",
         ),
         RELEASE,
-        "GPU",
+        "vllm/v1/worker/utils.py",
         memory=True,
         when=_ours,
     ),
@@ -119,7 +119,7 @@ MEMORY = (
             "To share the GPU, ask for what is free now: {fits}",
         ),
         RELEASE,
-        "GPU",
+        "vllm/v1/worker/utils.py",
         memory=True,
         facts=_fitting,
         when=_others,
@@ -131,7 +131,7 @@ MEMORY = (
         (_FREE,),
         ("Ask for what is free: {fits}",),
         MEMORY_DOCS,
-        "GPU",
+        "vllm/v1/worker/utils.py",
         facts=_fitting,
     ),
     Entry(
@@ -167,7 +167,7 @@ MEMORY = (
             "An LLM of your own: llm.llm_engine.engine_core.shutdown(). `del llm` is not enough.",
         ),
         RELEASE,
-        "GPU",
+        "vLLM 0.5.4 on an NVIDIA L4, in the log that this project began with",
         memory=True,
         when=_on_gpu,
     ),
@@ -182,7 +182,7 @@ MEMORY = (
             "A smaller model, or several GPUs: tensor_parallel_size=2",
         ),
         BYTES,
-        "GPU",
+        "vLLM 0.5.4 on an NVIDIA L4, in the log that this project began with",
         memory=True,
     ),
     Entry(
@@ -201,7 +201,7 @@ MEMORY = (
             'Half the bytes a token, where it runs: kv_cache_dtype="fp8" (scheme fp8_kv of 02_fp8)',
         ),
         MEMORY_DOCS,
-        "CPU, GPU",
+        "CPU",
         facts=_length,
     ),
     Entry(
@@ -213,7 +213,7 @@ MEMORY = (
             'If it is that already, fewer bytes of weights: scheme="fp8" or scheme="awq"',
         ),
         MEMORY_DOCS,
-        "CPU, GPU",
+        "CPU",
     ),
     Entry(
         "out-of-memory",
@@ -269,7 +269,7 @@ QUANTIZATION = (
             'Or scheme="int8": 8-bit arithmetic from SM 7.5',
         ),
         WAYS,
-        "GPU, with Marlin forced",
+        "vllm/model_executor/layers/quantization/online/fp8.py",
     ),
     Entry(
         "no-kernel-for-format",
@@ -626,7 +626,7 @@ LIMITS = (
             "nvidia-smi -L      # and CUDA_VISIBLE_DEVICES: which GPUs are shown",
         ),
         BYTES,
-        "GPU",
+        "vllm/config/parallel.py",
     ),
 )
 
@@ -657,7 +657,7 @@ ENVIRONMENT = (
             "make clean; make run PLATFORM=cpu      # the CPU build instead",
         ),
         README,
-        "GPU, hidden",
+        "vllm/config/device.py",
     ),
     Entry(
         "torchvision-beside-torch",
@@ -688,7 +688,7 @@ ENVIRONMENT = (
             "open_engine does that by itself.",
         ),
         FAULTS,
-        "GPU",
+        "vllm/v1/engine/utils.py",
         when=_forked,
     ),
     Entry(

@@ -164,7 +164,7 @@ def ownership_faults(logs: Path) -> None:
         )
 
     def engine(**more):
-        return open_engine("embedded", log_dir=logs, **LITTLE | more)
+        return open_engine("embedded", log_dir=logs, in_process=False, **LITTLE | more)
 
     def after(seconds: float, number: int = signal.SIGINT, pid: int | None = None) -> None:
         threading.Timer(seconds, os.kill, (pid or os.getpid(), number)).start()
@@ -240,7 +240,7 @@ import sys, time
 from tests.gpu_faults import LITTLE
 from helpers.engine import open_engine
 if __name__ == "__main__":
-    with open_engine("embedded", log_dir=sys.argv[1], **LITTLE) as engine:
+    with open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE) as engine:
         print("open", flush=True); time.sleep(300)
 """
 

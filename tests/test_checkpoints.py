@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, hardware, measure, models
+from helpers import checkpoints, diagnose, hardware, measure, models
 from helpers.checkpoints import CheckpointError, make, recognise
 
 LLAMA = {
@@ -110,8 +110,9 @@ def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
 def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found):
     config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
-    with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model"):
+    with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
         make(ready, recipe)
+    assert diagnose.explain(at.value).name == "quantized-already"
 
 
 # --- What is refused before anything is loaded ----------------------------------------------------
@@ -125,8 +126,11 @@ def test_an_unknown_recipe_names_the_known(tiny, no_child):
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
 def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
-    with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"):
+    with pytest.raises(
+        CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"
+    ) as at:
         make(phi, recipe)
+    assert diagnose.explain(at.value).name == "unsupported-architecture"
 
 
 def test_phi_2_can_be_rounded(tmp_path, made):
@@ -162,8 +166,9 @@ def test_widths_no_group_divides(tmp_path, no_child):
 
 
 def test_groups_that_cannot_be(tiny, no_child):
-    with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides"):
+    with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
         make(tiny, "awq", group_size=128)
+    assert diagnose.explain(at.value).name == "group-size"
     with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
         make(tiny, "awq", group_size=48)
     with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
@@ -266,8 +271,9 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
 
 def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch):
     _stand_in(monkeypatch, tmp_path, "kill -9 $$")
-    with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory"):
+    with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory") as at:
         make(tiny, "fp8")
+    assert diagnose.explain(at.value).name == "killed"
 
 
 def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):

