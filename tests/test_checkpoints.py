@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, diagnose, hardware, measure, models
+from helpers import checkpoints, diagnose, hardware, measure, models, once
 from helpers.checkpoints import CheckpointError, make, recognise
 
 LLAMA = {
@@ -354,3 +357,55 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
     with pytest.raises(KeyError, match="stores nothing of nowhere"):
         checkpoints.anatomy(awq.folder, "nowhere")
+
+
+# --- Real ones that cannot be finished --------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A cache on a disk of 8 MB, where the system lets one be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    monkeypatch.setenv("TUTORIAL_CACHE", str(place / "cache"))
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(embedded, tmp_path, small_disk):
+    source = _tiny_llama(tmp_path / "tiny", embedded)  # 13 MB, of which a half is never packed
+    with pytest.raises(CheckpointError) as at:
+        make(source, "rtn")
+    assert diagnose.explain(at.value).name == "disk-full", at.value
+    assert not list((small_disk / "cache").glob("*.partial*"))
+    assert not list((small_disk / "cache").glob("*/model.safetensors"))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert recognise(make(source, "rtn").folder) == "rtn"
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(embedded, tmp_path, cache):
+    import psutil
+
+    source = _tiny_llama(tmp_path / "tiny", embedded)
+    root = Path(checkpoints.__file__).resolve().parent.parent
+    for seconds in (0.5, 2, 4, 6, 8, 10, 12):  # importing, loading, quantizing, saving
+        command = [sys.executable, "-m", "helpers.checkpoints", "rtn", str(source.folder)]
+        maker = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        mine = [psutil.Process(maker.pid)]
+        with contextlib.suppress(psutil.Error):
+            mine += mine[0].children(recursive=True)
+        maker.kill()
+        maker.wait()
+        assert not psutil.wait_procs(mine, timeout=10)[1]
+        for folder in cache.glob("*-rtn-*/"):
+            assert ".partial" in folder.name or once.complete(folder)
+    made_at_last = make(source, "rtn")
+    assert recognise(made_at_last.folder) == "rtn"
+    assert not list(cache.glob("*.partial*"))
