@@ -585,7 +585,11 @@ LIMITS = (
     Entry(
         "prompt-not-text",
         "A prompt is not a text.",
-        (r"prompts must be a text, or a list of texts", r"Prompt should be a string, list of tokens"),
+        (
+            r"prompts must be a text, or a list of texts",
+            r"Prompt should be a string",
+            r"Prompt dictionary must",
+        ),
         ('engine.generate(["a text", "another"])',),
         FAULTS,
         "CPU",

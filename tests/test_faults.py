@@ -175,7 +175,7 @@ INPUTS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def running(warm, tmp_path_factory):
     """One engine for all that it refuses; it must go on."""
     with open_engine(
@@ -184,35 +184,37 @@ def running(warm, tmp_path_factory):
         yield open_
 
 
-@pytest.mark.parametrize(("name", "prompts", "expected"), INPUTS, ids=[row[0] for row in INPUTS])
-def test_a_prompt_that_is_refused_is_named_and_the_engine_goes_on(running, table, name, prompts, expected):
-    with pytest.raises(ANY) as caught:
-        running.generate(prompts)
-    report = diagnose.explain(caught.value, running.log)
-    table.append((name, "generate, CPU", report.name, "engine goes on", 0))
-    assert report.name == expected, report
-    assert not running.llm.llm_engine.has_unfinished_requests(), "a refused batch left requests in the queue"
-    (only,) = running.generate(["The capital of France is"])
-    assert "Paris" in only.outputs[0].text
+class TestWhatARunningEngineIsGiven:
+    @pytest.mark.parametrize(("name", "prompts", "expected"), INPUTS, ids=[row[0] for row in INPUTS])
+    def test_a_prompt_that_is_refused_is_named_and_the_engine_goes_on(
+        self, running, table, name, prompts, expected
+    ):
+        with pytest.raises(ANY) as caught:
+            running.generate(prompts)
+        report = diagnose.explain(caught.value, running.log)
+        table.append((name, "generate, CPU", report.name, "engine goes on", 0))
+        assert report.name == expected, report
+        assert not running.llm.llm_engine.has_unfinished_requests(), (
+            "a refused batch left requests in the queue"
+        )
+        assert "Paris" in running.ask(CAPITAL, 20).outputs[0].text
 
+    def test_no_prompts_give_no_answers_and_special_tokens_are_text(self, running):
+        from vllm import SamplingParams
 
-def test_no_prompts_give_no_answers_and_special_tokens_are_text(running):
-    from vllm import SamplingParams
+        assert running.generate([]) == []
+        spoken = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
+        assert "Paris" in answer.outputs[0].text
+        assert "<|im_" not in answer.outputs[0].text
 
-    assert running.generate([]) == []
-    spoken = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
-    assert "Paris" in answer.outputs[0].text
-    assert "<|im_" not in answer.outputs[0].text
-
-
-def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(running):
-    try:
-        print(running.generate(["Hello"])[0].outputs[0].txt)
-    except AttributeError as error:
-        report = diagnose.explain(error, running.log)
-    assert report.name == "own-code"
-    assert "running.generate" in report.what
+    def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(self, running):
+        try:
+            print(running.generate(["Hello"])[0].outputs[0].txt)
+        except AttributeError as error:
+            report = diagnose.explain(error, running.log)
+        assert report.name == "own-code"
+        assert "running.generate" in report.what
 
 
 def test_leaving_the_block_while_requests_are_still_running(small, memory_back):

@@ -29,7 +29,7 @@ def sources() -> dict[str, str]:
 
 
 def runs_foreign_code(call: ast.Call) -> str:
-    """What is wrong with a call: it would load a pickle, run a model's own code, or unpack a whole archive."""
+    """What is wrong with a call: it loads a pickle, runs a model's own code, or unpacks a whole archive."""
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
     if name.rpartition(".")[2] in ("extractall", "unpack_archive") or name in (
