@@ -91,7 +91,7 @@ _FREE = (
     rf"Free memory on device \S+ ?\((?P<free>{_NUMBER})/(?P<total>{_NUMBER}) GiB\) on startup is less than "
     rf".*?\((?P<share>{_NUMBER}), (?P<wanted>{_NUMBER}) GiB\)"
 )
-_CUDA_FULL = r"OutOfMemoryError: (?P<said>CUDA out of memory\. .*)|(?P<said2>CUDA out of memory\..*)"
+_CUDA_FULL = r"CUDA out of memory\."
 
 MEMORY = (
     Entry(
@@ -155,6 +155,18 @@ MEMORY = (
         ("Start the engine again, once nothing else on the GPU starts or ends.",),
         RELEASE,
         "vllm/v1/worker/gpu_worker.py",
+        memory=True,
+    ),
+    Entry(
+        "too-many-sequences",
+        "The GPU's memory ran out when vLLM tried its largest batch: max_num_seqs requests at once.",
+        (r"CUDA out of memory occurred when warming up",),
+        (
+            "A smaller batch: max_num_seqs=64",
+            "Or leave more room beside the cache: gpu_memory_utilization=0.8",
+        ),
+        MEMORY_DOCS,
+        "vllm/v1/worker/gpu_model_runner.py",
         memory=True,
     ),
     Entry(

@@ -212,7 +212,7 @@ def explain(
     said = _said(error)
     echo = error is None or any(mark in line for mark in ECHOES for line in said)
     lines = said + (error_lines(log) + _multiline(log) if echo else [])
-    holders = tuple(ownership.holders(machine or hardware.detect()))
+    holders = _holders(machine)
     where = _where(error) + (log if echo else "")
     found = catalogue.lookup(_specific(lines), holders, where)
     if not found:  # an echo says something itself only where the log has no cause, or by an exit code
@@ -231,6 +231,14 @@ def explain(
     if error is not None and not echo and type(error).__module__.startswith("helpers."):
         return Report("ours", redact(str(error)), redact(_cut(said[0])), log=redact(log))
     return _unknown(error, said, log, holders)
+
+
+def _holders(machine: hardware.Machine | None) -> tuple[ownership.Holder, ...]:
+    """Who holds memory; nobody where neither driver nor system will say: a diagnosis must not fail itself."""
+    try:
+        return tuple(ownership.holders(machine or hardware.detect()))
+    except Exception:
+        return ()
 
 
 def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, log: str) -> Report:

@@ -17,6 +17,7 @@ import pytest
 
 from helpers import catalogue, diagnose, ownership
 from helpers.diagnose import explain, redact, root_cause, short
+from tests.test_interrupt import Kernel
 
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
@@ -234,6 +235,25 @@ def test_without_an_error_it_takes_the_last_one_shown(monkeypatch):
     assert explain().name == "nothing"
     monkeypatch.setattr(sys, "last_value", ECHO, raising=False)
     assert explain().name == "engine-died"
+
+
+def test_in_a_notebook_the_cell_after_a_failure_asks_without_an_argument():
+    kernel = Kernel()
+    try:
+        assert kernel.run("answer = 1\nanswer / 0")[1] == "ZeroDivisionError"
+        said, error = kernel.run("from helpers import diagnose\nprint(diagnose.explain())")
+    finally:
+        kernel.close()
+    assert not error
+    assert "ZeroDivisionError in line 2 of your own code, `answer / 0`" in said
+
+
+def test_a_diagnosis_never_fails_itself(monkeypatch):
+    def broken(machine):
+        raise OSError("the driver does not answer")
+
+    monkeypatch.setattr(ownership, "holders", broken)
+    assert explain(ECHO, FREE.format(free="1.0")).name == "another-process"
 
 
 def test_a_report_travels_with_its_error():
