@@ -788,7 +788,7 @@ SERVING = (
     Entry(
         "server-unreachable",
         "No server answers at that address.",
-        (r"^APIConnectionError: ",),
+        (r"\bAPIConnectionError: ",),
         (
             "Wait until /health answers: a start takes a while.",
             "Compare host and port with the server's log.",
