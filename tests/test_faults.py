@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from helpers import diagnose, engine, hardware, models, once, schemes
-from helpers.engine import EngineClosedError, EngineDiedError, open_engine
+from helpers.engine import EngineDiedError, open_engine
 from helpers.hardware import MIB
 from tests.conftest import SWAP, children, settled
 
@@ -229,8 +229,7 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
         generator = tokens(open_.llm.llm_engine)
         for _ in range(3):
             next(generator)
-    with pytest.raises((EngineClosedError, AttributeError)):
-        next(generator)
+    assert next(generator, "over") == "over"  # its request was dropped with the engine
     with open_engine(**small) as open_:
         assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
 
@@ -266,7 +265,7 @@ def test_a_path_with_spaces_and_a_read_only_place_to_stand(small, memory_back, t
 def test_an_engine_killed_in_mid_generation_is_named_and_leaves_nothing(small, warm, table):
     shared, before = set(Path("/dev/shm").iterdir()), children()
     with pytest.raises(EngineDiedError) as caught, open_engine(**small, in_process=False) as open_:
-        (child,) = children() - before
+        child = open_.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
         open_.ask("Tell a long story.", 400)
     report = caught.value.report
