@@ -410,9 +410,9 @@ MODEL = (
         "damaged-weights",
         "A safetensors file is cut off or damaged: a download or a copy that did not finish.",
         (
+            r"\.safetensors is damaged: ",
             r"SafetensorError: .*(?:deserializing|MetadataIncompleteBuffer|InvalidHeader|HeaderToo)",
             r"while deserializing header",
-            r"\.safetensors is damaged: ",
         ),
         (
             "A hub model: delete its folder in ~/.cache/huggingface/hub and run the cell again.",
