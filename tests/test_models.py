@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -281,3 +282,34 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert models.cache_folder() == Path("/somewhere/quantized-deployment")
     assert os.environ.get("TUTORIAL_CACHE") is None
+
+
+@pytest.mark.slow
+def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path):
+    import psutil
+
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    root = Path(models.__file__).resolve().parent.parent
+    for seconds in (0.5, 1.5, 3, 6, 9, 12):  # fetching, unpacking, importing, dequantizing, saving
+        maker = subprocess.Popen(
+            [sys.executable, "-m", "helpers.models"], cwd=root, stdout=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        processes = [psutil.Process(maker.pid), *psutil.Process(maker.pid).children(recursive=True)]
+        maker.kill()
+        maker.wait()
+        left = [
+            p for p in psutil.wait_procs(processes, timeout=30)[1] if "dequantize" in " ".join(p.cmdline())
+        ]
+        assert not left, "a child of a killed run goes on"
+    folder = models.prepare()
+    assert models.ready()
+    assert not list(folder.parent.glob("*.partial*"))
+    weights = folder / "model.safetensors"
+    whole = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with weights.open("r+b") as file:
+        file.seek(10**8)
+        file.write(b"\xff\xff")
+    assert not models.ready()
+    models.prepare()
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
