@@ -155,14 +155,19 @@ class Report:
             rows.append(("Who holds the memory", f'<i class="measured">{held}</i>'))
         if self.do:
             rows.append(
-                ("What to do", "<ol>" + "".join(f"<li>{_code(step)}</li>" for step in self.do) + "</ol>")
+                (
+                    "What to do",
+                    '<ol style="margin:0">'
+                    + "".join(f"<li>{_code(step)}</li>" for step in self.do)
+                    + "</ol>",
+                )
             )
         if self.read:
             rows.append(("Read", _code(self.read)))
         if self.trace:
             rows.append(("First traceback", f"<pre>{html.escape(self.trace)}</pre>"))
         body = "".join(
-            f'<tr><th scope="row" style="text-align:left;vertical-align:top">{name}</th>'
+            f'<tr><th scope="row" style="text-align:left;vertical-align:top;white-space:nowrap">{name}</th>'
             f'<td style="text-align:left">{value}</td></tr>'
             for name, value in rows
         )
