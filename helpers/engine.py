@@ -214,10 +214,13 @@ class Engine:
             EngineClosedError: before the block, after it, or after an interrupt.
         """
         if self._finished:
-            raise EngineClosedError(
-                f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
-            )
+            raise self._closed()
         return self._llm
+
+    def _closed(self) -> EngineClosedError:
+        return EngineClosedError(
+            f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
+        )
 
     @property
     def code(self) -> str:
@@ -289,6 +292,8 @@ class Engine:
             self._finished = "finished: it was interrupted while it worked"
             raise
         except Exception as error:
+            if self._llm is None:  # another thread left the block meanwhile: whatever broke, broke of that
+                raise self._closed() from error
             if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
                 raise
             self._finished = "finished: its process ended while it worked"

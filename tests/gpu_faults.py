@@ -258,9 +258,12 @@ def owner_killed(logs: Path) -> None:
     owner.kill()
     owner.wait()
     begun = time.monotonic()
-    while (left := hardware.gpu_memory_used() - start) > 64 * ownership.MIB and time.monotonic() - begun < 20:
+    while True:
+        left = hardware.gpu_memory_used() - start
+        new = [path.name for path in shared_memory() - shared]
+        if (left < 64 * ownership.MIB and not new) or time.monotonic() - begun > 20:
+            break
         time.sleep(0.2)
-    new = [path.name for path in shared_memory() - shared]
     print(
         f"owner killed: held {(held - start) / ownership.MIB:.0f} MiB, left {left / ownership.MIB:+.0f} MiB "
         f"after {time.monotonic() - begun:.1f} s; shared memory left: {new}",
@@ -332,7 +335,7 @@ def main(arguments: list[str]) -> None:
 
     def finish(name: str, process) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(150)
+            process.wait(240)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         _end_orphans()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from helpers import diagnose, engine, hardware, models, once, schemes
-from helpers.engine import EngineDiedError, open_engine
+from helpers.engine import EngineClosedError, EngineDiedError, open_engine
 from helpers.hardware import MIB
 from tests.conftest import SWAP, children, settled
 
@@ -232,6 +232,26 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
     assert next(generator, "over") == "over"  # its request was dropped with the engine
     with open_engine(**small) as open_:
         assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+
+
+def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back):
+    from vllm import SamplingParams
+
+    raised = []
+
+    def generate(engine_: engine.Engine) -> None:
+        try:
+            engine_.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
+        except Exception as error:
+            raised.append(error)
+
+    with open_engine(**small) as open_:
+        thread = threading.Thread(target=generate, args=(open_,))
+        thread.start()
+        time.sleep(0.5)
+    thread.join(30)
+    assert [type(error) for error in raised] == [EngineClosedError], raised
+    raised.clear()  # its traceback holds the thread's frames
 
 
 def test_a_model_without_a_chat_template(small, memory_back, tmp_path, table):
