@@ -202,6 +202,7 @@ class Engine:
         self._llm = None
         self._runner = lambda: None  # a weak reference to the in-process model runner
         self._own = own.Belongings()
+        self._end_watch = lambda: None  # of the engine's process, if it has one
         self._finished: str | None = "not started: use it in a with block"
 
     # -- using it -------------------------------------------------------------------------------
@@ -359,6 +360,8 @@ class Engine:
                 from vllm import LLM
 
                 self._llm = LLM(**self.args)
+                if not self.in_process:
+                    self._end_watch = own.wake_on_death(self._llm.llm_engine.engine_core)
         self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
         self.start_s = time.perf_counter() - begun
         self._finished = None
@@ -418,6 +421,7 @@ class Engine:
             raise MemoryHeldError(self._held_message(after))
 
     def _shut_down(self) -> None:
+        self._end_watch()
         llm, self._llm, torn_down = self._llm, None, False
         if llm is not None:
             core = llm.llm_engine

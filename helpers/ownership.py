@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +147,31 @@ def _bound(path, args: list) -> tuple:
     if sys.platform != "linux":
         return path, args
     return sys.executable, [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), path, *args]
+
+
+def wake_on_death(core) -> Callable[[], None]:
+    """Wake whoever waits for an engine in a child when its process dies; returns what ends the watch.
+
+    vLLM's client notices the death and stops its own threads, but a ``generate`` that waits for output is
+    told nothing and waits for ever (vllm/v1/engine/core_client.py, ``SyncMPClient.get_output``).
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    over = threading.Event()
+    sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
+
+    def watch() -> None:
+        while not over.is_set():
+            if multiprocessing.connection.wait(sentinels, timeout=0.5):
+                if not over.is_set():
+                    core.outputs_queue.put_nowait(EngineDeadError())
+                    for future in list(core.utility_results.values()):
+                        with contextlib.suppress(Exception):  # answered at this very moment
+                            future.set_exception(EngineDeadError())
+                return
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
+    return over.set
 
 
 @contextlib.contextmanager
