@@ -310,6 +310,17 @@ QUANTIZATION = (
         "vllm/platforms/cuda.py",
     ),
     Entry(
+        "format-and-dtype",
+        "The format computes in {dtypes} only, and the engine was to compute in {dtype}.",
+        (
+            r"(?P<dtype>torch\.\w+) is not supported for quantization method \S+\. "
+            r"Supported dtypes: (?P<dtypes>\[[^\]]*\])",
+        ),
+        ('dtype="bfloat16"', "A scheme chooses both; 00_start_here lists those that run here."),
+        WAYS,
+        "CPU",
+    ),
+    Entry(
         "quantization-mismatch",
         "The checkpoint says it is quantized as {stored}; quantization={asked!r} contradicts it.",
         (
