@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,11 +21,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from helpers import capture, diagnose, hardware, measure, models, processes, rounding, schemes
+from helpers import capture, diagnose, hardware, measure, models, once, processes, rounding, schemes
 from helpers.models import Model, ModelError
 
 
@@ -90,17 +92,7 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
     folder = models.cache_folder() / f"{title}-{key}"
-    if not complete(folder):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with models.locked(folder.with_name(f"{folder.name}.lock")):
-                if not complete(folder):  # another run may have made it while this one waited
-                    _make(model.folder, folder, settings)
-        except OSError as error:
-            raise CheckpointError(
-                f"{title} cannot be made in {folder.parent}: {error}. It needs about {model.file_bytes:,} "
-                "bytes there; set TUTORIAL_CACHE to a folder that can be written and has room."
-            ) from error
+    _once(folder, title, model.file_bytes, functools.partial(_make, model.folder, folder, settings))
     return Model(str(folder), title, folder, "made", model.revision)
 
 
@@ -110,29 +102,30 @@ def expand(made: Model) -> Model:
     For machines whose kernels cannot read the packed form: the answers are the 4-bit model's.
     """
     folder = made.folder.with_name(f"{made.folder.name}-expanded")
-    if not complete(folder):
-        with models.locked(folder.with_name(f"{folder.name}.lock")):
-            if not complete(folder):
-                _expand(made.folder, folder)
+    _once(folder, f"{made.title}, expanded", 4 * made.file_bytes, functools.partial(_expand, made.folder))
     return Model(str(folder), f"{made.title}, expanded", folder, "made", made.revision)
 
 
-def _expand(source: Path, folder: Path) -> None:
+def _once(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict]) -> None:
+    try:
+        once.made(folder, make)
+    except OSError as error:
+        raise CheckpointError(
+            f"{title} cannot be made in {folder.parent}: {error}. It needs about {size:,} bytes there; set "
+            "TUTORIAL_CACHE to a folder that can be written and has room."
+        ) from error
+
+
+def _expand(source: Path, folder: Path, _scratch: Path) -> dict:
     from safetensors.torch import load_file, save_file
 
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source, scratch, ignore=shutil.ignore_patterns("*.safetensors*", "manifest.json"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", once.MANIFEST))
     for path in sorted(source.glob("*.safetensors")):
-        save_file(_unpacked(load_file(path)), scratch / path.name, metadata={"format": "pt"})
+        save_file(_unpacked(load_file(path)), folder / path.name, metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
     config.pop("quantization_config", None)
-    (scratch / "config.json").write_text(json.dumps(config, indent=1))
-    sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-    settings = json.loads((source / "manifest.json").read_text())["settings"]
-    (scratch / "manifest.json").write_text(json.dumps({"settings": settings, "sizes": sizes}, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return {"settings": json.loads((source / once.MANIFEST).read_text())["settings"]}
 
 
 def _unpacked(tensors: dict) -> dict:
@@ -186,15 +179,6 @@ def recognise(folder: Path) -> str | None:
     kind, bits, act = weights.get("type"), weights.get("num_bits"), activations.get("num_bits", 16)
     known = {("int", 4, 16): "w4a16", ("int", 8, 8): "int8", ("float", 8, 8): "fp8"}
     return known.get((kind, bits, act), f"{kind} w{bits}a{act}")
-
-
-def complete(folder: Path) -> bool:
-    """Whether a made checkpoint is there, every file at its recorded size. Cheap: no hashing."""
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def anatomy(folder: Path, layer: str) -> dict[str, tuple[tuple[int, ...], str, int]]:
@@ -317,20 +301,11 @@ def known_classes(recipe: str) -> set[str]:
 # -- the child process ------------------------------------------------------------------------------
 
 
-def _make(source: Path, folder: Path, settings: dict) -> None:
-    """Make the checkpoint in a scratch folder beside ``folder``, then give it its name. Under a lock."""
-    scratch, log = (folder.with_name(folder.name + end) for end in (".partial", ".log"))
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+def _make(source: Path, kept: Path, settings: dict, folder: Path, _scratch: Path) -> dict:
+    """Make the checkpoint in ``folder``; its log lies beside the place where it will be kept."""
     begun = time.perf_counter()
-    try:
-        _run_child([str(source), str(scratch), json.dumps(settings)], log)
-        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        manifest = {"settings": settings, "sizes": sizes, "seconds": round(time.perf_counter() - begun, 1)}
-        (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one, since it was not complete
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    _run_child([str(source), str(folder), json.dumps(settings)], kept.with_name(f"{kept.name}.log"))
+    return {"settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def _run_child(arguments: list[str], log: Path) -> None:
@@ -383,11 +358,13 @@ def _child(source: Path, target: Path, settings: dict) -> None:
         # llm-compressor pins memory for an accelerator without asking for one, and torch then raises.
         IntermediatesCache.pin_memory = lambda *_: None
     print("step: loading the model", flush=True)
-    dtype = AutoConfig.from_pretrained(source).dtype
+    dtype = AutoConfig.from_pretrained(source, trust_remote_code=False).dtype
     stored = dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
     computed = torch.float32 if settings["arithmetic"] == "float32" else stored
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=computed, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=computed, use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     data = {}
     if settings["calibration"]:
         print("step: calibrating", flush=True)
@@ -399,7 +376,7 @@ def _child(source: Path, target: Path, settings: dict) -> None:
     model.save_pretrained(target)
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
-        if wanted and path.name != "manifest.json" and not (target / path.name).exists():
+        if wanted and path.name != once.MANIFEST and not (target / path.name).exists():
             shutil.copyfile(path, target / path.name)
 
 

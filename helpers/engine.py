@@ -23,10 +23,9 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, models, parameters, schemes
+from helpers import diagnose, hardware, models, once, parameters, schemes
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
-from helpers.diagnose import root_cause, short
 from helpers.hardware import MIB
 from helpers.probe import PROBE
 
@@ -45,7 +44,18 @@ class EngineError(RuntimeError):
 
 
 class EngineStartError(EngineError):
-    """vLLM could not build the engine; the message holds the root cause from its log."""
+    """vLLM could not build the engine; the message holds the root cause from its log.
+
+    ``report`` is the diagnosis, made when it happened: a card in a notebook, the same as text elsewhere.
+    """
+
+    report: diagnose.Report | None = None
+
+
+class EngineDiedError(EngineError):
+    """The engine's process ended while it worked; the message and ``report`` say why, if that is known."""
+
+    report: diagnose.Report | None = None
 
 
 class EngineClosedError(EngineError):
@@ -207,6 +217,7 @@ class Engine:
         self._llm = None
         self._runner = lambda: None  # a weak reference to the in-process model runner
         self._own = own.Belongings()
+        self._end_watch = lambda: None  # of the engine's process, if it has one
         self._finished: str | None = "not started: use it in a with block"
 
     # -- using it -------------------------------------------------------------------------------
@@ -219,10 +230,13 @@ class Engine:
             EngineClosedError: before the block, after it, or after an interrupt.
         """
         if self._finished:
-            raise EngineClosedError(
-                f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
-            )
+            raise self._closed()
         return self._llm
+
+    def _closed(self) -> EngineClosedError:
+        return EngineClosedError(
+            f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
+        )
 
     @property
     def code(self) -> str:
@@ -256,6 +270,8 @@ class Engine:
     def generate(self, prompts, sampling_params=None, **kwargs):
         """Call ``LLM.generate``; an interrupt aborts what is queued and finishes the engine."""
         self.model.check_words()
+        if prompts is None or isinstance(prompts, int | float | bytes):
+            raise TypeError(f"prompts must be a text, or a list of texts, not {prompts!r}.")
         kwargs.setdefault("use_tqdm", False)
         with self._finished_if_interrupted():
             return self.llm.generate(prompts, sampling_params, **kwargs)
@@ -291,6 +307,25 @@ class Engine:
             self.abort()
             self._finished = "finished: it was interrupted while it worked"
             raise
+        except Exception as error:
+            if self._llm is None:  # another thread left the block meanwhile: whatever broke, broke of that
+                raise self._closed() from error
+            if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
+                raise
+            self._finished = "finished: its process ended while it worked"
+            codes = ", ".join(map(str, self._exit_codes())) or "unknown"
+            sentence = f"the engine's process ended while it worked, exit code {codes}"
+            error.add_note(sentence)
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from error
+
+    def _exit_codes(self) -> list[int]:
+        """How the engine's processes ended; -9 stands for a SIGKILL."""
+        with contextlib.suppress(Exception):  # in this process there is none
+            processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+            for process in processes:
+                process.join(2)
+            return [process.exitcode for process in processes if process.exitcode is not None]
+        return []
 
     def abort(self) -> None:
         """Drop every request that is queued or running."""
@@ -336,10 +371,12 @@ class Engine:
             self._before = self._memory()
             begun = time.perf_counter()
             insisting = contextlib.nullcontext() if self.in_process else own.interrupts_that_insist()
-            with _watched_loading(self), self._own.watched(), own.children_in_own_group(), insisting:
+            with _watched_loading(self), self._own.watched(), own.children_bound_to_this(), insisting:
                 from vllm import LLM
 
                 self._llm = LLM(**self.args)
+                if not self.in_process:
+                    self._end_watch = own.wake_on_death(self._llm.llm_engine.engine_core)
         self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
         self.start_s = time.perf_counter() - begun
         self._finished = None
@@ -347,11 +384,22 @@ class Engine:
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
 
     def _start_error(self, error: Exception) -> EngineStartError:
-        cause = root_cause(self.log) or short(error)
-        return EngineStartError(
-            f"vLLM could not start the engine ({self.scheme}, {self.model.title}).\n"
-            f"Cause: {cause}\nFull log: ‹{os.path.relpath(self.log_file)}›"
+        return self._diagnosed(EngineStartError, "vLLM could not start the engine", error)
+
+    def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
+        """An error that says what happened, why, who holds the memory, and what to do."""
+        for sentence in models.damage(self.checkpoint.folder):
+            error.add_note(sentence)
+        once.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
+        report = diagnose.explain(error, self.log)
+        cause = diagnose.redact(diagnose.root_cause(self.log) or diagnose.short(error))
+        trace = f"{report.trace}\n" if report.trace and not self.in_process else ""  # else it is shown above
+        found = kind(
+            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n{trace}"
+            f"Full log: ‹{os.path.relpath(self.log_file)}›"
         )
+        found.report = report
+        return found
 
     def __exit__(self, kind, error, tb) -> None:
         global _open
@@ -388,6 +436,7 @@ class Engine:
             raise MemoryHeldError(self._held_message(after))
 
     def _shut_down(self) -> None:
+        self._end_watch()
         llm, self._llm, torn_down = self._llm, None, False
         if llm is not None:
             core = llm.llm_engine
@@ -438,7 +487,7 @@ class Engine:
     def _held_message(self, after: int) -> str:
         left = (after - self._before) / MIB
         if self.machine.kind == "cuda":
-            holders = own.gpu_holders()
+            holders = [str(holder) for holder in own.holders(self.machine)]
         else:
             holders = [
                 f"this process ({os.getpid()}): a variable that still refers to the model or its outputs"

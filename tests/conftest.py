@@ -2,8 +2,12 @@
 
 import os
 import signal
+from multiprocessing import resource_tracker
 
 import pytest
+
+from helpers import engine as engine_room
+from helpers.hardware import MIB
 
 os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
@@ -17,3 +21,36 @@ SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 256 * 2**20}
 def small(tmp_path):
     """Arguments of ``open_engine`` for a quick engine whose log goes to the test's own folder."""
     return {**SMALL, "log_dir": tmp_path / "logs"}
+
+
+SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """Import vLLM and take the first engine's lazy imports out of the other tests' way."""
+    with engine_room.open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512) as engine:
+        pass
+    return engine
+
+
+@pytest.fixture
+def memory_back(warm):
+    """Fail a test after which this process holds more than one swap of engines may leave."""
+    before = settled()
+    yield
+    left = settled() - before
+    assert left < SWAP, f"{left / MIB:.0f} MiB left behind"
+
+
+def settled() -> int:
+    """Bytes of anonymous memory of this process, all garbage given back."""
+    return engine_room._settled_memory()
+
+
+def children() -> set:
+    """This process's descendants, but for Python's own tracker, which serves until the process ends."""
+    import psutil
+
+    tracker = resource_tracker._resource_tracker._pid
+    return {child for child in psutil.Process().children(recursive=True) if child.pid != tracker}

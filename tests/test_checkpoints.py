@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, hardware, measure, models
+from helpers import checkpoints, diagnose, hardware, measure, models, once
 from helpers.checkpoints import CheckpointError, make, recognise
 
 LLAMA = {
@@ -110,8 +113,9 @@ def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
 def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found):
     config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
-    with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model"):
+    with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
         make(ready, recipe)
+    assert diagnose.explain(at.value).name == "quantized-already"
 
 
 # --- What is refused before anything is loaded ----------------------------------------------------
@@ -125,8 +129,11 @@ def test_an_unknown_recipe_names_the_known(tiny, no_child):
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
 def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
-    with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"):
+    with pytest.raises(
+        CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"
+    ) as at:
         make(phi, recipe)
+    assert diagnose.explain(at.value).name == "unsupported-architecture"
 
 
 def test_phi_2_can_be_rounded(tmp_path, made):
@@ -162,8 +169,9 @@ def test_widths_no_group_divides(tmp_path, no_child):
 
 
 def test_groups_that_cannot_be(tiny, no_child):
-    with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides"):
+    with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
         make(tiny, "awq", group_size=128)
+    assert diagnose.explain(at.value).name == "group-size"
     with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
         make(tiny, "awq", group_size=48)
     with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
@@ -266,8 +274,9 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
 
 def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch):
     _stand_in(monkeypatch, tmp_path, "kill -9 $$")
-    with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory"):
+    with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory") as at:
         make(tiny, "fp8")
+    assert diagnose.explain(at.value).name == "killed"
 
 
 def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
@@ -348,3 +357,55 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
     with pytest.raises(KeyError, match="stores nothing of nowhere"):
         checkpoints.anatomy(awq.folder, "nowhere")
+
+
+# --- Real ones that cannot be finished --------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A cache on a disk of 8 MB, where the system lets one be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True
+    ).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    monkeypatch.setenv("TUTORIAL_CACHE", str(place / "cache"))
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(embedded, tmp_path, small_disk):
+    source = _tiny_llama(tmp_path / "tiny", embedded)  # 13 MB, of which a half is never packed
+    with pytest.raises(CheckpointError) as at:
+        make(source, "rtn")
+    assert diagnose.explain(at.value).name == "disk-full", at.value
+    assert not list((small_disk / "cache").glob("*.partial*"))
+    assert not list((small_disk / "cache").glob("*/model.safetensors"))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert recognise(make(source, "rtn").folder) == "rtn"
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(embedded, tmp_path, cache):
+    import psutil
+
+    source = _tiny_llama(tmp_path / "tiny", embedded)
+    root = Path(checkpoints.__file__).resolve().parent.parent
+    for seconds in (0.5, 2, 4, 6, 8, 10, 12):  # importing, loading, quantizing, saving
+        command = [sys.executable, "-m", "helpers.checkpoints", "rtn", str(source.folder)]
+        maker = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        mine = [psutil.Process(maker.pid)]
+        with contextlib.suppress(psutil.Error):
+            mine += mine[0].children(recursive=True)
+        maker.kill()
+        maker.wait()
+        assert not psutil.wait_procs(mine, timeout=10)[1]
+        for folder in cache.glob("*-rtn-*/"):
+            assert ".partial" in folder.name or once.complete(folder)
+    made_at_last = make(source, "rtn")
+    assert recognise(made_at_last.folder) == "rtn"
+    assert not list(cache.glob("*.partial*"))

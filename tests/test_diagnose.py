@@ -1,22 +1,96 @@
-"""The root cause, found in logs as vLLM 0.32 writes them."""
+"""The diagnosis of real texts, of what is not in the catalogue, and of what is none of vLLM's business.
+
+tests/logs holds what vLLM and its neighbours really said; the first line of each file says where that was
+recorded, or, where the hardware cannot be had, in which source the text was read. tests/test_faults.py
+provokes failures anew with the real engine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from helpers.diagnose import root_cause, short
+from helpers import catalogue, diagnose, ownership
+from helpers.diagnose import explain, redact, root_cause, short
+from tests.test_interrupt import Kernel
+
+LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
+ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+
+
+def holder(where: str = "GPU 0", ours: bool = False) -> ownership.Holder:
+    whose = "an engine that this process started" if ours else "another process"
+    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours)
+
+
+@pytest.fixture(autouse=True)
+def held(monkeypatch) -> list[ownership.Holder]:
+    """Who holds memory is the test's to say, and nobody unless it does."""
+    found: list[ownership.Holder] = []
+    monkeypatch.setattr(ownership, "holders", lambda machine: found)
+    return found
+
+
+def recorded(path: Path) -> tuple[str, str]:
+    """A file's diagnosis and its text. ``name--2.log`` is a second text of the same failure."""
+    origin, _, text = path.read_text(encoding="utf-8").partition("\n")
+    assert origin.startswith(("# recorded on ", "# read in ")), origin
+    return path.stem.partition("--")[0], text
+
+
+# -- recorded texts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch):
+    name, text = recorded(path)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork" if name == "fork-after-openmp" else "spawn")
+    if name in ("another-engine", "another-process", "out-of-gpu-memory-taken"):
+        held.append(holder(ours=name == "another-engine"))
+    report = explain(log=text)
+    assert report.name == name, report
+    assert report.evidence
+    assert "(not said)" not in report.what + " ".join(report.do)
+    assert report.holders in (None, tuple(held))
+
+
+def test_there_are_enough_of_them_and_every_entry_is_whole():
+    assert len({recorded(path)[0] for path in LOGS}) >= 24
+    names = [entry.name for entry in catalogue.CATALOGUE]
+    assert len(names) == len(set(names))
+    for entry in catalogue.CATALOGUE:
+        assert 1 <= len(entry.do) <= 3, entry.name
+        assert entry.what.endswith("."), entry.name
+        assert entry.read, entry.name
+        assert entry.seen, entry.name
+    assert {recorded(path)[0] for path in LOGS} <= set(names)
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
+    text = path.read_text(encoding="utf-8")
+    for trace in ("/root/", "/home/", "/work/", "hf_", "sk-"):
+        assert trace not in text
+
 
 CHILD = """\
 (EngineCore pid=99) INFO 11-23 18:00:00 [core.py:133] Initializing a V1 LLM engine (v0.32.0)
 (EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402] EngineCore failed to start.
 (EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402] Traceback (most recent call last):
 (EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402]   File "gpu_worker.py", line 1, in init_device
-(EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402] ValueError: Free memory (11.81/139.8 GiB) is less
+(EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402] ValueError: Something new (1/2 GiB) is amiss
 Traceback (most recent call last):
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
 
 
 def test_the_cause_in_the_childs_words_and_not_the_echo():
-    assert root_cause(CHILD) == "ValueError: Free memory (11.81/139.8 GiB) is less"
+    assert root_cause(CHILD) == "ValueError: Something new (1/2 GiB) is amiss"
 
 
 @pytest.mark.parametrize("log", ["", "INFO all is well", "the word Error: in a sentence"])
@@ -33,3 +107,230 @@ def test_an_exceptions_module_is_left_out():
 def test_pydantics_frame_around_a_message_is_left_out():
     error = ValueError("1 validation error for X\\n  Value error, too long [type=value_error, input_value=1]")
     assert short(error) == "ValueError: too long"
+
+
+# -- one text, several causes ------------------------------------------------------------------------------
+
+FREE = (
+    "ValueError: Free memory on device cuda:0 ({free}/139.8 GiB) on startup is less than desired GPU memory "
+    "utilization (0.9, 125.82 GiB). Decrease GPU memory utilization or reduce GPU memory used by others."
+)
+
+
+@pytest.mark.parametrize(
+    ("free", "who", "name"),
+    [
+        ("11.81", [holder(ours=True)], "another-engine"),
+        ("11.81", [holder()], "another-process"),
+        ("11.81", [], "another-process"),  # in a container the driver names nobody
+        ("139.1", [], "utilization-too-high"),
+    ],
+)
+def test_who_holds_the_memory_decides(held, free, who, name):
+    held += who
+    report = explain(ECHO, FREE.format(free=free))
+    assert report.name == name
+    assert free in report.what
+    if name == "utilization-too-high":
+        assert "gpu_memory_utilization=0.97" in report.do[0]
+    elif who:
+        assert "130,000 MiB" in str(report)
+
+
+def test_what_fits_is_not_offered_where_nothing_does():
+    assert "free the memory first" in explain(ECHO, FREE.format(free="1.0")).do[2]
+
+
+SEED = (
+    "OutOfMemoryError: CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total capacity of 22.03 "
+    "GiB of which 43.06 MiB is free. Including non-PyTorch memory, this process has 21.98 GiB memory in use."
+)
+
+
+def test_the_log_this_project_was_made_from(held):
+    """It said: "FP8 requires Ampere+ GPUs. Your GPU may not support FP8"."""
+    assert explain(log=SEED).name == "model-too-large"
+    held.append(holder(ours=True))
+    report = explain(log=SEED)
+    assert report.name == "out-of-gpu-memory-taken"
+    assert "about memory, not about the formats" in report.what
+    assert "130,000 MiB" in str(report)
+    held[:] = [holder("memory")]  # who holds a computer's main memory is beside the point
+    assert explain(log=SEED).name == "model-too-large"
+
+
+# -- the control: failures that are the reader's own -------------------------------------------------------
+
+OWN = {
+    "a name": "engin.ask('x')",
+    "division": "1 / 0",
+    "a key that sounds like vLLM": "{}['quantization']",
+    "an index": "[][3]",
+    "an attribute": "None.outputs",
+    "their own ValueError in our words": "raise ValueError('group size must divide max_model_len')",
+    "their own file": "open('no-such-config.json')",
+    "their own JSON": "__import__('json').loads('{')",
+    "their own assert": "assert 'FP8' == 'AWQ', 'out of memory'",
+    "their own import": "import a_module_that_nobody_has",
+    "types": "'a' + 1",
+    "wrong arguments": "(lambda a: a)(quantization='fp8')",
+    "recursion": "f = lambda n: f(n + 1)\nf(0)",
+    "unicode": "b'\\xff'.decode('utf-8')",
+    "a child of theirs": "__import__('subprocess').run(['false'], check=True)",
+    "a timeout of theirs": "raise TimeoutError('the engine did not answer')",
+    "a number": "int('bfloat16')",
+    "numpy shapes": "import numpy as np\nnp.ones(3) @ np.ones(4)",
+    "a connection of theirs": "import socket\nsocket.create_connection(('127.0.0.1', 1), timeout=1)",
+    "syntax": "exec('quantization = = 4')",
+}
+CALM = """\
+INFO 11-23 18:00:00 [gpu_worker.py:1013] Free memory on device (11.81/139.8 GiB) on startup. Desired GPU \
+memory utilization is (0.9, 125.82 GiB).
+WARNING 11-23 18:00:00 [x.py:1] No space left on device? CUDA out of memory. trust_remote_code=True
+(EngineCore pid=9) INFO 11-23 18:00:00 [x.py:1] Cannot find the config file for awq
+"""
+
+
+@pytest.mark.parametrize(
+    "log", ["", CALM, CHILD, FREE.format(free="1.0")], ids=["none", "calm", "child", "old error"]
+)
+@pytest.mark.parametrize("code", OWN.values(), ids=OWN)
+def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log):
+    cell = compile(code, "<cell>", "exec")
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        exec(cell, {})
+    report = explain(caught.value, log)
+    assert report.name == "own-code", report
+    assert type(caught.value).__name__ in report.what
+    assert "vLLM has no part in it" in report.what
+
+
+def test_a_calm_log_has_no_diagnosis():
+    assert explain(log=CALM).name == "unknown"
+
+
+def test_what_the_system_says_is_known_whoever_asked_for_it():
+    with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w") as file:  # noqa: PTH123
+        file.write("x")
+        file.flush()
+    assert explain(caught.value).name == "disk-full"
+
+
+# -- what is not known -------------------------------------------------------------------------------------
+
+
+def test_an_unknown_failure_says_so_and_shows_the_root_traceback(tmp_path):
+    report = explain(ECHO, CHILD)
+    assert not report.known
+    assert "not known here, and nothing is guessed" in report.what
+    assert report.evidence == "ValueError: Something new (1/2 GiB) is amiss"
+    assert report.trace.startswith("Traceback (most recent call last)")
+    assert report.trace.endswith("is amiss")
+    assert "Engine core initialization" not in report.trace
+
+
+def test_without_an_error_it_takes_the_last_one_shown(monkeypatch):
+    for name in ("last_exc", "last_value"):
+        monkeypatch.delattr(sys, name, raising=False)
+    assert explain().name == "nothing"
+    monkeypatch.setattr(sys, "last_value", ECHO, raising=False)
+    assert explain().name == "engine-died"
+
+
+def test_in_a_notebook_the_cell_after_a_failure_asks_without_an_argument():
+    kernel = Kernel()
+    try:
+        assert kernel.run("answer = 1\nanswer / 0")[1] == "ZeroDivisionError"
+        said, error = kernel.run("from helpers import diagnose\nprint(diagnose.explain())")
+    finally:
+        kernel.close()
+    assert not error
+    assert "ZeroDivisionError in line 2 of your own code, `answer / 0`" in said
+
+
+def test_a_diagnosis_never_fails_itself(monkeypatch):
+    def broken(machine):
+        raise OSError("the driver does not answer")
+
+    monkeypatch.setattr(ownership, "holders", broken)
+    assert explain(ECHO, FREE.format(free="1.0")).name == "another-process"
+
+
+def test_a_report_travels_with_its_error():
+    error = ValueError("x")
+    error.report = diagnose.Report("known", "It is known.", "x")
+    assert explain(error) is error.report
+
+
+def test_an_error_of_these_helpers_speaks_for_itself():
+    from helpers.parameters import ParameterError, whole
+
+    with pytest.raises(ParameterError) as caught:
+        whole("max_tokens", "abc", 1, 9)
+    report = explain(caught.value)
+    assert report.name == "ours"
+    assert report.what == "max_tokens must be a whole number from 1 to 9, not 'abc'."
+
+
+def test_the_card_has_all_of_the_text_and_no_markup_of_its_own(held):
+    held.append(holder())
+    report = explain(ECHO, FREE.format(free="11.81") + " <b>&")
+    card = report._repr_html_()
+    assert "&lt;b&gt;&amp;" in card
+    assert "<b>&" not in card
+    for words in ("Evidence", "Who holds the memory", "What to do", "nvidia-smi", "Read"):
+        assert words in card
+        assert words in str(report)
+
+
+# -- secrets -----------------------------------------------------------------------------------------------
+
+PLANTED = "planted-5ecret-value"
+TOKEN = "hf_" + "a1B2" * 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"OSError: token {TOKEN} is not valid",
+        "non-default args: {'model': 'x', 'api_key': ['" + PLANTED + "'], 'port': 8000}",
+        f"command: vllm serve --api-key {PLANTED} --port 8000",
+        f"headers: {{'Authorization': 'Bearer {PLANTED}'}}",
+        f"proxy http://user:{PLANTED}@proxy:3128 refused",
+        f"the value {PLANTED} of a variable",
+    ],
+)
+def test_secrets_are_removed(text, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", PLANTED)
+    shown = redact(text)
+    assert PLANTED not in shown
+    assert TOKEN not in shown
+    assert "[removed]" in shown
+
+
+def test_what_is_no_secret_stays():
+    text = "max_tokens=100, tokenizer='x', 5 tokens/s, key 'a' not found, basic model, Token 7 of 9"
+    assert redact(text) == text
+
+
+def test_a_planted_secret_is_in_no_part_of_a_report_or_its_bundle(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", PLANTED)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    log = CHILD.replace("Something new", f"Something new {PLANTED} {TOKEN}")
+    report = explain(ECHO, log)
+    everything = [str(report), report._repr_html_(), report.log, report.trace]
+    with zipfile.ZipFile(report.bundle(tmp_path / "diagnosis.zip")) as archive:
+        assert set(archive.namelist()) == {"report.txt", "facts.json", "log.txt"}
+        everything += [archive.read(name).decode() for name in archive.namelist()]
+        facts = json.loads(archive.read("facts.json"))
+    assert facts["versions"]["python"] == sys.version.split()[0]
+    assert facts["settings"]["HF_TOKEN"] == "[removed]"
+    for text in everything:
+        assert PLANTED not in text
+        assert TOKEN not in text
+
+
+def test_diagnosing_imports_neither_torch_nor_vllm():
+    code = "import sys\nfrom helpers import diagnose\ndiagnose.explain(log='x')\n"
+    code += "assert not {'torch', 'vllm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

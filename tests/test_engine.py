@@ -8,39 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
 
+from helpers import diagnose, hardware, measure, models, parameters
 from helpers import engine as engine_room
-from helpers import hardware, measure, models, parameters
 from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
 from helpers.hardware import MIB
+from tests.conftest import SWAP, children
 
-SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
 CAPITAL = "What is the capital of France?"
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    """Import vLLM and take the first engine's lazy imports out of the other tests' way."""
-    with open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512) as engine:
-        pass
-    return engine
-
-
-@pytest.fixture
-def memory_back(warm):
-    """Fail a test after which this process holds more than one swap of engines may leave."""
-    before = settled()
-    yield
-    left = settled() - before
-    assert left < SWAP, f"{left / MIB:.0f} MiB left behind"
-
-
-def settled() -> int:
-    return engine_room._settled_memory()
 
 
 def text_of(output) -> str:
@@ -143,10 +121,12 @@ def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(small, memory_back):
     with (
-        pytest.raises(EngineStartError, match=r"max_model_len \(1000000\) is greater"),
+        pytest.raises(EngineStartError, match=r"max_model_len \(1000000\) is greater") as caught,
         open_engine(**{**small, "max_model_len": 1_000_000}),
     ):
         pass
+    assert caught.value.report.name == "context-too-long"
+    assert "max_model_len=8192 or less" in str(caught.value)
 
 
 def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_back):
@@ -154,6 +134,7 @@ def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_b
         pass
     assert "Cause: ValueError: No available memory for the cache blocks" in str(caught.value)
     assert "Full log: ‹" in str(caught.value)
+    assert caught.value.report.name == "no-room-for-kv-cache"
 
 
 def test_truncated_weights_are_reported_and_leave_nothing(small, tmp_path, memory_back):
@@ -162,14 +143,19 @@ def test_truncated_weights_are_reported_and_leave_nothing(small, tmp_path, memor
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    with pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor"), open_engine(str(folder), **small):
+    with (
+        pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught,
+        open_engine(str(folder), **small),
+    ):
         pass
+    assert caught.value.report.name == "damaged-weights"
 
 
 def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back):
     with open_engine(**small) as engine:
-        with pytest.raises(EngineError, match="still open"), open_engine(**small):
+        with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
+        assert diagnose.explain(caught.value).name == "engine-open"
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
@@ -177,8 +163,9 @@ def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back):
     with open_engine(**small) as engine:
         kept = engine.llm
     for use in (lambda: engine.llm, lambda: engine.generate(["x"]), lambda: kept.generate(["x"])):
-        with pytest.raises(EngineClosedError, match="with block has ended"):
+        with pytest.raises(EngineClosedError, match="with block has ended") as caught:
             use()
+        assert diagnose.explain(caught.value).name == "engine-finished"
 
 
 def test_the_same_object_can_be_entered_again_with_a_log_of_its_own(small, memory_back):
@@ -237,7 +224,8 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
     real = engine_room.own.forget_caches
 
     def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(3):  # whoever presses it again and again gets the release all the same
+            os.kill(os.getpid(), signal.SIGINT)
         real()
 
     with pytest.raises(KeyboardInterrupt), open_engine(**small) as engine:
@@ -248,11 +236,12 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
 def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch):
     monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
     with (
-        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}"),
+        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
         open_engine(**small),
     ):
         hoard = bytearray(os.urandom(160 * MIB))
     assert len(hoard) == 160 * MIB
+    assert diagnose.explain(caught.value).name == "memory-held"
 
 
 def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small):
@@ -276,14 +265,6 @@ def test_an_engine_in_a_child_can_be_interrupted_while_it_starts(small):
     assert time.monotonic() - begun < 30
     assert not children() - before
     assert set(Path("/dev/shm").iterdir()) <= shared
-
-
-def children() -> set:
-    """This process's descendants, but for Python's own tracker, which serves until the process ends."""
-    import psutil
-
-    tracker = resource_tracker._resource_tracker._pid
-    return {child for child in psutil.Process().children(recursive=True) if child.pid != tracker}
 
 
 def interrupt_as_jupyter_does():

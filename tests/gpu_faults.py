@@ -1,0 +1,389 @@
+"""Provoke on a GPU what cannot be provoked without one, and keep the real logs.
+
+    python3 -m tests.gpu_faults OUT            all of them, under four minutes on one idle GPU
+    python3 -m tests.gpu_faults OUT no_gpu another_process
+
+Each fault runs in a process of its own, on the embedded model. OUT gets one text file a fault (what was
+raised, the diagnosis, the end of vLLM's log) and faults.json with all of them. Not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from helpers import diagnose, hardware, ownership
+from helpers.capture import LogFile
+from helpers.engine import open_engine
+
+KEPT = 30_000  # characters of a log; some write every tensor's name
+LITTLE = {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.05}
+MOST = {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.9}
+# Half a trillion weights, by shape alone: no GPU holds them.
+HUGE = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "head_dim": 128,
+        "num_attention_heads": 128, "num_key_value_heads": 8}  # fmt: skip
+
+
+def provoked(logs: Path, **args) -> None:
+    with open_engine("embedded", log_dir=logs, **args):
+        pass
+
+
+def raw(log: LogFile, **args):
+    """The reader's own ``vllm.LLM``, without these helpers; its output goes to a file all the same."""
+    from helpers import models
+
+    os.environ["VLLM_LOGGING_COLOR"] = "0"
+    with log.capturing():
+        from vllm import LLM
+
+        log.follow("vllm")
+        return LLM(model=str(models.prepare()), dtype="bfloat16", enforce_eager=True, **args)
+
+
+# -- faults that end in an error: each raises it ----------------------------------------------------------
+
+
+def another_engine(logs: Path) -> None:
+    """The log this project was made from: a first LLM that `del` does not release, then a second.
+
+    And then one that asks for little and needs more: the out-of-memory error that was read as "too old".
+    """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    llm = raw(LogFile(logs / "0-first.log"), max_model_len=512, gpu_memory_utilization=0.9)
+    del llm
+    gc.collect()
+    try:
+        provoked(logs, **MOST)
+    finally:
+        try:
+            provoked(logs / "little", load_format="dummy", hf_overrides=HUGE, **LITTLE)
+        except Exception as error:
+            print(f"asked for little, needed more: {error}\n{_log(logs / 'little')[-6000:]}", flush=True)
+
+
+HOLD = """
+import time, torch
+free, total = torch.cuda.mem_get_info()
+held = torch.empty(int(0.6 * total), dtype=torch.uint8, device="cuda")
+print("held", flush=True); time.sleep(300)
+"""
+
+
+def another_process(logs: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        holder.stdout.readline()
+        provoked(logs, **MOST)
+    finally:
+        holder.kill()
+
+
+def model_too_large(logs: Path) -> None:
+    provoked(logs, load_format="dummy", hf_overrides=HUGE, **LITTLE)
+
+
+def utilization_too_high(logs: Path) -> None:
+    provoked(logs, **LITTLE | {"gpu_memory_utilization": 1.0})
+
+
+def no_room_for_kv_cache(logs: Path) -> None:
+    provoked(logs, **LITTLE | {"gpu_memory_utilization": 0.001})
+
+
+def kv_cache_too_small(logs: Path) -> None:
+    provoked(logs, **LITTLE | {"max_model_len": 8192, "kv_cache_memory_bytes": 64 * 2**20})
+
+
+def fp8_per_channel_on_marlin(logs: Path) -> None:
+    os.environ["VLLM_TEST_FORCE_FP8_MARLIN"] = "1"
+    provoked(logs, quantization="fp8_per_channel", **LITTLE)
+
+
+def fork_after_openmp(logs: Path) -> None:
+    import torch
+
+    (torch.ones(2048, 2048) @ torch.ones(2048, 2048)).sum()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    log = LogFile(logs / "fork.log")
+    try:
+        raw(log, max_model_len=512, gpu_memory_utilization=0.05)
+    except Exception as error:
+        error.add_note("\n" + str(diagnose.explain(error, log.path.read_text(errors="replace"))))
+        raise
+
+
+def no_gpu(logs: Path) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    log = LogFile(logs / "hidden.log")
+    raw(log, max_model_len=512)
+
+
+def too_few_gpus(logs: Path) -> None:
+    provoked(logs, tensor_parallel_size=3, **LITTLE)
+
+
+# -- ownership: each prints what was left ------------------------------------------------------------------
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+def children() -> list[str]:
+    import psutil
+
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(f"{child.name()} ({child.pid})")
+    return found
+
+
+def ownership_faults(logs: Path) -> None:
+    """One engine after another in one process, each ended badly; a line on what each left."""
+    shared, start = shared_memory(), hardware.gpu_memory_used()
+
+    def line(name: str, raised: BaseException | None) -> None:
+        left = (hardware.gpu_memory_used() - start) / ownership.MIB
+        said = str(raised).splitlines()[0] if raised is not None and str(raised) else ""
+        print(
+            f"{name}: raised {type(raised).__name__} {said[:90]}; GPU memory left {left:+.0f} MiB; "
+            f"processes left {len(children())}; shared memory left {len(shared_memory() - shared)}",
+            flush=True,
+        )
+
+    def engine(**more):
+        return open_engine("embedded", log_dir=logs, in_process=False, **LITTLE | more)
+
+    def after(seconds: float, number: int = signal.SIGINT, pid: int | None = None) -> None:
+        threading.Timer(seconds, os.kill, (pid or os.getpid(), number)).start()
+
+    def case(name: str, body) -> None:
+        raised = None
+        try:
+            body()
+        except BaseException as error:
+            raised = error
+        line(name, raised)
+
+    def in_block():
+        with engine() as first:
+            try:
+                with engine():
+                    pass
+            except Exception as error:
+                print(f"open inside open: {type(error).__name__}: {error}", flush=True)
+            first.ask("What is the capital of France?", 10)
+            _ = 1 / 0
+
+    def load():
+        after(6.0)
+        with engine():
+            print("it started before it was interrupted", flush=True)
+
+    def generate():
+        with engine(max_model_len=8192) as open_:
+            after(2.0)
+            open_.generate(["Tell a long story."] * 32, _long())
+
+    def release():
+        with engine() as open_:
+            open_.ask("Hello", 4)
+            after(0.3)
+            time.sleep(0.25)
+
+    def killed():
+        with engine(max_model_len=8192) as open_:
+            pid = open_._llm.llm_engine.engine_core.resources.engine_manager.processes[0].pid
+            after(2.0, signal.SIGKILL, pid)
+            open_.generate(["Tell a long story."] * 32, _long())
+
+    def next_one():
+        with engine() as open_:
+            print(
+                "the next engine says:",
+                open_.ask("What is the capital of France?", 10).outputs[0].text,
+                flush=True,
+            )
+
+    cases = {
+        "exception in the block": in_block,
+        "SIGINT while loading": load,
+        "SIGINT while generating": generate,
+        "SIGINT while releasing": release,
+        "engine's process killed": killed,
+        "the next engine": next_one,
+    }
+    for name, body in cases.items():
+        case(name, body)
+
+
+def _long():
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=8000, ignore_eos=True)
+
+
+OWNER = """
+import sys, time
+from tests.gpu_faults import LITTLE
+from helpers.engine import open_engine
+if __name__ == "__main__":
+    with open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE) as engine:
+        print("open", flush=True); time.sleep(300)
+"""
+
+
+def owner_killed(logs: Path) -> None:
+    """The notebook's kernel dies of SIGKILL: does its engine go with it, and the GPU's memory?"""
+    script = logs / "owner.py"
+    script.write_text(OWNER)
+    start, shared = hardware.gpu_memory_used(), shared_memory()
+    owner = subprocess.Popen([sys.executable, str(script), str(logs)], stdout=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": str(Path.cwd())})  # fmt: skip
+    while owner.stdout.readline().strip() not in ("open", ""):
+        pass
+    held = hardware.gpu_memory_used()
+    owner.kill()
+    owner.wait()
+    begun = time.monotonic()
+    while True:
+        left = hardware.gpu_memory_used() - start
+        new = [path.name for path in shared_memory() - shared]
+        if (left < 64 * ownership.MIB and not new) or time.monotonic() - begun > 20:
+            break
+        time.sleep(0.2)
+    print(
+        f"owner killed: held {(held - start) / ownership.MIB:.0f} MiB, left {left / ownership.MIB:+.0f} MiB "
+        f"after {time.monotonic() - begun:.1f} s; shared memory left: {new}",
+        flush=True,
+    )
+
+
+EXPECTED = {
+    "another_engine": "another-engine",
+    "another_process": "another-process",
+    "model_too_large": "model-too-large",
+    "utilization_too_high": "utilization-too-high",
+    "no_room_for_kv_cache": "no-room-for-kv-cache",
+    "kv_cache_too_small": "kv-cache-too-small",
+    "fp8_per_channel_on_marlin": "fp8-per-channel-on-marlin",
+    "fork_after_openmp": "fork-after-openmp",
+    "no_gpu": "no-gpu-visible",
+    "too_few_gpus": "too-few-gpus",
+    "ownership_faults": None,
+    "owner_killed": None,
+}
+# What needs little of the GPU runs at once; what needs it alone, one after another.
+TOGETHER = (
+    "utilization_too_high",
+    "kv_cache_too_small",
+    "fp8_per_channel_on_marlin",
+    "fork_after_openmp",
+    "no_gpu",
+    "too_few_gpus",
+)
+
+
+def one(name: str, out: Path) -> None:
+    """Provoke one fault in this process and write down what there is to see."""
+    logs = out / "logs" / name
+    logs.mkdir(parents=True, exist_ok=True)
+    raised, report = "nothing was raised", None
+    try:
+        globals()[name](logs)
+    except BaseException as error:
+        raised = "".join(traceback.format_exception(error))[-6000:]
+        report = diagnose.explain(error, _log(logs))
+    found = {
+        "raised": raised,
+        "report": str(report),
+        "diagnosis": report and report.name,
+        "log": _log(logs)[-KEPT:],
+    }
+    (out / f"{name}.json").write_text(json.dumps(found))
+    os._exit(0)  # whatever this process started is ended by the one that started it
+
+
+def _log(logs: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(logs.glob("*.log")))
+
+
+def main(arguments: list[str]) -> None:
+    out, names = Path(arguments[0]).absolute(), arguments[1:] or list(EXPECTED)
+    out.mkdir(parents=True, exist_ok=True)
+    found, begun = {}, time.monotonic()
+
+    def start(name: str):
+        printed = (out / f"{name}.printed").open("w")
+        command = [sys.executable, "-m", "tests.gpu_faults", "--one", name, str(out)]
+        environment = os.environ | {"TUTORIAL_HEADLESS": "1"}
+        return subprocess.Popen(
+            command, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+
+    def finish(name: str, process) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(240)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        _end_orphans()
+        path = out / f"{name}.json"
+        result = (
+            json.loads(path.read_text())
+            if path.exists()
+            else {"raised": "no result", "diagnosis": None, "log": ""}
+        )
+        path.unlink(missing_ok=True)
+        printed = out / f"{name}.printed"
+        result |= {"printed": printed.read_text(errors="replace")[-8000:], "expected": EXPECTED[name]}
+        printed.unlink()
+        found[name] = {
+            key: diagnose.redact(value) if isinstance(value, str) else value for key, value in result.items()
+        }
+        text = "\n\n".join(f"== {key}\n{value}" for key, value in found[name].items())
+        (out / f"{name}.txt").write_text(text[-40_000:])
+        right = "as expected" if result["diagnosis"] == EXPECTED[name] else f"EXPECTED {EXPECTED[name]}"
+        print(f"{time.monotonic() - begun:5.0f} s  {name}: {result['diagnosis']} ({right})", flush=True)
+        if EXPECTED[name] is None:
+            print(result["printed"], flush=True)
+
+    together = {name: start(name) for name in names if name in TOGETHER}
+    for name, process in together.items():
+        finish(name, process)
+    for name in names:
+        if name not in TOGETHER:
+            finish(name, start(name))
+    (out / "faults.json").write_text(json.dumps(found, indent=1))
+
+
+def _end_orphans() -> None:
+    """End what a killed process left: engines are in groups of their own, and fall to this subreaper."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "--one" not in child.cmdline():
+                for process in (*child.children(recursive=True), child):
+                    process.kill()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--one":
+        one(sys.argv[2], Path(sys.argv[3]))
+    else:
+        from helpers import processes
+
+        with processes.owned_processes():
+            main(sys.argv[1:])

@@ -1,0 +1,84 @@
+"""A model hub on this machine: real huggingface_hub clients talk to it as to the real one.
+
+It answers as the hub does, as far as fetching a model asks: found, not found, gated, files with checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "c0ffee" * 6 + "c0de"
+
+
+@contextlib.contextmanager
+def hub(files: dict[str, bytes], gated: str = "owner/gated", model: str = "owner/model") -> Iterator[str]:
+    """Serve ``files`` as ``model``; refuse ``gated``; know no other. Yields the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            headers.setdefault("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
+            if path.startswith(gated):
+                return self.answer(
+                    403, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access is restricted"
+                )
+            if not path.startswith(model):
+                return self.answer(401, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Not found")
+            rest = path.removeprefix(model).strip("/")
+            if rest.startswith("tree/"):
+                listed = [
+                    {"type": "file", "path": n, "size": len(c), "oid": n, **_lfs(n, c)}
+                    for n, c in files.items()
+                ]
+                return self.answer(200, json.dumps(listed).encode(), Content_Type="application/json")
+            if rest.startswith("resolve/"):
+                name = rest.split("/", 2)[2]
+                content = files[name]
+                headers = {"ETag": f'"{_etag(name, content)}"', "X_Repo_Commit": COMMIT}
+                return self.answer(200, content, **headers)
+            info = {
+                "id": model,
+                "modelId": model,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+            return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _etag(name: str, content: bytes) -> str:
+    """Large files are kept under their SHA-256, small ones under git's hash."""
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _lfs(name: str, content: bytes) -> dict:
+    if not name.endswith(".safetensors"):
+        return {}
+    return {"lfs": {"oid": _etag(name, content), "size": len(content), "pointerSize": 134}}

@@ -1,0 +1,317 @@
+"""Faults provoked with the real engine: each is named, and leaves the memory back and no process.
+
+``FAULT_TABLE=file.md`` in the environment writes the table of what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from helpers import diagnose, engine, hardware, models, once, schemes
+from helpers.engine import EngineClosedError, EngineDiedError, open_engine
+from helpers.hardware import MIB
+from tests.conftest import SWAP, children, settled
+
+MACHINE = hardware.detect()
+ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
+CAPITAL = "What is the capital of France?"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How to provoke a failure of the start, and the diagnosis it must get."""
+
+    name: str
+    expected: str
+    args: dict = field(default_factory=dict)
+    change: Callable[[Path], None] | None = None  # what to do to a copy of the embedded model
+    unless: str = ""  # an instruction set with which it is no fault
+
+
+def config(**new) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | new))
+
+    return change
+
+
+def cut_to(size: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = folder / "model.safetensors"
+        content = weights.read_bytes()[:size]
+        weights.unlink()  # a link to the model's own file
+        weights.write_bytes(content)
+
+    return change
+
+
+def without(pattern: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+    return change
+
+
+STRANGE = {"model_type": "strange", "architectures": ["StrangeForCausalLM"]}
+REMOTE = STRANGE | {"auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
+
+FAULTS = (
+    Fault(
+        "a context that the KV cache cannot hold",
+        "kv-cache-too-small",
+        {"max_model_len": 8192, "kv_cache_memory_bytes": 64 * MIB},
+    ),
+    Fault("a KV cache larger than the machine", "cpu-memory-share", {"kv_cache_memory_bytes": 2**45}),
+    Fault(
+        "per-tensor FP8 without AMX",
+        "fp8-per-tensor-on-cpu",
+        {"quantization": "fp8_per_tensor", "dtype": "bfloat16"},
+        unless="amx_bf16",
+    ),
+    Fault(
+        "FP8 KV cache without AVX-512", "no-kernel-for-format", {"kv_cache_dtype": "fp8"}, unless="avx512f"
+    ),
+    Fault("FP8 computed in FP32", "format-and-dtype", {"quantization": "fp8_per_tensor", "dtype": "float32"}),
+    Fault("awq of a model that is not quantized", "not-a-quantized-model", {"quantization": "awq"}),
+    Fault("gptq of a model that is not quantized", "not-a-quantized-model", {"quantization": "gptq"}),
+    Fault(
+        "awq of an llm-compressor checkpoint",
+        "quantization-mismatch",
+        {"quantization": "awq"},
+        config(quantization_config=PACKED),
+    ),
+    Fault("a quantization method that does not exist", "no-such-format", {"quantization": "awq4"}),
+    Fault(
+        "an architecture vLLM does not have",
+        "unsupported-architecture",
+        change=config(architectures=["StrangeForCausalLM"]),
+    ),
+    Fault("a model type nobody knows", "unsupported-architecture", change=config(**STRANGE)),
+    Fault("a config that demands remote code", "remote-code", change=config(**REMOTE)),
+    Fault("weights cut inside the header", "damaged-weights", change=cut_to(100)),
+    Fault(
+        "config and weights of different models",
+        "config-and-weights-differ",
+        change=config(intermediate_size=2048),
+    ),
+    Fault("no tokenizer", "no-tokenizer", change=without("tokenizer*")),
+    Fault("an argument vLLM does not have", "unknown-argument", {"max_tokens": 5}),
+    Fault("a dtype that does not exist", "argument-refused", {"dtype": "float8"}),
+    Fault("no sequence at all", "argument-refused", {"max_num_seqs": 0}),
+    Fault("nine heads over two processes", "heads-and-gpus", {"tensor_parallel_size": 2}),
+)
+
+
+@pytest.fixture(scope="session")
+def table():
+    """What was seen, a row a fault; written where FAULT_TABLE says."""
+    rows: list[tuple] = []
+    yield rows
+    if (path := os.environ.get("FAULT_TABLE")) and rows:
+        head = ("fault", "where", "diagnosis", "memory left", "processes left")
+        lines = [head, ("---",) * len(head), *rows]
+        Path(path).write_text("".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines))
+
+
+def changed_copy(change: Callable[[Path], None], folder: Path) -> Path:
+    """The embedded model's files, linked rather than copied, with one change."""
+    folder.mkdir()
+    for path in models.prepare().iterdir():
+        if path.name != once.MANIFEST:
+            (shutil.copyfile if path.suffix != ".safetensors" else os.link)(path, folder / path.name)
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_path, table):
+    if fault.unless in MACHINE.isa:
+        pytest.skip(f"no fault on a CPU with {fault.unless}")
+    model = str(changed_copy(fault.change, tmp_path / "model")) if fault.change else "embedded"
+    before = settled()
+    with pytest.raises(ANY) as caught, open_engine(model, **{**small, **fault.args}):
+        pass
+    report = diagnose.explain(caught.value)
+    left, processes = settled() - before, children()
+    table.append((fault.name, "start, CPU", report.name, f"{left / MIB:+.0f} MiB", len(processes)))
+    assert report.name == fault.expected, report
+    assert "(not said)" not in report.what + " ".join(report.do)
+    assert not processes
+    assert left < SWAP
+    if isinstance(caught.value, engine.EngineStartError):
+        for words in (report.what, report.do[0], "Cause: ", "Full log: ‹"):
+            assert words in str(caught.value)
+
+
+def test_after_all_these_the_next_engine_starts(small, memory_back):
+    with open_engine(**small) as open_:
+        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+
+
+# -- what a running engine is given ------------------------------------------------------------------------
+
+
+LONG = "word " * 100_000
+
+INPUTS = (
+    ("a prompt of 100,000 words", [LONG], "prompt-too-long"),
+    ("a good prompt, then one too long", ["Hello", LONG], "prompt-too-long"),
+    ("an empty prompt", [""], "prompt-empty"),
+    ("no prompts", None, "prompt-not-text"),
+    ("a number as prompt", 5, "prompt-not-text"),
+    ("a prompt that is no text", [{"no": "prompt"}], "prompt-not-text"),
+)
+
+
+@pytest.fixture(scope="class")
+def running(warm, tmp_path_factory):
+    """One engine for all that it refuses; it must go on."""
+    with open_engine(
+        log_dir=tmp_path_factory.mktemp("logs"), max_model_len=512, kv_cache_memory_bytes=256 * MIB
+    ) as open_:
+        yield open_
+
+
+class TestWhatARunningEngineIsGiven:
+    @pytest.mark.parametrize(("name", "prompts", "expected"), INPUTS, ids=[row[0] for row in INPUTS])
+    def test_a_prompt_that_is_refused_is_named_and_the_engine_goes_on(
+        self, running, table, name, prompts, expected
+    ):
+        with pytest.raises(ANY) as caught:
+            running.generate(prompts)
+        report = diagnose.explain(caught.value, running.log)
+        table.append((name, "generate, CPU", report.name, "engine goes on", 0))
+        assert report.name == expected, report
+        assert not running.llm.llm_engine.has_unfinished_requests(), (
+            "a refused batch left requests in the queue"
+        )
+        assert "Paris" in running.ask(CAPITAL, 20).outputs[0].text
+
+    def test_no_prompts_give_no_answers_and_special_tokens_are_text(self, running):
+        from vllm import SamplingParams
+
+        assert running.generate([]) == []
+        spoken = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
+        assert "Paris" in answer.outputs[0].text
+        assert "<|im_" not in answer.outputs[0].text
+
+    def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(self, running):
+        try:
+            print(running.generate(["Hello"])[0].outputs[0].txt)
+        except AttributeError as error:
+            report = diagnose.explain(error, running.log)
+        assert report.name == "own-code"
+        assert "running.generate" in report.what
+
+
+def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
+    from vllm import SamplingParams
+
+    def tokens(core):
+        core.add_request("endless", "Tell a story.", SamplingParams(max_tokens=400, ignore_eos=True))
+        while core.has_unfinished_requests():
+            yield core.step()
+
+    with open_engine(**small) as open_:
+        generator = tokens(open_.llm.llm_engine)
+        for _ in range(3):
+            next(generator)
+    assert next(generator, "over") == "over"  # its request was dropped with the engine
+
+
+def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back):
+    from vllm import SamplingParams
+
+    raised = []
+
+    def generate(engine_: engine.Engine) -> None:
+        try:
+            engine_.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
+        except Exception as error:
+            raised.append(error)
+
+    with open_engine(**small) as open_:
+        thread = threading.Thread(target=generate, args=(open_,))
+        thread.start()
+        time.sleep(0.5)
+    thread.join(30)
+    assert [type(error) for error in raised] == [EngineClosedError], raised
+    raised.clear()  # its traceback holds the thread's frames
+
+
+def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
+    small, memory_back, tmp_path, monkeypatch, table
+):
+    def change(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        path = folder / "tokenizer_config.json"
+        path.write_text(
+            json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"})
+        )
+
+    folder = changed_copy(change, tmp_path / "a möbel & a space")
+    monkeypatch.chdir("/proc")
+    with pytest.raises(ANY) as caught, open_engine(str(folder), **small) as open_:
+        assert open_.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
+        open_.chat([{"role": "user", "content": "Hello"}])
+    table.append(
+        ("no chat template", "chat, CPU", diagnose.explain(caught.value).name, "back", len(children()))
+    )
+    assert diagnose.explain(caught.value).name == "no-chat-template"
+
+
+# -- the engine's own process ------------------------------------------------------------------------------
+
+
+def test_an_engine_killed_in_mid_generation_is_named_and_leaves_nothing(small, warm, table):
+    shared, before = set(Path("/dev/shm").iterdir()), children()
+    with pytest.raises(EngineDiedError) as caught, open_engine(**small, in_process=False) as open_:
+        child = open_.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
+        threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
+        open_.ask("Tell a long story.", 400)
+    report = caught.value.report
+    table.append(
+        ("engine's process killed", "generate, CPU child", report.name, "back", len(children() - before))
+    )
+    assert report.name == "killed", report
+    assert "exit code -9" in str(caught.value)
+    assert not children() - before
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def test_memory_that_the_system_refuses_is_named(warm):
+    import torch
+
+    for ask in (lambda: bytearray(2**60), lambda: torch.empty(2**50, dtype=torch.uint8)):
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            ask()
+        assert diagnose.explain(caught.value).name == "out-of-memory"
+
+
+def test_the_schemes_that_do_not_run_here_say_so():
+    turing = hardware.Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
+    with pytest.raises(schemes.SchemeError) as caught:
+        schemes.scheme("fp8_kv").way(turing)
+    assert diagnose.explain(caught.value).name == "no-kernel-for-format"
+
+
+def test_time_is_not_wasted_on_what_cannot_be():
+    begun = time.monotonic()
+    for name, kind in (("no/such/folder", models.ModelError), ("embedded", schemes.SchemeError)):
+        with pytest.raises(kind), open_engine(name, "baseline" if kind is models.ModelError else "fp9"):
+            pass
+    assert time.monotonic() - begun < 5
