@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all lab notebooks lint lock clean
+.PHONY: help setup run test test-all lab notebooks reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,9 @@ lab: setup  ## JupyterLab on the notebooks
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
+
+reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; half an hour)
+	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")
 
 lint: setup  ## format and lint, code and notebooks
 	@$(in_venv) -m ruff check --fix . && $(in_venv) -m ruff format .

@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import hardware, measure, models, schemes
+from helpers import hardware, measure, models, roofline, schemes
 from helpers.engine import EngineError, open_engine
 
 MODEL = "shape:mistral-7b"
@@ -55,18 +55,6 @@ VARIANTS: dict[str, dict[str, dict]] = {
 }
 
 
-def bound_tokens_per_s(model: models.Model, scheme: str, bandwidth: float, batch: int = 1) -> float:
-    """Output tokens a second that reading the weights once a step allows; the embedding is only looked up.
-
-    Args:
-        bandwidth: bytes a second, as ``hardware.copy_bandwidth`` measures it.
-    """
-    counts = schemes.layout(model.folder)
-    looked_up = 2 * counts.embedding if counts.head else 0  # a tied embedding is the head: read whole
-    held = schemes.held_weights_bytes(scheme, model.folder, hardware.detect())
-    return batch * bandwidth / (held - looked_up)
-
-
 def settings(out: Path, name: str = MODEL, only: str = "") -> list[dict]:
     """Time every variant; return a row each: tokens a second by batch, share of the bound, top kernels."""
     model, bandwidth, rows = models.resolve(name), hardware.copy_bandwidth(), []
@@ -89,7 +77,7 @@ def _time(model: models.Model, scheme: str, args: dict, bandwidth: float, out: P
     with open_engine(model, scheme, log_dir=out / "logs", **args) as engine:
         speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
         kernels = busy(engine)
-    bound = bound_tokens_per_s(model, scheme, bandwidth)
+    bound = roofline.step(model, scheme, engine.machine).bound(1, bandwidth)
     return {
         "start_s": round(engine.start_s, 1),
         "kernels": engine.kernels,

@@ -1,0 +1,74 @@
+"""The script of the reference runs, as far as it goes without a GPU: what it refuses, starts and writes."""
+
+import json
+import os
+
+import pytest
+
+from helpers import hardware, models, records, reference, roofline, schemes, tuning
+
+H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x", "nonsense"], "no section nonsense; there are: records, envelope"),
+        (["swaps"], "--out names the folder"),
+        (["--out", "x"], "for a GPU, and this machine shows none"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(hardware, "detect", lambda: hardware.Machine("cpu", "a CPU", 2**34))
+    with pytest.raises(SystemExit) as refused:
+        reference.main(arguments)
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_with():
+    wanted = reference.to_warm(["records", "settings"], ["shape:phi-2"])
+    assert ("shape:phi-2", "awq", reference.GRAPHS) in wanted
+    variants = [args for of_scheme in tuning.VARIANTS.values() for args in of_scheme.values()]
+    assert [args for name, _, args in wanted if name == tuning.MODEL] == variants
+    assert set(tuning.VARIANTS) <= set(schemes.SCHEMES)
+
+
+def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    with tuning._fresh_caches():
+        assert os.environ["VLLM_CACHE_ROOT"] != "/mine"
+        assert "TRITON_CACHE_DIR" in os.environ
+    assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+
+def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
+    """vLLM's figure, to the byte, against the config alone; Phi-2's FP8 is the exception that stands."""
+    rows, problems = records.read(records.REFERENCE / "h200/records.jsonl")
+    assert not problems
+    names = {"Mistral-7B": "mistral-7b", "Phi-2": "phi-2"}
+    seen = {(row["model"], row["scheme"]): row["weights_bytes"] for row in rows}
+    assert len(seen) >= 7
+    for (model, scheme), measured in seen.items():
+        held = schemes.held_weights_bytes(scheme, models.shape(names[model]).folder, H200)
+        most = 0.022 if (model, scheme) == ("Phi-2", "fp8") else 0.02
+        assert measured == pytest.approx(held, rel=most), (model, scheme)
+
+
+def test_no_recorded_engine_is_faster_than_its_bound():
+    rows, _ = records.read(records.REFERENCE / "h200/records.jsonl")
+    names = {"Mistral-7B": "mistral-7b", "Phi-2": "phi-2"}
+    for row in rows:
+        model = models.shape(names[row["model"]])
+        bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
+        assert row["output_tokens_per_s"] < bound, row
+
+
+def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
+    reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 1}])
+    reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 2}])
+    rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
+    assert [row["swap"] for row in rows] == [1, 2]
+    assert all(row["device"] and row["vllm"] and row["torch"] and row["measured_at"] for row in rows)
