@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import diagnose, hardware, measure, models, parameters
+from helpers import diagnose, hardware, measure, models, parameters, schemes
 from helpers import engine as engine_room
 from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
 from helpers.hardware import MIB
@@ -66,7 +66,7 @@ def test_the_code_shown_builds_the_same_engine(small):
     shown = {}
     exec(code.replace("from vllm import LLM", "").replace("LLM(", "dict("), shown)
     arguments = shown["llm"]
-    assert arguments["dtype"] == "bfloat16"
+    assert arguments["dtype"] == schemes.scheme("baseline").way(hardware.detect()).args["dtype"]
     assert arguments["max_model_len"] == 512
     assert arguments["enable_prefix_caching"] is False
     assert "trust_remote_code" not in code
