@@ -10,6 +10,7 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -94,16 +95,23 @@ class Belongings:
         psutil.wait_procs(stubborn, timeout=patience_s)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
-            if path.exists() and path.owner() == Path(f"/proc/{os.getpid()}").owner() and not _mapped(path):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner took it away meanwhile
+                if path.owner() == Path(f"/proc/{os.getpid()}").owner() and not _mapped(path):
+                    path.unlink()
         self._processes, self._shared = [], set()
 
 
 def _mapped(path: Path) -> bool:
-    """Whether a process other than this one still maps a file: another notebook's is not ours to remove."""
+    """Whether a file is still in use: another process's engine or server is not ours to take away from.
+
+    By its number, not its name: a semaphore is made under another name, which its owner's map keeps. This
+    process's own maps count for semaphores only; what else it still maps is left over.
+    """
+    number = re.compile(rf" {path.stat().st_ino} +/dev/shm/")
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            if maps.parent.name != str(os.getpid()) and str(path) in maps.read_text():
+            ours = maps.parent.name == str(os.getpid()) and not path.name.startswith("sem.")
+            if not ours and number.search(maps.read_text()):
                 return True
     return False
 

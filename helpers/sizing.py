@@ -260,6 +260,16 @@ class Reconciled:
     rest: int | None
 
 
+def recorded_token_bytes(row: dict, model: models.Model) -> int:
+    """Bytes that one token took in the KV cache of a record's engine: four a value where it ran in FP32."""
+    value = schemes.scheme(row["scheme"]).kv_bytes
+    if row.get("kv_cache_dtype") == "fp8":  # beside a scheme that leaves the cache alone
+        value = 1
+    elif row.get("dtype") == "float32":
+        value = 4
+    return kv_token_bytes(config_of(model), value)
+
+
 def reconcile(
     rows: Iterable[dict], known: dict[str, models.Model], utilization: float = 0.9
 ) -> list[Reconciled]:
@@ -274,8 +284,7 @@ def reconcile(
         model = known.get(row["model"])
         if model is None or not row["kv_cache_tokens"] or row["scheme"] not in schemes.SCHEMES:
             continue
-        narrow = row.get("kv_cache_dtype") == "fp8"  # beside a scheme that leaves the cache alone
-        token = kv_token_bytes(config_of(model), 1 if narrow else schemes.scheme(row["scheme"]).kv_bytes)
+        token = recorded_token_bytes(row, model)
         cache, weights = token * row["kv_cache_tokens"], row["weights_bytes"]
         # On a CPU the cache's size is set, whatever the memory.
         memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)

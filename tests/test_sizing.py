@@ -35,7 +35,8 @@ def test_a_config_that_does_not_say_is_refused_in_words(tmp_path):
 
 def test_vllm_finds_the_cache_that_the_formula_predicts(small):
     with open_engine(**small) as engine:
-        token = sizing.kv_token_bytes(sizing.config_of(engine.model))
+        row = {"scheme": "baseline", "dtype": engine.args["dtype"]}
+        token = sizing.recorded_token_bytes(row, engine.model)
         block = engine.llm.llm_engine.vllm_config.cache_config.block_size
         found = engine.kv_cache_tokens * token
     assert small["kv_cache_memory_bytes"] - block * token < found <= small["kv_cache_memory_bytes"]
