@@ -102,16 +102,14 @@ class Belongings:
 
 
 def _mapped(path: Path) -> bool:
-    """Whether a file is still in use: another process's engine or server is not ours to take away from.
+    """Whether a process other than this one still maps a file: another notebook's is not ours to remove.
 
-    By its number, not its name: a semaphore is made under another name, which its owner's map keeps. This
-    process's own maps count for semaphores only; what else it still maps is left over.
+    By its number, not its name: a semaphore is made under another name, which its owner's map keeps.
     """
     number = re.compile(rf" {path.stat().st_ino} +/dev/shm/")
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            ours = maps.parent.name == str(os.getpid()) and not path.name.startswith("sem.")
-            if not ours and number.search(maps.read_text()):
+            if maps.parent.name != str(os.getpid()) and number.search(maps.read_text()):
                 return True
     return False
 
