@@ -309,7 +309,8 @@ class Engine:
             raise
         except Exception as error:
             if self._llm is None:  # another thread left the block meanwhile: whatever broke, broke of that
-                raise self._closed() from error
+                own.clear_frames(error)  # kept by somebody, it would keep the model
+                raise self._closed() from None
             if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
                 raise
             self._finished = "finished: its process ended while it worked"
@@ -317,6 +318,8 @@ class Engine:
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
             raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from error
+        if self._llm is None:  # dropped requests end as if they were done: half an answer is none
+            raise self._closed()
 
     def _exit_codes(self) -> list[int]:
         """How the engine's processes ended; -9 stands for a SIGKILL."""
