@@ -62,8 +62,16 @@ def root_cause(log: str) -> str | None:
     for line in error_lines(log):
         found = _ERROR.match(line.strip())
         if found and not any(echo in line for echo in ECHOES):
-            return f"{found[1].rsplit('.', 1)[-1]}: {found[2]}"
+            return f"{found[1].rsplit('.', 1)[-1]}: {_of_pydantic(found[2], log)}"
     return None
+
+
+def _of_pydantic(message: str, log: str) -> str:
+    """What pydantic says on the line below "1 validation error for ...", which is the cause."""
+    if not re.match(r"\d+ validation errors? for ", message):
+        return message
+    below = re.search(re.escape(message) + r"\s*\n.*?Value error, (.*?) \[type=", log, re.DOTALL)
+    return below[1] if below else message
 
 
 def short(error: BaseException) -> str:

@@ -334,3 +334,13 @@ def test_diagnosing_imports_neither_torch_nor_vllm():
     code = "import sys\nfrom helpers import diagnose\ndiagnose.explain(log='x')\n"
     code += "assert not {'torch', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_pydantic_says_on_the_next_line_is_the_cause():
+    log = (
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
+        "  Value error, Expecting value: line 1 column 1 (char 0) [type=value_error, input_value=Args]\n"
+        "    For further information visit the documentation\n"
+    )
+    assert diagnose.root_cause(log) == "ValidationError: Expecting value: line 1 column 1 (char 0)"
+    assert diagnose.root_cause(log.splitlines()[0]) == "ValidationError: 1 validation error for VllmConfig"
