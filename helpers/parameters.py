@@ -44,3 +44,17 @@ def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
             f"{name} must be whole numbers from {low} to {high}, such as '1,8,32', not {value!r}."
         )
     return numbers
+
+
+def engine(tensor_parallel_size: object, quick_look: object) -> dict:
+    """Return ``vllm.LLM`` arguments of a notebook's two parameters; none where both are as they come.
+
+    ``quick_look`` starts an engine without compiling it and without CUDA graphs: in a quarter of the time on
+    a GPU, at a fraction of the speed for few requests. Engines on a CPU are always started so.
+    """
+    count = whole("tensor_parallel_size", tensor_parallel_size, 1, 64)
+    if not isinstance(quick_look, bool):
+        raise ParameterError(f"quick_look must be True or False, not {quick_look!r}.")
+    return ({"tensor_parallel_size": count} if count > 1 else {}) | (
+        {"enforce_eager": True} if quick_look else {}
+    )

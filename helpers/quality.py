@@ -196,7 +196,12 @@ def keep_reference(engine: Engine, folder: str | Path, tokens: int = 4096, windo
 
 
 def reference_of(
-    model: models.Model, folder: str | Path, tokens: int = 4096, *, log_dir: str | Path = "runs/logs"
+    model: models.Model,
+    folder: str | Path,
+    tokens: int = 4096,
+    *,
+    log_dir: str | Path = "runs/logs",
+    **llm_args,
 ) -> Reference:
     """Return the model's reference from ``folder``, or start a baseline engine and make it."""
     with contextlib.suppress(QualityError):
@@ -204,7 +209,7 @@ def reference_of(
         enough = len(kept.ids) >= tokens // kept.window * kept.window
         if enough and kept.text == held_out_text()[1] and _same(kept.identity, _identity(model)):
             return kept
-    with open_engine(model, log_dir=log_dir) as engine:
+    with open_engine(model, log_dir=log_dir, **llm_args) as engine:
         return keep_reference(engine, folder, tokens)
 
 

@@ -206,17 +206,18 @@ def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. A row with
     ``cited`` was not measured by these lessons: it says there where its figures were read.
     """
-    good, bad = _recorded(folder, "records.jsonl", FIELDS)
+    good, bad = recorded(folder, "records.jsonl", FIELDS)
     return latest(good), bad
 
 
 def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     """Return the recorded KV caches of engines that were given no more memory than a smaller GPU has."""
     names = ("model", "scheme", "device", "memory_bytes", "weights_bytes", "kv_cache_tokens")
-    return _recorded(folder, "envelope.jsonl", names)
+    return recorded(folder, "envelope.jsonl", names)
 
 
-def _recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
+def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
+    """Every machine's lines of a file in the reference folder, with the folder's name as ``recorded``."""
     good, bad = [], []
     for path in sorted(folder.glob(f"*/{name}")):
         found, problems = read(path, fields)

@@ -36,13 +36,16 @@ def run(
     batch_sizes: list[int],
     seconds: float,
     out: Path,
+    **llm_args,
 ) -> Trial:
     """Try a scheme against a baseline's reference; append its records to ``out/records.jsonl``.
+
+    ``llm_args`` are further arguments of ``vllm.LLM``, here and below.
 
     Raises:
         SchemeError, CheckpointError, EngineError, QualityError: the scheme does not run here, and why.
     """
-    with open_engine(model, scheme, log_dir=out / "logs") as engine:
+    with open_engine(model, scheme, log_dir=out / "logs", **llm_args) as engine:
         reply = engine.ask(question, max_tokens)
         speeds = measure.speed(engine, batch_sizes, seconds=seconds)
         memory = measure.memory(engine)
@@ -57,10 +60,16 @@ def run(
 
 
 def baseline(
-    model: models.Model, *, batch_sizes: list[int], seconds: float, quality_tokens: int, out: Path
+    model: models.Model,
+    *,
+    batch_sizes: list[int],
+    seconds: float,
+    quality_tokens: int,
+    out: Path,
+    **llm_args,
 ) -> quality.Reference:
     """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
-    with open_engine(model, "baseline", log_dir=out / "logs") as engine:
+    with open_engine(model, "baseline", log_dir=out / "logs", **llm_args) as engine:
         speeds = measure.speed(engine, batch_sizes, seconds=seconds)
         memory = measure.memory(engine)
         reference = quality.keep_reference(engine, out / "reference", quality_tokens)
@@ -80,6 +89,7 @@ def complete(
     seconds: float,
     quality_tokens: int,
     out: Path,
+    **llm_args,
 ) -> tuple[list[dict], list[str]]:
     """Return this machine's records of a model under each scheme, measuring those that are missing.
 
@@ -90,7 +100,7 @@ def complete(
     rows, notes = records.of(records.read(file)[0], model.title, machine)
     have = {row["scheme"] for row in rows}
     missing = [name for name in names if name not in have]
-    same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out}
+    same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
     if "baseline" in missing:
         baseline(model, quality_tokens=quality_tokens, **same)
         missing.remove("baseline")
@@ -99,7 +109,7 @@ def complete(
         try:
             schemes.scheme(name).way(machine)
             reference = reference or quality.reference_of(
-                model, out / "reference", quality_tokens, log_dir=out / "logs"
+                model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
             )
             run(model, name, reference, question=question, **same)
         except (schemes.SchemeError, CheckpointError) as error:

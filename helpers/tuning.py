@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import hardware, measure, models, roofline, schemes
+from helpers import hardware, measure, models, records, roofline, schemes
 from helpers.engine import EngineError, open_engine
 
 MODEL = "shape:mistral-7b"
@@ -46,6 +47,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "vLLM's defaults": _variant(),
         "torch's kernel": _variant(linear_backend="torch"),
         "torch's kernel, compiled for batch 1": _variant(ALONE, linear_backend="torch"),
+        "torch's kernel, FP8 KV cache": _variant(linear_backend="torch", kv_cache_dtype="fp8"),
         "Marlin (W8A16)": _variant(linear_backend="marlin"),
         "per channel": _variant(quantization="fp8_per_channel"),
     },
@@ -110,12 +112,87 @@ def busy(engine, batch: int = 1, most: int = 10) -> dict:
     rate, _ = measure._decode(engine, batch, 16, 0.25, random.Random(1))
     found = next(filter(None, llm.collective_rpc("profile_stop")))
     steps = max(1, found["steps"])
-    longest = {name: [round(us / steps, 1), count / steps] for name, count, us in found["kernels"][:most]}
+    longest: dict[str, list[float]] = {}
+    for name, count, us in found["kernels"][:most]:  # names are cut: several kernels can share one
+        us_before, count_before = longest.get(name, (0.0, 0.0))
+        longest[name] = [round(us_before + us / steps, 1), count_before + count / steps]
     return {
         "step_us": round(1e6 * batch / rate, 1),
         "gpu_us": round(sum(us for _, _, us in found["kernels"]) / steps, 1),
         "longest": longest,
     }
+
+
+# -- what was recorded ------------------------------------------------------------------------------
+
+# By what a kernel is called: products of matrices (cuBLAS's nvjet, CUTLASS, Marlin, Machete, and what
+# Inductor makes of a product with one row), and attention with its cache.
+_KINDS = {
+    "matrix products": re.compile(
+        r"nvjet|gemm|Gemm|marlin::|splitKreduce|triton_red_fused_.*mm_.*t_(view_)?\d"
+    ),
+    "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache"),
+}
+NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
+
+
+def recorded(folder: Path = records.REFERENCE) -> list[dict]:
+    """The variants on record, of every machine, those that ran."""
+    found, _ = records.recorded(folder, "settings.jsonl", ("scheme", "variant", "device", "model"))
+    return [row for row in found if "tokens_per_s" in row]
+
+
+def recorded_starts(folder: Path = records.REFERENCE) -> list[dict]:
+    """The starts on record, of every machine."""
+    return records.recorded(folder, "starts.jsonl", ("start", "start_s", "device", "model"))[0]
+
+
+def against_best(rows: list[dict], batch: int) -> dict[tuple[str, str], float]:
+    """By scheme and variant: tokens/s as a multiple of the fastest baseline's at that batch size."""
+    rates = {(row["scheme"], row["variant"]): row["tokens_per_s"][str(batch)] for row in rows}
+    best = max(rate for (scheme, _), rate in rates.items() if scheme == "baseline")
+    return {key: rate / best for key, rate in rates.items()}
+
+
+def fastest(rows: list[dict], scheme: str, batch: int) -> str:
+    """The variant of a scheme that gives the most tokens/s at a batch size."""
+    ours = [row for row in rows if row["scheme"] == scheme]
+    return max(ours, key=lambda row: row["tokens_per_s"][str(batch)])["variant"]
+
+
+def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict:
+    """``vllm.LLM`` arguments of the variant that was fastest at a batch size, on the GPU on record.
+
+    For another model, another GPU or another batch it may be another: measure yours with ``settings``.
+
+    Raises:
+        SchemeError: no variant of the scheme is on record at that batch size.
+    """
+    rows = [row for row in recorded(folder) if row["scheme"] == scheme and str(batch) in row["tokens_per_s"]]
+    if not rows:
+        raise schemes.SchemeError(f"No variant of {scheme!r} is on record at batch size {batch}.")
+    title = fastest(rows, scheme, batch)
+    args = dict(next(row["args"] for row in rows if row["variant"] == title))
+    args.pop("kernel_config")  # of the measurement, as the graphs' sizes are
+    compilation = {k: v for k, v in args.pop("compilation_config").items() if k != "cudagraph_capture_sizes"}
+    return args | ({"compilation_config": compilation} if compilation else {})
+
+
+def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
+    """Where the microseconds of a step go, by kind of kernel, or None where too few kernels are named.
+
+    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``.
+    """
+    seen, step = row["busy"][str(batch)], 1e6 * batch / row["tokens_per_s"][str(batch)]
+    named = sum(us for us, _ in seen["longest"].values())
+    if named < NAMED * seen["gpu_us"]:
+        return None
+    parts = dict.fromkeys([*_KINDS, "other kernels"], 0.0)
+    for kernel, (us, _) in seen["longest"].items():
+        kind = next((kind for kind, name in _KINDS.items() if name.search(kernel)), "other kernels")
+        parts[kind] += us
+    parts["other kernels"] += seen["gpu_us"] - named
+    return parts | {"GPU waits": max(0.0, step - seen["gpu_us"])}
 
 
 @contextmanager

@@ -10,7 +10,6 @@ raised, the diagnosis, the end of vLLM's log) and faults.json with all of them. 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -54,14 +53,13 @@ def raw(log: LogFile, **args):
 
 
 def another_engine(logs: Path) -> None:
-    """The log this project was made from: a first LLM that `del` does not release, then a second.
+    """The log this project was made from: a first LLM that is still there, then a second.
 
     And then one that asks for little and needs more: the out-of-memory error that was read as "too old".
     """
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     llm = raw(LogFile(logs / "0-first.log"), max_model_len=512, gpu_memory_utilization=0.9)
-    del llm
-    gc.collect()
+    assert llm
     try:
         provoked(logs, **MOST)
     finally:
@@ -71,11 +69,16 @@ def another_engine(logs: Path) -> None:
             print(f"asked for little, needed more: {error}\n{_log(logs / 'little')[-6000:]}", flush=True)
 
 
+# Forks, so that what holds the memory is no child of the process that is diagnosed.
 HOLD = """
-import time, torch
+import os, time
+if os.fork():
+    os._exit(0)
+import torch
 free, total = torch.cuda.mem_get_info()
 held = torch.empty(int(0.6 * total), dtype=torch.uint8, device="cuda")
-print("held", flush=True); time.sleep(300)
+print("held", flush=True)
+time.sleep(300)
 """
 
 
@@ -85,7 +88,7 @@ def another_process(logs: Path) -> None:
         holder.stdout.readline()
         provoked(logs, **MOST)
     finally:
-        holder.kill()
+        os.killpg(holder.pid, signal.SIGKILL)
 
 
 def model_too_large(logs: Path) -> None:
@@ -252,7 +255,7 @@ def owner_killed(logs: Path) -> None:
     script.write_text(OWNER)
     start, shared = hardware.gpu_memory_used(), shared_memory()
     owner = subprocess.Popen([sys.executable, str(script), str(logs)], stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": str(Path.cwd())})  # fmt: skip
+                             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     while owner.stdout.readline().strip() not in ("open", ""):
         pass
     held = hardware.gpu_memory_used()

@@ -36,3 +36,14 @@ def test_texts_that_cannot_be(value):
     assert parameters.text("question", "Why?") == "Why?"
     with pytest.raises(ParameterError, match="question"):
         parameters.text("question", value)
+
+
+def test_the_engine_that_two_parameters_ask_for():
+    assert parameters.engine(1, False) == {}
+    assert parameters.engine(2, True) == {"tensor_parallel_size": 2, "enforce_eager": True}
+
+
+@pytest.mark.parametrize(("count", "quick"), [(0, False), ("2", False), (True, False), (1, "yes"), (1, 1)])
+def test_an_engine_that_cannot_be_asked_for(count, quick):
+    with pytest.raises(ParameterError, match="tensor_parallel_size|quick_look"):
+        parameters.engine(count, quick)

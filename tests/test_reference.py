@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,46 @@ def test_no_recorded_engine_is_faster_than_its_bound():
         model = models.shape(names[row["model"]])
         bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
         assert row["output_tokens_per_s"] < bound, row
+
+
+def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
+    rows = tuning.recorded()
+    assert {row["scheme"] for row in rows} >= {"baseline", "fp8", "awq"}
+    told = [row for row in rows if tuning.breakdown(row)]
+    assert len(told) >= 7
+    for row in told:
+        parts, step = tuning.breakdown(row), 1e6 / row["tokens_per_s"]["1"]
+        assert set(parts) == {"matrix products", "attention and cache", "other kernels", "GPU waits"}
+        assert min(parts.values()) >= 0
+        # The kernels were timed under the profiler, the step without it.
+        assert sum(parts.values()) == pytest.approx(max(step, row["busy"]["1"]["gpu_us"]), rel=0.02)
+        model = models.shape("mistral-7b")
+        read = roofline.step(model, row["scheme"], H200).weights / row["copy_bandwidth"] * 1e6
+        assert parts["matrix products"] > 0.95 * read, row[
+            "variant"
+        ]  # nothing reads faster than memory moves
+    hidden = told[0] | {"busy": {"1": told[0]["busy"]["1"] | {"longest": {"nvjet": [10.0, 1.0]}}}}
+    assert tuning.breakdown(hidden) is None
+
+
+def test_the_fastest_variant_depends_on_the_batch():
+    rows = tuning.recorded()
+    assert tuning.fastest(rows, "awq", 1).startswith("Marlin")
+    assert not tuning.fastest(rows, "awq", 256).startswith("Marlin")
+    assert tuning.arguments("awq", 1)["linear_backend"] == "marlin"
+    assert tuning.arguments("baseline", 1) == {"compilation_config": {"compile_sizes": [1]}}
+    assert max(value for (name, _), value in tuning.against_best(rows, 1).items() if name == "baseline") == 1
+    with pytest.raises(schemes.SchemeError, match="No variant of 'int8' is on record at batch size 3"):
+        tuning.arguments("int8", 3)
+
+
+def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
+    kernels = [("cutlass::gemm", 64, 3000.0), ("cutlass::gemm", 32, 1000.0), ("others", 0, 10.0)]
+    llm = SimpleNamespace(collective_rpc=lambda name: [{"steps": 2, "kernels": kernels}])
+    monkeypatch.setattr(tuning.measure, "_decode", lambda *_: (100.0, []))
+    seen = tuning.busy(SimpleNamespace(llm=llm), batch=1)
+    assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
+    assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
 
 
 def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
