@@ -483,3 +483,53 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.")
+
+
+KINDS = {  # of what takes a decoding step's time: colour and hatch
+    "matrix products": ("#0072B2", ""),
+    "attention and cache": ("#AD7A00", "//"),
+    "other kernels": ("#808080", ".."),
+    "GPU waits": ("#FFFFFF", "xx"),
+}
+
+
+def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float], title: str) -> Figure | Note:
+    """Draw where a decoding step's time goes, a bar a variant: microseconds by kind of kernel.
+
+    Args:
+        broken: by variant, as ``tuning.breakdown`` gives them; ``least``: for the same names the
+            microseconds that reading the weights takes at the memory's bandwidth.
+    """
+    if not broken:
+        return Note("No step is on record whose kernels are named: there is nothing to break down.")
+    figure, [[axes]] = _plots(size=(8, 1.6 + 0.5 * len(broken)))
+    for place, (name, parts) in enumerate(broken.items()):
+        left = 0.0
+        for kind, (colour, hatch) in KINDS.items():
+            label = None if place else kind
+            edge = "black" if colour == "#FFFFFF" else "white"
+            axes.barh(
+                place,
+                parts[kind],
+                left=left,
+                color=colour,
+                hatch=hatch,
+                edgecolor=edge,
+                label=label,
+                height=0.7,
+            )
+            left += parts[kind]
+        mark = None if place else "reading the weights, at least"
+        axes.plot(least[name], place, "|", color="black", markersize=24, markeredgewidth=3, label=mark)
+        _words(axes, left, place, f"{least[name] / left:.0%} of the bound")
+    longest = max(sum(parts.values()) for parts in broken.values())
+    axes.set(xlim=(0, 1.4 * longest), xlabel="microseconds a token, one request", title=title)
+    axes.set_yticks(range(len(broken)), list(broken))
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside lower center", ncols=3)
+    words = "; ".join(
+        f"{name}: {', '.join(f'{kind} {us:,.0f}' for kind, us in parts.items())}, at least {least[name]:,.0f}"
+        for name, parts in broken.items()
+    )
+    return Figure(figure, f"{title}. Microseconds of a step. {words}.")

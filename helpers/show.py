@@ -7,7 +7,7 @@ and the same everywhere; the notebook tests compare everything outside the marks
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from helpers import schemes
 
@@ -328,6 +328,37 @@ def reconciled(found: Iterable) -> Table:
         rows.append([name, *cells] if row.get("recorded") else [measured(name), *map(measured, cells)])
     columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
     return Table(columns, rows)
+
+
+def sides(found: Mapping[str, object]) -> Table:
+    """``roofline.side`` of each scheme; None where it was not measured beside the baseline here."""
+
+    def batches(sizes) -> str:
+        return ", ".join(map(str, sizes)) or "none"
+
+    rows = []
+    for name, side in found.items():
+        cells = ["not measured here"] * 4
+        if side:
+            crosses = f"at batch {side.crosses:.0f}" if side.crosses else "nowhere measured"
+            cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
+        rows.append([name, *map(measured, cells)])
+    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], rows)
+
+
+def variants(rows: list[dict], batches: Sequence[int]) -> Table:
+    """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's."""
+    from helpers import tuning
+
+    times = {batch: tuning.against_best(rows, batch) for batch in batches}
+    table = []
+    for row in sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"])):
+        key = row["scheme"], row["variant"]
+        cells = [f"{row['tokens_per_s'][str(batch)]:,.0f} (x {times[batch][key]:.2f})" for batch in batches]
+        kernels = "; ".join(row["kernels"]) or "cuBLAS, or none named"
+        table.append([*key, kernels, *cells, f"{row['of_the_bound']:.0%}"])
+    heads = [f"tok/s at batch {batch}" for batch in batches]
+    return Table(["scheme", "setting", "kernel", *heads, "of the bound at 1"], table)
 
 
 def offers(found: Iterable) -> Table:

@@ -45,5 +45,5 @@ def test_the_engine_that_two_parameters_ask_for():
 
 @pytest.mark.parametrize(("count", "quick"), [(0, False), ("2", False), (True, False), (1, "yes"), (1, 1)])
 def test_an_engine_that_cannot_be_asked_for(count, quick):
-    with pytest.raises(ParameterError, match="tensor_parallel_size|quick_look"):
+    with pytest.raises(ParameterError, match=r"tensor_parallel_size|quick_look"):
         parameters.engine(count, quick)

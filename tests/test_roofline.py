@@ -118,3 +118,22 @@ def test_a_machine_without_a_data_sheet_is_what_its_records_reached():
     assert found.bandwidth == 2.0 * step.weights
     assert found.rates == {16: 2.0 * step.operations}
     assert roofline.of_rows([rows[0] | {"copy_bandwidth": 1e15}], PHI).bandwidth == 1e15
+
+
+def test_the_side_of_the_crossover_a_scheme_is_on():
+    def rows(scheme, rates):
+        return [
+            {"scheme": scheme, "batch": b, "output_tokens_per_s": rate, "way": ""}
+            for b, rate in rates.items()
+        ]
+
+    base = rows("baseline", {1: 100.0, 10: 1000.0, 100: 5000.0})
+    side = roofline.side(base + rows("awq", {1: 200.0, 10: 1020.0, 100: 2500.0}), "awq")
+    assert (side.faster, side.equal, side.slower) == ([1], [10], [100])
+    # From 1.02 to 0.5 of the baseline's: the line meets 1 after log(1.02)/log(1.02/0.5) of a decade.
+    assert side.crosses == pytest.approx(10 * 10 ** (math.log(1.02) / math.log(1.02 / 0.5)))
+    always = roofline.side(base + rows("fp8", {1: 50.0, 10: 400.0}), "fp8")
+    assert (always.faster, always.slower, always.crosses) == ([], [1, 10], None)
+    noise = roofline.side(base + rows("int8", {1: 101.0, 10: 990.0}), "int8")
+    assert (noise.equal, noise.crosses) == ([1, 10], None)
+    assert roofline.side(base, "awq") is None

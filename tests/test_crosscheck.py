@@ -1,0 +1,67 @@
+"""The helpers' speeds beside vLLM's own benchmarks, with the real engine, small enough for every run."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import crosscheck, measure
+
+# Two cores that others may use as well differ by more from one minute to the next than the two ways of
+# measuring do; on a quiet machine the seconds agree within a few percent (the test prints them).
+MOST = 1.5
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crosscheck")
+    return list(
+        crosscheck.check(
+            "embedded",
+            batches=[4],
+            prompt_tokens=32,
+            output_tokens=32,
+            seconds=1.5,
+            repeats=3,
+            log_dir=folder,
+        )
+    )
+
+
+def test_a_batch_takes_what_its_speed_says(pairs):
+    latency = pairs[0]
+    print(f"latency: ours {latency.ours_s:.2f} s, vLLM's {latency.theirs_s:.2f} s, {latency.ratio:.3f}")
+    assert (latency.bench, latency.batch, latency.output_tokens) == ("latency", 4, 32)
+    assert 1 / MOST < latency.ratio < MOST
+
+
+def test_a_queue_takes_what_its_speed_says(pairs):
+    throughput = pairs[1]
+    print(
+        f"throughput: ours {throughput.ours_s:.2f} s, vLLM's {throughput.theirs_s:.2f} s, "
+        f"{throughput.ratio:.3f}"
+    )
+    assert throughput.bench == "throughput"
+    assert 1 / MOST < throughput.ratio < MOST
+
+
+def test_the_seconds_that_follow_from_a_speed():
+    speed = measure.Speed(4, 100.0, 90.0, 110.0, 0.5, 3, 32)  # 4 requests at 25 tokens/s each
+    assert crosscheck.expected(speed, 26) == pytest.approx(0.5 + 25 / 25)
+    assert crosscheck.Pair("latency", 4, 32, 26, 1.5, 1.2).ratio == pytest.approx(1.25)
+
+
+def test_arguments_as_a_command_line_has_them():
+    args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
+    args |= {"compilation_config": {"compile_sizes": [1]}}
+    assert crosscheck._flags(args) == [
+        "--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching",
+        "--compilation-config", json.dumps({"compile_sizes": [1]}),
+    ]  # fmt: skip
+
+
+def test_a_benchmark_that_fails_says_why(tmp_path):
+    engine = SimpleNamespace(args={"model": str(tmp_path / "nothing-here")}, in_process=True)
+    with pytest.raises(crosscheck.CrossCheckError, match="vllm bench latency failed") as raised:
+        crosscheck.bench(engine, "latency", 1, 4, 4, 1, tmp_path)
+    assert "nothing-here" in str(raised.value)
