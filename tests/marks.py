@@ -14,8 +14,9 @@ PICTURE = r'src="data:image/png;base64,(?P<png>[A-Za-z0-9+/=]*)"'
 UNNAMED = re.sub(r"\?P<\w+>", "?:", f"{IN_TEXT}|{IN_TABLES}")
 MARK = re.compile(f"{IN_TEXT}|{IN_TABLES}|{PICTURE}")
 TAG = re.compile(r"<[^<>]*>")
-# An HTML output is one line for the file; for a reader each row, paragraph and list item is one.
-HTML_LINE = re.compile(r"(?=<(?:tr|p|li|caption|blockquote|img|pre|ol|ul|table)\b)")
+# An HTML output is one line for the file; for a reader each row, paragraph and list item is one. A
+# quotation belongs to the paragraph that introduces it.
+HTML_LINE = re.compile(r"(?=<(?:tr|p|li|caption|img|pre|ol|ul|table)\b)")
 
 
 def lines(text: str, mime: str) -> list[str]:
@@ -45,3 +46,9 @@ def texts(output) -> dict[str, str]:
     if output["output_type"] == "error":
         return {key: output[key] for key in ("ename", "evalue")}
     return {mime: text for mime, text in output["data"].items() if mime.startswith("text/")}
+
+
+def put(output, mime: str, text: str) -> None:
+    """Set one of an output's ``texts``."""
+    place = output["data"] if mime in output.get("data", ()) else output
+    place[mime] = text

@@ -37,7 +37,7 @@ def mutants(outputs: list) -> Iterator[Mutant]:
         for mime, text in marks.texts(output).items():
             for operator, where, changed in _changed(text, mime):
                 mutated = copy.deepcopy(outputs)
-                _put(mutated[number], mime, changed)
+                marks.put(mutated[number], mime, changed)
                 yield Mutant(operator, f"output {number}, {mime}, {where}", mutated)
         yield Mutant(
             "lost output", f"output {number}", copy.deepcopy(outputs[:number] + outputs[number + 1 :])
@@ -55,11 +55,6 @@ def hidden_lines(outputs: list) -> list[str]:
         for line in marks.lines(text, mime)
         if marks.hidden(line) and not re.search(r"\w", marks.plain(line, mime))
     ]
-
-
-def _put(output, mime: str, text: str) -> None:
-    place = output["data"] if mime in output.get("data", ()) else output
-    place[mime] = text
 
 
 def _changed(text: str, mime: str) -> Iterator[tuple[str, str, str]]:

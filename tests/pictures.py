@@ -65,14 +65,14 @@ def problems(stored: list, executed: list) -> list[str]:
         for which, one in (("stored", before), ("executed", now)):
             found += [f"the {which} picture: {problem}" for problem in of_one(one)]
         if not found:
-            found += differences(_drawn(before), _drawn(now))
+            found += differences(drawn(before), drawn(now))
     return found
 
 
 def of_one(picture: Picture) -> list[str]:
     """Whether a picture is whole by itself: one picture everywhere, its own words, ink where it should be."""
     try:
-        image, drawn = picture.image, _drawn(picture)
+        image, shown = picture.image, drawn(picture)
         own = image.text["Description"]
     except (KeyError, OSError, ValueError) as error:
         return [f"it does not say what it shows ({error!r}); draw it with helpers.figures.Figure"]
@@ -83,14 +83,14 @@ def of_one(picture: Picture) -> list[str]:
         found.append(
             f"another picture's: it shows {own[:60]!r}, the text beside it says {picture.alts[0][:60]!r}"
         )
-    if not drawn["axes"]:
+    if not shown["axes"]:
         found.append("it has no axes")
     colours, pixels = (np.asarray(image.convert(mode), dtype=int) for mode in ("RGB", "L"))
-    for text, box in drawn["texts"]:
+    for text, box in shown["texts"]:
         area = _within(pixels, box)
         if not area.size or area.max() - area.min() < CONTRAST:
             found.append(f"the text {text!r} cannot be seen")
-    for number, axes in enumerate(drawn["axes"]):
+    for number, axes in enumerate(shown["axes"]):
         if not axes["marks"]:
             found.append(f"nothing is drawn in axes {number}")
         left, _, right, bottom = axes["box"]
@@ -159,7 +159,7 @@ def _seen(pixels, axes: dict, colour: str) -> bool:
     return (abs(_within(pixels, axes["box"]) - wanted).max(axis=-1) < NEAR).sum() >= INK
 
 
-def _drawn(picture: Picture) -> dict:
+def drawn(picture: Picture) -> dict:
     return json.loads(picture.image.text["Drawn"])
 
 

@@ -126,13 +126,16 @@ class ReplayedCell(IPyNbCell):
         self.parent.kernel.number = self.cell_num
         if self.recorded.execution_count is None and self.cell.source.strip():
             self.raise_cell_error("This cell was not reached when the notebook was executed")
-        super().runtest()
+        kept = self.cell.outputs
+        self.cell.outputs = copy.deepcopy(kept)  # nbval joins streams in place: a second look would differ
+        try:
+            super().runtest()
+        finally:
+            self.cell.outputs = kept
 
     def passes(self) -> bool:
         """nbval's verdict on the cell as it is stored now."""
-        kept, self.silent = self.cell.outputs, True
-        # nbval joins streams in place: a second look would find the text twice.
-        self.cell.outputs = copy.deepcopy(kept)
+        self.silent = True
         try:
             self.runtest()
         except NbCellError:
@@ -140,7 +143,7 @@ class ReplayedCell(IPyNbCell):
         except pytest.skip.Exception:
             return True
         finally:
-            self.cell.outputs, self.silent = kept, False
+            self.silent = False
         return True
 
     def format_output_compare(self, key, left, right):

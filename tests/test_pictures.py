@@ -57,8 +57,8 @@ def painted(figure, box, colour="white") -> bytes:
 
 
 def text_box(figure, wanted: str) -> tuple[int, ...]:
-    drawn = pictures._drawn(pictures.pictures([output(figure)])[0])
-    return tuple(next(box for text, box in drawn["texts"] if text == wanted))
+    shown = pictures.drawn(pictures.pictures([output(figure)])[0])
+    return tuple(next(box for text, box in shown["texts"] if text == wanted))
 
 
 @pytest.mark.parametrize(

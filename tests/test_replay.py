@@ -19,7 +19,7 @@ SOURCES = [
     "print('one')\nprint('two')",
     "print('three ‹0.1 s› four')",
     "print('out'); print('err', file=sys.stderr); 'result'",
-    "print('five')",
+    "print('five')\nsys.stdout.flush()\ndisplay('shown')\nprint('six')",
 ]
 
 
@@ -85,7 +85,7 @@ def text(number: int, new: str):
 
 
 def ignored(cells):
-    text(4, "six\n")(cells)
+    text(4, "seven\n")(cells)
     cells[4].metadata["tags"] = ["nbval-ignore-output"]
 
 
@@ -182,3 +182,23 @@ def test_nothing_is_corrupted_before_everything_agrees(executed, tmp_path):
     failed, said = replay(folder / "notebooks", folder / "executed", "--mutants")
     assert failed == {"01_old.ipynb::Cell 1", "01_old.ipynb::mutants"}
     assert "Cell 1 must pass before it can be corrupted" in said
+
+
+def stripped(cells):
+    for cell in cells:
+        cell.update(outputs=[], execution_count=None)
+
+
+def mostly_ignored(cells):
+    for cell in cells[1:]:
+        cell.metadata["tags"] = ["nbval-ignore-output"]
+
+
+def test_a_notebook_of_which_too_little_is_compared_fails_though_nbval_passes_it(executed, tmp_path):
+    changes = {"fine": lambda cells: None, "stripped": stripped, "ignored": mostly_ignored}
+    folder = planted(executed, tmp_path, changes)
+    blind, _ = replay(folder / "notebooks", folder / "executed")
+    assert not blind
+    failed, said = replay(folder / "notebooks", folder / "executed", "-p", "tests.nbval_gate")
+    assert failed == {"stripped.ipynb", "ignored.ipynb"}
+    assert "stripped.ipynb: 5 code cells are stored without having been run" in said
