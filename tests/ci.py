@@ -55,7 +55,7 @@ class Step:
 
 
 class Run:
-    """Steps, one after the other, in the repository's root."""
+    """Steps, one after the other, in the repository's root, with a row of the table for each."""
 
     def __init__(self):
         self.steps: list[Step] = []
@@ -91,7 +91,11 @@ def _cpu() -> float:
 
 
 def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
-    """All steps of ``make test``; ``slow`` adds what `make test-all` adds, ``replay`` runs no notebook."""
+    """All steps of `make test`; ``slow`` adds what `make test-all` adds, ``replay`` runs no notebook.
+
+    One after the other: an engine has a thread on either core and waits for both, so two engines at once
+    take much more of the processors' time and save little of anybody's.
+    """
     names = COMPARED + SLOW * slow
     headless = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
     paths = [f"notebooks/{name}.ipynb" for name in names]
@@ -101,30 +105,25 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
     run("notebook files", "pytest", *files)  # a noisy or dull one need not be run to be refused
     if not replay:
         quick = () if slow else ("-m", "not slow")
-        run("tests", "pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
-        shutil.rmtree(EXECUTED, ignore_errors=True)
+        tests = ("pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
         short = () if slow else tuple(word for pair in SHORT.items() for word in ("-p", *pair))
+        notebooks = ("helpers.run", *names, "--out", str(EXECUTED), *short)
+        shutil.rmtree(EXECUTED, ignore_errors=True)
+        run("tests", *tests)
         try:
-            run("notebooks", "helpers.run", *names, "--out", str(EXECUTED), *short, **headless)
+            run("notebooks", *notebooks, **headless)
         finally:
             run.parts(EXECUTED, names)
-    recorded = (
-        "-p",
-        "tests.replay",
-        "--replay",
-        str(EXECUTED),
-        "--mutants",
-        "--continue-on-collection-errors",
-    )
+    recorded = ["-p", "tests.replay", "--replay", str(EXECUTED), "--mutants"]
+    recorded += ["--continue-on-collection-errors"]
     run("nbval, pictures, mutants", "pytest", *NBVAL, *recorded, *paths)
     kernel = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300")
     run("nbval with a kernel", "pytest", *NBVAL, *kernel, f"notebooks/{REAL}.ipynb", **headless)
 
 
-def table(steps: Sequence[Step], gap: str = "  ", frame: str = "") -> list[str]:
-    """The steps as lines of a table, parts indented, with the sum of the others."""
-    whole = [step for step in steps if step.cpu_seconds is not None]
-    total = Step("together", "", sum(s.seconds for s in whole), sum(s.cpu_seconds or 0 for s in whole))
+def table(steps: Sequence[Step], seconds: float, gap: str = "  ", frame: str = "") -> list[str]:
+    """The steps as lines of a table, parts indented, and all that passed together."""
+    total = Step("together", "", seconds, sum(step.cpu_seconds or 0 for step in steps))
     rows = [("step", "seconds", "of CPU", "")]
     for step in (*steps, total):
         cpu = "" if step.cpu_seconds is None else f"{step.cpu_seconds:.0f}"
@@ -137,15 +136,16 @@ def table(steps: Sequence[Step], gap: str = "  ", frame: str = "") -> list[str]:
 def finish(work: Callable[[Run], None], build: Path = BUILD) -> int:
     """Do the work, then show and keep the table, however it ended; 0 if all went well."""
     build.mkdir(exist_ok=True)
-    run, code = Run(), 0
+    run, code, begun = Run(), 0, time.monotonic()
     try:
         work(run)
     except StepError:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    print("\n" + "\n".join(table(run.steps)))
-    lines = table(run.steps, " | ", "|")
+    seconds = time.monotonic() - begun
+    print("\n" + "\n".join(table(run.steps, seconds)))
+    lines = table(run.steps, seconds, " | ", "|")
     lines.insert(1, "|---|--:|--:|---|")
     (build / "times.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (build / "times.json").write_text(json.dumps([asdict(step) for step in run.steps], indent=1) + "\n")

@@ -8,12 +8,14 @@ from nbformat.v4 import new_notebook
 
 from tests import ci
 
+COUNT = ("timeit", "-n", "1", "-r", "1", "sum(range(10**7))")
+
 
 def test_the_first_failure_ends_the_run_and_the_table_says_which(tmp_path, capfd):
     nbformat.write(new_notebook(metadata={"papermill": {"duration": 12.5}}), tmp_path / "00_a.ipynb")
 
     def work(run):
-        run("good", "timeit", "-n", "1", "-r", "1", "sum(range(10**7))")
+        run("good", *COUNT)
         run.parts(tmp_path, ["00_a", "01_never_run"])
         run("bad", "timeit", "--no-such-option")
         pytest.fail("it went on after a failure")
