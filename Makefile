@@ -25,20 +25,11 @@ run: setup  ## run the notebooks in order; executed copies and records under run
 	@$(in_venv) -m helpers.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
 		$(if $(PARAMETERS),-f "$(PARAMETERS)")
 
-# The cheapest failure first: style, then the helpers, then the notebooks compared with what they store.
-# In their order, because 04 reads what 01 to 03 wrote. 05 is left to `make test-all`: its server is tested
-# above, and three more starts of it take minutes.
-tests := not slow
-compared := 00_start_here 01_baseline 02_fp8 03_awq 04_compare_and_cost 06_when_it_fails
-test: setup  ## everything CI runs
-	@$(in_venv) -m ruff check .
-	@$(in_venv) -m ruff format --check .
-	@$(in_venv) -m pytest tests -m "$(tests)"
-	@TUTORIAL_HEADLESS=1 TUTORIAL_MODEL=embedded $(in_venv) -m pytest --nbval --nbval-current-env --nbval-cell-timeout 900 \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg -p tests.nbval_gate $(compared:%=notebooks/%.ipynb)
+test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
+	@$(in_venv) -m tests.ci
 
-test-all:  ## test, and the slow tests
-	@$(MAKE) --no-print-directory test tests="slow or not slow" compared="$(compared) 05_production"
+test-all: setup  ## test, the slow tests, 05, and the notebooks with their own parameters
+	@$(in_venv) -m tests.ci --all
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks

@@ -12,7 +12,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 
-from helpers import schemes
+from helpers import drawn, schemes
 from helpers.show import COLOURS, Note, measured, mib, one_origin
 
 MARKERS = dict(
@@ -43,13 +43,14 @@ class Figure:
     """A figure and its alternative text, shown as ``<img alt=...>`` wherever HTML is, else as a picture.
 
     ``alt`` says in words what the picture shows; whatever in it depends on the machine is ``measured``.
+    ``exact`` says that what is drawn is computed and the same everywhere.
     """
 
-    def __init__(self, figure, alt: str):
+    def __init__(self, figure, alt: str, exact: bool = False):
         import matplotlib.pyplot as plt
 
         plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
-        self.figure, self.alt = figure, " ".join(alt.split())
+        self.figure, self.alt, self.exact = figure, " ".join(alt.split()), exact
 
     @property
     def axes(self):
@@ -58,12 +59,17 @@ class Figure:
 
     @functools.cached_property
     def png(self) -> bytes:
-        """The picture; 128 colours are more than a plot has, and a third of the bytes."""
-        from PIL import Image
+        """The picture, with its text and what is drawn inside (``drawn``).
 
-        raw, small = io.BytesIO(), io.BytesIO()
-        self.figure.savefig(raw, format="png", dpi=100)
-        Image.open(raw).convert("RGB").quantize(128).save(small, "png", optimize=True)
+        128 colours are more than a plot has, and a third of the bytes.
+        """
+        from PIL import Image, PngImagePlugin
+
+        raw, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
+        self.figure.savefig(raw, format="png", dpi=drawn.DPI)
+        words.add_itxt("Description", self.alt)
+        words.add_itxt("Drawn", drawn.read_back(self.figure, self.exact), zip=True)
+        Image.open(raw).convert("RGB").quantize(128).save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
     def __repr__(self) -> str:
@@ -176,6 +182,7 @@ def grids(matrix, name: str) -> Figure:
         figure,
         f"Histogram of the weights of {name}: a bell around zero. Beneath it the values of FP8, dense around "
         "zero and sparse outside, and those of INT4, few and evenly spaced.",
+        exact=True,
     )
 
 
@@ -271,7 +278,8 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
         f"{name} {one.total / 2**30:.1f} GiB, {'fits' if one.fits else 'does not fit'}"
         for name, one in drawn.items()
     ]
-    return Figure(figure, f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}.")
+    text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
+    return Figure(figure, text, exact=True)
 
 
 # -- 04: records compared -----------------------------------------------------------------------
@@ -482,7 +490,7 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
     axes.set(xlim=(0, 1.8 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
-    return Figure(figure, f"{title}. {words}.")
+    return Figure(figure, f"{title}. {words}.", exact=True)
 
 
 KINDS = {  # of what takes a decoding step's time: colour and hatch
@@ -532,4 +540,4 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         f"{name}: {', '.join(f'{kind} {us:,.0f}' for kind, us in parts.items())}, at least {least[name]:,.0f}"
         for name, parts in broken.items()
     )
-    return Figure(figure, f"{title}. Microseconds of a step. {words}.")
+    return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)

@@ -24,14 +24,22 @@ COLOURS = {
 }
 
 
+_NO_QUOTES = str.maketrans("‹›", "<>")
+
+
 class measured:
-    """A text that depends on this machine or this run: ‹in angle quotes›, and in italics in tables."""
+    """A text that depends on this machine or this run: ‹in angle quotes›, and in italics in tables.
+
+    A mark never spans lines and never contains another: what stands between two marks must not be lost
+    to the eye, or to the comparison of the notebooks' outputs.
+    """
 
     def __init__(self, text: object):
         self.text = str(text)
 
     def __str__(self) -> str:
-        return f"‹{self.text}›"
+        line = " / ".join(filter(None, map(str.strip, self.text.splitlines())))
+        return f"‹{line.translate(_NO_QUOTES)}›"
 
     def html(self) -> str:
         """The text as HTML, where italics are the mark."""
@@ -315,7 +323,8 @@ def reconciled(found: Iterable) -> Table:
     rows = []
     for one in found:
         row = one.row
-        name = f"{row['model']} on {row['device']}"
+        recorded = row.get("recorded")
+        name = f"{row['model']} on {row['device'] if recorded else 'this machine'}"
         if row.get("memory_bytes") and row.get("device_bytes"):
             name += f", given {mib(row['memory_bytes'])}"
         cells = [
@@ -325,7 +334,7 @@ def reconciled(found: Iterable) -> Table:
             f"{one.cache / 2**30:.2f} GiB",
             "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
         ]
-        rows.append([name, *cells] if row.get("recorded") else [measured(name), *map(measured, cells)])
+        rows.append([name, *(cells if recorded else map(measured, cells))])
     columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
     return Table(columns, rows)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from nbval.plugin import IPyNbCell
+
 MOST_IGNORED = 0.15  # of the cells that have output
 
 _tally: dict[str, Counter] = defaultdict(Counter)
@@ -27,12 +29,12 @@ def _kind(item) -> str:
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if type(item).__name__ == "IPyNbCell":
+        if isinstance(item, IPyNbCell):
             _tally[item.parent.path.name][_kind(item)] += 1
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" and report.passed and ".ipynb::" in report.nodeid:
+    if report.when == "call" and report.passed and ".ipynb::Cell " in report.nodeid:
         _tally[report.nodeid.split("::")[0].rsplit("/", 1)[-1]]["passed"] += 1
 
 
