@@ -23,7 +23,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import diagnose, hardware, models, once, parameters, schemes
+from helpers import diagnose, hardware, models, once, parameters, schemes, weights
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.hardware import MIB
@@ -391,8 +391,8 @@ class Engine:
 
     def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
         """An error that says what happened, why, who holds the memory, and what to do."""
-        for sentence in models.damage(self.checkpoint.folder):
-            error.add_note(sentence)
+        for problem in weights.damage(self.checkpoint.folder):
+            error.add_note(problem)
         once.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
         report = diagnose.explain(error, self.log)
         cause = diagnose.redact(diagnose.root_cause(self.log) or diagnose.short(error))

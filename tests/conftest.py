@@ -13,6 +13,9 @@ os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The shortest whole safetensors file: a header of two bytes, no tensor.
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+
 # A small cache and context: the tests ask little, and every engine reserves its cache anew.
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 256 * 2**20}
 

@@ -15,6 +15,7 @@ import pytest
 
 from helpers import checkpoints, diagnose, hardware, measure, models, once
 from helpers.checkpoints import CheckpointError, make, recognise
+from tests.conftest import NO_WEIGHTS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -60,7 +61,7 @@ def made(monkeypatch) -> list[dict]:
         target = Path(arguments[1])
         target.mkdir()
         (target / "config.json").write_text("{}")
-        (target / "model.safetensors").write_bytes(b"packed")
+        (target / "model.safetensors").write_bytes(NO_WEIGHTS)
 
     monkeypatch.setattr(checkpoints, "_run_child", run_child)
     return settings
@@ -218,7 +219,7 @@ def test_a_damaged_one_is_made_again(tiny, made):
     weights = make(tiny, "int8").folder / "model.safetensors"
     weights.write_bytes(b"pack")
     assert make(tiny, "int8").folder == weights.parent
-    assert weights.read_bytes() == b"packed"
+    assert weights.read_bytes() == NO_WEIGHTS
     (weights.parent / "manifest.json").unlink()
     make(tiny, "int8")
     assert len(made) == 3

@@ -137,16 +137,24 @@ def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_b
     assert caught.value.report.name == "no-room-for-kv-cache"
 
 
-def test_truncated_weights_are_reported_and_leave_nothing(small, tmp_path, memory_back):
+def test_truncated_weights_are_refused_before_anything_starts(small, tmp_path):
     folder = tmp_path / "cut"
     shutil.copytree(models.prepare(), folder)
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    with (
-        pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught,
-        open_engine(str(folder), **small),
-    ):
+    with pytest.raises(models.ModelError, match="134,530,276 bytes long, its header says") as caught:
+        open_engine(str(folder), **small)
+    assert diagnose.explain(caught.value).name == "damaged-weights"
+
+
+def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back):
+    folder = tmp_path / "cut"
+    shutil.copytree(models.prepare(), folder)
+    engine = open_engine(str(folder), **small)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught, engine:
         pass
     assert caught.value.report.name == "damaged-weights"
 
