@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all faults lab notebooks reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,13 @@ test: setup  ## everything CI runs
 
 test-all:  ## test, and the slow tests
 	@$(MAKE) --no-print-directory test tests="slow or not slow" compared="$(compared) 05_production"
+
+# Every test that provokes a fault, the slow ones too; what they saw is in build/faults.md afterwards.
+faults: setup  ## provoke every fault there is a test for, and print the table (20 minutes)
+	@rm -f build/faults.jsonl
+	@$(in_venv) -m pytest $(provoking:%=tests/test_%.py) --faults build/faults.jsonl
+	@$(in_venv) -m tests.fault_table build/faults.jsonl
+provoking := faults endings engine interrupt models weights checkpoints once security server diagnose
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks
