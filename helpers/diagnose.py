@@ -248,7 +248,8 @@ def _holders(machine: hardware.Machine | None) -> tuple[ownership.Holder, ...]:
 
 
 def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, log: str) -> Report:
-    filled = catalogue.Facts(facts)
+    orphans = " ".join(str(holder.pid) for holder in holders if holder.orphan)
+    filled = catalogue.Facts(facts | {"end_orphans": f"kill {orphans}"})
     return Report(
         entry.name,
         redact(entry.what.format_map(filled)),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def table(request) -> Table:
 def small(tmp_path):
     """Arguments of ``open_engine`` for a quick engine whose log goes to the test's own folder."""
     return {**SMALL, "log_dir": tmp_path / "logs"}
+
+
+class SmallDisk:
+    """A disk of a size that a test chooses, with a folder for a cache on it."""
+
+    def __init__(self, place: Path):
+        self.place, self.cache = place, place / "cache"
+
+    def mount(self) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.place]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def resize(self, size: str) -> None:
+        self.option(f"size={size}")
+
+    def option(self, option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", self.place], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A small disk, where the system lets one be mounted."""
+    disk = SmallDisk(tmp_path / "disk")
+    disk.place.mkdir()
+    if not disk.mount():
+        pytest.skip("a small disk can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", disk.place], check=True)
 
 
 SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from helpers import diagnose
 from helpers.hardware import MIB
 
 # How a fault was had, in the order of the table's parts.
@@ -61,6 +62,13 @@ class Table:
         if self.path:
             with self.path.open("a") as file:
                 file.write(json.dumps(asdict(row)) + "\n")
+
+    def check(self, how: str, fault: str, where: str, error: BaseException, expected: str, **left):
+        """Diagnose ``error``, note the row, and insist on the diagnosis; return the report."""
+        report = diagnose.explain(error)
+        self.add(how, fault, where, report.name, expected, **left)
+        assert report.name == expected, report
+        return report
 
 
 def read(path: Path) -> list[Row]:

@@ -23,9 +23,9 @@ LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
 
-def holder(where: str = "GPU 0", ours: bool = False) -> ownership.Holder:
+def holder(where: str = "GPU 0", ours: bool = False, orphan: bool = False) -> ownership.Holder:
     whose = "an engine that this process started" if ours else "another process"
-    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours)
+    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours, orphan)
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,8 @@ FREE = (
     [
         ("11.81", [holder(ours=True)], "another-engine"),
         ("11.81", [holder()], "another-process"),
+        ("11.81", [holder(orphan=True)], "orphaned-engine"),
+        ("11.81", [holder(orphan=True), holder(ours=True)], "another-engine"),
         ("11.81", [], "another-process"),  # in a container the driver names nobody
         ("139.1", [], "utilization-too-high"),
     ],
@@ -134,6 +136,8 @@ def test_who_holds_the_memory_decides(held, free, who, name):
     report = explain(ECHO, FREE.format(free=free))
     assert report.name == name
     assert free in report.what
+    if name == "orphaned-engine":
+        assert report.do[0].startswith("kill 99 ")
     if name == "utilization-too-high":
         assert "gpu_memory_utilization=0.97" in report.do[0]
     elif who:

@@ -182,12 +182,14 @@ def test_without_the_check_half_of_a_fused_matrix_starts_and_answers_nonsense(sm
         assert "Paris" not in open_.ask(CAPITAL, 20).outputs[0].text
 
 
-def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(small, memory_back, monkeypatch):
+def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
+    small, memory_back, monkeypatch, table
+):
     monkeypatch.chdir("/proc")
     del small["log_dir"]  # runs/logs, from here
     with pytest.raises(engine.EngineError, match=r"log cannot be written: .*log_dir=") as caught:
         open_engine(**small).__enter__()
-    assert diagnose.explain(caught.value).name == "ours"
+    table.check("engine", "a folder for logs that cannot be written", "start", caught.value, "ours")
 
 
 SECRET = "planted-5ecret-value"
@@ -357,11 +359,28 @@ def test_memory_that_the_system_refuses_is_named(warm, table):
         assert name == "out-of-memory"
 
 
-def test_the_schemes_that_do_not_run_here_say_so():
+def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(small, warm, table):
+    import resource
+
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), settled()
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2000 * MIB, limits[1]))
+    try:
+        with pytest.raises(ANY) as caught, open_engine(**{**small, "kv_cache_memory_bytes": 2500 * MIB}):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    left = settled() - before
+    table.check("engine", "the system refuses memory", "start", caught.value, "out-of-memory",
+                left=left, processes=len(children()))  # fmt: skip
+    assert left < SWAP
+
+
+def test_the_schemes_that_do_not_run_here_say_so(table):
     turing = hardware.Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
     with pytest.raises(schemes.SchemeError) as caught:
         schemes.scheme("fp8_kv").way(turing)
-    assert diagnose.explain(caught.value).name == "no-kernel-for-format"
+    table.check("system", "an FP8 KV cache on a T4", "scheme", caught.value, "no-kernel-for-format")
 
 
 def test_time_is_not_wasted_on_what_cannot_be():

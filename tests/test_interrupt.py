@@ -85,7 +85,7 @@ RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
     [(LOADING, "GO", 1.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
     ids=["load", "generate", "release"],
 )
-def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
+def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, table):
     left = []
     for _ in range(2):  # what is left once is a module or the heap's own; a leak is left each time
         said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -97,4 +97,6 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
         assert "Paris" in said
         left.append(kernel.settled(said) - kernel.reference)
         kernel.reference = kernel.settled(said)
+    where = f"{request.node.callspec.id}, in a notebook"
+    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", left=min(left), processes=0)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"

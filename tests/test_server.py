@@ -39,7 +39,7 @@ def gone(processes: list) -> bool:
 # ---- before anything starts
 
 
-def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
+def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path, table):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -51,6 +51,7 @@ def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
         ):
             pass
     assert time.monotonic() - begun < 2
+    table.check("system", "a port that is taken", "server, start", caught.value, "port-taken")
     assert f"port {port}: Address already in use" in str(caught.value)
     assert f"({os.getpid()}) listens there" in str(caught.value)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import diagnose, models, weights
+from helpers import models, weights
 
 HEADER = b'{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
 WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
@@ -48,13 +48,12 @@ def folder_of(path: Path, config: dict, **files: list[str]) -> Path:
     ],
     ids=["cut", "long", "cut in header", "zeros", "empty", "ones", "no JSON", "LFS", "pickle", "page"],
 )
-def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said):
+def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, table):
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(models.ModelError) as caught:
         models.resolve(str(folder))
-    report = diagnose.explain(caught.value)
-    assert report.name == "damaged-weights"
+    report = table.check("system", f"weights: {said}", "resolve", caught.value, "damaged-weights")
     assert said in report.evidence
 
 
@@ -68,13 +67,13 @@ def test_a_header_whose_length_looks_like_another_kind_of_file_is_a_header(tmp_p
 # -- the index ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path):
+def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a", "b"], two=["c"])
     index = {"weight_map": {"a": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}}
     (folder / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(models.ModelError, match=r"lacks d in two\.safetensors, which its index names") as at:
         models.resolve(str(folder))
-    assert diagnose.explain(at.value).name == "missing-weights"
+    table.check("system", "a tensor that is only in the index", "resolve", at.value, "missing-weights")
     del index["weight_map"]["d"]
     (folder / weights.INDEX).write_text(json.dumps(index))
     models.resolve(str(folder))
@@ -111,7 +110,7 @@ OTHER = {"model_type": "something-new", "num_hidden_layers": 3}
         (OTHER, layers(3), "1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
     ],
 )
-def test_a_part_of_a_fused_matrix_that_is_missing_is_named(tmp_path, config, names, gone, missing):
+def test_a_part_of_a_fused_matrix_that_is_missing_is_named(tmp_path, config, names, gone, missing, table):
     half = len(names) // 2  # in two files, so that parts and their neighbours lie apart
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
@@ -119,7 +118,7 @@ def test_a_part_of_a_fused_matrix_that_is_missing_is_named(tmp_path, config, nam
         models.resolve(str(folder))
     assert missing in str(caught.value)
     assert "would start and answer nonsense" in str(caught.value)
-    assert diagnose.explain(caught.value).name == "missing-weights"
+    table.check("system", f"no {gone} in any file", "resolve", caught.value, "missing-weights")
 
 
 SHARED = {"layer_types": ["sliding", "full", "sliding"]}
