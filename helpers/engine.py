@@ -449,6 +449,7 @@ class Engine:
             with contextlib.suppress(Exception):  # a child that died has shut down already
                 core.engine_core.shutdown()
                 torn_down = True
+            own.wake(core.engine_core)  # another thread may still wait for what will not come
             vars(llm).update(
                 dict.fromkeys(vars(llm), _Released(self))
             )  # a kept `llm` holds nothing, and says so

@@ -161,8 +161,6 @@ def wake_on_death(core) -> Callable[[], None]:
     vLLM's client notices the death and stops its own threads, but a ``generate`` that waits for output is
     told nothing and waits for ever (vllm/v1/engine/core_client.py, ``SyncMPClient.get_output``).
     """
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     over = threading.Event()
     sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
 
@@ -170,14 +168,23 @@ def wake_on_death(core) -> Callable[[], None]:
         while not over.is_set():
             if multiprocessing.connection.wait(sentinels, timeout=0.5):
                 if not over.is_set():
-                    core.outputs_queue.put_nowait(EngineDeadError())
-                    for future in list(core.utility_results.values()):
-                        with contextlib.suppress(Exception):  # answered at this very moment
-                            future.set_exception(EngineDeadError())
+                    wake(core)
                 return
 
     threading.Thread(target=watch, name="engine-watch", daemon=True).start()
     return over.set
+
+
+def wake(core) -> None:
+    """Raise vLLM's EngineDeadError in whatever waits for an engine in a child; others need no waking."""
+    if not hasattr(core, "outputs_queue"):
+        return
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    core.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(core.utility_results.values()):
+        with contextlib.suppress(Exception):  # answered at this very moment
+            future.set_exception(EngineDeadError())
 
 
 @contextlib.contextmanager

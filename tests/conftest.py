@@ -1,5 +1,6 @@
 """What every test shares: no live progress bars, and one folder for logs a test."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import engine as engine_room
+from helpers import ownership
 from helpers.hardware import MIB
 from tests.fault_table import Table
 
@@ -99,3 +101,21 @@ def children() -> set:
 
     tracker = resource_tracker._resource_tracker._pid
     return {child for child in psutil.Process().children(recursive=True) if child.pid != tracker}
+
+
+SHARED = Path("/dev/shm")
+
+
+def shared_memory() -> set[Path]:
+    """All blocks and semaphores there are now, other programs' too."""
+    return set(SHARED.iterdir())
+
+
+def left_behind(before: set[Path]) -> set[Path]:
+    """Shared memory that came since and that no other process maps, as an engine that runs elsewhere does."""
+    found = set()
+    for path in shared_memory() - before:
+        with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+            if not ownership._mapped(path):
+                found.add(path)
+    return found

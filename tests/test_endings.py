@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,32 +46,33 @@ FREE_CPU = (
 )
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def shared_by(processes) -> set[Path]:
+    """The shared memory that these processes map: theirs, and not that of whatever else runs here."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            found |= {Path(line.split()[5]) for line in maps if " /dev/shm/" in line}
+    return {path for path in found if path.exists()}
 
 
-def mapped(process: psutil.Process) -> set[str]:
-    """The shared memory that a process maps."""
-    paths = {line.split()[-1] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()}
-    return {path for path in paths if path.startswith("/dev/shm/")}
-
-
-def gone(processes, shared: set[str], within_s: float = 20.0) -> tuple[list, set[str]]:
+def gone(processes, shared: set[Path], within_s: float = 20.0) -> tuple[list, list]:
     """What is still there of processes and shared memory once all is gone, or the time is up."""
     stop = time.monotonic() + within_s
     while True:
         left = [process for process in processes if process.is_running() and process.status() != "zombie"]
-        new = shared_memory() - shared
-        if not (left or new) or time.monotonic() > stop:
-            return left, new
+        files = [path for path in shared if path.exists()]
+        if not (left or files) or time.monotonic() > stop:
+            return left, files
         time.sleep(0.2)
 
 
-def ended(table, fault: str, where: str, processes, shared: set[str], said: str = "the next engine starts"):
+def ended(table, fault: str, where: str, processes, shared: set[Path], said: str = "the next engine starts"):
     """Insist that nothing is left, and note it."""
-    left, new = gone(processes, shared)
+    assert shared, "an engine in a child shares memory with its owner"
+    left, files = gone(processes, shared)
     table.add("engine", fault, where, said, said, processes=len(left))
-    assert (left, new) == ([], set())
+    assert (left, files) == ([], [])
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ def start_and_leave_running(kernel: Kernel) -> set[psutil.Process]:
 
 @pytest.mark.parametrize("how", ["SIGKILL", "restart"])
 def test_a_kernel_that_is_killed_or_restarted_takes_its_engine_along(kernel, how, tmp_path, table):
-    shared = shared_memory()
     processes = start_and_leave_running(kernel)
+    shared = shared_by(processes)
     if how == "SIGKILL":
         os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
     kernel.manager.restart_kernel(now=True)
@@ -111,8 +113,8 @@ def test_a_kernel_that_is_killed_or_restarted_takes_its_engine_along(kernel, how
 
 
 def test_a_kernel_that_is_shut_down_politely_leaves_nothing(kernel, table):
-    shared = shared_memory()
     processes = start_and_leave_running(kernel)
+    shared = shared_by(processes)
     kernel.manager.shutdown_kernel(now=False)
     ended(table, "kernel shut down", "block, in a child", processes, shared)
 
@@ -148,13 +150,21 @@ def test_ctrl_c_again_and_again_while_generating(kernel, table):
     )
 
 
+def watch_shared(kernels: list[Kernel], shared: set[Path], over: threading.Event) -> None:
+    """Note what the kernels' engines share while they run."""
+    while not over.wait(0.3):
+        for kernel in kernels:
+            with contextlib.suppress(psutil.Error):
+                shared |= shared_by(psutil.Process(kernel.manager.provisioner.pid).children(recursive=True))
+
+
 def test_two_notebooks_at_once_on_one_machine(tmp_path, table):
-    kernels = [Kernel(), Kernel()]
-    shared = shared_memory()
+    kernels, shared, over = [Kernel(), Kernel()], set(), threading.Event()
     try:
         for kernel in kernels:
             said, error = kernel.run(IMPORTS.format(logs=str(tmp_path / "logs")))  # the same folder for both
             assert not error, said
+        threading.Thread(target=watch_shared, args=(kernels, shared, over)).start()
         cells = [kernel.client.execute(PARIS.format(more=", in_process=False")) for kernel in kernels]
         for kernel, message in zip(kernels, cells, strict=True):
             reply = kernel.client.get_shell_msg(timeout=240)
@@ -163,6 +173,7 @@ def test_two_notebooks_at_once_on_one_machine(tmp_path, table):
             assert reply["content"]["status"] == "ok", reply["content"]
         assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "two engines wrote into one log"
     finally:
+        over.set()
         for kernel in kernels:
             kernel.close()
     ended(table, "two notebooks at once", "start to release, in children", [], shared, "both answer")
@@ -189,7 +200,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
     while "READY" not in owner.stdout.readline():
         assert owner.poll() is None
     engines = psutil.Process(owner.pid).children(recursive=True)
-    shared = {Path(path) for process in engines for path in mapped(process)}
+    shared = shared_by([*engines, psutil.Process(owner.pid)])
     try:
         assert not [holder for holder in ownership.holders(MACHINE) if holder.orphan], "its owner lives"
         owner.kill()
@@ -199,7 +210,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
         report = diagnose.explain(log=FREE_CPU)
         assert f"an engine whose owner has ended; end it with `kill {orphan.pid}`" in str(report)
         subprocess.run(["kill", str(orphan.pid)], check=True)
-        left = gone(engines, shared_memory())[0]
+        left = gone(engines, set())[0]
         table.add("engine", "a bare LLM's owner is killed, its engine lives on", "holders; then as advised",
                   report.name, "cpu-memory-share", processes=len(left))  # fmt: skip
         assert left == []
@@ -230,7 +241,6 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_ends_in_the_middle_of_an_engine_leaves_nothing(tmp_path, name, table):
     more, action, code = RUNS[name]
-    shared = shared_memory()
     write_notebook(tmp_path / "notebooks", "01_end", WITH_ENGINE)
     runner = subprocess.Popen(
         command(tmp_path / "notebooks", "--out", str(tmp_path / "out"), *more),
@@ -242,6 +252,7 @@ def test_a_run_that_ends_in_the_middle_of_an_engine_leaves_nothing(tmp_path, nam
         time.sleep(0.2)
     processes = psutil.Process(runner.pid).children(recursive=True)
     assert len(processes) >= 3, "worker, kernel, engine"
+    shared = shared_by(processes)
     if action:
         action(runner)
     with contextlib.suppress(subprocess.TimeoutExpired):

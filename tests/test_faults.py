@@ -18,7 +18,7 @@ import pytest
 from helpers import diagnose, engine, hardware, models, once, schemes
 from helpers.engine import EngineClosedError, EngineDiedError, open_engine
 from helpers.hardware import MIB
-from tests.conftest import SWAP, children, settled
+from tests.conftest import SWAP, children, left_behind, settled, shared_memory
 
 MACHINE = hardware.detect()
 ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
@@ -265,7 +265,7 @@ class TestWhatARunningEngineIsGiven:
         assert "running.generate" in report.what
 
 
-def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
+def test_leaving_the_block_while_requests_are_still_running(small, memory_back, table):
     from vllm import SamplingParams
 
     def tokens(core):
@@ -278,10 +278,13 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
         for _ in range(3):
             next(generator)
     assert next(generator, "over") == "over"  # its request was dropped with the engine
+    table.add("engine", "the block is left while a generator runs", "step", "it ends", "it ends",
+              left=int(open_.release.left_mib * MIB), processes=len(children()))  # fmt: skip
 
 
 @pytest.mark.slow
-def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back):
+@pytest.mark.parametrize("in_process", [True, False], ids=["in this process", "in a child"])
+def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back, in_process, table):
     from vllm import SamplingParams
 
     raised = []
@@ -292,13 +295,16 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
         except Exception as error:
             raised.append(error)
 
-    with open_engine(**small) as open_:
-        thread = threading.Thread(target=generate, args=(open_,))
+    with open_engine(**small, in_process=in_process) as open_:
+        thread = threading.Thread(target=generate, args=(open_,), daemon=True)
         thread.start()
         time.sleep(0.5)
     thread.join(30)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [EngineClosedError], raised
+    where = "generate, " + ("in this process" if in_process else "in a child")
+    table.check("engine", "the block is left while a thread generates", where, raised[0], "engine-finished",
+                left=int(open_.release.left_mib * MIB), processes=len(children()))  # fmt: skip
     raised.clear()  # its traceback holds the thread's frames
 
 
@@ -326,7 +332,7 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 
 
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm, table):
-    shared, before, held = set(Path("/dev/shm").iterdir()), children(), settled()
+    shared, before, held = shared_memory(), children(), settled()
     with pytest.raises(EngineDiedError) as caught, open_engine(**small, in_process=False) as open_:
         child = open_.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
@@ -340,7 +346,7 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
     assert "exit code -9" in str(caught.value)
     assert not processes
     assert left < SWAP
-    assert set(Path("/dev/shm").iterdir()) <= shared
+    assert not left_behind(shared)
     with open_engine(**small) as open_:
         assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
 
