@@ -350,8 +350,8 @@ def _checked(model: Model) -> Model:
         )
     if wrong := weights.problems(model.folder, model.config):
         raise ModelError(
-            f"{' '.join(wrong)} That is a download or a copy that did not finish, or an edit: fetch or copy "
-            f"{model.title} again."
+            f"{' '.join(wrong)} That is a download, a copy or an edit that did not finish: fetch or copy it "
+            "again."
         )
     return model
 
