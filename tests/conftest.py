@@ -67,7 +67,7 @@ def small_disk(tmp_path):
     if not disk.mount():
         pytest.skip("a small disk can only be mounted by root")
     yield disk
-    subprocess.run(["umount", disk.place], check=True)
+    subprocess.run(["umount", "--lazy", disk.place], check=True)  # a log on it may still be open
 
 
 SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process

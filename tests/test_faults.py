@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -190,6 +191,22 @@ def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
     with pytest.raises(engine.EngineError, match=r"log cannot be written: .*log_dir=") as caught:
         open_engine(**small).__enter__()
     table.check("engine", "a folder for logs that cannot be written", "start", caught.value, "ours")
+
+
+def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(
+    small, memory_back, small_disk, table
+):
+    with contextlib.suppress(OSError), (small_disk.place / "all").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    before = settled()
+    with pytest.raises(engine.EngineStartError) as caught:
+        open_engine(**small | {"log_dir": small_disk.place}).__enter__()
+    left = settled() - before
+    table.check("engine", "a disk without room for the log", "start", caught.value, "disk-full",
+                left=left, processes=len(children()))  # fmt: skip
+    with open_engine(**small) as open_:
+        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
 
 
 SECRET = "planted-5ecret-value"
