@@ -457,7 +457,7 @@ MODEL = (
             r"Following weights were not initialized from checkpoint",
             r"Cannot find any model weights with",
             r"has no safetensors weights\.(?! It has)",
-            r"The weights lack .+, parts of fused matrices",
+            r"The weights lack .+: no file has them",
             r"lacks (?P<missing>.+), which its index names",
             r"Missing (?:files|shards)",
         ),

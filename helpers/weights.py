@@ -1,8 +1,9 @@
 """What a model's safetensors files hold, read from their headers alone: whole, complete, or what is wrong.
 
 A header takes milliseconds to read where loading takes minutes, and a wrong file is a worse message then,
-or none: vLLM counts a fused tensor as loaded once one of its parts has come, so a checkpoint without its
-``up_proj`` starts, and answers nonsense.
+or none: vLLM 0.32 does not miss a linear layer's weights (``track_weights_loading`` in
+vllm/model_executor/model_loader/default_loader.py leaves them out), so a checkpoint without an ``up_proj``
+starts, and answers nonsense.
 
 Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
@@ -80,8 +81,8 @@ def _read(folder: Path) -> tuple[dict[str, set[str]], list[str]]:
 def problems(folder: Path, config: dict) -> list[str]:
     """Return what is wrong with a folder's weights, a sentence each; nothing when they can be loaded.
 
-    Whole files first, then those that the index names and the tensors it says they hold, then the parts
-    that vLLM fuses into one matrix.
+    Whole files first, then those that the index names and the tensors it says they hold, then the matrices
+    that a layer cannot do without.
     """
     missing = _not_as_indexed(folder, None)  # a file that is not there says more than one that is cut off
     names, broken = _read(folder)
@@ -104,41 +105,44 @@ def _not_as_indexed(folder: Path, names: dict[str, set[str]] | None) -> list[str
     return [f"{folder} lacks {_some(lacking)}, which its index names."] if lacking else []
 
 
-# -- parts that vLLM fuses ---------------------------------------------------------------------------------
+# -- matrices that a layer needs ----------------------------------------------------------------------------
 
-# Which matrices vLLM stacks into one, by their names under one parent.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Of these all layers are known to have all parts. Elsewhere a part may be left out on purpose (some share
-# keys between layers, some compress them): there one layer is held against the others of its kind.
-PLAIN = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
-_PART = re.compile(rf"^(.*)\.({'|'.join(part for parts in FUSED for part in parts)})\.(\w+)$")
+# The matrices of attention and of an MLP, by their names under one parent.
+SETS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
+# Every layer of these has all of them. Elsewhere one may be left out on purpose (some share keys between
+# layers, some compress them, some have no gate): there a layer is held against the others of its kind.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+_PART = re.compile(rf"^(.*)\.({'|'.join(part for parts in SETS for part in parts)})\.(\w+)$")
 _NUMBER = re.compile(r"\d+")
-_WEIGHTS = ("weight", "weight_packed", "qweight")
 
 
 def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
-    """A sentence on parts of fused matrices that are missing beside the others, the first few by name."""
+    """A sentence on tensors that are in no file and that the model needs, the first few by name."""
+    every = set().union(*names.values())
+    lacking = {*_unlike_the_others(every, config), *_not_plain(every, config)}
+    if not lacking:
+        return []
+    lacking = sorted(lacking, key=lambda name: ([int(number) for number in _NUMBER.findall(name)], name))
+    return [
+        f"The weights lack {_some(lacking)}: no file has them. vLLM would start without a word and answer "
+        "nonsense."
+    ]
+
+
+def _unlike_the_others(names: set[str], config: dict) -> Iterator[str]:
+    """Parts of a layer's sets that other layers of its kind have."""
     present: dict[tuple[str, str], set[str]] = defaultdict(set)  # (parent, kind of tensor): its parts
-    for name in set().union(*names.values()):
+    for name in names:
         if found := _PART.match(name):
             present[found[1], found[3]].add(found[2])
     usual: dict[tuple, set[str]] = defaultdict(set)  # what the layers of a kind have between them
     for (parent, kind), parts in present.items():
         usual[_like(parent, config), kind] |= parts
-    lacking = []
     for (parent, kind), parts in present.items():
-        for fused in FUSED:
-            wanted = usual[_like(parent, config), kind] & set(fused)
-            if kind in _WEIGHTS and config.get("model_type") in PLAIN:
-                wanted = set(fused)
-            if parts & set(fused):
-                lacking += [f"{parent}.{part}.{kind}" for part in wanted - parts]
-    if not lacking:
-        return []
-    return [
-        f"The weights lack {_some(sorted(lacking, key=_in_order))}, parts of fused matrices of which other "
-        "parts are there. vLLM would start and answer nonsense."
-    ]
+        for whole in SETS:
+            if parts & set(whole):
+                wanted = usual[_like(parent, config), kind] & set(whole)
+                yield from (f"{parent}.{part}.{kind}" for part in wanted - parts)
 
 
 def _like(parent: str, config: dict) -> tuple[str, str, bool]:
@@ -151,8 +155,24 @@ def _like(parent: str, config: dict) -> tuple[str, str, bool]:
     return _NUMBER.sub("*", parent), kinds[number] if number < len(kinds) else "", own_keys
 
 
-def _in_order(name: str) -> tuple[list[int], str]:
-    return [int(number) for number in _NUMBER.findall(name)], name
+def _not_plain(names: set[str], config: dict) -> Iterator[str]:
+    """What a model of a plain architecture lacks: any of its layers' matrices, or what is around them."""
+    modules = {name.rpartition(".")[0] for name in names}
+    fused = any(module.endswith(("qkv_proj", "gate_up_proj")) for module in modules)
+    if config.get("model_type") not in PLAIN or "model.layers.0.input_layernorm" not in modules or fused:
+        return  # another naming, such as Mistral's own, or one we do not know
+    inside = ["input_layernorm", "post_attention_layernorm"]
+    inside += [
+        f"{parent}.{part}" for parent, parts in zip(("self_attn", "mlp"), SETS, strict=True) for part in parts
+    ]
+    wanted = {"model.embed_tokens", "model.norm"}
+    wanted |= {
+        f"model.layers.{n}.{module}" for n in range(config.get("num_hidden_layers", 0)) for module in inside
+    }
+    if config.get("tie_word_embeddings") is False:
+        wanted.add("lm_head")
+    for module in wanted - modules:
+        yield f"{module}.weight"
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -175,9 +175,13 @@ def test_after_all_these_the_next_engine_starts(small, memory_back):
 
 
 @pytest.mark.slow
-def test_without_the_check_half_of_a_fused_matrix_starts_and_answers_nonsense(small, memory_back, tmp_path):
+@pytest.mark.parametrize("name", [HALF, DOWN], ids=["half of a fused matrix", "a whole matrix"])
+def test_without_the_check_a_model_without_a_matrix_starts_and_answers_nonsense(
+    small, memory_back, tmp_path, name
+):
     """Why headers are looked at: if vLLM refuses this itself one day, the check can go."""
-    folder = changed_copy(lacking(*(HALF.replace("3", str(n)) for n in range(30))), tmp_path / "model")
+    every = [name.replace("3", str(number)) for number in range(30)]
+    folder = changed_copy(lacking(*every), tmp_path / "model")
     unchecked = models.Model(str(folder), "half", folder, "local")
     with open_engine(unchecked, **small) as open_:
         assert "Paris" not in open_.ask(CAPITAL, 20).outputs[0].text

@@ -79,72 +79,94 @@ def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
     models.resolve(str(folder))
 
 
-# -- parts that vLLM fuses ---------------------------------------------------------------------------------
+# -- matrices that a layer needs ----------------------------------------------------------------------------
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
 def layers(count: int, kind: str = "weight", start: int = 0) -> list[str]:
     modules = [f"self_attn.{part}" for part in ATTENTION] + [f"mlp.{part}" for part in MLP]
-    return [f"model.layers.{n}.{module}.{kind}" for n in range(start, start + count) for module in modules]
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    return [
+        f"model.layers.{n}.{name}"
+        for n in range(start, start + count)
+        for name in [f"{module}.{kind}" for module in modules] + [f"{norm}.weight" for norm in norms]
+    ]
+
+
+def whole(count: int, kind: str = "weight") -> list[str]:
+    return ["model.embed_tokens.weight", *layers(count, kind), "model.norm.weight"]
 
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 3}
 OTHER = {"model_type": "something-new", "num_hidden_layers": 3}
+TIED, UNTIED = LLAMA | {"tie_word_embeddings": True}, LLAMA | {"tie_word_embeddings": False}
 
 
 @pytest.mark.parametrize(
     ("config", "names", "gone", "missing"),
     [
-        (LLAMA, layers(3), "1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
-        (LLAMA, layers(3), ".up_proj", "model.layers.0.mlp.up_proj.weight, model.layers.1"),
-        (LLAMA, layers(12), "10.self_attn.k_proj", "model.layers.10.self_attn.k_proj.weight"),
-        (LLAMA, layers(3, "weight_packed"), ".v_proj", "model.layers.0.self_attn.v_proj.weight_packed"),
-        (LLAMA, layers(3, "qweight"), "2.mlp.gate_proj", "model.layers.2.mlp.gate_proj.qweight"),
-        (
-            LLAMA,
-            layers(3) + layers(3, "weight_scale"),
-            "1.self_attn.q_proj.weight_scale",
-            "model.layers.1.self_attn.q_proj.weight_scale",
-        ),
-        (OTHER, layers(3), "1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        (LLAMA, whole(3), "1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        (LLAMA, whole(3), ".up_proj", "model.layers.0.mlp.up_proj.weight, model.layers.1"),
+        (LLAMA | {"num_hidden_layers": 12}, whole(12), "10.self_attn.k_proj", "10.self_attn.k_proj.weight"),
+        (LLAMA, whole(3), "1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight"),
+        (LLAMA, whole(3), ".o_proj", "model.layers.0.self_attn.o_proj.weight"),
+        (LLAMA, whole(3), "layers.2", "model.layers.2.input_layernorm.weight, model.layers.2.mlp"),
+        (LLAMA, whole(3), "model.norm", "model.norm.weight"),
+        (UNTIED, [*whole(3), "lm_head.weight"], "lm_head", "lm_head.weight"),
+        (LLAMA, whole(3, "weight_packed"), ".v_proj", "model.layers.0.self_attn.v_proj.weight"),
+        (LLAMA, whole(3, "qweight"), "2.mlp.gate_proj", "model.layers.2.mlp.gate_proj.qweight"),
+        (LLAMA, whole(3) + layers(3, "weight_scale"), "1.mlp.up_proj.weight_sc", "1.mlp.up_proj.weight_sc"),
+        (OTHER, whole(3), "1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"),
+        (OTHER, whole(3), "1.self_attn.o_proj", "model.layers.1.self_attn.o_proj.weight"),
     ],
-)
-def test_a_part_of_a_fused_matrix_that_is_missing_is_named(tmp_path, config, names, gone, missing, table):
-    half = len(names) // 2  # in two files, so that parts and their neighbours lie apart
+)  # fmt: skip
+def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missing, table):
+    half = len(names) // 2  # in two files, so that a layer's matrices lie apart
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
     with pytest.raises(models.ModelError) as caught:
         models.resolve(str(folder))
     assert missing in str(caught.value)
-    assert "would start and answer nonsense" in str(caught.value)
+    assert "would start without a word and answer nonsense" in str(caught.value)
     table.check("system", f"no {gone} in any file", "resolve", caught.value, "missing-weights")
+
+
+def without(names: list[str], pattern: str) -> list[str]:
+    return [name for name in names if not re.search(pattern, name)]
 
 
 SHARED = {"layer_types": ["sliding", "full", "sliding"]}
 WHOLE_MODELS = {
-    "all there": (LLAMA, layers(3)),
-    "packed, and one layer left in 16 bits": (LLAMA, layers(2, "weight_packed") + layers(1, start=2)),
-    "scales of the KV cache": (LLAMA, [*layers(1), "model.layers.0.self_attn.k_proj.k_scale"]),
-    "compressed queries": (OTHER, [name for name in layers(3) if not re.search("[kv]_proj", name)]),
-    "no gate": (OTHER, [name for name in layers(3) if "gate_proj" not in name]),
+    "all there": (LLAMA, whole(3)),
+    "embeddings that are tied": (TIED, whole(3)),
+    "packed, and one layer left in 16 bits": (LLAMA, whole(2, "weight_packed") + layers(1, start=2)),
+    "scales of the KV cache": (LLAMA, [*whole(3), "model.layers.0.self_attn.k_proj.k_scale"]),
+    "compressed queries": (OTHER, without(whole(3), "[kv]_proj")),
+    "no gate": (OTHER, without(whole(3), "gate_proj")),
+    "experts in all but the first layer": (
+        OTHER,
+        without(whole(3), r"[12]\.mlp")
+        + [f"model.layers.{n}.mlp.experts.{e}.{part}.weight" for n in (1, 2) for e in (0, 1) for part in MLP],
+    ),
     "one kind of layer takes its keys for values": (
         OTHER | SHARED,
-        [name for name in layers(3) if "1.self_attn.v_proj" not in name],
+        without(whole(3), r"1\.self_attn\.v_proj"),
     ),
     "the last layer uses the keys of another": (
         OTHER | {"num_kv_shared_layers": 1},
-        [name for name in layers(3) if "2.self_attn.k" not in name and "2.self_attn.v" not in name],
+        without(whole(3), r"2\.self_attn\.[kv]"),
     ),
     "the same, its config under that of pictures": (
         {"model_type": "something-new", "text_config": OTHER | SHARED},
-        [name for name in layers(3) if "1.self_attn.v_proj" not in name],
+        without(whole(3), r"1\.self_attn\.v_proj"),
     ),
     "fused already": (
         LLAMA,
         [f"model.layers.0.{name}.weight" for name in ("attn.qkv_proj", "mlp.gate_up_proj")],
     ),
-    "biases of some": (OTHER, [*layers(1), "model.layers.0.self_attn.q_proj.bias"]),
+    "Mistral's own names": (LLAMA, [f"layers.0.attention.w{letter}.weight" for letter in "qkvo"]),
+    "biases of some": (LLAMA, [*whole(3), "model.layers.0.self_attn.q_proj.bias"]),
 }
 
 
