@@ -85,7 +85,11 @@ def markdown(rows: list[Row]) -> str:
         mine = [row for row in rows if row.how == how]
         if not mine:
             continue
-        lines += [f"\n**{meaning.capitalize()}** ({len(mine)})\n", _line(head), _line(("---",) * len(head))]
+        lines += [
+            f"\n**{meaning[0].upper()}{meaning[1:]}** ({len(mine)})\n",
+            _line(head),
+            _line(("---",) * len(head)),
+        ]
         lines += [_line(_shown(row)) for row in mine if how != "control"]
         if how == "control":
             lines += [_line((row.fault, row.where, row.diagnosis, "", "")) for row in mine if not row.right]
