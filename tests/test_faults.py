@@ -159,12 +159,14 @@ def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_
         pass
     report = diagnose.explain(caught.value)
     left, processes = settled() - before, children()
-    table.add("engine", fault.name, "start", report.name, fault.expected, left=left, processes=len(processes))
+    started = isinstance(caught.value, engine.EngineStartError)  # else it was refused before vLLM was asked
+    how, where = ("engine", "start") if started else ("system", "open_engine, before the start")
+    table.add(how, fault.name, where, report.name, fault.expected, left=left, processes=len(processes))
     assert report.name == fault.expected, report
     assert "(not said)" not in report.what + " ".join(report.do)
     assert not processes
     assert left < SWAP
-    if isinstance(caught.value, engine.EngineStartError):
+    if started:
         for words in (report.what, report.do[0], "Cause: ", "Full log: ‹"):
             assert words in str(caught.value)
 
@@ -294,13 +296,14 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back, 
         while core.has_unfinished_requests():
             yield core.step()
 
+    before = settled()
     with open_engine(**small) as open_:
         generator = tokens(open_.llm.llm_engine)
         for _ in range(3):
             next(generator)
     assert next(generator, "over") == "over"  # its request was dropped with the engine
     table.add("engine", "the block is left while a generator runs", "step", "it ends", "it ends",
-              left=int(open_.release.left_mib * MIB), processes=len(children()))  # fmt: skip
+              left=settled() - before, processes=len(children()))  # fmt: skip
 
 
 @pytest.mark.slow
