@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all faults lab notebooks reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,13 @@ test: setup  ## everything CI runs, and a table of where the time went (tests/ci
 
 test-all: setup  ## test, the slow tests, 05, and the notebooks with their own parameters
 	@$(in_venv) -m tests.ci --all
+
+# Every test that provokes a fault, the slow ones too; what they saw is in build/faults.md afterwards.
+faults: setup  ## provoke every fault there is a test for, and print the table (20 minutes)
+	@rm -f build/faults.jsonl
+	@$(in_venv) -m pytest $(provoking:%=tests/test_%.py) --faults build/faults.jsonl
+	@$(in_venv) -m tests.fault_table build/faults.jsonl
+provoking := faults endings engine interrupt models weights checkpoints once security server diagnose
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks

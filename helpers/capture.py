@@ -49,11 +49,17 @@ class LogFile:
                 handler.setStream(self._stream)
 
     def close(self) -> None:
-        """Close the file; lines that loggers write later go nowhere rather than to the reader."""
+        """Close the file; lines that loggers write later go nowhere rather than to the reader.
+
+        On a full disk the last lines are lost: a release must not fail of that.
+        """
         for handler in self._handlers:
-            handler.setStream(_nowhere())
+            with contextlib.suppress(OSError):
+                handler.flush()
+            handler.stream = _nowhere()  # setStream would flush, and keep the old one when that fails
         self._handlers.clear()
-        self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 _sink = None

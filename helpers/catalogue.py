@@ -71,6 +71,10 @@ def _ours(found: dict, holders: Sequence) -> bool:
     return any(holder.ours for holder in holders)
 
 
+def _orphaned(found: dict, holders: Sequence) -> bool:
+    return any(holder.orphan for holder in holders)
+
+
 def _others(found: dict, holders: Sequence) -> bool:
     return bool(holders) or ("free" in found and _taken(found))
 
@@ -108,6 +112,20 @@ MEMORY = (
         "vllm/v1/worker/utils.py",
         memory=True,
         when=_ours,
+    ),
+    Entry(
+        "orphaned-engine",
+        "An engine whose owner has ended still holds the GPU's memory, and nobody is left to end it: {free} "
+        "of {total} GiB are free, {wanted} were asked for.",
+        (_FREE,),
+        (
+            "{end_orphans}      # it serves nobody any more",
+            "nvidia-smi      # until its memory is back",
+        ),
+        RELEASE,
+        "vllm/v1/worker/utils.py",
+        memory=True,
+        when=_orphaned,
     ),
     Entry(
         "another-process",
@@ -439,6 +457,7 @@ MODEL = (
             r"Following weights were not initialized from checkpoint",
             r"Cannot find any model weights with",
             r"has no safetensors weights\.(?! It has)",
+            r"The weights lack .+: no file has them",
             r"lacks (?P<missing>.+), which its index names",
             r"Missing (?:files|shards)",
         ),

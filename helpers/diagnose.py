@@ -12,6 +12,7 @@ says that the cause is elsewhere, so that a slip in your own cell is never blame
 
 from __future__ import annotations
 
+import dis
 import html
 import json
 import linecache
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import catalogue, hardware, ownership
+from helpers import catalogue, hardware, ownership, secrets
 
 # What vLLM puts before a line of a child, and before a line of its logger.
 _PREFIX = re.compile(r"^(?:\([^()]+ pid=\d+\) )+(?:(?:ERROR|CRITICAL) \d\d-\d\d \S+ \[\S+?\] ?)?|"
@@ -84,24 +85,10 @@ def short(error: BaseException) -> str:
 
 # -- secrets ----------------------------------------------------------------------------------------------
 
-_SECRET_NAME = re.compile(r"(?i)token(?!iz|s\b)|secret|passw|api_?key|credential|private_key|auth\b")
-_NAMED = r"""(?:--(?:api-key|token|password)[ =]+|['"]?(?:api_key|hf_token|password|secret)['"]?\s*[:=]\s*)"""
-_SECRETS = (
-    (re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[bap]-|AKIA)[A-Za-z0-9_-]{8,}"), "[removed]"),
-    (re.compile(r"(?i)(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), r"\1 [removed]"),
-    (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), r"\1[removed]@"),
-    (re.compile(rf"""(?i)({_NAMED})(\[?['"]?)(?!\[?removed)[^\s'",\]]+"""), r"\1\2[removed]"),
-)
-
 
 def redact(text: str) -> str:
-    """Remove secrets: values of variables named like one, well-known forms of tokens, and the home's path."""
-    values = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 6]
-    for value in sorted(values, key=len, reverse=True):
-        if not value.isdigit() and value.lower() not in ("false", "true"):
-            text = text.replace(value, "[removed]")
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
+    """Remove secrets, and the home's path."""
+    text = secrets.remove(text)
     home = str(Path.home()) if os.environ.get("HOME") else ""
     return text.replace(home, "~") if len(home) > 1 else text
 
@@ -189,7 +176,7 @@ class Report:
         from helpers import records
 
         settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("VLLM_", "CUDA_", "HF_"))}
-        settings = {k: "[removed]" if _SECRET_NAME.search(k) else v for k, v in settings.items()}
+        settings = {k: secrets.REMOVED if secrets.NAME.search(k) else v for k, v in settings.items()}
         facts = {
             "versions": records.versions() | {"python": sys.version.split()[0]},
             "machine": hardware.detect().facts(),
@@ -225,6 +212,8 @@ def explain(
     said = _said(error)
     echo = error is None or any(mark in line for mark in ECHOES for line in said)
     lines = said + (error_lines(log) + _multiline(log) if echo else [])
+    if _made_up(error) and (own := _own_code(error)):
+        return _own(own, said, log)
     holders = _holders(machine)
     where = _where(error) + (log if echo else "")
     found = catalogue.lookup(_specific(lines), holders, where)
@@ -234,16 +223,20 @@ def explain(
     if found:
         return _known(*found, holders, log)
     if own := _own_code(error):
-        return Report(
-            "own-code",
-            own,
-            redact(_cut(said[0])),
-            ("Mend that line and run the cell again.",),
-            log=redact(log),
-        )
+        return _own(own, said, log)
     if error is not None and not echo and type(error).__module__.startswith("helpers."):
         return Report("ours", redact(str(error)), redact(_cut(said[0])), log=redact(log))
     return _unknown(error, said, log, holders)
+
+
+def _own(sentence: str, said: list[str], log: str) -> Report:
+    return Report(
+        "own-code",
+        sentence,
+        redact(_cut(said[0])),
+        ("Mend that line and run the cell again.",),
+        log=redact(log),
+    )
 
 
 def _holders(machine: hardware.Machine | None) -> tuple[ownership.Holder, ...]:
@@ -255,7 +248,8 @@ def _holders(machine: hardware.Machine | None) -> tuple[ownership.Holder, ...]:
 
 
 def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, log: str) -> Report:
-    filled = catalogue.Facts(facts)
+    orphans = " ".join(str(holder.pid) for holder in holders if holder.orphan)
+    filled = catalogue.Facts(facts | {"end_orphans": f"kill {orphans}"})
     return Report(
         entry.name,
         redact(entry.what.format_map(filled)),
@@ -344,6 +338,19 @@ def _own_code(error: BaseException | None) -> str | None:
     line = (own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0)).strip()
     where = f"line {own[-1].lineno} of your own code" + (f", `{line}`" if line else "")
     return f"{type(error).__name__} in {where}: vLLM has no part in it."
+
+
+def _made_up(error: BaseException | None) -> bool:
+    """Whether a line of the reader's own raised it (`raise`, `assert`), with words of the reader's own.
+
+    By the instruction that the traceback ends in: C code, such as torch's, raises in a call.
+    """
+    if error is None or error.__traceback__ is None or error.__cause__ or error.__context__:
+        return False
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _is_library(path: str) -> bool:

@@ -23,7 +23,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import diagnose, hardware, models, once, parameters, schemes, spare
+from helpers import diagnose, hardware, models, once, parameters, schemes, secrets, spare, weights
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.hardware import MIB
@@ -246,7 +246,7 @@ class Engine:
         shown = {**self.args, "model": named}
         shown = {key: value for key, value in shown.items() if (key, value) not in OURS.items()}
         lines = [f"    {key}={value!r}," for key, value in shown.items()]
-        return "\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"])
+        return secrets.remove("\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"]))
 
     @property
     def log(self) -> str:
@@ -317,7 +317,7 @@ class Engine:
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
-            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from error
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from _quotable(error)
         if self._llm is None:  # dropped requests end as if they were done: half an answer is none
             raise self._closed()
 
@@ -345,14 +345,19 @@ class Engine:
                 f"An engine ({_open.scheme}) is still open in this process and holds its memory. "
                 "Leave its with block first: two engines at once is how the second runs out of memory."
             )
-        _open = self
+        with own.interrupts_deferred():  # what a release needs is there before anything can be interrupted
+            self.log_file = _new_log_file(self.log_dir, self.scheme)
+            self._log = _opened(self.log_file)
+            self._settings = own.Settings.save()
+            self._before = self._memory()
         try:
+            _open = self
             self._start()
         except BaseException as error:
             self._finished = "finished: it did not start"
             self._let_go_despite(error)
             if isinstance(error, Exception):
-                raise self._start_error(error) from error
+                raise self._start_error(error) from _quotable(error)
             raise
         finally:
             if self._finished:
@@ -361,10 +366,6 @@ class Engine:
 
     def _start(self) -> None:
         global _engines_built
-        self._settings = own.Settings.save()
-        self.log_file = _new_log_file(self.log_dir, self.scheme)
-        self._log = LogFile(self.log_file)
-        self._before = self._memory()
         os.environ.update(environment(self.in_process))
         if not self.in_process and spare.useful(self.machine.kind):
             spare.prepare(self.machine.kind, dict(os.environ), own.spawn_bound)
@@ -393,8 +394,8 @@ class Engine:
 
     def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
         """An error that says what happened, why, who holds the memory, and what to do."""
-        for sentence in models.damage(self.checkpoint.folder):
-            error.add_note(sentence)
+        for problem in weights.damage(self.checkpoint.folder):
+            error.add_note(problem)
         once.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
         report = diagnose.explain(error, self.log)
         cause = diagnose.redact(diagnose.root_cause(self.log) or diagnose.short(error))
@@ -450,6 +451,7 @@ class Engine:
             with contextlib.suppress(Exception):  # a child that died has shut down already
                 core.engine_core.shutdown()
                 torn_down = True
+            own.wake(core.engine_core)  # another thread may still wait for what will not come
             vars(llm).update(
                 dict.fromkeys(vars(llm), _Released(self))
             )  # a kept `llm` holds nothing, and says so
@@ -522,6 +524,25 @@ def _new_log_file(log_dir: Path, scheme: str) -> Path:
     while (path := log_dir / f"{scheme}-{number}.log").exists():
         number += 1
     return path.absolute()
+
+
+def _opened(path: Path) -> LogFile:
+    try:
+        return LogFile(path)
+    except OSError as error:
+        raise EngineError(
+            f"The engine's log cannot be written: {error}. Name another folder: open_engine(log_dir=...)."
+        ) from None
+
+
+def _quotable(error: Exception) -> Exception | None:
+    """An error that may be shown as the cause of another: none that quotes a secret, as vLLM's own may."""
+    link: BaseException | None = error
+    while link is not None:
+        if secrets.remove(str(link)) != str(link):
+            return None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def environment(in_process: bool) -> dict[str, str]:

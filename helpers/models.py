@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import once, processes, shapes
+from helpers import once, processes, shapes, weights
 
 EMBEDDED = "embedded"
 SHAPE = "shape"
@@ -341,53 +341,19 @@ def _checked(model: Model) -> Model:
         ) from None
     if not known:
         raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
-    if model.file_bytes == 0:
+    if not any(model.folder.glob("*.safetensors")):
         pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
         raise ModelError(
             f"{model.folder} has no safetensors weights.{found} Convert it with transformers' "
             "save_pretrained, or choose another model."
         )
-    if missing := _missing(model.folder):
+    if wrong := weights.problems(model.folder, model.config):
         raise ModelError(
-            f"{model.folder} lacks {', '.join(missing)}, which its index names: a download or a copy "
-            "that did not finish. Fetch the folder again."
+            f"{' '.join(wrong)} That is a download, a copy or an edit that did not finish: fetch or copy it "
+            "again."
         )
     return model
-
-
-def damage(folder: Path) -> list[str]:
-    """Return a sentence on each safetensors file that is not whole; its header says how long it is.
-
-    Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
-    """
-    found = []
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(length, size)))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            wanted = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            found.append(f"{path.name} is damaged: {size:,} bytes, and its header cannot be read.")
-            continue
-        if size != wanted:
-            found.append(f"{path.name} is damaged: {size:,} bytes long, its header says {wanted:,}.")
-    return found
-
-
-def _missing(folder: Path) -> list[str]:
-    """Files that a model in several files should have and has not."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return []
-    try:
-        named = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return [f"a readable {index.name}"]
-    return sorted(name for name in named if not (folder / name).exists())
 
 
 if __name__ == "__main__":

@@ -175,8 +175,6 @@ def wake_on_death(core) -> Callable[[], None]:
     vLLM's client notices the death and stops its own threads, but a ``generate`` that waits for output is
     told nothing and waits for ever (vllm/v1/engine/core_client.py, ``SyncMPClient.get_output``).
     """
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     over = threading.Event()
     sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
 
@@ -184,14 +182,23 @@ def wake_on_death(core) -> Callable[[], None]:
         while not over.is_set():
             if multiprocessing.connection.wait(sentinels, timeout=0.5):
                 if not over.is_set():
-                    core.outputs_queue.put_nowait(EngineDeadError())
-                    for future in list(core.utility_results.values()):
-                        with contextlib.suppress(Exception):  # answered at this very moment
-                            future.set_exception(EngineDeadError())
+                    wake(core)
                 return
 
     threading.Thread(target=watch, name="engine-watch", daemon=True).start()
     return over.set
+
+
+def wake(core) -> None:
+    """Raise vLLM's EngineDeadError in whatever waits for an engine in a child; others need no waking."""
+    if not hasattr(core, "outputs_queue"):
+        return
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    core.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(core.utility_results.values()):
+        with contextlib.suppress(Exception):  # answered at this very moment
+            future.set_exception(EngineDeadError())
 
 
 @contextlib.contextmanager
@@ -301,7 +308,10 @@ def trim_heap() -> None:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory: ``where`` is ``GPU 0`` or ``memory``; ``ours``: this one's."""
+    """A process that holds memory: ``where`` is ``GPU 0`` or ``memory``; ``ours``: this one's.
+
+    ``orphan``: an engine's process whose owner has ended, so that nobody will end it either.
+    """
 
     name: str
     pid: int
@@ -309,6 +319,7 @@ class Holder:
     mib: int
     where: str
     ours: bool = False
+    orphan: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.pid}), {self.whose}: {self.mib:,} MiB of {self.where}"
@@ -358,7 +369,37 @@ def _holder(pid: int, held: int, where: str) -> Holder:
         return Holder(name, pid, "this process", held // MIB, where, ours=True)
     if me.pid in parents:
         return Holder(name, pid, "an engine that this process started", held // MIB, where, ours=True)
+    if _orphan(process):
+        whose = f"an engine whose owner has ended; end it with `kill {pid}`"
+        return Holder(name, pid, whose, held // MIB, where, orphan=True)
     return Holder(name, pid, "another process", held // MIB, where)
+
+
+def _orphan(process) -> bool:
+    """Whether a process was started by a Python that has ended: an engine's, by its name or its command line.
+
+    Its parent is then what collects orphans, and that is no Python (in a container it may be, as process 1,
+    the owner itself). vLLM calls its processes VLLM::EngineCore, VLLM::Worker and so on; before that they
+    are multiprocessing's.
+    """
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        parent = process.parent()
+        command = " ".join(process.cmdline())
+        engine = command.startswith("VLLM::") or "multiprocessing.spawn" in command
+        return engine and (parent is None or not _python(parent))
+    return False
+
+
+def _python(process) -> bool:
+    """Whether a process is a Python, also one that calls itself something else."""
+    import psutil
+
+    names = [process.name(), *process.cmdline()[:1]]
+    with contextlib.suppress(psutil.Error, OSError):  # another user's
+        names.append(process.exe())
+    return any("python" in name or name.startswith("VLLM::") for name in names)
 
 
 def on_interrupted_cell(finish: Callable[[], object]) -> None:

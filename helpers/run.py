@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from helpers import secrets
 from helpers.processes import owned_processes, supervised
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -136,6 +137,8 @@ def _values(chosen: list[Notebook], parameters: Mapping[str, Any]) -> dict[str, 
         if name not in known:
             hint = "set it with --out DIR" if name == "out_dir" else f"known: {', '.join(known) or 'none'}"
             raise Refused(f"no parameter {name!r} here; {hint}")
+        if secrets.remove(str(parameters[name])) != str(parameters[name]):
+            raise Refused(f"parameter {name} holds a secret, which the copy would keep: use the environment")
     for notebook, name in itertools.product(chosen, parameters):
         if name in notebook.defaults:
             value, default, where = parameters[name], notebook.defaults[name], notebook.path.stem
@@ -248,10 +251,18 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
                 raise
             finally:
                 end_leftovers()
+                _remove_secrets(plan, notebook)
                 progress.finish(Result(name, status, progress.seconds, error, plan.out / notebook.path.name))
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
     return results
+
+
+def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
+    """A token that a cell printed, or that an exception or vLLM's log quoted, is not kept."""
+    kept = [plan.out / notebook.path.name, plan.out / "records.jsonl", *(plan.out / "logs").rglob("*.log")]
+    with contextlib.suppress(OSError):  # a full disk: then the files are as they were
+        secrets.clean(kept)
 
 
 def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
@@ -292,7 +303,7 @@ def _last_words(error: Exception, timeout: int) -> str:
         return f"{name}: no end after {timeout} s; allow more with --timeout"
     if name == "DeadKernelError":
         return f"{name}: the kernel's process crashed or was killed; was there memory left?"
-    return f"{name}: " + str(getattr(error, "evalue", error)).strip().rpartition("\n")[2]
+    return f"{name}: " + secrets.remove(str(getattr(error, "evalue", error)).strip().rpartition("\n")[2])
 
 
 def _kernel_manager(log: TextIO) -> type:

@@ -23,10 +23,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import engine, hardware, models
+from helpers import diagnose, engine, hardware, models
 from helpers import ownership as own
 from helpers.capture import Progress
-from helpers.diagnose import root_cause
 from helpers.engine import EngineError, _new_log_file, resolve_checkpoint
 from helpers.processes import owned_command
 from helpers.settings import Settings, load
@@ -43,11 +42,15 @@ class ServerError(EngineError):
 
 
 class ServerStartError(ServerError):
-    """The server did not become ready; the message holds the cause from its log."""
+    """The server did not become ready; the message and ``report`` hold the cause from its log."""
+
+    report: diagnose.Report | None = None
 
 
 class ServerDiedError(ServerError):
-    """The server ended without being asked to; the message holds the cause from its log."""
+    """The server ended without being asked to; the message and ``report`` hold the cause from its log."""
+
+    report: diagnose.Report | None = None
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class Server:
         if self.end is None:
             self._clean_up("died", 0.0)
         if self.end.how == "died":
-            raise ServerDiedError(f"The server {_ending(code)}.\n{self._cause()}")
+            raise self._diagnosed(ServerDiedError, f"The server {_ending(code)}.")
         raise ServerError(f"This server is stopped: it {self.end.how}. Open a new one.")
 
     # -- owning it ------------------------------------------------------------------------------
@@ -284,11 +287,11 @@ class Server:
         stop = self._begun + self.settings.start_timeout
         while not self._healthy():
             if self._process.poll() is not None:
-                raise ServerStartError(f"The server did not start.\n{self._cause()}")
+                raise self._diagnosed(ServerStartError, "The server did not start.")
             if time.perf_counter() > stop:
                 limit = self.settings.start_timeout
-                raise ServerStartError(
-                    f"The server was not ready within START_TIMEOUT={limit} s.\n{self._cause()}"
+                raise self._diagnosed(
+                    ServerStartError, f"The server was not ready within START_TIMEOUT={limit} s."
                 )
             time.sleep(POLL_S)
         try:
@@ -296,7 +299,7 @@ class Server:
             client = self.client(timeout=left)
             client.completions.create(model=self.name, prompt="Hello", max_tokens=1)
         except Exception as error:
-            raise ServerStartError(f"It is healthy but does not answer: {error}\n{self._cause()}") from error
+            raise self._diagnosed(ServerStartError, f"It is healthy but does not answer: {error}") from error
         self.start_s = time.perf_counter() - self._begun
 
     def _healthy(self) -> bool:
@@ -367,10 +370,19 @@ class Server:
         self._process.wait()
         self.end = Stop(how, seconds, self._process.returncode)
 
-    def _cause(self) -> str:
-        """The cause in the log's own words, and where the log is. The one place that asks ``diagnose``."""
-        cause = root_cause(self.log) or "not said; the end of the log: " + self.log.strip()[-300:]
-        return f"Cause: {cause}\nFull log: ‹{os.path.relpath(self.log_file)}›"
+    def _diagnosed(self, kind: type[ServerError], sentence: str) -> ServerError:
+        """An error that says what happened, why in the log's own words, what to do, and where the log is."""
+        code, found = self._process.poll(), diagnose.root_cause(self.log)
+        cause = found or "not said; the end of the log: " + self.log.strip()[-300:]
+        lines = [sentence, f"Cause: {diagnose.redact(cause)}"]
+        report = None
+        if found or code is not None:  # one that only takes its time has not failed yet
+            code = 128 - code if code and code > 128 else code  # a signal's number, as Python has it
+            report = diagnose.explain(RuntimeError(f"the engine's process ended, exit code {code}"), self.log)
+            lines.append(report.advice)
+        error = kind("\n".join([*lines, f"Full log: ‹{os.path.relpath(self.log_file)}›"]))
+        error.report = report
+        return error
 
 
 def _ending(code: int) -> str:

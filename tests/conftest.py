@@ -1,26 +1,73 @@
 """What every test shares: no live progress bars, and one folder for logs a test."""
 
+import contextlib
 import os
 import signal
+import subprocess
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
 
 from helpers import engine as engine_room
+from helpers import ownership
 from helpers.hardware import MIB
+from tests.fault_table import Table
 
 os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The shortest whole safetensors file: a header of two bytes, no tensor.
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+
 # A small cache and context: the tests ask little, and every engine reserves its cache anew.
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 256 * 2**20}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", metavar="FILE", help="add what each provoked fault showed to FILE")
+
+
+@pytest.fixture(scope="session")
+def table(request) -> Table:
+    """Where a test notes what a fault that it provoked was called and what it left."""
+    path = request.config.getoption("--faults")
+    return Table(path and Path(path).absolute())
 
 
 @pytest.fixture
 def small(tmp_path):
     """Arguments of ``open_engine`` for a quick engine whose log goes to the test's own folder."""
     return {**SMALL, "log_dir": tmp_path / "logs"}
+
+
+class SmallDisk:
+    """A disk of a size that a test chooses, with a folder for a cache on it."""
+
+    def __init__(self, place: Path):
+        self.place, self.cache = place, place / "cache"
+
+    def mount(self) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.place]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def resize(self, size: str) -> None:
+        self.option(f"size={size}")
+
+    def option(self, option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", self.place], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A small disk, where the system lets one be mounted."""
+    disk = SmallDisk(tmp_path / "disk")
+    disk.place.mkdir()
+    if not disk.mount():
+        pytest.skip("a small disk can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk.place], check=True)  # a log on it may still be open
 
 
 SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
@@ -54,3 +101,21 @@ def children() -> set:
 
     tracker = resource_tracker._resource_tracker._pid
     return {child for child in psutil.Process().children(recursive=True) if child.pid != tracker}
+
+
+SHARED = Path("/dev/shm")
+
+
+def shared_memory() -> set[Path]:
+    """All blocks and semaphores there are now, other programs' too."""
+    return set(SHARED.iterdir())
+
+
+def left_behind(before: set[Path]) -> set[Path]:
+    """Shared memory that came since and that no other process maps, as an engine that runs elsewhere does."""
+    found = set()
+    for path in shared_memory() - before:
+        with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+            if not ownership._mapped(path):
+                found.add(path)
+    return found

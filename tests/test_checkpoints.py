@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, diagnose, hardware, measure, models, once
+from helpers import checkpoints, hardware, measure, models, once
 from helpers.checkpoints import CheckpointError, make, recognise
+from tests.conftest import NO_WEIGHTS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -60,7 +61,7 @@ def made(monkeypatch) -> list[dict]:
         target = Path(arguments[1])
         target.mkdir()
         (target / "config.json").write_text("{}")
-        (target / "model.safetensors").write_bytes(b"packed")
+        (target / "model.safetensors").write_bytes(NO_WEIGHTS)
 
     monkeypatch.setattr(checkpoints, "_run_child", run_child)
     return settings
@@ -110,12 +111,14 @@ def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
 
 
 @pytest.mark.parametrize(("recipe", "found"), [("rtn", "w4a16"), ("int8", "w4a16"), ("awq", "fp8")])
-def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found):
+def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found, table):
     config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
     with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
         make(ready, recipe)
-    assert diagnose.explain(at.value).name == "quantized-already"
+    table.check(
+        "system", f"{recipe} of a model that is {found} already", "make", at.value, "quantized-already"
+    )
 
 
 # --- What is refused before anything is loaded ----------------------------------------------------
@@ -127,13 +130,19 @@ def test_an_unknown_recipe_names_the_known(tiny, no_child):
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
-def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe):
+def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
     with pytest.raises(
         CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"
     ) as at:
         make(phi, recipe)
-    assert diagnose.explain(at.value).name == "unsupported-architecture"
+    table.check(
+        "system",
+        f"{recipe} of a class that llm-compressor does not know",
+        "make",
+        at.value,
+        "unsupported-architecture",
+    )
 
 
 def test_phi_2_can_be_rounded(tmp_path, made):
@@ -168,10 +177,10 @@ def test_widths_no_group_divides(tmp_path, no_child):
         make(odd, "rtn")
 
 
-def test_groups_that_cannot_be(tiny, no_child):
+def test_groups_that_cannot_be(tiny, no_child, table):
     with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
         make(tiny, "awq", group_size=128)
-    assert diagnose.explain(at.value).name == "group-size"
+    table.check("system", "a group size that does not divide the layers", "make", at.value, "group-size")
     with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
         make(tiny, "awq", group_size=48)
     with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
@@ -218,7 +227,7 @@ def test_a_damaged_one_is_made_again(tiny, made):
     weights = make(tiny, "int8").folder / "model.safetensors"
     weights.write_bytes(b"pack")
     assert make(tiny, "int8").folder == weights.parent
-    assert weights.read_bytes() == b"packed"
+    assert weights.read_bytes() == NO_WEIGHTS
     (weights.parent / "manifest.json").unlink()
     make(tiny, "int8")
     assert len(made) == 3
@@ -272,11 +281,11 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
     assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".log"]  # no half a checkpoint
 
 
-def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch):
+def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch, table):
     _stand_in(monkeypatch, tmp_path, "kill -9 $$")
     with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory") as at:
         make(tiny, "fp8")
-    assert diagnose.explain(at.value).name == "killed"
+    table.check("system", "llm-compressor's process is killed", "make", at.value, "killed")
 
 
 def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
@@ -362,40 +371,32 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
 # --- Real ones that cannot be finished --------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A cache on a disk of 8 MB, where the system lets one be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True
-    ).returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    monkeypatch.setenv("TUTORIAL_CACHE", str(place / "cache"))
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(embedded, tmp_path, small_disk):
+def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(
+    embedded, tmp_path, small_disk, table, monkeypatch
+):
     source = _tiny_llama(tmp_path / "tiny", embedded)  # 13 MB, of which a half is never packed
+    small_disk.resize("8m")
+    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
     with pytest.raises(CheckpointError) as at:
         make(source, "rtn")
-    assert diagnose.explain(at.value).name == "disk-full", at.value
-    assert not list((small_disk / "cache").glob("*.partial*"))
-    assert not list((small_disk / "cache").glob("*/model.safetensors"))
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    table.check("system", "a disk of 8 MB", "making a checkpoint", at.value, "disk-full")
+    assert not list(small_disk.cache.glob("*.partial*"))
+    assert not list(small_disk.cache.glob("*/model.safetensors"))
+    small_disk.resize("64m")
     assert recognise(make(source, "rtn").folder) == "rtn"
 
 
 @pytest.mark.slow
-def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(embedded, tmp_path, cache):
+def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
+    embedded, tmp_path, cache, table
+):
     import psutil
 
     source = _tiny_llama(tmp_path / "tiny", embedded)
     root = Path(checkpoints.__file__).resolve().parent.parent
-    for seconds in (0.5, 2, 4, 6, 8, 10, 12):  # importing, loading, quantizing, saving
-        command = [sys.executable, "-m", "helpers.checkpoints", "rtn", str(source.folder)]
+    for seconds in (0.5, 2, 4, 6, 8, 10, 12, 14):  # importing, loading, calibrating, quantizing, saving
+        command = [sys.executable, "-m", "helpers.checkpoints", "awq", str(source.folder)]
         maker = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
         time.sleep(seconds)
         mine = [psutil.Process(maker.pid)]
@@ -404,8 +405,22 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
         maker.kill()
         maker.wait()
         assert not psutil.wait_procs(mine, timeout=10)[1]
-        for folder in cache.glob("*-rtn-*/"):
+        for folder in cache.glob("*-awq-*/"):
             assert ".partial" in folder.name or once.complete(folder)
-    made_at_last = make(source, "rtn")
-    assert recognise(made_at_last.folder) == "rtn"
+    made_at_last = make(source, "awq")
+    assert recognise(made_at_last.folder) == "awq"
     assert not list(cache.glob("*.partial*"))
+    table.add("system", "killed at eight points", "making an AWQ", "made again", "made again", processes=0)
+    weights = made_at_last.folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"\xff\xff")
+    assert not once.complete(made_at_last.folder)
+    commands = [[sys.executable, "-m", "helpers.checkpoints", "awq", str(source.folder)]] * 2
+    makers = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = [maker.communicate(timeout=240)[0] for maker in makers]
+    assert [maker.returncode for maker in makers] == [0, 0]
+    assert sum("Another run is preparing the model" in text for text in said) == 1
+    assert once.complete(made_at_last.folder)
+    table.add("system", "a byte changed, then two runs at once", "an AWQ in the cache", "made once again",
+              "made once again", processes=0)  # fmt: skip

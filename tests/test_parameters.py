@@ -1,8 +1,12 @@
 """Parameters: right ones pass unchanged, wrong ones are named before anything is loaded."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
-from helpers import parameters
+from helpers import checkpoints, engine, models, parameters, run
 from helpers.parameters import ParameterError
 
 
@@ -47,3 +51,66 @@ def test_the_engine_that_two_parameters_ask_for():
 def test_an_engine_that_cannot_be_asked_for(count, quick):
     with pytest.raises(ParameterError, match=r"tensor_parallel_size|quick_look"):
         parameters.engine(count, quick)
+
+
+# -- every notebook checks every parameter of its own --------------------------------------------------------
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+NOT_NUMBERS = ("abc", None, [], True, -1, float("nan"), 1e30, 10**30, "-1")
+NOT_BOOLS = ("yes", "True", None, 1, 0, [])
+NOT_TEXTS = ("", "  ", None, [], 5, True, {"a": 1})
+NOT_LISTS = ("", "0", "1,abc", None, 0, [], "1;8", "-1", "99999999999")
+
+
+def code_of(path: Path) -> tuple[str, str, str]:
+    """A notebook's imports, its parameters, and the cell that checks these."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    (place,) = [n for n, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ())]
+    sources = ["".join(cell["source"]) for cell in cells]
+    return "\n".join(sources[:place]), sources[place], sources[place + 1]
+
+
+def wrong_values() -> list:
+    found = []
+    for path in NOTEBOOKS:
+        for name, default in run._read(path).defaults.items():
+            wrong = NOT_NUMBERS if isinstance(default, int | float) else NOT_TEXTS
+            wrong = NOT_BOOLS if isinstance(default, bool) else wrong
+            wrong = NOT_LISTS if isinstance(default, str) and re.fullmatch(r"\d+(,\d+)+", default) else wrong
+            found.append(pytest.param(path, name, wrong, id=f"{path.stem[:2]} {name}"))
+    return found
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """Whatever a check should have refused first fails here instead of working for minutes."""
+    for room, call in ((engine, "open_engine"), (checkpoints, "make"), (models, "_from_hub")):
+        monkeypatch.setattr(room, call, lambda *_, **__: pytest.fail("it was not refused"))
+
+
+@pytest.mark.parametrize(("path", "name", "wrong"), wrong_values())
+def test_a_notebook_refuses_a_wrong_value_and_names_the_parameter(
+    path, name, wrong, nothing_starts, monkeypatch
+):
+    imports, parameters_, checks = code_of(path)
+    monkeypatch.chdir(path.parent)
+    known: dict = {}
+    exec(imports, known)
+    for value in wrong:
+        values = dict(known)
+        exec(parameters_, values)
+        values[name] = value
+        with pytest.raises(ParameterError, match=name):
+            exec(checks, values)
+            pytest.fail(f"{name} = {value!r} was not refused")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebooks_own_values_pass_its_checks(path, monkeypatch, capsys):
+    imports, parameters_, checks = code_of(path)
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("TUTORIAL_MODEL", "embedded")
+    values: dict = {}
+    for source in (imports, parameters_, checks):
+        exec(source, values)
+    assert "Model: " in capsys.readouterr().out

@@ -138,6 +138,11 @@ REFUSED = {
     "out_dir": (["-p", "out_dir", "/tmp"], r"--out DIR"),
     "store with parameters": (["--store", "-p", "steps", "3"], r"without -p"),
     "timeout": (["--timeout", "0"], r"above 0 s"),
+    "a secret": (["-p", "model", "hf_" + "Zz9" * 11], r"parameter model holds a secret, .* use the environ"),
+    "a secret where a number belongs": (
+        ["-p", "steps", "hf_" + "Zz9" * 11],
+        r"parameter steps holds a secret",
+    ),
 }
 
 
@@ -146,7 +151,9 @@ def test_refused_before_anything_starts(folder, capsys, arguments, message):
     write_notebook(folder, "01_a", parameters="out_dir = ''\nsteps = 1\nrate: float = 0.5\nmodel = 'm'")
     write_notebook(folder, "02_b", parameters="flag = False")
     assert run.main(["--notebooks", str(folder), *arguments]) == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "Zz9" not in said
     assert not (folder.parent / "runs").exists()
 
 
@@ -230,6 +237,38 @@ def test_a_terminal_shows_one_line_that_updates_itself(folder):
     assert re.search(r"\r\x1b\[K01_a  cell 3 of 3  \d+ s", live)
     assert live.count("\n") == 1, "only the table starts a new line"
     assert "01_a" in table
+
+
+TELLS = """
+import os, pathlib, sys
+secret = os.environ["MY_TOKEN"]
+print("printed", secret)
+print("to the log", secret, file=sys.__stderr__, flush=True)
+os.system("echo from a child $MY_TOKEN")
+pathlib.Path(out_dir, "logs", "baseline-1.log").write_text(f"vLLM says {secret}")
+pathlib.Path(out_dir, "records.jsonl").write_text('{"model": "' + secret + '"}')
+secret
+"""
+
+
+def test_a_secret_that_a_cell_tells_is_in_nothing_that_a_run_leaves(folder, tmp_path):
+    """Printed, a result, by a child, in vLLM's log, in a record, in an exception, in the run's own report."""
+    write_notebook(folder, "01_tells", TELLS, "raise ValueError(f'a bad key: {secret}')")
+    secret = 'planted "5ecret" väl'
+    done = subprocess.run(
+        command(folder, "--out", str(tmp_path / "out")), env=environment(MY_TOKEN=secret),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert set(texts) == {"01_tells.ipynb", "01_tells.log", "baseline-1.log", "records.jsonl"}
+    texts["report"] = done.stdout + done.stderr
+    for name, text in texts.items():
+        assert "5ecret" not in text, name
+        assert "[removed]" in text, name
+    copy = nbformat.read(tmp_path / "out" / "01_tells.ipynb", 4)
+    (tells,) = [cell for cell in copy.cells if cell.source == TELLS]  # code is as it was
+    assert tells.outputs[0].text.startswith("printed [removed]")
 
 
 # ---- storing

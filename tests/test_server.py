@@ -39,7 +39,7 @@ def gone(processes: list) -> bool:
 # ---- before anything starts
 
 
-def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
+def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path, table):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -51,6 +51,7 @@ def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
         ):
             pass
     assert time.monotonic() - begun < 2
+    table.check("system", "a port that is taken", "server, start", caught.value, "port-taken")
     assert f"port {port}: Address already in use" in str(caught.value)
     assert f"({os.getpid()}) listens there" in str(caught.value)
 
@@ -237,7 +238,7 @@ def test_a_stopped_server_says_so_and_its_port_is_free(server):
 
 
 @pytest.mark.slow
-def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path):
+def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path, table):
     server = open_server(small(), log_dir=tmp_path).start()
     first = server.start_s
     with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=60) as crowd:
@@ -248,8 +249,11 @@ def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_p
     found = clients.count(outcomes)
     assert found["cut off"] == 16, found
     assert max(outcome.seconds for outcome in outcomes) < 30
-    with pytest.raises(ServerDiedError, match="killed by SIGKILL"):
+    with pytest.raises(ServerDiedError, match="killed by SIGKILL") as caught:
         server.check()
+    table.check(
+        "engine", "the server is killed", "16 requests in flight", caught.value, "killed", processes=0
+    )
     assert gone(processes)
     with open_server(small(server_port=server.args["port"]), log_dir=tmp_path) as again:
         assert clients.crowd(again, clients.numbered(1), 1).outcomes()[0].how == "answered"
@@ -285,15 +289,15 @@ def test_an_error_in_the_block_ends_the_server(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_load_is_named_from_the_log(tmp_path):
-    folder = tmp_path / "cut"
-    folder.mkdir()
-    for path in models.prepare().iterdir():
-        if path.suffix != ".safetensors":
-            (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ServerStartError, match=r"Cause: ValidationError: Expecting value: .*\nFull log: "):
-        open_server(small(model_name=str(folder)), log_dir=tmp_path).start()
+def test_a_start_that_fails_is_diagnosed_from_the_log(tmp_path, table):
+    with pytest.raises(
+        ServerStartError, match=r"Cause: .*greater than the derived(.|\n)*Full log: "
+    ) as caught:
+        open_server(small(max_model_len=10**6), log_dir=tmp_path).start()
+    table.check(
+        "engine", "a context longer than the model's", "server, start", caught.value, "context-too-long"
+    )
+    assert "max_model_len=8192 or less" in str(caught.value)
 
 
 @pytest.mark.slow
