@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all screenshots lab notebooks reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ test: setup  ## everything CI runs, and a table of where the time went (tests/ci
 
 test-all: setup  ## test, the slow tests, 05, and the notebooks with their own parameters
 	@$(in_venv) -m tests.ci --all
+
+screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in build/screenshots (needs Chromium)
+	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks
