@@ -115,8 +115,8 @@ def load(found: Mapping[str, list], objective) -> Figure:
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, **limit, label="objective")
     middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
-    right.axhline(KEEPS * 100, **limit, label=f"{KEEPS:.0%}")
-    right.plot([], [], color="#444444", linestyle=":", label="most it answered")
+    right.axhline(KEEPS * 100, **limit)
+    middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="most it answered")
     right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
     right.set_title("Within the objective")
     for axes in (left, middle):
@@ -125,7 +125,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
         axes.minorticks_off()
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     alt = (
         "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
         "the first token, 95th percentile, beside its objective. The share of requests in time against the "

@@ -1,4 +1,4 @@
-"""The notebooks as a reader has them: opened and run in JupyterLab, every control moved, every page looked at.
+"""The notebooks as a reader has them: opened and run in JupyterLab, every control moved, every page read.
 
 Slow: a server, a browser, and two notebooks run. ``make screenshots`` keeps the pictures it makes, of every
 notebook in the light and in the dark theme, in ``build/screenshots`` (or in ``$SCREENSHOTS``).
