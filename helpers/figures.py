@@ -236,7 +236,8 @@ def outliers(before, scales, name: str) -> Figure:
     left.set(yscale="log", title=name)
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
     right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
-    right.set(xscale="log", yscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    _log(right)
     right.set_title("Larger activation, finer weights")
     for axes in (left, right):
         axes.grid(alpha=0.3)

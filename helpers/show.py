@@ -51,6 +51,14 @@ def _html(value: object) -> str:
     return value.html() if isinstance(value, measured) else html.escape(str(value))
 
 
+def as_it_is(page: str) -> str:
+    """The attribute that keeps notebooks from setting what is between two prices, $1 and $2, as a formula.
+
+    MathJax leaves out elements of the one class, its second version and nbconvert's pages those of the other.
+    """
+    return ' class="mathjax_ignore tex2jax_ignore"' if "$" in page else ""
+
+
 class Table:
     """A small table as HTML and as text. The first column names the row, the others are right-aligned as
     numbers are; ``texts`` names columns that hold sentences.
@@ -91,7 +99,8 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        page = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table{as_it_is(page)}>{page}"
 
 
 class Note:
@@ -104,7 +113,7 @@ class Note:
         return self.text
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.text)}</p>"
+        return f"<p{as_it_is(self.text)}>{html.escape(self.text)}</p>"
 
 
 def facts(pairs: Mapping[str, object], caption: str = "") -> Table:
@@ -188,8 +197,8 @@ class Answer:
     def _repr_html_(self) -> str:
         text = measured(self.text).html().replace("\n", "<br>")
         return (
-            f"<p><b>Question</b> (with {html.escape(self.form)}): {html.escape(self.question)}</p>"
-            f"<blockquote>{text}</blockquote>"
+            f"<p{as_it_is(self.question)}><b>Question</b> (with {html.escape(self.form)}): "
+            f"{html.escape(self.question)}</p><blockquote{as_it_is(text)}>{text}</blockquote>"
         )
 
 

@@ -15,7 +15,7 @@ def settings(found) -> Table:
         [name.upper(), field.description, _default(field), measured(facts[name.upper()] or "-")]
         for name, field in fields.items()
     ]
-    return Table(["variable", "meaning", "default", "here"], rows)
+    return Table(["variable", "meaning", "default", "here"], rows, texts=["meaning"])
 
 
 def _default(field) -> str:
@@ -46,7 +46,7 @@ def doors(found) -> Table:
 def refusals(found, width: int = 110) -> Table:
     """``exposure.refusals``: status and first words of each refusal."""
     rows = [[bad.what, bad.status, _short(bad.text, width)] for bad in found]
-    return Table(["bad request", "status", "message"], rows)
+    return Table(["bad request", "status", "message"], rows, texts=["message"])
 
 
 def _short(text: str, width: int) -> str:

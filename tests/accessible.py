@@ -208,7 +208,9 @@ def _says(text: str | None) -> bool:
 
 
 def of_html(text: str) -> list[str]:
-    """Pictures without alternative text, tables without headings, colours that fit one theme only."""
+    """Pictures without alternative text, tables without headings, colours that fit one theme only, and
+    prices that a notebook would set as a formula: a text between two dollar signs.
+    """
     parser = _Html()
     parser.feed(text)
     parser.close()
@@ -221,6 +223,7 @@ class _Html(HTMLParser):
         self.found: list[str] = []
         self.bare: list[int] = []  # cells of tables in which no heading was seen
         self._tables: list[list[int]] = []
+        self._kept: list[bool] = []  # of the open elements: whether formulas are looked for there
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
@@ -232,12 +235,20 @@ class _Html(HTMLParser):
             or "bgcolor" in given
         ):
             self.found.append(f"<{tag}> has a colour of its own, in the light theme as in the dark")
+        if tag not in ("br", "img", "hr"):
+            self._kept.append("mathjax_ignore" in (given.get("class") or ""))
         if tag == "table":
             self._tables.append([0, 0])
         elif tag in ("td", "th") and self._tables:
             self._tables[-1][tag == "th"] += 1
 
+    def handle_data(self, data):
+        if data.count("$") > 1 and not any(self._kept):
+            self.found.append(f"{data[:40]!r} would be set as a formula")
+
     def handle_endtag(self, tag):
+        if self._kept and tag not in ("br", "img", "hr"):
+            self._kept.pop()
         if tag == "table" and self._tables:
             cells, headings = self._tables.pop()
             if not headings:

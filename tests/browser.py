@@ -264,13 +264,15 @@ class View:
         self.page.set_viewport_size(SIZE | {"height": 2000})
         pieces, end = [], outer.evaluate("e => e.scrollHeight")
         while not pieces or sum(pieces[-1][:2]) < end:
-            outer.evaluate("(e, top) => e.scrollTo(0, top)", sum(pieces[-1][:2]) if pieces else 0)
+            below = sum(pieces[-1][:2]) - 2 * EDGE if pieces else 0
+            outer.evaluate("(e, top) => e.scrollTo(0, top)", below)
             self.page.wait_for_timeout(150)
             top, seen = outer.evaluate("e => [e.scrollTop, e.clientHeight]")
             pieces.append((top, seen, Image.open(io.BytesIO(outer.screenshot()))))
         whole = Image.new("RGB", (pieces[0][2].width, end))
-        for top, _, piece in pieces:
-            whole.paste(piece, (0, round(top)))
+        for top, seen, piece in pieces:  # without the panel's own edge, at which the pieces would meet
+            edge = EDGE if top else 0
+            whole.paste(piece.crop((0, edge, piece.width, seen)), (0, round(top) + edge))
         file.parent.mkdir(parents=True, exist_ok=True)
         whole.quantize(256).save(file, optimize=True)
         self.page.set_viewport_size(SIZE)
@@ -278,6 +280,7 @@ class View:
 
 
 CONTROLS = "select, [role=slider], input, textarea, button"
+EDGE = 4  # pixels
 CHANGE_S = 20  # most seconds from a move to another picture
 
 

@@ -115,6 +115,7 @@
         const kind = output.dataset.mimeType || '';
         if (kind.endsWith('.error')) found.push(`error: ${words(output)}`);
         if (kind.endsWith('.stderr')) found.push(`stderr: ${words(output)}`);
+        for (const formula of all('mjx-container', output)) found.push(`set as a formula: ${words(formula)}`);
         if (new RegExp(raw).test(output.innerText)) found.push(`raw: ${words(output)}`);
         found.push(...clipped(output), ...faint(output), ...piled(output), ...pictures(output));
       }

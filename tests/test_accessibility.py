@@ -210,6 +210,7 @@ FAULTS = {
     "<img> without a text": (a_cell(data={"text/html": ["<p><img ", 'src="x"></p>']}), "<img> has no"),
     "a colour of one theme": (a_cell(data={"text/html": '<td style="a:b;color:#333">'}), "colour of its own"),
     "a ground of one theme": (a_cell(data={"text/html": '<tr bgcolor="white"></tr>'}), "colour of its own"),
+    "prices": (a_cell(data={"text/html": "<p>from $324/month to $87/month</p>"}), "'from $324/month to $87"),
     "a table without headings": (a_cell(data={"text/html": "<table><td>1</td></table>"}), "has no heading"),
     "a slider without a name": (a_cell(source='explore(f, x=widgets.Slider("", 1, 2, 1))'), "no label"),
     "a bare ipywidget": (a_cell(source="ipywidgets.IntSlider(3)"), "neither description nor tooltip"),

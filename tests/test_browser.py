@@ -80,6 +80,7 @@ PLANTED = {
     "clipped": f'<div style="overflow-x:auto"><table><tr><th>{WORD * 9}</th></tr></table></div>',
     "contrast": f'<p style="color:#999; background:#fff">{WORD}</p>',
     "text over text": f'<p>{WORD}</p><p style="margin-top:-2.2em">{WORD}</p>',
+    "set as a formula": f"<p>{WORD} <mjx-container>324/month</mjx-container></p>",
     "raw": "<pre>VBox(children=(IntSlider(value=3),))</pre>",
     "a picture has no alternative text": f'<img src="{PICTURE}">',
     "a picture is shrunk": f'<img style="width:10px" alt="{WORD}" src="{PICTURE}">',
