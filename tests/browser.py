@@ -70,13 +70,26 @@ class Lab:
         nbformat.write(notebook, self.folder / f"fresh/{name}.ipynb")
         return f"{self.url}lab/tree/fresh/{name}.ipynb?reset&token={self.token}"
 
-    def end_kernels(self) -> None:
-        """End the kernels of the notebooks that were opened: each holds memory."""
+    def _sessions(self, method: str = "GET", which: str = ""):
         import httpx
 
         headers = {"Authorization": f"token {self.token}"}
-        for session in httpx.get(f"{self.url}api/sessions", headers=headers).json():
-            httpx.delete(f"{self.url}api/sessions/{session['id']}", headers=headers, timeout=30)
+        return httpx.request(method, f"{self.url}api/sessions{which}", headers=headers, timeout=30)
+
+    def wait_for_kernel(self) -> None:
+        """Wait until the notebook that was opened has a kernel and is connected to it."""
+        end = time.monotonic() + OPEN_S
+        while time.monotonic() < end:
+            kernels = [session["kernel"] for session in self._sessions().json()]
+            if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"No kernel after {OPEN_S} s: {kernels}")
+
+    def end_kernels(self) -> None:
+        """End the kernels of the notebooks that were opened: each holds memory."""
+        for session in self._sessions().json():
+            self._sessions("DELETE", f"/{session['id']}")
 
 
 @contextlib.contextmanager
@@ -145,7 +158,7 @@ def chromium() -> Iterator:
 NOISE: tuple[str, ...] = ()
 # What a picture, a table or a control looks like where it could not be shown.
 RAW = (
-    r"<Figure size|object at 0x|\b[A-Z]\w+\(children=|\b\w+(Slider|Text|Dropdown)\("
+    r"<Figure size| at 0x[0-9a-f]{6}|\b[A-Z]\w+\(children=|\b\w+(Slider|Text|Dropdown)\("
     r"|Error displaying widget|Loading widget"
 )
 LOOK = (Path(__file__).parent / "look.js").read_text(encoding="utf-8")
@@ -291,6 +304,7 @@ def view(browser, lab: Lab, name: str, fresh: bool = False) -> Iterator[View]:
     try:
         seen = View(context.new_page(), len(lab.notebook(name).cells))
         seen.open(lab.fresh(name) if fresh else lab.address(name))
+        lab.wait_for_kernel()  # the page says "idle" before there is one, and would ask for it
         yield seen
     finally:
         context.close()

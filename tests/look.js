@@ -1,6 +1,8 @@
 // What a reader sees of a notebook in JupyterLab, asked in the page. One object of functions.
 (() => {
   const GRAPHIC = 'svg, canvas, mjx-container, .jp-icon3, script, style';
+  // JupyterLab shows an error with its traceback as it shows what was written to stderr.
+  const FAILED = '[data-mime-type$=".stderr"], [data-mime-type$=".error"]';
   const panel = () => document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
   const all = (selector, root = panel()) => [...root.querySelectorAll(selector)];
   const outputs = () => all('.jp-OutputArea-output');
@@ -104,7 +106,7 @@
     // Whether Run All has come to its end: a number at every cell, or an error and nothing waiting.
     ran: (cells) => {
       const prompts = all('.jp-CodeCell .jp-InputPrompt').map((prompt) => prompt.textContent.trim());
-      const failed = all('[data-mime-type="application/vnd.jupyter.error"]').length > 0;
+      const failed = all(FAILED).length > 0;
       if (all('.jp-Cell').length !== cells) return false;
       return prompts.every((text) => /^\[\d+\]:$/.test(text)) || (failed && !prompts.includes('[*]:'));
     },
@@ -112,9 +114,7 @@
     problems: (raw) => {
       const found = [];
       for (const output of outputs()) {
-        const kind = output.dataset.mimeType || '';
-        if (kind.endsWith('.error')) found.push(`error: ${words(output)}`);
-        if (kind.endsWith('.stderr')) found.push(`stderr: ${words(output)}`);
+        if (output.matches(FAILED)) found.push(`failed or complained: ${words(output)}`);
         for (const formula of all('mjx-container', output)) found.push(`set as a formula: ${words(formula)}`);
         if (new RegExp(raw).test(output.innerText)) found.push(`raw: ${words(output)}`);
         found.push(...clipped(output), ...faint(output), ...piled(output), ...pictures(output));
