@@ -64,10 +64,11 @@ def faint(figure) -> Iterator[str]:
             colour = over(line.get_color(), ground, line.get_alpha())
             if contrast(colour, ground) < GRAPHICS:
                 yield f"line {_name(line)} has {contrast(colour, ground):.1f}:1"
-        for _, patch in bars:
-            colour = over(patch.get_facecolor(), ground, patch.get_alpha())
-            if contrast(colour, ground) < GRAPHICS:
-                yield f"bar {_name(patch)} has {contrast(colour, ground):.1f}:1"
+        for _, patch in bars:  # a pale one may have an edge that stands out
+            colours = [patch.get_facecolor(), *([patch.get_edgecolor()] if patch.get_linewidth() else [])]
+            ratio = max(contrast(over(colour, ground, patch.get_alpha()), ground) for colour in colours)
+            if ratio < GRAPHICS:
+                yield f"bar {_name(patch)} has {ratio:.1f}:1"
         for text in _texts(axes):
             behind = _behind(text, bars, ground)
             ratio = contrast(over(text.get_color(), behind, text.get_alpha()), behind)

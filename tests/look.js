@@ -78,10 +78,11 @@
     return found;
   };
 
-  // What is wider than the place it has: the reader sees a part, or has to scroll sideways.
+  // What is wider than the place it has: the reader sees a part, or has to scroll sideways. A part of a
+  // slider, which has no words, may be wider.
   const clipped = (root) =>
     [root, ...all('*', root)]
-      .filter((e) => !e.closest(GRAPHIC) && visible(e) && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+      .filter((e) => !e.closest(GRAPHIC) && visible(e) && e.textContent.trim() && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
       .filter((e) => getComputedStyle(e).overflowX !== 'visible')
       .map((e) => `clipped: ${e.scrollWidth} pixels in ${e.clientWidth}: ${words(e)}`);
 

@@ -84,6 +84,10 @@ DRAWN = {
         {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(schemes.SCHEMES)}, "This machine"
     ),
     "rents": lambda: figures.rents(offers(), "Mistral-7B: 2 requests/s of 200 tokens, 50% used at most"),
+    "steps": lambda: figures.steps(
+        {n: dict.fromkeys(figures.KINDS, 900 - 90 * i) for i, n in enumerate(schemes.SCHEMES)},
+        {n: 1200 - 100 * i for i, n in enumerate(schemes.SCHEMES)}, "Mistral-7B on NVIDIA H200",
+    ),
     "load": lambda: show_serving.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
 }  # fmt: skip
 
