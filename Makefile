@@ -13,7 +13,7 @@ PARAMETERS ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all faults lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all faults screenshots lab notebooks reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,6 +37,9 @@ faults: setup  ## provoke every fault there is a test for, and print the table (
 	@$(in_venv) -m pytest $(provoking:%=tests/test_%.py) --faults build/faults.jsonl
 	@$(in_venv) -m tests.fault_table build/faults.jsonl
 provoking := faults endings engine interrupt models weights checkpoints once security server diagnose
+
+screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in build/screenshots (needs Chromium)
+	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks

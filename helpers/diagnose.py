@@ -144,6 +144,8 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        from helpers.show import as_it_is
+
         rows = [("Evidence", f"<code>{_code(self.evidence)}</code>")]
         if self.holders is not None:
             held = _code("\n".join(self.held))
@@ -166,7 +168,8 @@ class Report:
             f'<td style="text-align:left">{value}</td></tr>'
             for name, value in rows
         )
-        return f"<p><b>{_code(self.what)}</b></p><table><tbody>{body}</tbody></table>"
+        keep = as_it_is(self.what + body)
+        return f"<p{keep}><b>{_code(self.what)}</b></p><table{keep}><tbody>{body}</tbody></table>"
 
     def bundle(self, path: str | Path = "diagnosis.zip") -> Path:
         """Write what a bug report needs into one archive, secrets removed; return its path.

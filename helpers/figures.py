@@ -27,9 +27,11 @@ LINES = {
     "rounded": ":",
     "int8": "--",
 }
+DOTTED = (0, (1, 2))
+EMPTY = {"linestyle": "none", "markerfacecolor": "white", "markersize": 10, "zorder": 3}
 OTHER = {"color": "#444444", "marker": "*", "linestyle": "-"}  # a scheme that has no look of its own
 HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
-GREYS = {"weights": "#0072B2", "KV cache": "#E69F00", "rest": "#BBBBBB"}
+PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
 
 
 def look(scheme: str) -> dict:
@@ -126,7 +128,7 @@ def _log(axes, form: str = "") -> None:
 
 def _words(axes, x: float, y: float, text: str) -> None:
     """A text to the right of a bar's end, readable across whatever line it meets."""
-    white = {"color": "white", "alpha": 0.8, "pad": 0}
+    white = {"color": "white", "pad": 0.5}
     axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", bbox=white, zorder=3)
 
 
@@ -166,17 +168,18 @@ def grids(matrix, name: str) -> Figure:
 
     figure, [[axes]] = _plots()
     largest = abs(matrix).max()
-    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], alpha=0.6)
+    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"])
     rows = (("e4m3", "FP8 (E4M3)", "fp8"), ("int4", "INT4", "awq"))
-    for place, (form, label, scheme) in enumerate(rows, 1):
+    named = {-0.09 * place * counts.max(): label for place, (_, label, _) in enumerate(rows, 1)}
+    for height, (form, label, scheme) in zip(named, rows, strict=True):
         values = rounding.grid(form)
-        height = [-0.09 * place * counts.max()] * len(values)
         label = f"{label}: {len(values)} values"
-        axes.plot(values, height, "|", color=COLOURS[scheme], markersize=11, label=label)
+        axes.plot(values, [height] * len(values), "|", color=COLOURS[scheme], markersize=11, label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel=f"weight of {name}, largest = 1", ylabel="how many weights", xlim=(-1.02, 1.02))
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= counts.max()])
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    # The axis names the two rows, so that nobody has to tell them by their colours.
+    ticks = {tick: f"{tick:,.0f}" for tick in axes.get_yticks() if 0 <= tick <= counts.max()} | named
+    axes.set_yticks([*ticks], [*ticks.values()])
     axes.legend(loc="upper right")
     return Figure(
         figure,
@@ -199,7 +202,8 @@ def compared(rows: list[dict]) -> Figure:
     predicted = {row["scheme"]: schemes.held(row) / 2**20 for row in rows}
     marks = [predicted[name] for name in names]
     left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
-    left.legend(loc="lower right")
+    left.set_ylim(top=1.2 * max(*weights, *marks))  # the legend stands above the bars
+    left.legend(loc="upper right")
     left.set(ylabel="weights in memory, MiB", title="Memory")
     left.tick_params(axis="x", labelrotation=30)
     for name in names:
@@ -231,8 +235,9 @@ def outliers(before, scales, name: str) -> Figure:
     left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
     left.set(yscale="log", title=name)
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
-    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], alpha=0.6)
-    right.set(xscale="log", yscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
+    right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    _log(right)
     right.set_title("Larger activation, finer weights")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -262,7 +267,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
         left, one = 0.0, drawn.get(name)
         for part, field in parts.items() if one else ():
             width = getattr(one, field) / 2**30
-            style = {"color": GREYS[part], "hatch": HATCHES[part], "edgecolor": "white"}
+            style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
             axes.barh(
                 place, width, left=left, label=part if one is next(iter(drawn.values())) else None, **style
             )
@@ -304,10 +309,10 @@ def memory(rows: list[dict], token_bytes: Mapping[str, int]) -> Figure | Note:
         sizes["rest"] = max(0, row["total_bytes"] - sum(sizes.values()))
         left = 0.0
         for part, size in sizes.items():
-            style = {"color": GREYS[part], "hatch": HATCHES[part], "edgecolor": "white"}
+            style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
             axes.barh(place, size / 2**20, left=left, label=None if place else part, **style)
             left += size / 2**20
-        axes.text(0, place, f" {sizes['weights'] / 2**20:,.0f}", va="center", color="white", weight="bold")
+        _words(axes, 0, place, f"{sizes['weights'] / 2**20:,.0f}")
         predicted = schemes.held(row) / 2**20
         label = None if place else "weights, predicted"
         axes.plot(predicted, place, "|", color="black", markersize=20, markeredgewidth=2, label=label)
@@ -339,10 +344,10 @@ def speed(rows: list[dict], bounds: Mapping[str, Sequence[float]], batches: Sequ
         xs, ys = zip(*points, strict=True)
         left.plot(xs, ys, label=name, **look(name))
         right.plot(xs, [1e3 * batch / rate for batch, rate in points], label=name, **look(name))
-        left.plot(
-            batches, bounds[name], color=look(name)["color"], linewidth=0.8, alpha=0.8, linestyle=(0, (1, 2))
-        )
-    left.plot([], [], color="#444444", linewidth=0.8, linestyle=(0, (1, 2)), label="bandwidth bound of each")
+        # A bound ends in its scheme's marker, left empty.
+        style = look(name) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
+        left.plot(batches, bounds[name], **style)
+    left.plot([], [], color="#444444", linewidth=1, linestyle=DOTTED, label="bandwidth bound of each")
     left.set(ylabel="output tokens per second", title="Everyone together")
     right.set(ylabel="milliseconds a token (TPOT)", title="One request")
     for axes in (left, right):
@@ -370,7 +375,7 @@ def quality(rows: list[dict]) -> Figure | Note:
         return Note(
             "No scheme's answers were compared with the baseline's here, so there is nothing to draw."
         )
-    figure, [[axes]] = _plots()
+    figure, [[axes]] = _plots(size=(7, 4.6))
     for name, row in points.items():
         style = look(name) | {"linestyle": "none"}
         size = row["predicted_weights_bytes"] / 2**20
@@ -381,7 +386,7 @@ def quality(rows: list[dict]) -> Figure | Note:
     if base:
         size = base["predicted_weights_bytes"] / 2**20
         axes.axvline(size, color=COLOURS["baseline"], linewidth=1, label="baseline's size (no divergence)")
-    axes.set(xlabel="weights, predicted, MiB", ylabel="mean KL divergence from 16 bits, nats")
+    axes.set(xlabel="weights, predicted, MiB", ylabel="mean KL from 16 bits, nats")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.15 * max(row["kl_mean"] for row in points.values()))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -400,7 +405,7 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
 
     Args:
         origins: records by what they are of; ``crossovers``: for the same names the batch at which a
-            scheme's arithmetic takes as long as its reading, drawn as a mark on the line "no gain".
+            scheme's arithmetic takes as long as its reading, drawn as its empty marker on the line "no gain".
     """
     from helpers import roofline as theory
 
@@ -421,9 +426,7 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
             axes.plot(ratios.keys(), ratios.values(), label=name, **look(name))
             meet = crossovers.get(title, {}).get(name)
             if meet and 0.7 * min(ratios) <= meet <= 1.5 * max(ratios):
-                axes.plot(
-                    meet, 1, **(look(name) | {"marker": "|", "linestyle": "none"}), markersize=16, mew=2
-                )
+                axes.plot(meet, 1, **look(name) | EMPTY)
         axes.set_title(title.replace(" on ", "\non "), fontsize="small")
         every = [ratio for ratios in by.values() for ratio in ratios.values()]
         _batches(axes, sorted({batch for ratios in by.values() for batch in ratios}))
@@ -438,7 +441,7 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
         for axes in grid.flat
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    mark = grid.flat[0].plot([], [], "|", color="black", markersize=12, mew=2)[0]
+    mark = grid.flat[0].plot([], [], color="black", marker="o", **EMPTY)[0]
     handles["reading and arithmetic take as long"] = mark
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
     words = "; ".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from helpers.figures import Figure, look
 from helpers.show import COLOURS, Table, measured
 
 
@@ -14,7 +15,7 @@ def settings(found) -> Table:
         [name.upper(), field.description, _default(field), measured(facts[name.upper()] or "-")]
         for name, field in fields.items()
     ]
-    return Table(["variable", "meaning", "default", "here"], rows)
+    return Table(["variable", "meaning", "default", "here"], rows, texts=["meaning"])
 
 
 def _default(field) -> str:
@@ -45,7 +46,7 @@ def doors(found) -> Table:
 def refusals(found, width: int = 110) -> Table:
     """``exposure.refusals``: status and first words of each refusal."""
     rows = [[bad.what, bad.status, _short(bad.text, width)] for bad in found]
-    return Table(["bad request", "status", "message"], rows)
+    return Table(["bad request", "status", "message"], rows, texts=["message"])
 
 
 def _short(text: str, width: int) -> str:
@@ -86,39 +87,48 @@ def _figures(level) -> list[measured]:
     return [measured(cell) for cell in cells]
 
 
-def load(found: Mapping[str, list], objective):
+def load(found: Mapping[str, list], objective) -> Figure:
     """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, what open ones got in time."""
     import matplotlib.pyplot as plt
 
     from helpers.load import KEEPS, closed, knee, most_answered, opened
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    for marker, (scheme, rows) in zip("osD^", found.items(), strict=False):
-        style = {"color": COLOURS[scheme], "marker": marker, "label": scheme}
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
+    counts, words, limit = set(), [], {"color": COLOURS["bound"], "linestyle": "--"}
+    for scheme, rows in found.items():
+        style = look(scheme) | {"label": scheme}
         clients = [level.concurrency for level in closed(rows)]
+        counts.update(clients)
         left.plot(clients, [level.output_tokens_per_s for level in closed(rows)], **style)
         best = knee(rows)
-        left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=COLOURS[scheme])
+        left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=limit["color"])
         middle.plot(clients, [level.ttft_p95_s * 1e3 for level in closed(rows)], **style)
         rates = [level.rate for level in opened(rows)]
         right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
-        right.axvline(most_answered(rows), color=COLOURS[scheme], linestyle=":", label="most it answered")
-    right.axhline(KEEPS * 100, color=COLOURS["bound"], linestyle="--", label=f"{KEEPS:.0%}")
+        # The line that ends a scheme's range carries its marker, empty.
+        most = {"linestyle": ":", "markevery": [1], "mfc": "white"}
+        right.plot([most_answered(rows)] * 3, [0, 10, 105], **look(scheme) | most)
+        words.append(
+            f"{scheme}: the knee at {best.concurrency} clients with {best.output_tokens_per_s:,.0f} tok/s, "
+            f"at most {most_answered(rows):.2f} requests/s answered"
+        )
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
-    middle.axhline(objective.ttft_ms, color=COLOURS["bound"], linestyle="--", label="objective")
+    middle.axhline(objective.ttft_ms, **limit, label="objective")
     middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
-    right.set(
-        xlabel="requests offered per second",
-        ylabel="requests in time, %",
-        title="Within the objective",
-        ylim=(0, 105),
-    )
+    right.axhline(KEEPS * 100, **limit)
+    middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="most it answered")
+    right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
+    right.set_title("Within the objective")
     for axes in (left, middle):
         axes.set_xscale("log")
-        axes.set_xticks(clients, [str(count) for count in clients])
+        axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        axes.legend()
-    plt.close(figure)
-    return figure
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    alt = (
+        "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
+        "the first token, 95th percentile, beside its objective. The share of requests in time against the "
+        "rate offered, beside the most that was answered. "
+    )
+    return Figure(figure, alt + str(measured("; ".join(words))))

@@ -24,19 +24,28 @@ class Slider:
     step: float = 1
 
     def widget(self):
-        """The control itself."""
+        """The control itself: a labelled box for the number, and a slider that moves with it.
+
+        A slider of ipywidgets has no name for those who hear the page and do not see it; a box has.
+        """
         import ipywidgets
 
-        kind = (
-            ipywidgets.IntSlider
-            if all(isinstance(n, int) for n in (self.low, self.step, self.value))
-            else None
+        kind = "Int" if all(isinstance(n, int) for n in (self.low, self.step, self.value)) else "Float"
+        values = {"min": self.low, "max": self.high, "step": self.step}
+        values["value"] = min(max(self.value, self.low), self.high)
+        box = getattr(ipywidgets, f"Bounded{kind}Text")(
+            **values, description=self.label, tooltip=self.hint, style=_WIDE, layout={"width": "22em"}
         )
-        kind = kind or ipywidgets.FloatSlider
-        return kind(
-            value=min(max(self.value, self.low), self.high), min=self.low, max=self.high, step=self.step,
-            description=self.label, continuous_update=False, style=_WIDE, layout={"width": "32em"},
-        )  # fmt: skip
+        slider = getattr(ipywidgets, f"{kind}Slider")(
+            **values, readout=False, continuous_update=False, tooltip=self.hint, layout={"width": "16em"}
+        )
+        ipywidgets.link((box, "value"), (slider, "value"))
+        return ipywidgets.HBox([box, slider])
+
+    @property
+    def hint(self) -> str:
+        """What a pointer that rests on the control is told."""
+        return f"{self.label}: {self.low:,} to {self.high:,}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ class Choice:
         import ipywidgets
 
         return ipywidgets.Dropdown(
-            options=list(self.options), value=self.value, description=self.label, style=_WIDE,
-            layout={"width": "32em"},
+            options=list(self.options), value=self.value, description=self.label, tooltip=self.label,
+            style=_WIDE, layout={"width": "32em"},
         )  # fmt: skip
 
 
@@ -95,7 +104,8 @@ class Explorer:
         """The controls above the picture, which is drawn anew when one of them changes."""
         import ipywidgets
 
-        handles = {name: control.widget() for name, control in self.controls.items()}
+        rows = {name: control.widget() for name, control in self.controls.items()}
+        handles = {name: (getattr(row, "children", None) or [row])[0] for name, row in rows.items()}
         picture = ipywidgets.HTML(self.first._repr_html_())
 
         def redraw(_change) -> None:
@@ -104,7 +114,7 @@ class Explorer:
 
         for handle in handles.values():
             handle.observe(redraw, "value")
-        self.box = ipywidgets.VBox([*handles.values(), picture])
+        self.box = ipywidgets.VBox([*rows.values(), picture])
         return self.box
 
 

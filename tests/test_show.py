@@ -88,6 +88,12 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
         show.side_by_side([*rows, a_row("fp8", 1, 1.0, 1, 1, device="another")])
 
 
+def test_prices_are_not_set_as_a_formula():
+    assert show.Table(["a"], [["$1 and $2"]])._repr_html_().startswith('<table class="mathjax_ignore ')
+    assert show.Note("from $1 to $2")._repr_html_().startswith('<p class="mathjax_ignore ')
+    assert show.Table(["a"], [["1"]])._repr_html_().startswith("<table><thead>")
+
+
 def test_predictions_are_ratios_to_the_first():
     table = show.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
     assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]

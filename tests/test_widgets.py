@@ -30,7 +30,8 @@ def test_a_kernel_with_a_reader_gets_the_controls_too(monkeypatch):
 
 def test_moving_a_slider_draws_anew_and_a_refused_value_is_a_sentence():
     explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
-    handle, shown = explorer.live().children
+    row, shown = explorer.live().children
+    handle = row.children[1]
     before = shown.value
     handle.value = 100
     after = shown.value
@@ -48,15 +49,25 @@ def test_a_first_value_that_is_refused_is_a_sentence_and_no_traceback():
     assert set(explorer._repr_mimebundle_()[0]) == {"text/plain", "text/html"}
 
 
-@pytest.mark.parametrize(("control", "kind"), [
-    (widgets.Slider("n", 1, 9, 4), "IntSlider"), (widgets.Slider("x", 0.5, 2.0, 1.0, 0.5), "FloatSlider"),
-    (widgets.Choice("c", ["a", "b"], "b"), "Dropdown"),
+@pytest.mark.parametrize(("control", "kinds"), [
+    (widgets.Slider("n", 1, 9, 4), ["BoundedIntText", "IntSlider"]),
+    (widgets.Slider("x", 0.5, 2.0, 1.0, 0.5), ["BoundedFloatText", "FloatSlider"]),
+    (widgets.Choice("c", ["a", "b"], "b"), ["Dropdown"]),
 ])  # fmt: skip
-def test_each_control_starts_at_its_value(control, kind):
+def test_each_control_starts_at_its_value(control, kinds):
     widget = control.widget()
-    assert type(widget).__name__ == kind
-    assert widget.value == control.value
+    handles = getattr(widget, "children", None) or [widget]
+    assert [type(handle).__name__ for handle in handles] == kinds
+    assert {handle.value for handle in handles} == {control.value}
+
+
+def test_box_and_slider_move_together():
+    box, slider = widgets.Slider("n", 1, 9, 4).widget().children
+    slider.value = 7
+    assert box.value == 7
+    box.value = 2
+    assert slider.value == 2
 
 
 def test_a_parameter_beyond_the_sliders_end_is_no_error():
-    assert widgets.Slider("n", 1, 9, 40).widget().value == 9
+    assert [handle.value for handle in widgets.Slider("n", 1, 9, 40).widget().children] == [9, 9]
