@@ -8,8 +8,11 @@ PLATFORM ?= auto
 NOTEBOOKS ?=
 MODEL ?=
 OUT ?=
-# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml.
+# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml, or a list of
+# such sets; how many sets at once; the folder of a list that was not finished.
 PARAMETERS ?=
+JOBS ?=
+RESUME ?=
 
 in_venv := "$(VENV)/bin/python"
 
@@ -23,7 +26,7 @@ setup:  ## create the environment from the lock and prepare the embedded model (
 
 run: setup  ## run the notebooks in order; executed copies and records under runs/
 	@$(in_venv) -m helpers.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
-		$(if $(PARAMETERS),-f "$(PARAMETERS)")
+		$(if $(PARAMETERS),-f "$(PARAMETERS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume "$(RESUME)")
 
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
 	@$(in_venv) -m tests.ci

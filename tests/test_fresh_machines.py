@@ -1,0 +1,18 @@
+"""Machines that have nothing yet (`python -m tests.fresh_machines` prints them as a table)."""
+
+import pytest
+
+from tests.fresh_machines import CASES, run_case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_fresh_machine_runs_the_first_notebooks_with_and_without_a_network(case, tmp_path):
+    if lacking := case.lacks():
+        pytest.skip(lacking)
+    for step in run_case(case, tmp_path):
+        if step.result.startswith("not tried"):
+            pytest.skip(step.result)
+        assert step.code == 0, f"{step.what}: {step.output[-3000:]}"
+    assert step.what.endswith("network cut")
