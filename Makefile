@@ -16,7 +16,7 @@ RESUME ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all lab notebook notebooks pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,12 @@ lab: setup  ## JupyterLab on the notebooks
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
+
+notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
+	@$(in_venv) -m helpers.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
+
+pictures: setup  ## make the README's pictures from the notebooks' stored outputs
+	@$(in_venv) -m helpers.pictures
 
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; half an hour)
 	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")

@@ -376,7 +376,7 @@ def _quiet() -> Iterator[None]:
 
 def _store(plan: Plan, results: list[Result]) -> list[Result]:
     """Write all outputs into the notebooks, or none if one of them must not be stored."""
-    from helpers import store
+    from helpers import pictures, store
 
     texts, checked = {}, []
     for notebook, result in zip(plan.notebooks, results, strict=True):
@@ -388,6 +388,8 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
         checked.append(result)
     for path, text in texts.items() if len(texts) == len(results) else ():
         store.replace_text(path, text)
+        with contextlib.suppress(ValueError):  # it shows nothing to make a picture of
+            pictures.make(path)
     return checked
 
 

@@ -195,10 +195,11 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
 
 def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
     (tmp_path / "set.yaml").write_text("gpu: T4\ncontext: 2048\n")
-    arguments = ["00_start_here.ipynb", str(tmp_path / "out.ipynb"), "-f", str(tmp_path / "set.yaml")]
+    arguments = ["notebooks/00_start_here.ipynb", str(tmp_path / "out.ipynb"), "--cwd", "notebooks"]
+    arguments += ["-f", str(tmp_path / "set.yaml")]
     done = subprocess.run(
         [sys.executable, "-m", "papermill", *arguments, "-p", "context", "8192"],
-        cwd=ROOT / "notebooks", env=environment(TUTORIAL_HEADLESS="1", TUTORIAL_MODEL="embedded"),
+        cwd=ROOT, env=environment(TUTORIAL_HEADLESS="1", TUTORIAL_MODEL="embedded"),
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
