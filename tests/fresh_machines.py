@@ -9,12 +9,14 @@ no configuration of a user). Needs root, for another user, for another Debian an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,20 +87,32 @@ def run_case(case: Case, base: Path) -> list[Step]:
     folder = root / base.relative_to("/") / "a clone" if case.debian else base / "a clone"
     copy_repository(folder)
     (folder / "short.yaml").write_text(SHORT)
-    if case.user != "root":
-        if subprocess.run(["id", case.user], capture_output=True).returncode:
-            subprocess.run(["useradd", "--create-home", case.user], check=True)
-        subprocess.run(["chown", "-R", case.user, base], check=True)
-        base.chmod(0o755)
     steps = []
-    for what, cut in (("make run", False), ("make run, network cut", True)):
-        begun = time.monotonic()
-        done = subprocess.run(command(case, root, folder, cut), capture_output=True, text=True)
-        seconds = time.monotonic() - begun
-        steps.append(Step(case.name, what, seconds, done.returncode, done.stdout + done.stderr))
-        if done.returncode:
-            break
+    with a_user(case.user, base):
+        for what, cut in (("make run", False), ("make run, network cut", True)):
+            begun = time.monotonic()
+            done = subprocess.run(command(case, root, folder, cut), capture_output=True, text=True)
+            seconds = time.monotonic() - begun
+            steps.append(Step(case.name, what, seconds, done.returncode, done.stdout + done.stderr))
+            if done.returncode:
+                break
     return steps
+
+
+@contextlib.contextmanager
+def a_user(name: str, base: Path) -> Iterator[None]:
+    """Have a user who owns ``base``; one who was made for this is removed afterwards."""
+    if name == "root":
+        yield
+        return
+    made = subprocess.run(["useradd", "--create-home", name], capture_output=True).returncode == 0
+    subprocess.run(["chown", "-R", name, base], check=True)
+    base.chmod(0o755)
+    try:
+        yield
+    finally:
+        if made:
+            subprocess.run(["userdel", "--remove", name], capture_output=True)
 
 
 def command(case: Case, root: Path, folder: Path, cut: bool) -> list[str | Path]:
