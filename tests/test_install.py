@@ -205,6 +205,20 @@ def test_foreign_environment_with_a_clash_is_refused(tmp_path, platform, package
     assert not conda.asked("uv pip")
 
 
+def test_hosted_environment_loses_what_clashes_and_keeps_its_front_end(tmp_path):
+    hosted = Venv(tmp_path / "usr", own=False)
+    packages = hosted.folder / "lib/python3.12/site-packages"
+    for name in ("torchvision-0.23.0", "ipykernel-6.17.1", "numpy-2.0.2"):
+        (packages / f"{name}.dist-info").mkdir()
+    (hosted.folder / "share/jupyter/kernels/python3/kernel.json").unlink()  # Colab's is elsewhere
+    install.setup(str(hosted.folder), "cpu", hosted=True)
+    assert hosted.asked("pip uninstall --quiet --yes torchvision$")
+    (asked,) = hosted.asked(r"^uv pip install --no-deps -r \S+requirements-cpu.lock")
+    assert str(install.lock_of("cpu")) not in asked, "a shorter lock"
+    assert not hosted.asked("jupyterlab.labapp"), "its front end is not ours to import"
+    assert hosted.stamped
+
+
 def test_pips_sources_reach_uv(venv):
     (venv.folder / "pip.config").write_text(
         "global.cert='/x.pem'\nglobal.find-links='/old'\nglobal.index-url='https://mirror.example/simple'\n"
