@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.scratch import copy_repository
+from tests.scratch import copy_repository, find_python
 
 USER = "stranger"
 SHORT = "batch_sizes: '1'\nseconds: 0.3\nperplexity_tokens: 256\nmax_tokens: 8\n"
@@ -41,7 +41,7 @@ class Case:
     """A kind of machine: its Python, its user, whether there is a HOME, and a Debian release of its own."""
 
     name: str
-    python: str = "python3"
+    python: str = ""  # a version, found here
     user: str = "root"
     home: bool = True
     debian: str = ""
@@ -52,13 +52,13 @@ class Case:
             return "needs root"
         if self.debian and not shutil.which("debootstrap"):
             return "needs debootstrap"
-        return "" if self.debian or shutil.which(self.python) else f"no {self.python} here"
+        return "" if self.debian or find_python(self.python) else f"no Python {self.python} here"
 
 
 CASES = (
-    Case("Python 3.11, no HOME, a path with a space", "python3.11", home=False),
-    Case("Python 3.11, another user without root", "python3.11", user=USER),
-    Case("Python 3.12", "python3.12"),
+    Case("Python 3.11, no HOME, a path with a space", "3.11", home=False),
+    Case("Python 3.11, another user without root", "3.11", user=USER),
+    Case("Python 3.12", "3.12"),
     Case("Python 3.13, a new Debian 13 without HOME", debian="trixie", home=False),
 )
 
@@ -118,13 +118,14 @@ def a_user(name: str, base: Path) -> Iterator[None]:
 def command(case: Case, root: Path, folder: Path, cut: bool) -> list[str | Path]:
     """`make run` as the case's user sees it: in an environment with next to nothing in it."""
     inside = Path("/") / folder.relative_to(root)
+    python = "python3" if case.debian else find_python(case.python)
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PIP_NO_CACHE_DIR": "1"}
     env |= {
         k: v for k, v in os.environ.items() if k in ("PIP_FIND_LINKS", "PIP_CERT") or k.endswith("_proxy")
     }
     if case.home:
         env["HOME"] = f"/home/{case.user}" if case.user != "root" else str(inside.parent / "home")
-    make = ["make", "-C", inside, "run", f"PYTHON={case.python}", "PARAMETERS=short.yaml"]
+    make = ["make", "-C", inside, "run", f"PYTHON={python}", "PARAMETERS=short.yaml"]
     make = ["env", "-i", *(f"{k}={v}" for k, v in env.items()), *make, "NOTEBOOKS=00_start_here 01_baseline"]
     if case.user != "root":
         make = ["runuser", "-u", case.user, "--", *make]

@@ -16,6 +16,19 @@ def files() -> list[str]:
     return sorted(name for name in set(done.stdout.split("\0")) if name and (REPO / name).is_file())
 
 
+def find_python(version: str) -> str | None:
+    """A Python of this version that runs (pyenv puts names on PATH that do not), or None."""
+    found = [
+        shutil.which(f"python{version}"),
+        *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    ]
+    for python in filter(None, found):
+        question = [python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
+        if subprocess.run(question, capture_output=True, text=True).stdout.strip() == version:
+            return python
+    return None
+
+
 def copy_repository(folder: Path) -> Path:
     """Copy the repository into ``folder``, as one commit on the branch main; return the folder."""
     for name in files():

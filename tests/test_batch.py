@@ -1,6 +1,7 @@
 """A list of parameter sets, with real papermill and real kernels on tiny notebooks (no vLLM)."""
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -127,6 +128,14 @@ def test_a_notebook_or_value_that_changed_is_not_finished(eight, monkeypatch):
     (folder / "02_b.ipynb").write_text(text + "\n")
     assert [one.open() for one in batch.resume(out, 1, 9, folder).sets] == [["02_b"]] * 8
     (folder / "02_b.ipynb").write_text(text)
+
+
+def test_one_process_at_a_time_runs_a_batch(eight, capsys):
+    out, _, _ = eight
+    with (out / batch.FILE).open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert batch.work(batch.resume(out, 1, 9, out.parent.parent / "notebooks")) == 2
+    assert "is being run by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

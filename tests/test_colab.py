@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers import colab, install
-from tests.scratch import REPO, copy_repository
+from tests.scratch import REPO, copy_repository, find_python
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 # What Colab brings, as far as it matters here: its own front end pinned, and older packages.
@@ -218,13 +219,24 @@ def installed(python: Path) -> dict[str, str]:
     return {found["name"]: found["version"] for found in json.loads(done.stdout)}
 
 
+def colabs_python() -> str:
+    """Python 3.12, as in Colab, if that and torch's CPU build for it can be had; else this version."""
+    uv, python = Path(sys.prefix) / "bin/uv", find_python("3.12")
+    torch = re.search(r"^torch==\S+", install.lock_of("cpu").read_text(), re.MULTILINE)[0]
+    ask = [uv, "pip", "install", "-q", "--dry-run", "--no-deps", torch, "--python", python or ""]
+    ask += ["--find-links", links] if (links := os.environ.get("PIP_FIND_LINKS")) else []
+    for more in ([], ["--torch-backend", "cpu"]):
+        if python and subprocess.run([*ask, *more], capture_output=True).returncode == 0:
+            return python
+    return sys._base_executable
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repository):
     usr, content = tmp_path / "usr", tmp_path / "content"
     content.mkdir()
-    like_colab = shutil.which("python3.12") or sys._base_executable
-    subprocess.run([like_colab, "-m", "venv", "--without-pip", usr], check=True)
+    subprocess.run([colabs_python(), "-m", "venv", "--without-pip", usr], check=True)
     python = usr / "bin/python"
     sources = os.environ.get("PIP_FIND_LINKS")
     install_older = [Path(sys.prefix) / "bin/uv", "pip", "install", "-q", "--python", python, *PREINSTALLED]

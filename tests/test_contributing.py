@@ -39,7 +39,7 @@ def follow(folder: Path, kind: str, text: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(folder)}
     env.pop("PYTEST_CURRENT_TEST", None)
     if kind == "diff":
-        command = ["git", "apply", "--recount", "--unidiff-zero", "-C1", "-"]
+        command = ["git", "apply", "-"]
     else:  # `make` does all but its set-up, which would make this environment the copy's
         command, text = ["bash", "-es"], f'make() {{ command make -o setup "$@"; }}\n{text}'
     done = subprocess.run(command, input=text, cwd=folder, env=env, capture_output=True, text=True)
