@@ -19,6 +19,7 @@ def files() -> list[str]:
 def find_python(version: str) -> str | None:
     """A Python of this version that runs (pyenv puts names on PATH that do not), or None."""
     found = [
+        shutil.which(f"/usr/bin/python{version}"),
         shutil.which(f"python{version}"),
         *map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
     ]
