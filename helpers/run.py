@@ -116,9 +116,10 @@ def check(
 
 
 def digest(notebook: Notebook, values: Mapping[str, Any]) -> str:
-    """A notebook's text and values in short: what its results hold for."""
+    """A notebook's cells and values in short: what its results hold for, whatever outputs are stored in it."""
     asked = {name: value for name, value in sorted(values.items()) if name != "out_dir"}
-    return hashlib.sha256(f"{notebook.text}\n{asked!r}".encode()).hexdigest()
+    cells = ["".join(cell["source"]) for cell in json.loads(notebook.text)["cells"]]
+    return hashlib.sha256(f"{cells!r}\n{asked!r}".encode()).hexdigest()
 
 
 def _read(path: Path) -> Notebook:

@@ -125,7 +125,9 @@ def test_a_notebook_or_value_that_changed_is_not_finished(eight, monkeypatch):
     plan = batch.resume(out, 1, 9, folder)
     assert [one.open() for one in plan.sets] == [[]] * 8
     text = (folder / "02_b.ipynb").read_text()
-    (folder / "02_b.ipynb").write_text(text + "\n")
+    (folder / "02_b.ipynb").write_text(text.replace('"outputs": []', '"outputs": [], "new": 1'))
+    assert [one.open() for one in batch.resume(out, 1, 9, folder).sets] == [[]] * 8
+    (folder / "02_b.ipynb").write_text(text.replace("not mended", "not yet mended"))
     assert [one.open() for one in batch.resume(out, 1, 9, folder).sets] == [["02_b"]] * 8
     (folder / "02_b.ipynb").write_text(text)
 
