@@ -373,18 +373,23 @@ def uv_is_right(venv: Path) -> bool:
     return told.split()[1:2] == [UV_VERSION]
 
 
-def pip_sources(listing: str) -> list[str]:
-    """Translate ``pip config list`` to options for uv, which does not read pip's configuration.
-
-    Only what says where packages are: ``find-links`` (all of them) and ``index-url``.
-    """
-    # pip's own order of precedence: the section for all commands, the one for install, the environment.
+def pip_configuration(listing: str) -> dict[str, str]:
+    """Read ``pip config list`` in pip's own order of precedence: all commands, install, the environment."""
     found: dict[str, str] = {}
     for section in ("global.", "install.", ":env:."):
         for line in listing.splitlines():
             key, _, value = line.partition("=")
             if key.startswith(section):
                 found[key[len(section) :]] = value.strip("'\"").replace("\\n", "\n")
+    return found
+
+
+def pip_sources(listing: str) -> list[str]:
+    """Translate ``pip config list`` to options for uv, which does not read pip's configuration.
+
+    Only what says where packages are: ``find-links`` (all of them) and ``index-url``.
+    """
+    found = pip_configuration(listing)
     options = [text for place in found.get("find-links", "").split() for text in ("--find-links", place)]
     if "index-url" in found:
         options += ["--default-index", found["index-url"]]
@@ -409,6 +414,10 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
     """
     asked = subprocess.run([python_of(venv), "-m", "pip", "config", "list"], capture_output=True, text=True)
     command = lock_command(venv, lock, pip_sources(asked.stdout))
+    if certificates := pip_configuration(asked.stdout).get(
+        "cert"
+    ):  # of a proxy, say: uv has another name for it
+        os.environ.setdefault("SSL_CERT_FILE", certificates)
     done = run((f"packages of {lock.name}", command))[0]
     if platform == "cpu" and torch_is_missing(done):
         # PyPI does not have the CPU build; the option makes uv look at the PyTorch project's own wheels.

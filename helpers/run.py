@@ -116,7 +116,7 @@ def check(
 
 
 def digest(notebook: Notebook, values: Mapping[str, Any]) -> str:
-    """A notebook's cells and values in short: what its results hold for, whatever outputs are stored in it."""
+    """A notebook's cells and values in short: what its results hold for, whatever outputs are stored."""
     asked = {name: value for name, value in sorted(values.items()) if name != "out_dir"}
     cells = ["".join(cell["source"]) for cell in json.loads(notebook.text)["cells"]]
     return hashlib.sha256(f"{cells!r}\n{asked!r}".encode()).hexdigest()

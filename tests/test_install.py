@@ -32,7 +32,8 @@ NO_TORCH = (
 FAKE = """#!/bin/sh
 here={here}
 printf '%s\\n' "{name} $*" >> "$here/asked"
-echo "UV_CACHE_DIR=$UV_CACHE_DIR PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
+echo "SSL_CERT_FILE=$SSL_CERT_FILE UV_CACHE_DIR=$UV_CACHE_DIR" \\
+    "PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
 case "$*" in
     --version) echo "uv {version}"; exit 0 ;;
     *"config list"*) cat "$here/pip.config" 2>/dev/null; exit 0 ;;
@@ -94,6 +95,7 @@ def quiet_process(monkeypatch):
     """What set-up changes in its own process must not reach the other tests."""
     monkeypatch.setenv("UV_CACHE_DIR", "somewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("SSL_CERT_FILE", "theirs")
     monkeypatch.setattr(install.models, "ready", lambda: True)
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -229,6 +231,17 @@ def test_pips_sources_reach_uv(venv):
     assert command.endswith(
         "--find-links /wheels --find-links /more --default-index https://mirror.example/simple"
     )
+
+
+@pytest.mark.parametrize("own", ["", "/mine.pem"])
+def test_pips_certificates_reach_uv_unless_there_are_others(venv, monkeypatch, own):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    if own:
+        monkeypatch.setenv("SSL_CERT_FILE", own)
+    (venv.folder / "pip.config").write_text("global.cert='/x.pem'\n")
+    install.setup(str(venv.folder), "cpu")
+    last = (venv.folder / "environ").read_text().splitlines()[-1]
+    assert last.startswith(f"SSL_CERT_FILE={own or '/x.pem'} ")
 
 
 def test_pips_sources_in_its_order_of_precedence():
