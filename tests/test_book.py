@@ -40,6 +40,15 @@ def test_the_map_has_every_notebook_in_order_with_its_question():
         assert re.search(r"\d+ (s|min)", time)
 
 
+def test_the_guides_own_map_asks_the_same_questions():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(\w+\.ipynb\) \| (.+) \|$", prose("notebooks/00_start_here.ipynb"), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [name for name in NAMES if "01" <= name < "07"]
+    for name, question in rows:
+        assert first_cell(REPO / f"notebooks/{name}.ipynb").splitlines()[0] == f"# {question}"
+
+
 def test_needs_on_the_map_are_those_that_the_runner_knows():
     needs = {row[2]: row[5] for row in MAP.findall(prose("README.md"))}
     for path in NOTEBOOKS:
