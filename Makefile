@@ -8,12 +8,15 @@ PLATFORM ?= auto
 NOTEBOOKS ?=
 MODEL ?=
 OUT ?=
-# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml.
+# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml, or a list of
+# such sets; how many sets at once; the folder of a list that was not finished.
 PARAMETERS ?=
+JOBS ?=
+RESUME ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all faults screenshots lab notebooks reference lint lock clean
+.PHONY: help setup run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,7 +26,7 @@ setup:  ## create the environment from the lock and prepare the embedded model (
 
 run: setup  ## run the notebooks in order; executed copies and records under runs/
 	@$(in_venv) -m helpers.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
-		$(if $(PARAMETERS),-f "$(PARAMETERS)")
+		$(if $(PARAMETERS),-f "$(PARAMETERS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume "$(RESUME)")
 
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
 	@$(in_venv) -m tests.ci
@@ -46,6 +49,12 @@ lab: setup  ## JupyterLab on the notebooks
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
+
+notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
+	@$(in_venv) -m helpers.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
+
+pictures: setup  ## make the README's pictures from the notebooks' stored outputs
+	@$(in_venv) -m helpers.pictures
 
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; half an hour)
 	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")

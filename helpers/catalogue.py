@@ -83,11 +83,12 @@ def _others(found: dict, holders: Sequence) -> bool:
 
 RELEASE = "01_baseline: The memory is back"
 BYTES = "00_start_here: What a model takes, before it is loaded"
-WAYS = "02_fp8: Look: speed"
+WAYS = "02_fp8: Predict: speed"
 AWQ_NAME = "03_awq: What goes wrong here"
 FAULTS = "06_when_it_fails"
 README = "README: Other ways in"
 MEMORY_DOCS = "https://docs.vllm.ai/en/latest/configuration/conserving_memory/"
+ARGUMENT_DOCS = "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html"
 HUB_DOCS = "https://huggingface.co/docs/hub/models-gated"
 
 _NUMBER = r"-?[\d.]+"
@@ -644,7 +645,7 @@ LIMITS = (
             r"LLM\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'",
         ),
         ("Compare the spelling with the arguments of vllm.LLM: help(vllm.LLM)",),
-        "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html",
+        ARGUMENT_DOCS,
         "CPU",
     ),
     Entry(
@@ -871,7 +872,7 @@ LAST = (
         "vLLM refuses the value of an argument: {name}.",
         (r"validation errors? for \w+Config\n(?P<name>\w+)",),
         ("Compare it with what vLLM allows: help(vllm.LLM)",),
-        "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html",
+        ARGUMENT_DOCS,
         "CPU",
     ),
 )

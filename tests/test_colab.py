@@ -1,0 +1,273 @@
+"""Colab's shape: another folder, another Python environment with older packages, and no helpers to import."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from helpers import colab, install
+from tests.scratch import REPO, copy_repository, find_python
+
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+# What Colab brings, as far as it matters here: its own front end pinned, and older packages.
+PREINSTALLED = (
+    "ipykernel==6.17.1", "ipython==7.34.0", "ipywidgets==7.7.1", "jupyter-client==7.4.9", "tornado==6.5.1",
+    "traitlets==5.7.1", "pandas==2.2.2", "numpy==2.0.2", "matplotlib==3.10.0", "psutil==5.9.5",
+    "requests==2.32.4", "protobuf==5.29.5", "pip",
+)  # fmt: skip
+PINNED = ("ipykernel==6.17.1", "ipython==7.34.0", "pandas==2.2.2", "requests==2.32.4", "tornado==6.5.1")
+
+
+def setup_cell(repository: str = "") -> str:
+    """The set-up cell as a reader runs it, with an address filled in."""
+    first = next(
+        cell for cell in json.loads(NOTEBOOKS[0].read_text())["cells"] if cell["cell_type"] == "code"
+    )
+    empty = 'REPOSITORY = ""'
+    source = "".join(first["source"])
+    assert source.count(empty) == 1
+    return source.replace(empty, f"REPOSITORY = {json.dumps(repository)}")
+
+
+def put_google_colab(packages: Path) -> None:
+    """An importable ``google.colab`` whose metadata pins what the real one pins; it does nothing."""
+    (packages / "google/colab").mkdir(parents=True)
+    (packages / "google/colab/__init__.py").touch()
+    info = packages / "google_colab-1.0.0.dist-info"
+    info.mkdir()
+    pins = "".join(f"Requires-Dist: {pin}\n" for pin in PINNED)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: google-colab\nVersion: 1.0.0\n{pins}")
+    (info / "RECORD").write_text("google/colab/__init__.py,,\n")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    return copy_repository(tmp_path_factory.mktemp("hosted") / "a repository")
+
+
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """An environment without any package but google.colab; returns its Python."""
+    venv.create(tmp_path / "usr", with_pip=False)
+    put_google_colab(next((tmp_path / "usr/lib").glob("python3.*")) / "site-packages")
+    return tmp_path / "usr/bin/python"
+
+
+def run_cell(python: Path, folder: Path, code: str) -> subprocess.CompletedProcess:
+    """Run code in a folder where nothing of this project can be found."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    folder.mkdir(exist_ok=True)
+    return subprocess.run([python, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+
+
+# --- The cell
+
+
+def test_every_notebook_has_the_same_set_up_cell_first():
+    cells = [json.loads(path.read_text())["cells"] for path in NOTEBOOKS]
+    first = [next(cell for cell in found if cell["cell_type"] == "code") for found in cells]
+    assert {"".join(cell["source"]) for cell in first} == {setup_cell()}
+    assert all(cell["outputs"] == [] for cell in first)
+
+
+def test_anywhere_else_it_does_nothing(tmp_path):
+    # A namespace `google` without colab in it, as protobuf leaves one, is not Colab either.
+    (tmp_path / "google/protobuf").mkdir(parents=True)
+    done = run_cell(
+        sys.executable, tmp_path, f"{setup_cell('/nowhere')}\nprint(os.listdir(), 'helpers' in sys.modules)"
+    )
+    assert (done.stdout, done.stderr) == ("['google'] False\n", "")
+
+
+def test_without_an_address_it_says_which_variable(bare, tmp_path):
+    done = run_cell(bare, tmp_path / "content", setup_cell())
+    assert done.returncode
+    assert done.stderr == "Set REPOSITORY above to this tutorial's address, then run the cell again.\n"
+    assert not any((tmp_path / "content").iterdir())
+
+
+def test_a_wrong_address_is_named_and_can_be_corrected(bare, tmp_path):
+    done = run_cell(bare, tmp_path / "content", setup_cell("file:///nowhere"))
+    assert done.stderr.endswith("git could not fetch file:///nowhere: is REPOSITORY above its address?\n")
+    assert not any((tmp_path / "content").iterdir())
+
+
+def test_the_second_time_it_finds_everything_and_says_nothing(bare, tmp_path, repository):
+    content, ready = tmp_path / "content", "from helpers import install; from pathlib import Path\n"
+    ready += "import sys; install.write_stamp(Path(sys.prefix), install.detect_platform())"
+    content.mkdir()
+    subprocess.run(["git", "clone", "-q", repository, content / "tutorial"], check=True)
+    assert run_cell(bare, content / "tutorial", ready).returncode == 0
+    where = "\nprint(os.getcwd(), sys.path.count(os.path.dirname(os.getcwd())))"
+    done = run_cell(bare, content, setup_cell() + where + "\n" + setup_cell() + where)
+    notebooks = content / "tutorial/notebooks"
+    assert (done.stdout, done.stderr) == (f"{notebooks} 1\n" * 2, "")
+
+
+def test_no_file_knows_an_address_of_this_repository(repository):
+    listed = [
+        "git",
+        "grep",
+        "-nE",
+        r"(github|gitlab|bitbucket)[.][a-z]+/|colab[.]research",
+        "--",
+        "*.ipynb",
+        "*.md",
+    ]
+    done = subprocess.run(listed, cwd=repository, capture_output=True, text=True)
+    assert done.stdout == ""
+
+
+# --- What it keeps, replaces and asks for
+
+
+def test_its_front_end_and_what_it_pins_stay(tmp_path):
+    put_google_colab(tmp_path)
+    for name in ("ipykernel-6.17.1", "pandas-2.2.2", "numpy-2.0.2", "jupyter_client-7.4.9", "torch-2.8.0"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    kept = install.kept(tmp_path)
+    assert kept == {"ipykernel", "pandas", "jupyter-client"}
+    shorter = install.lock_without(install.lock_of("cpu"), kept, tmp_path).read_text().splitlines()
+    names = [line.partition("==")[0] for line in shorter if line[:1].isalnum()]
+    whole = [
+        line.partition("==")[0]
+        for line in install.lock_of("cpu").read_text().splitlines()
+        if line[:1].isalnum()
+    ]
+    assert [name for name in whole if name not in names] == sorted(kept)
+
+
+def test_only_a_package_in_use_asks_for_a_restart(tmp_path, monkeypatch):
+    for name in ("used", "unused"):
+        (tmp_path / f"{name}.py").touch()
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (info / "RECORD").write_text(f"{name}.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("used")
+    assert {"used"} == colab.in_use() & {"used", "unused"}
+    said = colab.changes({"a": "1", "b": "1", "c": "1"}, {"a": "2", "b": "1", "d": "1", "e": "1"})
+    assert said == "Added 2 packages.\nReplaced 1: a 1 -> 2.\nRemoved 1: c 1."
+
+
+# --- All of it, in kernels of such an environment
+
+
+class Runtime:
+    """A notebook's kernel in an environment of Colab's shape."""
+
+    def __init__(self, python: Path, content: Path):
+        from jupyter_client.manager import KernelManager
+
+        self.manager = KernelManager()
+        self.manager.kernel_spec.argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        env |= {"PATH": f"{python.parent}:{env['PATH']}"}
+        self.manager.start_kernel(cwd=str(content), env=env)
+        self.connect()
+
+    def connect(self) -> None:
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def restart(self) -> None:
+        self.client.stop_channels()
+        self.manager.restart_kernel(now=True)
+        self.connect()
+
+    def run(self, code: str, timeout: float = 400) -> tuple[str, str]:
+        """What the code printed, and the error it ended with."""
+        said: list[str] = []
+
+        def listen(message: dict) -> None:
+            content = message["content"]
+            said.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+
+        reply = self.client.execute_interactive(
+            code, timeout=timeout, output_hook=listen, stop_on_error=False
+        )
+        error = reply["content"]
+        return "".join(said), f"{error.get('ename', '')}: {error.get('evalue', '')}".strip(": ")
+
+    def run_notebook(self, path: Path, **parameters) -> None:
+        """Run all cells after the set-up cell, with other parameters."""
+        for number, cell in enumerate(
+            c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"
+        ):
+            if number:
+                said, error = self.run("".join(cell["source"]))
+                assert not error, f"{path.name}, cell {number + 1}: {error}\n{said}"
+            if "parameters" in cell["metadata"].get("tags", ()):
+                self.run("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+
+
+def installed(python: Path) -> dict[str, str]:
+    uv = Path(sys.prefix) / "bin/uv"
+    done = subprocess.run(
+        [uv, "pip", "list", "-q", "--format", "json", "--python", python], capture_output=True
+    )
+    return {found["name"]: found["version"] for found in json.loads(done.stdout)}
+
+
+def colabs_python() -> str:
+    """Python 3.12, as in Colab, if that and torch's CPU build for it can be had; else this version."""
+    uv, python = Path(sys.prefix) / "bin/uv", find_python("3.12")
+    torch = re.search(r"^torch==\S+", install.lock_of("cpu").read_text(), re.MULTILINE)[0]
+    ask = [uv, "pip", "install", "-q", "--dry-run", "--no-deps", torch, "--python", python or ""]
+    ask += ["--find-links", links] if (links := os.environ.get("PIP_FIND_LINKS")) else []
+    for more in ([], ["--torch-backend", "cpu"]):
+        if python and subprocess.run([*ask, *more], capture_output=True).returncode == 0:
+            return python
+    return sys._base_executable
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repository):
+    usr, content = tmp_path / "usr", tmp_path / "content"
+    content.mkdir()
+    subprocess.run([colabs_python(), "-m", "venv", "--without-pip", usr], check=True)
+    python = usr / "bin/python"
+    sources = os.environ.get("PIP_FIND_LINKS")
+    install_older = [Path(sys.prefix) / "bin/uv", "pip", "install", "-q", "--python", python, *PREINSTALLED]
+    subprocess.run([*install_older, *(["--find-links", sources] if sources else [])], check=True)
+    subprocess.run([*install_older[:6], "--no-deps", "torchvision"], check=True)  # beside torch, on Colab
+    put_google_colab(next((usr / "lib").glob("python3.*")) / "site-packages")
+    before, cell = installed(python), setup_cell(f"file://{repository}")
+    runtime = Runtime(python, content)
+    try:
+        runtime.run("import matplotlib, numpy, pandas")
+        assert "SystemExit: Set REPOSITORY" in runtime.run(setup_cell())[1]
+
+        said, error = runtime.run(cell)
+        after = installed(python)
+        assert f"numpy {before['numpy']} -> {after['numpy']}" in said
+        assert "Removed 1: torchvision" in said
+        assert "had already imported" in error, said
+        assert "numpy" in error
+        assert "Restart the runtime" in error
+        kept = {pin.partition("==")[0] for pin in PINNED} | {"ipywidgets", "jupyter-client", "traitlets"}
+        assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+        assert runtime.run(cell)[1] == error, "a kernel with the old packages is told again"
+
+        runtime.restart()
+        assert runtime.run(cell) == ("", "")
+        assert runtime.run(cell) == ("", ""), "the second time, and from the notebooks' folder"
+        notebooks = content / "tutorial/notebooks"
+        runtime.run_notebook(notebooks / "00_start_here.ipynb")
+        short = {"batch_sizes": "1", "seconds": 0.3, "perplexity_tokens": 256, "max_tokens": 8}
+        runtime.run_notebook(notebooks / "01_baseline.ipynb", **short)
+    finally:
+        runtime.client.stop_channels()
+        runtime.manager.shutdown_kernel(now=True)
+        shutil.rmtree(usr)

@@ -1,0 +1,99 @@
+"""CONTRIBUTING.md, followed to the letter: its blocks are run in a copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scratch import REPO, copy_repository
+
+TEXT = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(section: str) -> list[tuple[str, str]]:
+    """The kinds and texts of a section's blocks, in order."""
+    text = TEXT.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """A copy of the repository with this environment, whose set-up is left alone: it belongs to this one."""
+    folder = copy_repository(tmp_path / "a copy")
+    (folder / ".venv/bin").mkdir(parents=True)
+    python = folder / ".venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def follow(folder: Path, kind: str, text: str) -> str:
+    """Do what a block says: apply a diff, or run commands; return what they printed."""
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    env.pop("PYTEST_CURRENT_TEST", None)
+    if kind == "diff":
+        command = ["git", "apply", "-"]
+    else:  # `make` does all but its set-up, which would make this environment the copy's
+        command, text = ["bash", "-es"], f'make() {{ command make -o setup "$@"; }}\n{text}'
+    done = subprocess.run(command, input=text, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_the_three_commands_are_there():
+    block = re.search(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)[1]
+    targets = re.findall(r"^make (\S+)", block, re.MULTILINE)
+    assert len(targets) == 3
+    for target in targets:
+        assert subprocess.run(["make", "-n", target], cwd=REPO, capture_output=True).returncode == 0
+
+
+def test_the_example_of_a_scheme_still_fits_the_code(copy):
+    (kind, text), *_ = blocks("Add a scheme")
+    assert kind == "diff"
+    follow(copy, kind, text)
+    program = "from helpers import schemes; print(*schemes.SCHEMES); print(schemes.__file__)"
+    said = follow(copy, "sh", f".venv/bin/python -c {shlex.quote(program)}")
+    names, file = said.splitlines()
+    assert names.split()[-1] == "fp8_channel"
+    assert file == str(copy / "helpers/schemes.py")
+    follow(
+        copy,
+        "sh",
+        ".venv/bin/python -m ruff check -q helpers; .venv/bin/python -m ruff format -q --check helpers",
+    )
+
+
+@pytest.mark.slow
+def test_a_scheme_can_be_added_as_it_says(copy):
+    said = [follow(copy, *block) for block in blocks("Add a scheme")][-1]
+    assert re.search(r"[\d,]+ bytes predicted\n$", said)
+
+
+def test_a_notebook_can_be_added_as_it_says(copy):
+    for block in blocks("Add a notebook"):
+        follow(copy, *block)
+    added = json.loads((copy / "notebooks/07_my_question.ipynb").read_text())
+    shown = [output for cell in added["cells"] for output in cell.get("outputs", ())][-1]
+    assert "W4A16 (AWQ) | " in "".join(shown["data"]["text/plain"])
+    changed = subprocess.run(["git", "status", "--short"], cwd=copy, capture_output=True, text=True).stdout
+    assert set(changed.split()[1::2]) == {
+        "README.md", "notebooks/07_my_question.ipynb", "notebooks/pictures/07_my_question.png",
+    }  # fmt: skip
+
+
+def test_a_name_without_its_place_or_one_that_is_taken_is_refused(copy):
+    for name, message in (("my_question", "two digits"), ("00_start_here", "there already")):
+        arguments = [sys.executable, "-m", "helpers.skeleton", name]
+        done = subprocess.run(
+            arguments, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert message in done.stderr
