@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import hardware, measure, models, records, roofline, schemes
+from helpers import hardware, measure, models, records, roofline, schemes, sizing
 from helpers.engine import EngineError, open_engine
 
 MODEL = "shape:mistral-7b"
@@ -193,6 +193,12 @@ def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
         parts[kind] += us
     parts["other kernels"] += seen["gpu_us"] - named
     return parts | {"GPU waits": max(0.0, step - seen["gpu_us"])}
+
+
+def least(row: dict, model: models.Model) -> float:
+    """Microseconds that reading the weights of a variant takes at the bandwidth measured beside it."""
+    machine = sizing.card(row["device"]).machine
+    return 1e6 * roofline.step(model, row["scheme"], machine).weights / row["copy_bandwidth"]
 
 
 @contextmanager
