@@ -350,14 +350,14 @@ def reconciled(found: Iterable) -> Table:
 
 
 def sides(found: Mapping[str, object]) -> Table:
-    """``roofline.side`` of each scheme; None where it was not measured beside the baseline here."""
+    """``roofline.side`` of each scheme; None where no kernel of its own was timed beside the baseline."""
 
     def batches(sizes) -> str:
         return ", ".join(map(str, sizes)) or "none"
 
     rows = []
     for name, side in found.items():
-        cells = ["not measured here"] * 4
+        cells = ["no kernel timed here"] * 4
         if side:
             crosses = f"at batch {side.crosses:.0f}" if side.crosses else "nowhere measured"
             cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
