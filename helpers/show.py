@@ -61,7 +61,7 @@ def as_it_is(page: str) -> str:
 
 class Table:
     """A small table as HTML and as text. The first column names the row, the others are right-aligned as
-    numbers are; ``texts`` names columns that hold sentences.
+    numbers are; ``texts`` names columns that hold sentences. The first and those are left-aligned.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class Table:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         left = ' style="text-align:left"'
         head = "".join(
-            f'<th scope="col"{left if name in self.texts else ""}>{html.escape(name)}</th>'
-            for name in self.columns
+            f'<th scope="col"{left if place == 0 or name in self.texts else ""}>{html.escape(name)}</th>'
+            for place, name in enumerate(self.columns)
         )
         body = "".join(
             "<tr>"
@@ -205,7 +205,7 @@ class Answer:
 def ways(found: Mapping[str, object]) -> Table:
     """How this machine runs each scheme, and why: ``schemes.Way`` by the scheme's title."""
     rows = [[title, measured(way.name), measured(way.why)] for title, way in found.items()]
-    return Table(["scheme", "runs here as", "because"], rows)
+    return Table(["scheme", "runs here as", "because"], rows, texts=["runs here as", "because"])
 
 
 def predictions(sizes: Mapping[str, int]) -> Table:

@@ -1,7 +1,7 @@
 """What ``make test`` runs, the cheapest failure first, and a table of where the time went.
 
     python -m tests.ci            style, tests, the notebooks run once and what replays that run
-    python -m tests.ci --all      also the slow tests and 05, and the notebooks with their own parameters
+    python -m tests.ci --all      also 05, the slow tests, the browser; notebooks with their own parameters
     python -m tests.ci --replay   no tests, and judge the executed copies of the last run again
 
 Each notebook is executed once, by the runner that readers use, and everything that judges it looks at that
@@ -104,7 +104,7 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
     run("format", "ruff", "format", "--check", ".")
     run("notebook files", "pytest", *files)  # a noisy or dull one need not be run to be refused
     if not replay:
-        quick = () if slow else ("-m", "not slow")
+        quick = ("-m", "not browser" if slow else "not slow")
         tests = ("pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
         short = () if slow else tuple(word for pair in SHORT.items() for word in ("-p", *pair))
         notebooks = ("helpers.run", *names, "--out", str(EXECUTED), *short)
@@ -119,6 +119,8 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
     run("nbval, pictures, mutants", "pytest", *NBVAL, *recorded, *paths)
     kernel = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300")
     run("nbval with a kernel", "pytest", *NBVAL, *kernel, f"notebooks/{REAL}.ipynb", **headless)
+    if slow and not replay:
+        run("browser", "pytest", "tests", "-m", "browser")  # 04 reads the records of the run above
 
 
 def table(steps: Sequence[Step], seconds: float, gap: str = "  ", frame: str = "") -> list[str]:
