@@ -110,7 +110,7 @@ MEMORY = (
             "If nothing refers to it any more: restart the kernel.",
         ),
         RELEASE,
-        "vllm/v1/worker/utils.py",
+        "GPU",
         memory=True,
         when=_ours,
     ),
@@ -138,7 +138,7 @@ MEMORY = (
             "To share the GPU, ask for what is free now: {fits}",
         ),
         RELEASE,
-        "vllm/v1/worker/utils.py",
+        "GPU",
         memory=True,
         facts=_fitting,
         when=_others,
@@ -213,7 +213,7 @@ MEMORY = (
             "A smaller model, or several GPUs: tensor_parallel_size=2",
         ),
         BYTES,
-        "vLLM 0.5.4 on an NVIDIA L4, in the log that this project began with",
+        "GPU",
         memory=True,
     ),
     Entry(
@@ -697,6 +697,7 @@ ENVIRONMENT = (
             r"Failed to infer device type",
             r"No CUDA GPUs are available",
             r"Found no NVIDIA driver on your system",
+            r"local rank \d+ is out of bounds for 0 devices",
         ),
         (
             "nvidia-smi -L      # is one listed?",
@@ -704,7 +705,7 @@ ENVIRONMENT = (
             "make clean; make run PLATFORM=cpu      # the CPU build instead",
         ),
         README,
-        "vllm/config/device.py",
+        "GPU",
     ),
     Entry(
         "torchvision-beside-torch",
