@@ -559,6 +559,9 @@ def environment(in_process: bool) -> dict[str, str]:
 def _import_vllm() -> float:
     """Import vLLM (9 s with compiled bytecode, 20 s without); return the seconds it took.
 
+    Two fifths of it are torch, its compiler included, a fifth transformers, a tenth vLLM's own modules and
+    the rest a hundred small ones: there is no part to leave out, only the whole not to do twice (``spare``).
+
     Ctrl+C waits for the import: torch cannot be imported again in a process where it was cut short.
     """
     begun = time.perf_counter()
