@@ -39,7 +39,9 @@ class Slider:
         slider = getattr(ipywidgets, f"{kind}Slider")(
             **values, readout=False, continuous_update=False, tooltip=self.hint, layout={"width": "16em"}
         )
-        ipywidgets.link((box, "value"), (slider, "value"))
+        ipywidgets.dlink((box, "value"), (slider, "value"))
+        # A slider counts its steps in the browser: 26.4 and a tenth twice is 26.599999999999998 there.
+        ipywidgets.dlink((slider, "value"), (box, "value"), lambda value: round(value, 9))
         return ipywidgets.HBox([box, slider])
 
     @property
