@@ -377,7 +377,8 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
         kernels = "; ".join(row["kernels"]) or "cuBLAS, or none named"
         table.append([*key, kernels, *cells, f"{row['of_the_bound']:.0%}"])
     heads = [f"tok/s at batch {batch}" for batch in batches]
-    return Table(["scheme", "setting", "kernel", *heads, "of the bound at 1"], table)
+    columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
+    return Table(columns, table, texts=["setting", "kernel"])
 
 
 def offers(found: Iterable) -> Table:
