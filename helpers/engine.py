@@ -366,7 +366,7 @@ class Engine:
 
     def _start(self) -> None:
         global _engines_built
-        os.environ.update(environment(self.in_process))
+        os.environ.update(environment(self.in_process) | hardware.compiling(self.machine, self.args))
         if not self.in_process and spare.useful(self.machine.kind):
             spare.prepare(self.machine.kind, dict(os.environ), own.spawn_bound)
         with Progress(self.log_file), self._log.capturing():

@@ -15,9 +15,15 @@ from collections.abc import Mapping, Sequence
 from helpers import drawn, schemes
 from helpers.show import COLOURS, Note, measured, mib, one_origin
 
-MARKERS = dict(
-    zip(("baseline", "fp8", "fp8_file", "fp8_kv", "awq", "rounded", "int8"), "osDv^XP", strict=True)
-)
+MARKERS = {
+    "baseline": "o",
+    "fp8": "s",
+    "fp8_file": "D",
+    "fp8_kv": "v",
+    "awq": "^",
+    "rounded": "X",
+    "int8": "P",
+}
 LINES = {
     "baseline": "-",
     "fp8": "--",

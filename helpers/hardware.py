@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,3 +248,14 @@ for _ in range(9):
     times.append(begin.elapsed_time(end) / 1e3)
 print(2 * n**3 / sorted(times)[len(times) // 2])
 """
+
+
+def compiling(machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
+    """The environment in which torch compiles nothing for an engine that runs eagerly on a CPU.
+
+    vLLM has a few small functions compiled all the same (the rank of a token, in vllm/v1/sample/ops). That
+    takes g++, which a fresh machine may not have, and fails in a folder whose path has a space.
+    """
+    if machine.kind != "cpu":
+        return {}
+    return {"TORCHDYNAMO_DISABLE": "1" if args.get("enforce_eager") else "0"}

@@ -278,7 +278,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env=_environment(self.settings),
+                env=_environment(self.settings) | hardware.compiling(hardware.detect(), self.args),
                 start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
             )
 

@@ -218,9 +218,9 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_sets_over_two_notebooks_of_the_collection(tmp_path):
+def test_sets_over_two_notebooks_of_the_collection(tmp_path):
     short = "seconds: 0.3, perplexity_tokens: 256, max_tokens: 8"
-    sets = [f"- {{context: {1024 * n}, batch_sizes: '{n}', {short}}}\n" for n in range(1, 9)]
+    sets = [f"- {{context: {1024 * n}, batch_sizes: '{n}', {short}}}\n" for n in range(1, 5)]
     (tmp_path / "sets.yaml").write_text("".join(sets))
     out = tmp_path / "out"
     arguments = ["00_start_here", "01_baseline", "-f", str(tmp_path / "sets.yaml"), "--out", str(out)]
@@ -230,5 +230,5 @@ def test_eight_sets_over_two_notebooks_of_the_collection(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
-    assert [(row["set"], row["batch"]) for row in rows] == [(str(n), n) for n in range(1, 9)]
+    assert [(row["set"], row["batch"]) for row in rows] == [(str(n), n) for n in range(1, 5)]
     assert all(row["output_tokens_per_s"] > 0 for row in rows)

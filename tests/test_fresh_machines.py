@@ -1,10 +1,14 @@
 """Machines that have nothing yet (`python -m tests.fresh_machines` prints them as a table)."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from helpers import hardware
 from tests.fresh_machines import CASES, run_case
 
 
@@ -21,3 +25,31 @@ def test_a_fresh_machine_runs_the_first_notebooks_with_and_without_a_network(cas
             pytest.skip(step.result)
         assert step.code == 0, f"{step.what}: {step.output[-3000:]}"
     assert step.what.endswith("network cut")
+
+
+WITHOUT_A_COMPILER = """
+import sys
+from helpers import measure
+from helpers.engine import open_engine
+
+with open_engine(log_dir=sys.argv[1], max_model_len=512) as engine:
+    print(measure.perplexity(engine, 256).value > 1)
+    from vllm import SamplingParams
+
+    print(len(engine.llm.generate("One", SamplingParams(max_tokens=4, top_k=5, seed=1))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(hardware.detect().kind != "cpu", reason="on a GPU an engine compiles")
+def test_an_engine_on_a_cpu_needs_no_compiler(tmp_path):
+    env = {
+        **os.environ,
+        "CXX": "/no/compiler",
+        "CC": "/no/compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+    env.pop("TORCHDYNAMO_DISABLE", None)
+    command = [sys.executable, "-c", WITHOUT_A_COMPILER, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["True", "1"], done.stderr[-3000:]
