@@ -13,7 +13,7 @@ MOST = 1.5
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
+def pairs(warm, tmp_path_factory):  # warm: the first engine of a process is told from the others
     folder = tmp_path_factory.mktemp("crosscheck")
     return list(
         crosscheck.check(
