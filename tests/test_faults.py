@@ -35,6 +35,7 @@ class Fault:
     args: dict = field(default_factory=dict)
     change: Callable[[Path], None] | None = None  # what to do to a copy of the embedded model
     unless: str = ""  # an instruction set with which it is no fault
+    slow: bool = False  # like another of these: left to `make test-all`
 
 
 def config(**new) -> Callable[[Path], None]:
@@ -95,7 +96,9 @@ FAULTS = (
         "kv-cache-too-small",
         {"max_model_len": 8192, "kv_cache_memory_bytes": 64 * MIB},
     ),
-    Fault("a KV cache larger than the machine", "cpu-memory-share", {"kv_cache_memory_bytes": 2**45}),
+    Fault(
+        "a KV cache larger than the machine", "cpu-memory-share", {"kv_cache_memory_bytes": 2**45}, slow=True
+    ),
     Fault(
         "per-tensor FP8 without AMX",
         "fp8-per-tensor-on-cpu",
@@ -103,25 +106,37 @@ FAULTS = (
         unless="amx_bf16",
     ),
     Fault(
-        "FP8 KV cache without AVX-512", "no-kernel-for-format", {"kv_cache_dtype": "fp8"}, unless="avx512f"
+        "FP8 KV cache without AVX-512",
+        "no-kernel-for-format",
+        {"kv_cache_dtype": "fp8"},
+        unless="avx512f",
+        slow=True,
     ),
-    Fault("FP8 computed in FP32", "format-and-dtype", {"quantization": "fp8_per_tensor", "dtype": "float32"}),
+    Fault(
+        "FP8 computed in FP32",
+        "format-and-dtype",
+        {"quantization": "fp8_per_tensor", "dtype": "float32"},
+        slow=True,
+    ),
     Fault("awq of a model that is not quantized", "not-a-quantized-model", {"quantization": "awq"}),
-    Fault("gptq of a model that is not quantized", "not-a-quantized-model", {"quantization": "gptq"}),
+    Fault(
+        "gptq of a model that is not quantized", "not-a-quantized-model", {"quantization": "gptq"}, slow=True
+    ),
     Fault(
         "awq of an llm-compressor checkpoint",
         "quantization-mismatch",
         {"quantization": "awq"},
         config(quantization_config=PACKED),
+        slow=True,
     ),
-    Fault("a quantization method that does not exist", "no-such-format", {"quantization": "awq4"}),
+    Fault("a quantization method that does not exist", "no-such-format", {"quantization": "awq4"}, slow=True),
     Fault(
         "an architecture vLLM does not have",
         "unsupported-architecture",
         change=config(architectures=["StrangeForCausalLM"]),
     ),
-    Fault("a model type nobody knows", "unsupported-architecture", change=config(**STRANGE)),
-    Fault("a config that demands remote code", "remote-code", change=config(**REMOTE)),
+    Fault("a model type nobody knows", "unsupported-architecture", change=config(**STRANGE), slow=True),
+    Fault("a config that demands remote code", "remote-code", change=config(**REMOTE), slow=True),
     Fault("weights cut inside the header", "damaged-weights", change=cut_to(100)),
     Fault("weights of zeros", "damaged-weights", change=overwritten(bytes(100))),
     Fault("half of a fused matrix missing", "missing-weights", change=lacking(HALF)),
@@ -132,10 +147,10 @@ FAULTS = (
         "config-and-weights-differ",
         change=config(intermediate_size=2048),
     ),
-    Fault("no tokenizer", "no-tokenizer", change=without("tokenizer*")),
+    Fault("no tokenizer", "no-tokenizer", change=without("tokenizer*"), slow=True),
     Fault("an argument vLLM does not have", "unknown-argument", {"max_tokens": 5}),
-    Fault("a dtype that does not exist", "argument-refused", {"dtype": "float8"}),
-    Fault("no sequence at all", "argument-refused", {"max_num_seqs": 0}),
+    Fault("a dtype that does not exist", "argument-refused", {"dtype": "float8"}, slow=True),
+    Fault("no sequence at all", "argument-refused", {"max_num_seqs": 0}, slow=True),
 )
 
 
@@ -149,7 +164,9 @@ def changed_copy(change: Callable[[Path], None], folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, id=f.name, marks=[pytest.mark.slow] * f.slow) for f in FAULTS]
+)
 def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_path, table):
     if fault.unless in MACHINE.isa:
         pytest.skip(f"no fault on a CPU with {fault.unless}")
