@@ -28,6 +28,7 @@ def pairs(warm, tmp_path_factory):  # warm: the first engine of a process is tol
     )
 
 
+@pytest.mark.slow
 def test_a_batch_takes_what_its_speed_says(pairs):
     latency = pairs[0]
     print(f"latency: ours {latency.ours_s:.2f} s, vLLM's {latency.theirs_s:.2f} s, {latency.ratio:.3f}")
@@ -35,6 +36,7 @@ def test_a_batch_takes_what_its_speed_says(pairs):
     assert 1 / MOST < latency.ratio < MOST
 
 
+@pytest.mark.slow
 def test_a_queue_takes_what_its_speed_says(pairs):
     throughput = pairs[1]
     print(
@@ -60,6 +62,7 @@ def test_arguments_as_a_command_line_has_them():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_says_why(tmp_path):
     engine = SimpleNamespace(args={"model": str(tmp_path / "nothing-here")}, in_process=True)
     with pytest.raises(crosscheck.CrossCheckError, match="vllm bench latency failed") as raised:

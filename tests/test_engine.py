@@ -267,6 +267,7 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
     table.check("engine", "memory that does not come back", "release", caught.value, "memory-held")
 
 
+@pytest.mark.slow
 def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small, table):
     shared, before = shared_memory(), children()
     with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=False) as engine:

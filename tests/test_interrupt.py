@@ -90,8 +90,11 @@ RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
 
 @pytest.mark.parametrize(
     ("cell", "word", "after_s"),
-    [(LOADING, "GO", 1.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
-    ids=["load", "generate", "release"],
+    [
+        pytest.param(LOADING, "GO", 1.0, id="load"),
+        pytest.param(GENERATING, "GO", 1.5, id="generate"),
+        pytest.param(RELEASING, "ready", 0.5, id="release", marks=pytest.mark.slow),
+    ],
 )
 def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, table):
     left = []

@@ -261,7 +261,13 @@ def test_a_secret_that_a_cell_tells_is_in_nothing_that_a_run_leaves(folder, tmp_
     )  # fmt: skip
     assert done.returncode == 1
     texts = {path.name: path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert set(texts) == {"01_tells.ipynb", "01_tells.log", "baseline-1.log", "records.jsonl"}
+    assert set(texts) == {
+        "01_tells.ipynb",
+        "01_tells.log",
+        "baseline-1.log",
+        "records.jsonl",
+        "results.jsonl",
+    }
     texts["report"] = done.stdout + done.stderr
     for name, text in texts.items():
         assert "5ecret" not in text, name
