@@ -71,7 +71,8 @@ def test_the_code_shown_builds_the_same_engine(small):
     assert "trust_remote_code" not in code
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("fp8", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
 def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, scheme):
     for _ in range(2):  # the first of its kind leaves the modules of its kernels
         with open_engine("embedded", scheme, **small) as engine:

@@ -92,7 +92,7 @@ RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
     ("cell", "word", "after_s"),
     [
         pytest.param(LOADING, "GO", 1.0, id="load"),
-        pytest.param(GENERATING, "GO", 1.5, id="generate"),
+        pytest.param(GENERATING, "GO", 1.5, id="generate", marks=pytest.mark.slow),
         pytest.param(RELEASING, "ready", 0.5, id="release", marks=pytest.mark.slow),
     ],
 )
