@@ -369,13 +369,14 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's."""
     from helpers import tuning
 
-    times = {batch: tuning.against_best(rows, batch) for batch in batches}
+    rows = sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"]))
+    times = [tuning.against_best(rows, batch) for batch in batches]
     table = []
-    for row in sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"])):
-        key = row["scheme"], row["variant"]
-        cells = [f"{row['tokens_per_s'][str(batch)]:,.0f} (x {times[batch][key]:.2f})" for batch in batches]
+    for row, *factors in zip(rows, *times, strict=True):
+        speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
+        cells = [f"{rate:,.0f} (x {factor:.2f})" for rate, factor in zip(speeds, factors, strict=True)]
         kernels = "; ".join(row["kernels"]) or "cuBLAS, or none named"
-        table.append([*key, kernels, *cells, f"{row['of_the_bound']:.0%}"])
+        table.append([row["scheme"], row["variant"], kernels, *cells, f"{row['of_the_bound']:.0%}"])
     heads = [f"tok/s at batch {batch}" for batch in batches]
     columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
     return Table(columns, table, texts=["setting", "kernel"])

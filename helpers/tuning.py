@@ -27,8 +27,8 @@ GRAPHS = [1, 8, 32, 64, 256]  # batch sizes that get a CUDA graph: the reference
 # One graph compiled for one request alone: Inductor then tunes it, and writes its own kernel for the
 # product of a matrix and one vector, which reads faster than the general one. Costs a longer first start.
 ALONE = {"compile_sizes": [1]}
-# Ahead of the first request vLLM compiles kernels of every way of sampling, 15 to 30 s of each start; without
-# that a kernel is compiled when a request first asks for it.
+# Ahead of the first request vLLM runs kernels of every way of sampling, so that they are compiled; without
+# that one is compiled when a request first asks for it. Seconds where they are cached, more where not.
 NO_WARMUP = {"kernel_config": {"enable_jit_warmup": False}}
 
 
@@ -147,11 +147,10 @@ def recorded_starts(folder: Path = records.REFERENCE) -> list[dict]:
     return records.recorded(folder, "starts.jsonl", ("start", "start_s", "device", "model"))[0]
 
 
-def against_best(rows: list[dict], batch: int) -> dict[tuple[str, str], float]:
-    """By scheme and variant: tokens/s as a multiple of the fastest baseline's at that batch size."""
-    rates = {(row["scheme"], row["variant"]): row["tokens_per_s"][str(batch)] for row in rows}
-    best = max(rate for (scheme, _), rate in rates.items() if scheme == "baseline")
-    return {key: rate / best for key, rate in rates.items()}
+def against_best(rows: list[dict], batch: int) -> list[float]:
+    """Each row's tokens/s as a multiple of the fastest baseline's at that batch size, in the rows' order."""
+    best = max(row["tokens_per_s"][str(batch)] for row in rows if row["scheme"] == "baseline")
+    return [row["tokens_per_s"][str(batch)] / best for row in rows]
 
 
 def fastest(rows: list[dict], scheme: str, batch: int) -> str:
