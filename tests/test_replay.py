@@ -44,7 +44,8 @@ def nbval(folder: Path, *arguments: str, rules: Path = RULES) -> tuple[set[str],
         str(folder),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    failed = set(re.findall(r"^(?:FAILED|ERROR) (?:\S*/)?([\w.]+::[\w ]*\w|[\w.]+\.ipynb)", done.stdout, re.M))
+    named = r"^(?:FAILED|ERROR) (?:\S*/)?([\w.]+::[\w ]*\w|[\w.]+\.ipynb)"  # a message may follow
+    failed = set(re.findall(named, done.stdout, re.M))
     assert bool(failed) == bool(done.returncode), done.stdout + done.stderr
     return failed, done.stdout
 
