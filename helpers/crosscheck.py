@@ -18,6 +18,7 @@ from pathlib import Path
 
 from helpers import measure, models
 from helpers.engine import OURS, Engine, environment, open_engine
+from helpers.server import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,7 +90,7 @@ def bench(engine: Engine, name: str, batch: int, prompt: int, output: int, repea
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         own |= {"disable_detokenize": True, "output_json": result}
-        command = _flags({"enable_prefix_caching": False} | args | own)
+        command = flags({"enable_prefix_caching": False} | args | own)
         log = out / f"bench-{name}-{batch}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
@@ -102,18 +103,6 @@ def bench(engine: Engine, name: str, batch: int, prompt: int, output: int, repea
             raise CrossCheckError(f"vllm bench {name} failed:\n{log.read_text(errors='replace')[-1500:]}")
         found = json.loads(result.read_text())
     return statistics.median(found["latencies"]) if name == "latency" else found["elapsed_time"]
-
-
-def _flags(args: dict[str, object]) -> list[str]:
-    """Arguments of ``vllm.LLM`` as the command line has them."""
-    found = []
-    for name, value in args.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return found
 
 
 def _main(arguments: list[str]) -> None:

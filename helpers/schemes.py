@@ -142,7 +142,7 @@ FP8 = Scheme(
     title="FP8, quantized while loading",
     weight_bits=8,
     best_for="many users at once, on hardware that multiplies FP8",
-    unless="the hardware only stores it: then it saves bytes, not time",
+    unless="the hardware only stores it: a GPU then gains at small batches alone, a CPU without AMX loses",
     lesson="02_fp8",
     channel_bytes=4,
     ways=(
@@ -228,7 +228,7 @@ AWQ = Scheme(
     ways=_W4,
     group_bytes=2.5,
     recipe="awq",
-    best_for="few users at once, and models that fit no other way",
+    best_for="a model that fits no other way; few users at once",
     unless="the batch is large, the model small, or the arithmetic scarce",
     lesson="03_awq",
 )
@@ -238,7 +238,7 @@ INT8 = Scheme(
     name="int8",
     title="INT8 W8A8",
     weight_bits=8,
-    best_for="many users at once, where there is no FP8 arithmetic: older GPUs, CPUs",
+    best_for="many users at once, where there is no FP8 arithmetic: T4, A100, CPUs with AVX-512",
     unless="your model's activations have outliers that smoothing does not tame",
     lesson="02_fp8",
     channel_bytes=4,
@@ -256,14 +256,27 @@ INT8 = Scheme(
             Way(
                 "INT8 in oneDNN",
                 when,
-                "Every x86 CPU multiplies INT8 integers in its vector units.",
+                why,
                 _INT8,
                 args,
                 arithmetic_bits=8,
             )
-            for when, args in ((_cpu(*BF16_ISA), _BF16), (_cpu(), _FP32))
+            for when, args, why in (
+                (_cpu(*BF16_ISA), _BF16, "The CPU multiplies INT8 integers in its vector units."),
+                (
+                    _cpu(),
+                    _FP32,
+                    "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
+                    "for each product, and the activations have to be rounded at every step.",
+                ),
+            )
         ),
-        Way("", lambda machine: False, "Blackwell dropped the INT8 matrix path; use FP8 there.", _INT8),
+        Way(
+            "",
+            lambda machine: False,
+            "The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there.",
+            "csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported",
+        ),
     ),
 )
 
@@ -274,7 +287,7 @@ FP8_KV = Scheme(
     weight_bits=16,
     kv_bytes=1,
     best_for="long contexts and many users: twice the tokens in the same memory",
-    unless="the answers suffer, as they can: it is not only the cache",
+    unless="the answers suffer: keys and values are rounded, too",
     lesson="02_fp8",
     ways=(
         *(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import shlex
 import signal
@@ -117,14 +118,18 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
 
 
 def flags(args: dict[str, object]) -> list[str]:
-    """``{"max_model_len": 2048, "enforce_eager": True}`` as ``--max-model-len 2048 --enforce-eager``."""
+    """Arguments of ``vllm.LLM`` as vLLM's command line has them.
+
+    ``max_model_len=2048`` becomes ``--max-model-len 2048``, ``True`` and ``False`` become ``--name`` and
+    ``--no-name``, a dict its JSON.
+    """
     found = []
     for name, value in args.items():
-        flag = "--" + name.replace("_", "-")
+        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            found += [flag] if value else []
+            found.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            found += [flag, str(value)]
+            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return found
 
 

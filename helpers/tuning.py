@@ -37,24 +37,45 @@ def _variant(compilation: dict | None = None, **args) -> dict:
     return {"compilation_config": graphs, **NO_WARMUP, **args}
 
 
+# One scale a layer for weights and activations, fixed by calibration: nothing is searched for at each step.
+# It takes a checkpoint of that kind (llm-compressor's "FP8"), so it is a choice of format, not a setting.
+_TENSOR = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+STATIC_SCALES = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": _TENSOR, "input_activations": _TENSOR}},
+    "ignore": ["lm_head"],
+}
+_STATIC = {"quantization": None, "hf_overrides": {"quantization_config": STATIC_SCALES}}
+
 VARIANTS: dict[str, dict[str, dict]] = {
     "baseline": {
         "vLLM's defaults": _variant(),
         "compiled for batch 1": _variant(ALONE),
         "no async scheduling": _variant(async_scheduling=False),
+        "Triton attention": _variant(attention_backend="TRITON_ATTN"),
     },
     "fp8": {
         "vLLM's defaults": _variant(),
         "torch's kernel": _variant(linear_backend="torch"),
         "torch's kernel, compiled for batch 1": _variant(ALONE, linear_backend="torch"),
         "torch's kernel, FP8 KV cache": _variant(linear_backend="torch", kv_cache_dtype="fp8"),
+        "torch's kernel, Triton attention": _variant(linear_backend="torch", attention_backend="TRITON_ATTN"),
         "Marlin (W8A16)": _variant(linear_backend="marlin"),
+        "Humming": _variant(linear_backend="humming"),
         "per channel": _variant(quantization="fp8_per_channel"),
+        "static scales": _variant(**_STATIC),
+        "static scales, torch's kernel": _variant(linear_backend="torch", **_STATIC),
+        "static scales, torch's kernel, FP8 KV cache": _variant(
+            linear_backend="torch", kv_cache_dtype="fp8", **_STATIC
+        ),
     },
     "awq": {
         "vLLM's defaults": _variant(),
         "Marlin": _variant(linear_backend="marlin"),
         "Marlin, FP16": _variant(linear_backend="marlin", dtype="float16"),
+        "Humming": _variant(linear_backend="humming"),
+        "ExLlama, FP16": _variant(linear_backend="exllama", dtype="float16"),
     },
 }
 
@@ -163,11 +184,13 @@ def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict
     """``vllm.LLM`` arguments of the variant that was fastest at a batch size, on the GPU on record.
 
     For another model, another GPU or another batch it may be another: measure yours with ``settings``.
+    Variants that take another checkpoint are left out.
 
     Raises:
         SchemeError: no variant of the scheme is on record at that batch size.
     """
     rows = [row for row in recorded(folder) if row["scheme"] == scheme and str(batch) in row["tokens_per_s"]]
+    rows = [row for row in rows if "hf_overrides" not in row["args"]]
     if not rows:
         raise schemes.SchemeError(f"No variant of {scheme!r} is on record at batch size {batch}.")
     title = fastest(rows, scheme, batch)

@@ -1,6 +1,5 @@
 """The helpers' speeds beside vLLM's own benchmarks, with the real engine, small enough for every run."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -51,15 +50,6 @@ def test_the_seconds_that_follow_from_a_speed():
     speed = measure.Speed(4, 100.0, 90.0, 110.0, 0.5, 3, 32)  # 4 requests at 25 tokens/s each
     assert crosscheck.expected(speed, 26) == pytest.approx(0.5 + 25 / 25)
     assert crosscheck.Pair("latency", 4, 32, 26, 1.5, 1.2).ratio == pytest.approx(1.25)
-
-
-def test_arguments_as_a_command_line_has_them():
-    args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
-    args |= {"compilation_config": {"compile_sizes": [1]}}
-    assert crosscheck._flags(args) == [
-        "--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching",
-        "--compilation-config", json.dumps({"compile_sizes": [1]}),
-    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
 
 
 def test_int8_is_refused_where_the_hardware_dropped_it():
-    with pytest.raises(SchemeError, match="Blackwell dropped"):
+    with pytest.raises(SchemeError, match="refuses Blackwell"):
         schemes.scheme("int8").way(gpu(12.0))
 
 

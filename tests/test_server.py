@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from helpers import clients, exposure, load, models, records, settings
-from helpers.server import ServerDiedError, ServerError, ServerStartError, open_server
+from helpers.server import ServerDiedError, ServerError, ServerStartError, flags, open_server
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -34,6 +34,19 @@ def server(tmp_path_factory):
 
 def gone(processes: list) -> bool:
     return not psutil.wait_procs(processes, timeout=15)[1]
+
+
+def test_arguments_are_what_vllms_command_line_reads():
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
+    args |= {"compilation_config": {"compile_sizes": [1]}}
+    said = flags(args)
+    assert said[:4] == ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching"]
+    read = EngineArgs.from_cli_args(EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(said))
+    assert (read.max_model_len, read.enforce_eager, read.enable_prefix_caching) == (64, True, False)
+    assert read.compilation_config.compile_sizes == [1]
 
 
 # ---- before anything starts
