@@ -156,6 +156,17 @@ def _unpacked(tensors: dict) -> dict:
     return found
 
 
+def effort(made: Model) -> str:
+    """What a checkpoint of ours was calibrated on, and how long making it took, from its manifest."""
+    path = made.folder / once.MANIFEST
+    if not path.exists():
+        return "what its maker chose: it was not made here"
+    manifest = json.loads(path.read_text())
+    used = manifest["settings"].get("calibration")
+    text = f"{used['samples']} samples of {used['tokens']} tokens" if used else "nothing"
+    return f"{text}, made in {manifest['seconds']:.0f} s"
+
+
 def recognise(folder: Path) -> str | None:
     """Return how a model folder is quantized, from its files' own words, or None if it is not.
 

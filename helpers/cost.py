@@ -5,11 +5,12 @@ A price is always an input: the same GPU's differs by a factor of two between pr
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from helpers import models, roofline, schemes, sizing
+from helpers import models, roofline, schemes, show, sizing
 
 HOURS_A_DAY, DAYS_A_MONTH = 24, 30  # the log's months have 30 days
 
@@ -39,9 +40,18 @@ def per_million(price_per_hour: float, tokens_per_s: float, utilization: float =
     return price_per_hour / (tokens_per_s * 3600 * utilization) * 1e6
 
 
+def served(row: dict, output_tokens: int) -> float:
+    """Output tokens/s of a record's batch with its prompts read: answers of ``output_tokens`` tokens each.
+
+    A record's own rate is that of decoding. A server mixes the two, but has the same prompts to read.
+    """
+    seconds = row["ttft_s"] + (output_tokens - 1) * row["batch"] / row["output_tokens_per_s"]
+    return row["batch"] * output_tokens / seconds
+
+
 @dataclass(frozen=True)
 class Offer:
-    """One way to serve a load: ``count`` cards under a scheme.
+    """One way to serve a load: ``count`` cards under a scheme, each with ``batch`` requests at once.
 
     ``tokens_per_s`` is what one card gives (``basis`` says how that is known), ``used`` the share of all
     cards' throughput that the load takes; ``per_day`` the rent of all, ``per_million`` what a million
@@ -52,6 +62,7 @@ class Offer:
     scheme: str
     price_per_day: float
     count: int = 0
+    batch: int = 0
     tokens_per_s: float = 0.0
     used: float = 0.0
     basis: str = ""
@@ -77,16 +88,17 @@ def offers(
     requests_per_s: float,
     tokens_per_request: float,
     context: int,
-    concurrency: int,
+    most_tpot_s: float,
     utilization: float,
     rest: int,
 ) -> list[Offer]:
     """Every priced card and scheme for a load, those that can serve it first, the cheapest first.
 
-    The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second. A card has to hold the
-    weights and ``concurrency`` requests of ``context`` tokens; it gives the roofline's bound at that
-    batch, the most that any software can get out of it, so that the cost is a *least* cost. No more than
-    ``utilization`` of that is planned with.
+    The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
+    ``context`` tokens each. A card serves as many at once as its memory holds beside the weights, while a
+    step takes no more than ``most_tpot_s``, and at most ``MOST_AT_ONCE``. It gives the roofline's bound at
+    that batch, the most that any software can get out of it, so that the cost is a *least* cost. No more
+    than ``utilization`` of that is planned with.
 
     Raises:
         CostError: a price, rate or utilization that is not above zero.
@@ -95,26 +107,50 @@ def offers(
         "Tokens a request", tokens_per_request
     )
     _above_zero("The utilization", utilization)
+    _above_zero("The longest TPOT", most_tpot_s)
     found = []
     for card_name, price in prices_per_day.items():
         _above_zero(f"The price of {card_name}", price)
         card = sizing.card(card_name)
-        load = {"context": context, "concurrency": concurrency, "rest": rest}
+        load = {"context": context, "concurrency": 1, "rest": rest}
         for name, budget in sizing.budgets(model, names, card, **load).items():
             offer = Offer(card.name, name, price)
             if isinstance(budget, str):
-                found.append(Offer(card.name, name, price, why_not=budget))
+                found.append(replace(offer, why_not=budget))
             elif not budget.fits:
-                lacking = f"{(budget.total - budget.usable) / 2**30:.1f} GiB short"
-                found.append(Offer(card.name, name, price, why_not=lacking))
+                lacking = (budget.total - budget.usable) / 2**30
+                found.append(replace(offer, why_not=f"{lacking:.1f} GiB short for one request"))
             else:
-                work, bits = roofline.step(model, name), roofline.arithmetic_bits(name, card.machine)
-                rate = work.bound(concurrency, card.bandwidth, card.rate(bits), context)
-                count = math.ceil(needed / (rate * utilization))
-                used = needed / (count * rate)
-                offer = Offer(card.name, name, price, count, rate, used, "at most, by the roofline")
-                found.append(offer)
-    return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
+                found.append(_offered(offer, model, card, budget.tokens // context, context, most_tpot_s))
+    return sorted(
+        (offer if offer.why_not else _counted(offer, needed, utilization) for offer in found),
+        key=lambda offer: (bool(offer.why_not), offer.per_day),
+    )
+
+
+MOST_AT_ONCE = 256  # requests in one step; vLLM's own default on most GPUs (max_num_seqs)
+
+
+def _offered(offer: Offer, model, card: sizing.Card, room: int, context: int, most_tpot_s: float) -> Offer:
+    """What one card gives at the largest batch that its memory and the longest TPOT allow."""
+    work, rate = (
+        roofline.step(model, offer.scheme),
+        card.rate(roofline.arithmetic_bits(offer.scheme, card.machine)),
+    )
+
+    def step_s(batch: int) -> float:
+        return work.seconds(batch, card.bandwidth, rate, context)
+
+    sizes = range(1, min(room, MOST_AT_ONCE) + 1)
+    batch = bisect.bisect_right(sizes, most_tpot_s, key=step_s)
+    if not batch:
+        return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
+    return replace(offer, batch=batch, tokens_per_s=batch / step_s(batch), basis="at most, by the roofline")
+
+
+def _counted(offer: Offer, needed: float, utilization: float) -> Offer:
+    count = math.ceil(needed / (offer.tokens_per_s * utilization))
+    return replace(offer, count=count, used=needed / (count * offer.tokens_per_s))
 
 
 # -- which scheme to deploy ---------------------------------------------------------------------
@@ -157,7 +193,9 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
         elif row.get("recovery") is None:
             against[name] = "its answers were not measured"
         elif row["recovery"] < least_recovery:
-            against[name] = f"keeps {row['recovery']:.1%} of the accuracy, less than {least_recovery:.0%}"
+            open_still = row.get("recovery_high", 0) >= least_recovery
+            against[name] = f"keeps {show.kept(row)} of the accuracy, less than {least_recovery:.0%}"
+            against[name] += ": more answers could decide otherwise" if open_still else ""
         else:
             candidates[name] = row
     fastest = max(row["output_tokens_per_s"] for row in candidates.values())
@@ -184,5 +222,5 @@ def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: i
     others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
     return (
         f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
-        f"{smaller:.2f} times smaller, and it keeps {row['recovery']:.1%} of the accuracy."
+        f"{smaller:.2f} times smaller, and it keeps {show.kept(row)} of the accuracy."
     )

@@ -34,9 +34,9 @@ LINES = {
     "int8": "--",
 }
 DOTTED = (0, (1, 2))
-EMPTY = {"linestyle": "none", "markerfacecolor": "white", "markersize": 10, "zorder": 3}
 OTHER = {"color": "#444444", "marker": "*", "linestyle": "-"}  # a scheme that has no look of its own
 HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
+FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
 PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
 
 
@@ -45,6 +45,11 @@ def look(scheme: str) -> dict:
     if scheme not in MARKERS:
         return OTHER
     return {"color": COLOURS[scheme], "marker": MARKERS[scheme], "linestyle": LINES[scheme]}
+
+
+def _bound(scheme: str) -> dict:
+    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
+    return look(scheme) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
 
 
 class Figure:
@@ -141,10 +146,14 @@ def _words(axes, x: float, y: float, text: str) -> None:
 # -- 01 to 03 -----------------------------------------------------------------------------------
 
 
-def roofline(speeds_, bound_tokens_per_s: float, scheme: str = "baseline") -> Figure:
-    """Draw measured throughput against batch size with the bandwidth bound of batch 1.
+def roofline(
+    speeds_, bound_tokens_per_s: float, most_tokens_per_s: float, scheme: str = "baseline"
+) -> Figure:
+    """Draw measured throughput against batch size beneath the two limits of the roofline.
 
-    The bound grows with the batch, because one read of the weights serves every request in it.
+    Args:
+        bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
+            weights serves every request in it. ``most_tokens_per_s``: what the arithmetic allows, at any.
     """
     figure, [[axes]] = _plots()
     batches = [speed.batch for speed in speeds_]
@@ -157,40 +166,49 @@ def roofline(speeds_, bound_tokens_per_s: float, scheme: str = "baseline") -> Fi
     bound = [bound_tokens_per_s * batch for batch in batches]
     label = "bandwidth bound: weights read once a step"
     axes.plot(batches, bound, color=COLOURS["bound"], linestyle="--", label=label)
+    label = "arithmetic bound: two operations a weight and token"
+    axes.axhline(most_tokens_per_s, color=COLOURS["bound"], linestyle=DOTTED, label=label)
     axes.set_ylabel("output tokens per second")
     _batches(axes, batches)
     _log(axes)
     axes.legend()
     return Figure(
         figure,
-        f"Output tokens per second of {scheme} at each batch size, and above them the dashed line of the "
-        "bandwidth bound, which grows with the batch.",
+        f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
+        "bound, which grows with the batch, and the dotted level line of the arithmetic bound.",
     )
 
 
 def grids(matrix, name: str) -> Figure:
-    """Draw one matrix's histogram with the values FP8 and INT4 can hold beneath it."""
+    """Draw one matrix's histogram with the values that 8-bit and 4-bit formats can hold beneath it.
+
+    Counts are logarithmic, so that the few large weights, which set the scale, are seen as well.
+    """
     from helpers import rounding
 
-    figure, [[axes]] = _plots()
+    figure, [[axes], [below]] = _plots(size=(9, 4.8), rows=2)
+    axes.get_gridspec().set_height_ratios([3, 1])
     largest = abs(matrix).max()
-    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"])
-    rows = (("e4m3", "FP8 (E4M3)", "fp8"), ("int4", "INT4", "awq"))
-    named = {-0.09 * place * counts.max(): label for place, (_, label, _) in enumerate(rows, 1)}
-    for height, (form, label, scheme) in zip(named, rows, strict=True):
+    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], log=True)
+    axes.set(ylabel="how many weights", xlim=(-1.02, 1.02), ylim=(0.7, 2 * counts.max()))
+    axes.tick_params(labelbottom=False)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    rows = {"FP8 (E4M3)": ("e4m3", "fp8"), "INT8": ("int8", "int8"), "INT4": ("int4", "awq")}
+    names = []
+    for place, (title, (form, scheme)) in enumerate(rows.items()):
         values = rounding.grid(form)
-        label = f"{label}: {len(values)} values"
-        axes.plot(values, [height] * len(values), "|", color=COLOURS[scheme], markersize=11, label=label)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=f"weight of {name}, largest = 1", ylabel="how many weights", xlim=(-1.02, 1.02))
-    # The axis names the two rows, so that nobody has to tell them by their colours.
-    ticks = {tick: f"{tick:,.0f}" for tick in axes.get_yticks() if 0 <= tick <= counts.max()} | named
-    axes.set_yticks([*ticks], [*ticks.values()])
-    axes.legend(loc="upper right")
+        names.append(f"{title}: {len(values)} values")
+        style = {"color": COLOURS[scheme], "markersize": 13, "markeredgewidth": 0.7}
+        below.plot(values, [place] * len(values), "|", label=names[-1], **style)
+    # The axis names the rows, so that nobody has to tell them by their colours.
+    below.set_yticks(range(len(rows)), names)
+    below.set(xlim=(-1.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
+    below.set_xlabel(f"weight of {name}, largest = 1")
     return Figure(
         figure,
-        f"Histogram of the weights of {name}: a bell around zero. Beneath it the values of FP8, dense around "
-        "zero and sparse outside, and those of INT4, few and evenly spaced.",
+        f"Histogram of the weights of {name}: a bell around zero, and a single largest weight far outside. "
+        "Beneath it the values of FP8, dense around zero and sparse outside, those of INT8, evenly spaced, "
+        "and those of INT4, few and evenly spaced.",
         exact=True,
     )
 
@@ -203,7 +221,10 @@ def compared(rows: list[dict]) -> Figure:
     weights = [
         next(row["weights_bytes"] or 0 for row in rows if row["scheme"] == name) / 2**20 for name in names
     ]
-    bars = left.bar(names, weights, color=[look(name)["color"] for name in names])
+    bars = left.bar(names, weights, color=[look(name)["color"] for name in names], edgecolor="white")
+    written = {row["scheme"] for row in rows if schemes.expanded(row)}
+    for bar, name in zip(bars, names, strict=True):
+        bar.set_hatch("//" if name in written else "")
     left.bar_label(bars, fmt="{:,.0f}")
     predicted = {row["scheme"]: schemes.held(row) / 2**20 for row in rows}
     marks = [predicted[name] for name in names]
@@ -211,8 +232,11 @@ def compared(rows: list[dict]) -> Figure:
     left.set_ylim(top=1.2 * max(*weights, *marks))  # the legend stands above the bars
     left.legend(loc="upper right")
     left.set(ylabel="weights in memory, MiB", title="Memory")
+    left.set_xticks(range(len(names)), [f"{n}, written out" if n in written else n for n in names])
     left.tick_params(axis="x", labelrotation=30)
     for name in names:
+        if name in written:  # the baseline's kernels once more: no speed of this scheme
+            continue
         points = {row["batch"]: row["output_tokens_per_s"] for row in rows if row["scheme"] == name}
         xs = [batch for batch in batches if batch in points]
         right.plot(xs, [points[batch] for batch in xs], label=name, **look(name))
@@ -223,7 +247,7 @@ def compared(rows: list[dict]) -> Figure:
     return Figure(
         figure,
         "Left, a bar of the weights in memory for each scheme, its predicted size as a black mark. Right, "
-        "output tokens per second against the batch size, a line for each scheme. Schemes: "
+        "output tokens per second against the batch size, a line for each that ran as itself. Schemes: "
         f"{measured(', '.join(names))}.",
     )
 
@@ -243,7 +267,7 @@ def outliers(before, scales, name: str) -> Figure:
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
     right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
     right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
-    _log(right)
+    right.set_ylim(bottom=0)
     right.set_title("Larger activation, finer weights")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -278,17 +302,14 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
                 place, width, left=left, label=part if one is next(iter(drawn.values())) else None, **style
             )
             left += width
-        text = f"{left:.1f} GiB: {'fits' if one.fits else 'does not fit'}" if one else "does not run here"
+        text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
         _words(axes, left, place, text)
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
     axes.set(xlim=(0, 1.35 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
-    words = [
-        f"{name} {one.total / 2**30:.1f} GiB, {'fits' if one.fits else 'does not fit'}"
-        for name, one in drawn.items()
-    ]
+    words = [f"{name} {one.total / 2**30:.1f} GiB, {FITS[one.verdict]}" for name, one in drawn.items()]
     text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
     return Figure(figure, text, exact=True)
 
@@ -350,10 +371,9 @@ def speed(rows: list[dict], bounds: Mapping[str, Sequence[float]], batches: Sequ
         xs, ys = zip(*points, strict=True)
         left.plot(xs, ys, label=name, **look(name))
         right.plot(xs, [1e3 * batch / rate for batch, rate in points], label=name, **look(name))
-        # A bound ends in its scheme's marker, left empty.
-        style = look(name) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
-        left.plot(batches, bounds[name], **style)
-    left.plot([], [], color="#444444", linewidth=1, linestyle=DOTTED, label="bandwidth bound of each")
+        left.plot(batches, bounds[name], **_bound(name))
+    style = {"color": "#444444", "marker": "o", "mfc": "white", "linestyle": DOTTED}
+    left.plot([], [], **style, label="dotted: bandwidth bound of each")
     left.set(ylabel="output tokens per second", title="Everyone together")
     right.set(ylabel="milliseconds a token (TPOT)", title="One request")
     for axes in (left, right):
@@ -392,7 +412,7 @@ def quality(rows: list[dict]) -> Figure | Note:
     if base:
         size = base["predicted_weights_bytes"] / 2**20
         axes.axvline(size, color=COLOURS["baseline"], linewidth=1, label="baseline's size (no divergence)")
-    axes.set(xlabel="weights, predicted, MiB", ylabel="mean KL from 16 bits, nats")
+    axes.set(xlabel="weights as they are stored, MiB", ylabel="mean KL from 16 bits, nats")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.15 * max(row["kl_mean"] for row in points.values()))
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -406,12 +426,14 @@ def quality(rows: list[dict]) -> Figure | Note:
     )
 
 
-def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[str, float]]) -> Figure | Note:
+def gains(
+    origins: Mapping[str, list[dict]], allowed: Mapping[str, Mapping[str, Mapping[float, float]]]
+) -> Figure | Note:
     """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel an origin.
 
     Args:
-        origins: records by what they are of; ``crossovers``: for the same names the batch at which a
-            scheme's arithmetic takes as long as its reading, drawn as its empty marker on the line "no gain".
+        origins: records by what they are of; ``allowed``: for the same names what ``roofline.allowed`` says
+            of each scheme, drawn dotted.
     """
     from helpers import roofline as theory
 
@@ -430,11 +452,11 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
         axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
         for name, ratios in by.items():
             axes.plot(ratios.keys(), ratios.values(), label=name, **look(name))
-            meet = crossovers.get(title, {}).get(name)
-            if meet and 0.7 * min(ratios) <= meet <= 1.5 * max(ratios):
-                axes.plot(meet, 1, **look(name) | EMPTY)
+            most = allowed.get(title, {}).get(name, {})
+            axes.plot(most.keys(), most.values(), **_bound(name))
         axes.set_title(title.replace(" on ", "\non "), fontsize="small")
         every = [ratio for ratios in by.values() for ratio in ratios.values()]
+        every += [ratio for name in by for ratio in allowed.get(title, {}).get(name, {}).values()]
         _batches(axes, sorted({batch for ratios in by.values() for batch in ratios}))
         _log(axes)
         axes.set_ylim(0.9 * min(0.5, *every), 1.1 * max(2.0, *every))
@@ -447,8 +469,8 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
         for axes in grid.flat
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    mark = grid.flat[0].plot([], [], color="black", marker="o", **EMPTY)[0]
-    handles["reading and arithmetic take as long"] = mark
+    style = {"color": "black", "marker": "o", "mfc": "white", "linestyle": DOTTED}
+    handles["dotted: what the roofline allows each"] = grid.flat[0].plot([], [], **style)[0]
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
     words = "; ".join(
         f"{title}: {', '.join(f'{n} {r[min(r)]:.2f} to {r[max(r)]:.2f}' for n, r in by.items())}"
@@ -457,7 +479,8 @@ def gains(origins: Mapping[str, list[dict]], crossovers: Mapping[str, Mapping[st
     return Figure(
         figure,
         "For each machine and model a panel: the throughput of each scheme as a multiple of the baseline's, "
-        f"from the smallest batch to the largest. {measured(words)}",
+        "from the smallest batch to the largest, and dotted the most that the roofline allows it. "
+        f"{measured(words)}",
     )
 
 
@@ -493,7 +516,7 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
             axes,
             offer.per_day,
             place,
-            f"{offer.count} x {offer.card}, ${offer.per_million:,.2f} a million tokens",
+            f"{offer.count} x {offer.card}, {offer.batch} at once, ${offer.per_million:,.2f} a million",
         )
     axes.set_yticks(range(len(able)), [f"{offer.scheme}, {offer.card}" for offer in able])
     axes.set(xlim=(0, 1.8 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))

@@ -190,17 +190,30 @@ def recorded_bits(row: dict) -> int:
     return way.arithmetic_bits if way else 16
 
 
-def crossings(rows: list[dict], model: models.Model, machine: Hardware) -> dict[str, float]:
-    """By scheme of one origin's records: the batch at which its arithmetic takes as long as its reading.
+def allowed(rows: list[dict], model: models.Model, machine: Hardware) -> dict[str, dict[float, float]]:
+    """By scheme of one origin's records: the gain over the baseline that the roofline allows, by batch.
 
-    A scheme is left out where it ran in 16 bits, or where the rate of its arithmetic is not known.
+    It is the ratio of the two bounds, with the records' prompts in the KV cache. Up to the scheme's own
+    crossover that is the ratio of the bytes; where it computes in as many bits as the baseline, it has
+    shrunk to nothing at the baseline's crossover. A scheme is left out where its weights ran written out, or
+    where the rate of its arithmetic is not known.
     """
+    plain = next((row for row in rows if row["scheme"] == "baseline"), None)
+    if plain is None:
+        return {}
+    base, sizes = recorded_step(plain, model, machine.machine), [row["batch"] for row in rows]
+    low, high, context = min(sizes), max(sizes), plain.get("prompt_tokens") or 0
+    batches = [low * (high / low) ** (place / 24) for place in range(25)]
     found = {}
     for row in rows:
-        rate = machine.rates.get(recorded_bits(row))
-        if rate and row["scheme"] in schemes.SCHEMES and not schemes.expanded(row):
+        rate, name = machine.rates.get(recorded_bits(row)), row["scheme"]
+        if rate and name in schemes.SCHEMES and name != "baseline" and not schemes.expanded(row):
             work = recorded_step(row, model, machine.machine)
-            found[row["scheme"]] = work.crossover(machine.bandwidth, rate)
+            found[name] = {
+                batch: work.bound(batch, machine.bandwidth, rate, context)
+                / base.bound(batch, machine.bandwidth, machine.rates[16], context)
+                for batch in batches
+            }
     return found
 
 

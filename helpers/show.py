@@ -282,15 +282,52 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
     cells += [
         "-" if schemes.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches
     ]
-    for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"), ("recovery", "{:.1%}")):
+    for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}")):
         cells.append(form.format(one[key]) if one.get(key) is not None else "-")
+    cells.append(kept(one) if one.get("recovery") is not None else "-")
     return [measured(cell) for cell in cells]
+
+
+def kept(row: dict) -> str:
+    """A record's recovery in words, with the interval that its items leave, where that is on record."""
+    low, high = row.get("recovery_low"), row.get("recovery_high")
+    return f"{row['recovery']:.1%}" + (f" ({low:.0%} to {high:.0%})" if low is not None else "")
 
 
 def _ratio(row: dict | None, base: dict | None) -> str:
     if not row or not base:
         return "not measured"
     return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
+
+
+def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str]) -> Table:
+    """What schemes gained on recorded machines: a row a record and scheme, beside the baseline there.
+
+    Args:
+        origins: ``records.by_origin`` of what was recorded; one without a baseline, or with none of the
+            schemes ``names``, has no row, and what is only cited has none either.
+    """
+    table = []
+    for title, rows in origins.items():
+        found = {(row["scheme"], row["batch"]): row for row in rows if not row.get("cited")}
+        for name in ("baseline", *names):
+            shared = sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
+            if not shared or {one for one, _ in found} == {"baseline"}:
+                continue
+            ends = [
+                f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in (shared[0], shared[-1])
+            ]
+            one = found[name, shared[0]]
+            table.append([title, name, mib(one["weights_bytes"]), f"{one['kv_cache_tokens']:,}", *ends])
+    columns = [
+        "record",
+        "scheme",
+        "weights",
+        "KV cache, tokens",
+        "speed at the smallest batch",
+        "at the largest",
+    ]
+    return Table(columns, table)
 
 
 def errors(found: Mapping[str, Mapping[str, float]]) -> Table:
@@ -318,8 +355,7 @@ def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
     def cell(budget) -> str:
         if isinstance(budget, str):
             return "does not run"
-        need = f"{budget.total / 2**30:.1f} of {budget.usable / 2**30:.1f} GiB"
-        return f"fits: {need}" if budget.fits else f"no: {need}"
+        return f"{budget.verdict}: {budget.total / 2**30:.1f} of {budget.usable / 2**30:.1f} GiB"
 
     rows = [[card, *(cell(budgets[name]) for name in names)] for card, budgets in found.items()]
     return Table(["GPU", *names], rows, texts=names)
@@ -384,12 +420,14 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
 
 def offers(found: Iterable) -> Table:
     """``cost.Offer``: what serves a load, the cheapest first, and why the others do not."""
-    columns = ["scheme", "GPUs", "tokens/s of one, at most", "used", "a day", "a million tokens, at least"]
+    columns = ["scheme", "GPUs", "requests at once in one", "tokens/s of one, at most", "used", "a day"]
+    columns.append("a million tokens, at least")
     rows = []
     for offer in found:
-        cells = [f"none: {offer.why_not}", "-", "-", "-", "-"]
+        cells = [f"none: {offer.why_not}", *["-"] * 5]
         if not offer.why_not:
-            cells = [f"{offer.count} x {offer.card}", f"{offer.tokens_per_s:,.0f}", f"{offer.used:.0%}"]
+            cells = [f"{offer.count} x {offer.card}", offer.batch]
+            cells += [f"{offer.tokens_per_s:,.0f}", f"{offer.used:.0%}"]
             cells += [f"${offer.per_day:,.2f}", f"${offer.per_million:,.2f}"]
         rows.append([offer.scheme, *cells])
     return Table(columns, rows)

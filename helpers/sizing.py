@@ -113,7 +113,10 @@ CARDS = {
         Card("A100 40GB", "Ampere", 8.0, 40, 1555e9, 312e12, 624e12, _SHEET),
         Card("A100 80GB", "Ampere", 8.0, 80, 2039e9, 312e12, 624e12, _SHEET),
         Card("H100", "Hopper", 9.0, 80, 3350e9, 989e12, 1979e12, _SHEET),
-        Card("H200", "Hopper", 9.0, 141, 4800e9, 989e12, 1979e12, _SHEET),
+        Card(
+            "H200", "Hopper", 9.0, 141, 4800e9, 989e12, 1979e12,
+            f"{_SHEET}; memory as the driver counts it (notebooks/reference/h200)", 150_754_820_096,
+        ),
     )
 }  # fmt: skip
 SIZES = ("T4", "L4", "A100 40GB", "A100 80GB", "H200")  # one card a memory size: 16, 24, 40, 80, 141 GB
@@ -177,6 +180,10 @@ def paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 # -- does it fit --------------------------------------------------------------------------------
 
+# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 2.2 to 3.2 GiB on the H200:
+# it grows with the card, since vLLM takes larger batches there. So a fit with less room than this is close.
+MARGIN = 2 * GIB
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -201,6 +208,16 @@ class Budget:
     def fits(self) -> bool:
         """Whether that is no more than vLLM may take."""
         return self.total <= self.usable
+
+    @property
+    def close(self) -> bool:
+        """Whether it fits, but a rest as large as the largest on record (``MARGIN`` more) would not."""
+        return self.fits and self.total + MARGIN > self.usable
+
+    @property
+    def verdict(self) -> str:
+        """In words: ``fits``, ``close`` or ``no``."""
+        return "close" if self.close else "fits" if self.fits else "no"
 
     @property
     def tokens(self) -> int:

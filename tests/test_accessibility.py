@@ -65,7 +65,7 @@ def offers() -> list[cost.Offer]:
 # Every function of the helpers that draws, on data like a reader's.
 DRAWN = {
     "roofline": lambda: figures.roofline(
-        [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in BATCHES], 40.0
+        [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in BATCHES], 40.0, 700.0
     ),
     "grids": lambda: figures.grids(np.random.default_rng(0).normal(size=(64, 64)), "layers.10.mlp.down_proj"),
     "compared": lambda: figures.compared(rows()),
@@ -78,7 +78,7 @@ DRAWN = {
     "quality": lambda: figures.quality(rows()),
     "gains": lambda: figures.gains(
         {f"Mistral-7B on NVIDIA {card}, 16 tokens in": rows() for card in ("H200", "L4", "A100", "H100")},
-        {"Mistral-7B on NVIDIA H200, 16 tokens in": {"fp8": 8.0, "awq": 30.0}},
+        {"Mistral-7B on NVIDIA H200, 16 tokens in": {"fp8": {1: 1.9, 64: 1.9}, "awq": {1: 3.5, 64: 2.0}}},
     ),
     "costs": lambda: figures.costs(
         {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(schemes.SCHEMES)}, "This machine"

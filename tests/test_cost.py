@@ -5,7 +5,7 @@ import pytest
 from helpers import cost, models, roofline, schemes, sizing
 from tests.test_show import a_row
 
-LOAD = {"context": 2048, "concurrency": 8, "utilization": 0.5, "rest": 2**30}
+LOAD = {"context": 2048, "most_tpot_s": 0.1, "utilization": 0.5, "rest": 2**30}
 WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
 PRICES = {"L4": 10.80, "A100 80GB": 26.40}
 
@@ -32,16 +32,51 @@ def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
         assert offer.count * offer.tokens_per_s * LOAD["utilization"] >= 400
         assert (offer.count - 1) * offer.tokens_per_s * LOAD["utilization"] < 400
         assert offer.per_million == pytest.approx(offer.per_day / (400 * 86400) * 1e6)
-    card = sizing.card("L4")
-    bound = roofline.step(model, "awq").bound(8, card.bandwidth, card.rate16, 2048)
-    assert next(o for o in found if (o.card, o.scheme) == ("L4", "awq")).tokens_per_s == bound
+    card, work = sizing.card("L4"), roofline.step(model, "awq")
+    offer = next(o for o in found if (o.card, o.scheme) == ("L4", "awq"))
+    assert offer.tokens_per_s == work.bound(offer.batch, card.bandwidth, card.rate16, 2048)
+
+
+def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
+    model, card = models.shape("mistral-7b"), sizing.card("L4")
+
+    def batch(**changed):
+        load = LOAD | {"requests_per_s": 2, "tokens_per_request": 200} | changed
+        [offer] = cost.offers(model, {"L4": 10.80}, ["awq"], **load)
+        return offer.batch or offer.why_not
+
+    room = sizing.budget(model, "awq", card.memory, context=2048, concurrency=1).tokens // 2048
+    assert batch(most_tpot_s=10) == room  # memory decides
+    work = roofline.step(model, "awq")
+    took = batch(most_tpot_s=0.03)  # time does
+    assert took < room
+    step = lambda size: work.seconds(size, card.bandwidth, card.rate16, 2048)  # noqa: E731
+    assert step(took) <= 0.03 < step(took + 1)
+    assert batch(most_tpot_s=10, context=64) == cost.MOST_AT_ONCE
+    assert "a token takes at least" in batch(most_tpot_s=0.001)
+
+
+def test_served_tokens_have_their_prompts_read():
+    row = a_row("baseline", 4, 100.0, 1, 1, ttft_s=0.5)  # 25 tokens a second each
+    assert cost.served(row, 26) == pytest.approx(4 * 26 / (0.5 + 25 / 25))
+    assert cost.served(row | {"ttft_s": 0.0}, 10_000) == pytest.approx(100.0, rel=1e-3)
+
+
+def test_an_interval_that_reaches_the_limit_is_said_to_leave_it_open():
+    rows = rows_of(fp8=(150.0, 110, 0.94), awq=(180.0, 70, 0.90))
+    rows[1] |= {"recovery_low": 0.88, "recovery_high": 0.99}
+    rows[2] |= {"recovery_low": 0.86, "recovery_high": 0.94}
+    against = advise(rows).against
+    assert "94.0% (88% to 99%)" in against["fp8"]
+    assert "more answers" in against["fp8"]
+    assert "more answers" not in against["awq"]
 
 
 def test_an_offer_that_does_not_fit_says_by_how_much():
     model = models.shape("qwen2.5-14b")
     found = cost.offers(model, PRICES, ["baseline"], requests_per_s=1, tokens_per_request=1, **LOAD)
     assert [offer.card for offer in found] == ["A100 80GB", "L4"]
-    assert found[1].why_not.endswith("GiB short")
+    assert found[1].why_not.endswith("GiB short for one request")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
 
 def test_the_roofline_draws_what_was_measured():
     speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in (1, 8)]
-    axes = figures.roofline(speeds, bound_tokens_per_s=40.0).axes[0]
+    axes = figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0).axes[0]
     points = axes.containers[0].lines[0]
     assert list(points.get_ydata()) == [10.0, 80.0]
     bound = next(line for line in axes.lines if "bound" in str(line.get_label()))
@@ -127,6 +127,7 @@ def test_the_fit_is_drawn_and_said_by_scheme():
 def test_gains_are_ratios_and_leave_out_what_ran_in_16_bits():
     rows = [a_row("baseline", 1, 10.0, 1, 1), a_row("fp8", 1, 15.0, 1, 1)]
     rows.append(a_row("awq", 1, 99.0, 1, 1, way=WRITTEN_OUT))
-    figure = figures.gains({"m on d": rows}, {"m on d": {"fp8": 1.0}})
+    figure = figures.gains({"m on d": rows}, {"m on d": {"fp8": {1.0: 1.9}}})
+    assert max(line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_xdata())) == 1.9
     assert "fp8 1.50" in figure.alt
     assert "awq" not in figure.alt

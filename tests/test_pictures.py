@@ -20,7 +20,7 @@ from tests.test_show import a_row
 def roofline(factor: float = 1.0):
     """A measured figure."""
     speeds = [Speed(b, *(factor * b * rate for rate in (10.0, 9.0, 12.0)), 0.1, 3, 16) for b in (1, 8)]
-    return figures.roofline(speeds, bound_tokens_per_s=40.0)
+    return figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0)
 
 
 @functools.cache

@@ -90,14 +90,31 @@ def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch
     assert max(share.compute for share in shares) <= 1.0001
 
 
-def test_a_records_crossing_is_that_of_the_way_it_ran():
+def test_the_gain_that_is_allowed_is_that_of_the_way_a_record_ran():
     machine = roofline.Hardware("m", 100, {16: 1000}, "test")
     rows = [a_row("awq", 1, 1.0, 1, 1, way=way.name) for way in schemes.AWQ.ways[2:4]]
-    assert set(roofline.crossings(rows[:1], PHI, machine)) == {"awq"}
-    assert roofline.crossings(rows[1:], PHI, machine) == {}  # written out
+    base = a_row("baseline", 1, 1.0, 1, 1)
+    assert set(roofline.allowed([base, rows[0]], PHI, machine)) == {"awq"}
+    assert roofline.allowed([base, rows[1]], PHI, machine) == {}  # written out
+    assert roofline.allowed(rows[:1], PHI, machine) == {}  # no baseline
     row = a_row("fp8", 1, 1.0, 1, 1, way="FP8 tensor cores")
     assert roofline.recorded_bits(row) == 8
-    assert roofline.crossings([row], PHI, machine) == {}  # no rate for 8 bits is known
+    assert roofline.allowed([base, row], PHI, machine) == {}  # no rate for 8 bits is known
+
+
+def test_four_bits_may_gain_the_ratio_of_the_bytes_and_nothing_beyond_the_baselines_crossover():
+    machine = roofline.of_card(sizing.card("A100 80GB"))
+    base, four = roofline.step(PHI, "baseline"), roofline.step(PHI, "awq")
+    own = four.crossover(machine.bandwidth, machine.rates[16])
+    last = base.crossover(machine.bandwidth, machine.rates[16])
+    rows = [a_row(name, batch, 1.0, 1, 1, prompt_tokens=0) for name in ("baseline", "awq")
+            for batch in (1, 4 * round(last))]  # fmt: skip
+    gains = roofline.allowed(rows, PHI, machine)["awq"]
+    assert next(iter(gains.values())) == pytest.approx(base.weights / four.weights)
+    for batch, gain in gains.items():
+        full = gain == pytest.approx(base.weights / four.weights)
+        assert full if batch <= own else not full
+        assert (gain == pytest.approx(1)) == (batch >= last)
 
 
 def test_this_machine_multiplies_something():

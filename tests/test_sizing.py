@@ -52,6 +52,15 @@ def test_the_logs_three_figures_fit_an_l4():
     assert 0 < found.rest < GIB
 
 
+def test_a_fit_with_less_room_than_the_rest_has_varied_is_close():
+    model, load = models.shape("mistral-7b"), {"context": 2048, "concurrency": 1}
+    need = sizing.budget(model, "awq", 0, utilization=1.0, **load).total
+    for spare, said in ((sizing.MARGIN, "fits"), (sizing.MARGIN - 1, "close"), (0, "close"), (-1, "no")):
+        found = sizing.budget(model, "awq", need + spare, utilization=1.0, **load)
+        assert found.verdict == said
+        assert found.fits == (said != "no")
+
+
 def test_a_budget_fits_to_the_token():
     model, load = models.shape("mistral-7b"), {"concurrency": 1, "rest": 0, "utilization": 0.9}
     memory = sizing.card("L4").memory
