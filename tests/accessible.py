@@ -115,7 +115,7 @@ def _unnamed_bars(axes) -> set[tuple[str, str | None]]:
     bars = {patch: patch.get_window_extent() for patch in axes.patches if patch.get_visible()}
     named = set()
     for axis, low, high in ((axes.xaxis, "x0", "x1"), (axes.yaxis, "y0", "y1")):
-        for tick, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True):
+        for tick, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False):  # may be off
             at = axes.transData.transform((tick, tick))[0 if axis is axes.xaxis else 1]
             here = [bar for bar, box in bars.items() if getattr(box, low) <= at <= getattr(box, high)]
             if len(here) == 1 and re.search("[A-Za-z]", label.get_text()):

@@ -331,6 +331,7 @@ def _tiny_llama(folder: Path, embedded: Path) -> models.Model:
     return models.Model(str(folder), "tiny", folder, "local")
 
 
+@pytest.mark.slow  # 03_awq makes a real one in every run, and compares what became of it
 def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     source = _tiny_llama(tmp_path / "tiny", embedded)
     awq, plain = make(source, "awq"), make(source, "rtn")
