@@ -97,7 +97,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
     counts, words, limit = set(), [], {"color": COLOURS["bound"], "linestyle": "--"}
-    for scheme, rows in found.items():
+    for place, (scheme, rows) in enumerate(found.items()):
         style = look(scheme) | {"label": scheme}
         clients = [level.concurrency for level in closed(rows)]
         counts.update(clients)
@@ -105,6 +105,10 @@ def load(found: Mapping[str, list], objective) -> Figure:
         best = knee(rows)
         left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=limit["color"])
         middle.plot(clients, [level.ttft_s * 1e3 for level in closed(rows)], **style)
+        for level in closed(rows):
+            if level.enough:  # a bar from the median up; beside the other schemes', not over them
+                span = [level.ttft_s * 1e3, level.ttft_p95_s * 1e3]
+                middle.plot([level.concurrency * 1.04**place] * 2, span, color=style["color"], lw=1.5)
         rates = [level.rate for level in opened(rows)]
         right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
         # The line that ends a scheme's range carries its marker, empty.
@@ -116,7 +120,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
         )
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, **limit, label="objective")
-    middle.set(xlabel="clients at once", ylabel="TTFT, median, ms", title="Waiting")
+    middle.set(xlabel="clients at once", ylabel="TTFT, ms", title="Waiting (bars: up to 95 %)")
     right.axhline(KEEPS * 100, **limit)
     middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="most it answered")
     right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
@@ -130,7 +134,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     alt = (
         "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
-        "the first token, median, beside its objective. The share of requests in time against the "
-        "rate offered, beside the most that was answered. "
+        "the first token, median and up to the 95th percentile, beside its objective. The share of requests "
+        "in time against the rate offered, beside the most that was answered. "
     )
     return Figure(figure, alt + str(measured("; ".join(words))))

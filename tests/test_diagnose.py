@@ -20,6 +20,7 @@ from helpers.diagnose import explain, redact, root_cause, short
 from tests.test_interrupt import Kernel
 
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
+SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 06 reads
 HERE = object()  # a machine whose memory ``held`` says who holds
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
@@ -75,11 +76,22 @@ def test_there_are_enough_of_them_and_every_entry_is_whole():
     assert {recorded(path)[0] for path in LOGS} <= set(names)
 
 
-@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
 def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
     text = path.read_text(encoding="utf-8")
     for trace in ("/root/", "/home/", "/work/", "hf_", "sk-"):
         assert trace not in text
+
+
+def test_a_whole_servers_log_is_told_by_the_child_in_its_middle():
+    log = SERVER_LOG.read_text(encoding="utf-8")
+    assert log.startswith("# recorded on ")
+    last = [line for line in diagnose.error_lines(log) if "Error: " in line][-1]
+    assert any(echo in last for echo in diagnose.ECHOES), "the last error is an echo"
+    report = explain(log=log)
+    assert (report.name, report.holders) == ("cpu-memory-share", None)
+    assert "1024.0 GiB" in report.what
+    assert report.evidence not in "\n".join(log.splitlines()[-30:])
 
 
 CHILD = """\

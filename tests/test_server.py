@@ -303,18 +303,18 @@ def test_without_a_drain_no_client_gets_its_answer(tmp_path):
 
 @pytest.mark.slow
 def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
-    """Answers of many seconds against a drain of one: they are lost, while the server stops in time."""
+    """Answers of many seconds against a drain of one: what is not done by then gets no answer."""
     timeout = 1
     server = open_server(small(shutdown_timeout=timeout), log_dir=tmp_path).start()
     tokens = 480  # the context is 512
-    with clients.crowd(server, clients.long(4, tokens), concurrency=4, timeout_s=60) as crowd:
+    with clients.crowd(server, clients.long(4, tokens), concurrency=4, timeout_s=10) as crowd:
         crowd.wait_until_running(4)
         processes = server.processes()
         end = server.stop()
         found = clients.count(crowd.outcomes())
     assert found["answered"] == found["wrong"] == 0, found
-    assert end.how == "stopped"
-    assert timeout <= end.seconds < timeout + TEARDOWN_S
+    assert found["hung"] + found["refused"] + found["cut off"] == 4, found
+    assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
     assert gone(processes)
 
 
