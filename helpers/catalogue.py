@@ -161,7 +161,10 @@ MEMORY = (
             rf"(?:desired CPU memory utilization|requested memory for kv).*?\((?:{_NUMBER}[,/] ?)?"
             rf"(?P<wanted>{_NUMBER}) GiB\)",
         ),
-        ("A smaller KV cache: kv_cache_memory_bytes=2**30", "End what else holds memory (see below)."),
+        (
+            "A smaller KV cache: kv_cache_memory_bytes=2**30 (a server: VLLM_CPU_KVCACHE_SPACE=1, in GiB)",
+            "End what else holds memory.",
+        ),
         MEMORY_DOCS,
         "CPU",
         memory=True,
@@ -208,7 +211,8 @@ MEMORY = (
         "the formats the GPU knows.",
         (_CUDA_FULL,),
         (
-            "If this process had an engine before: was it released? `del llm` does not do that.",
+            "If this process had an engine before: leave its with block, or restart the kernel "
+            "(`del llm` does not release it).",
             'Fewer bytes of weights: scheme="fp8" or scheme="awq"; 00_start_here predicts how many.',
             "A smaller model, or several GPUs: tensor_parallel_size=2",
         ),
@@ -228,7 +232,8 @@ MEMORY = (
         ),
         (
             "A shorter context: {shorter}",
-            "More cache: a larger gpu_memory_utilization (GPU) or kv_cache_memory_bytes (CPU)",
+            "More cache: a larger kv_cache_memory_bytes if you set it (vLLM then ignores "
+            "gpu_memory_utilization), otherwise a larger gpu_memory_utilization",
             'Half the bytes a token, where it runs: kv_cache_dtype="fp8" (scheme fp8_kv of 02_fp8)',
         ),
         MEMORY_DOCS,
@@ -257,7 +262,7 @@ MEMORY = (
         ),
         (
             "Ask for less: a smaller kv_cache_memory_bytes, max_model_len or batch.",
-            "End what else holds memory (below).",
+            "End what else holds memory.",
         ),
         MEMORY_DOCS,
         "CPU",

@@ -204,7 +204,8 @@ def explain(
     Args:
         error: any exception, of an engine, a server or your own cell.
         log: vLLM's output, if there is one; asked where the exception says that the cause is elsewhere.
-        machine: what the memory is asked of; this machine unless given.
+        machine: what the memory is asked of; with an exception this machine unless given. A log alone may
+            come from anywhere, so who holds memory here says nothing about it: nobody is asked.
     """
     if error is None and not log:
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
@@ -217,12 +218,13 @@ def explain(
     lines = said + (error_lines(log) + _multiline(log) if echo else [])
     if _made_up(error) and (own := _own_code(error)):
         return _own(own, said, log)
-    holders = _holders(machine)
+    elsewhere = error is None and machine is None
+    holders = None if elsewhere else _holders(machine)
     where = _where(error) + (log if echo else "")
-    found = catalogue.lookup(_specific(lines), holders, where)
+    found = catalogue.lookup(_specific(lines), holders or (), where)
     if not found:  # an echo says something itself only where the log has no cause, or by an exit code
         echoes = lines if root_cause(log) is None else [line for line in lines if _SIGNALLED.search(line)]
-        found = catalogue.lookup(echoes, holders, where)
+        found = catalogue.lookup(echoes, holders or (), where)
     if found:
         return _known(*found, holders, log)
     if own := _own_code(error):
@@ -250,8 +252,8 @@ def _holders(machine: hardware.Machine | None) -> tuple[ownership.Holder, ...]:
         return ()
 
 
-def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, log: str) -> Report:
-    orphans = " ".join(str(holder.pid) for holder in holders if holder.orphan)
+def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence | None, log: str) -> Report:
+    orphans = " ".join(str(holder.pid) for holder in holders or () if holder.orphan)
     filled = catalogue.Facts(facts | {"end_orphans": f"kill {orphans}"})
     return Report(
         entry.name,
@@ -259,12 +261,12 @@ def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence, lo
         redact(_cut(line)),
         tuple(redact(step.format_map(filled)) for step in entry.do),
         entry.read,
-        tuple(holders) if entry.memory else None,
+        tuple(holders) if entry.memory and holders is not None else None,
         log=redact(log),
     )
 
 
-def _unknown(error, said: list[str], log: str, holders: Sequence) -> Report:
+def _unknown(error, said: list[str], log: str, holders: Sequence | None) -> Report:
     evidence = root_cause(log) or (said[0] if said else "no line of the log reports an error")
     trace = _first_traceback(log) or ("".join(traceback.format_exception(error)) if error else "")
     return Report(
@@ -276,7 +278,7 @@ def _unknown(error, said: list[str], log: str, holders: Sequence) -> Report:
             "report.bundle()      # a file to attach to a bug report",
         ),
         "https://github.com/vllm-project/vllm/issues",
-        tuple(holders),
+        None if holders is None else tuple(holders),
         redact(trace)[-4000:],
         redact(log),
     )

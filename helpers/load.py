@@ -20,6 +20,9 @@ from helpers import capture, diagnose, processes
 from helpers.server import Server, flags
 
 ROOT = Path(__file__).resolve().parent.parent
+# Requests from which on a 95th percentile is shown: of twenty, one is slower. Of fewer it is little but the
+# slowest request, a single one, and would be another in the next run.
+ENOUGH = 20
 KEEPS = 0.9  # the share of requests that must meet the objective for a rate to count as kept
 
 
@@ -59,6 +62,11 @@ class Level:
     itl_s: float
     itl_p95_s: float
     e2e_s: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many requests were answered (``ENOUGH``) that their 95th percentile says something."""
+        return self.completed >= ENOUGH
 
     @property
     def kept(self) -> float:

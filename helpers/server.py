@@ -169,7 +169,10 @@ class Server:
 
     @property
     def command(self) -> str:
-        """The command that starts the same server without these helpers; the key is in a variable."""
+        """The command that starts the same server without these helpers; the key is in a variable.
+
+        A folder in a cache of ours differs by machine: ``/path/to`` stands for where it is.
+        """
         ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
         args = {name: value for name, value in self.args.items() if name != "model"}
         words, lines = flags(args), []
@@ -178,7 +181,7 @@ class Server:
                 lines.append(word)
             else:
                 lines[-1] += f" {shlex.quote(word)}"
-        named = self.checkpoint.title if ours else self.checkpoint.name
+        named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
         start = f"VLLM_API_KEY=... vllm serve {shlex.quote(named)}"
         return " \\\n    ".join([start, *lines])
 

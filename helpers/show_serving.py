@@ -55,8 +55,8 @@ def _short(text: str, width: int) -> str:
 
 
 def levels(found: Mapping[str, list]) -> Table:
-    """``load.Level``s by scheme, a row a level."""
-    columns = ["load", "offered", "answered", "in time", "goodput", "output"]
+    """``load.Level``s by scheme, a row a level; a 95th percentile of too few requests is not shown."""
+    columns = ["load", "requests", "offered", "answered", "in time", "goodput", "output"]
     columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
     rows = [
         [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
@@ -77,13 +77,15 @@ def _figures(level) -> list[measured]:
         (level.itl_s, level.itl_p95_s),
     )
     cells = [
+        f"{level.completed}",
         f"{level.rate:.2f} /s" if level.rate else "-",
         f"{level.requests_per_s:.2f} /s",
         f"{level.kept:.0%}",
         f"{level.goodput:.2f} /s",
         f"{level.output_tokens_per_s:,.0f} tok/s",
     ]
-    cells += [f"{value * 1e3:,.0f} ms" for pair in times for value in pair]
+    for median, p95 in times:
+        cells += [f"{median * 1e3:,.0f} ms", f"{p95 * 1e3:,.0f} ms" if level.enough else "-"]
     return [measured(cell) for cell in cells]
 
 
@@ -95,14 +97,18 @@ def load(found: Mapping[str, list], objective) -> Figure:
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
     counts, words, limit = set(), [], {"color": COLOURS["bound"], "linestyle": "--"}
-    for scheme, rows in found.items():
+    for place, (scheme, rows) in enumerate(found.items()):
         style = look(scheme) | {"label": scheme}
         clients = [level.concurrency for level in closed(rows)]
         counts.update(clients)
         left.plot(clients, [level.output_tokens_per_s for level in closed(rows)], **style)
         best = knee(rows)
         left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=limit["color"])
-        middle.plot(clients, [level.ttft_p95_s * 1e3 for level in closed(rows)], **style)
+        middle.plot(clients, [level.ttft_s * 1e3 for level in closed(rows)], **style)
+        for level in closed(rows):
+            if level.enough:  # a bar from the median up; beside the other schemes', not over them
+                span = [level.ttft_s * 1e3, level.ttft_p95_s * 1e3]
+                middle.plot([level.concurrency * 1.04**place] * 2, span, color=style["color"], lw=1.5)
         rates = [level.rate for level in opened(rows)]
         right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
         # The line that ends a scheme's range carries its marker, empty.
@@ -114,7 +120,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
         )
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, **limit, label="objective")
-    middle.set(xlabel="clients at once", ylabel="TTFT, 95th percentile, ms", title="Waiting")
+    middle.set(xlabel="clients at once", ylabel="TTFT, ms", title="Waiting (bars: up to 95 %)")
     right.axhline(KEEPS * 100, **limit)
     middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="most it answered")
     right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
@@ -128,7 +134,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     alt = (
         "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
-        "the first token, 95th percentile, beside its objective. The share of requests in time against the "
-        "rate offered, beside the most that was answered. "
+        "the first token, median and up to the 95th percentile, beside its objective. The share of requests "
+        "in time against the rate offered, beside the most that was answered. "
     )
     return Figure(figure, alt + str(measured("; ".join(words))))

@@ -45,7 +45,15 @@ def pod() -> dict:
 
 
 def seconds(text: str) -> int:
-    return int(text.removesuffix("s"))
+    """A compose duration in seconds, with the variables of .env.example filled in as compose does."""
+    filled = re.sub(r"\$\{(\w+):-\w+\}", lambda found: example()[found[1]], text)
+    return int(filled.removesuffix("s"))
+
+
+def commented(after: str, text: str) -> list:
+    """The YAML documents in the comments from the line that starts with ``after`` to the file's end."""
+    lines = text[text.index(f"# {after}") :].splitlines()
+    return list(yaml.safe_load_all("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)))
 
 
 # ---- schemas
@@ -81,6 +89,15 @@ def test_the_examples_values_are_the_defaults_and_load():
     assert not any(example()[name] for name in SECRETS)
 
 
+def test_every_setting_of_the_example_is_read_by_something():
+    """A variable that nothing reads is a promise that nothing keeps."""
+    ours = (FOLDER / "serve.sh").read_text() + (FOLDER / "compose.yaml").read_text()
+    read = set(re.findall(r"\$\{?(\w+)", ours))
+    read |= {"HF_TOKEN"}  # the hub's client reads it, in the container
+    read |= {"VLLM_CPU_KVCACHE_SPACE"}  # vLLM itself
+    assert set(example()) <= read
+
+
 def test_the_examples_comments_name_every_allowed_value():
     lines = (FOLDER / ".env.example").read_text().splitlines()
     for name, field in Settings.model_fields.items():
@@ -108,13 +125,13 @@ def test_settings_in_the_files_are_allowed_values(monkeypatch):
 # ---- the start script
 
 
-def serve(tmp_path, **variables: str) -> subprocess.CompletedProcess:
+def serve(tmp_path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """Run serve.sh with a program in Python's place that prints how it was called."""
     printer = tmp_path / "printer"
     printer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     printer.chmod(printer.stat().st_mode | stat.S_IXUSR)
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(printer), "VLLM_API_KEY": KEY} | variables
-    command = ["/bin/sh", str(FOLDER / "serve.sh")]
+    command = ["/bin/sh", str(FOLDER / "serve.sh"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -149,7 +166,7 @@ def test_the_scripts_defaults_are_those_of_the_settings(tmp_path):
     assert bare == full
 
 
-@pytest.mark.parametrize(("quantization", "flag"), [("none", None), ("awq", None), ("fp8", "fp8_per_tensor")])
+@pytest.mark.parametrize(("quantization", "flag"), [("none", None), ("fp8", "fp8_per_tensor")])
 def test_the_script_knows_every_quantization(tmp_path, quantization, flag):
     lines = serve(tmp_path, MODEL_NAME="a/b", QUANTIZATION=quantization).stdout.splitlines()
     assert flags_of(lines).get("--quantization") == flag
@@ -161,7 +178,9 @@ def test_the_script_knows_every_quantization(tmp_path, quantization, flag):
     [
         ({}, "MODEL_NAME is empty"),
         ({"MODEL_NAME": "embedded"}, "MODEL_NAME=embedded"),
-        ({"MODEL_NAME": "a/b", "QUANTIZATION": "int3"}, "must be none, fp8 or awq"),
+        ({"MODEL_NAME": "a/b", "QUANTIZATION": "int3"}, "must be none or fp8"),
+        # would serve a 16-bit model in 16 bits: the server makes no checkpoint
+        ({"MODEL_NAME": "a/b", "QUANTIZATION": "awq"}, "name an AWQ checkpoint in MODEL_NAME"),
         ({"MODEL_NAME": "a/b", "VLLM_API_KEY": ""}, "VLLM_API_KEY must have 16"),
         ({"MODEL_NAME": "a/b", "VLLM_API_KEY": "short"}, "VLLM_API_KEY must have 16"),
     ],
@@ -171,6 +190,26 @@ def test_the_script_refuses_what_the_settings_refuse(tmp_path, variables, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert not done.stdout
+
+
+def test_what_no_variable_sets_is_passed_on_and_wins(tmp_path):
+    more = ["--max-num-batched-tokens", "2048", "--quantization", "fp8_per_channel", "--max-num-seqs", "4"]
+    lines = serve(tmp_path, *more, **example() | {"VLLM_API_KEY": KEY, "QUANTIZATION": "fp8"})
+    assert lines.stdout.splitlines()[-len(more) :] == more, "after ours: argparse takes the last"
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml"])
+def test_the_files_show_how_to_pass_more(name):
+    (found,) = re.findall(
+        r"# (?:command|args): (\[.*--max-num-batched-tokens.*\])", (FOLDER / name).read_text()
+    )
+    assert "--kv-cache-dtype" in yaml.safe_load(found)
+
+
+def test_a_checkpoint_of_your_own_has_its_place():
+    (found,) = re.findall(r"# - (\S+:/models/\S+:ro)", (FOLDER / "compose.yaml").read_text())
+    assert "MODEL_NAME=" + found.split(":")[1] in (FOLDER / "compose.yaml").read_text()
+    assert found.split(":")[1] in (FOLDER / "kubernetes.yaml").read_text()
 
 
 def test_both_ways_of_deploying_run_the_same_script():
@@ -203,6 +242,25 @@ def test_compose_waits_longer_than_the_drain():
     assert seconds(service["healthcheck"]["start_period"]) == int(example()["START_TIMEOUT"])
 
 
+def test_compose_stops_the_proxy_first_and_lets_it_finish():
+    """Compose stops what depends on a service before that service: the proxy holds every answer that runs."""
+    proxy = compose()["services"]["proxy"]
+    assert "vllm" in proxy["depends_on"]
+    assert proxy["stop_signal"] == "SIGQUIT", "nginx drops every connection on SIGTERM"
+    assert seconds(proxy["stop_grace_period"]) > int(example()["SHUTDOWN_TIMEOUT"])
+    assert seconds(proxy["stop_grace_period"]) >= seconds(compose()["services"]["vllm"]["stop_grace_period"])
+
+
+def test_the_proxy_finds_a_server_that_was_made_anew():
+    conf = re.sub(r"#.*", "", (FOLDER / "nginx.conf").read_text())
+    assert re.search(r"^resolver 127\.0\.0\.11 valid=\d+s;", conf, re.M)
+    upstream = re.search(r"upstream vllm \{(.*?)\}", conf, re.S)[1]
+    assert "server vllm:8000 resolve;" in upstream
+    assert re.search(r"zone \w+ \d+k;", upstream), "`resolve` needs a shared zone"
+    version = re.search(r":(\d+)\.(\d+)\.(\d+)", compose()["services"]["proxy"]["image"])
+    assert tuple(map(int, version.groups())) >= (1, 27, 3), "`resolve` was not free before"
+
+
 def test_kubernetes_waits_longer_than_prestop_and_drain():
     (container,) = pod()["containers"]
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -217,6 +275,22 @@ def test_kubernetes_asks_the_endpoint_that_needs_no_key():
         assert container[probe]["httpGet"]["path"] == "/health"
     patience = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
     assert patience == int(example()["START_TIMEOUT"])
+    assert manifest("Deployment", "llm")["spec"]["progressDeadlineSeconds"] > patience
+
+
+def test_an_update_without_a_gap_needs_no_volume_of_the_old_pods_node():
+    spec = manifest("Deployment", "llm")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    modes = {
+        m["metadata"]["name"]: m["spec"]["accessModes"]
+        for m in manifests()
+        if m["kind"] == "PersistentVolumeClaim"
+    }
+    for volume in pod()["volumes"]:
+        if claim := volume.get("persistentVolumeClaim"):
+            assert modes[claim["claimName"]] == ["ReadWriteMany"], volume
+    cache = next(volume["emptyDir"]["sizeLimit"] for volume in pod()["volumes"] if volume["name"] == "cache")
+    assert pod()["containers"][0]["resources"]["requests"]["ephemeral-storage"] == cache
 
 
 # ---- security
@@ -259,10 +333,8 @@ def test_caches_are_named_volumes():
     assert set(compose()["volumes"]) == {"model-cache", "metrics"}
     assert "model-cache:/cache" in compose()["services"]["vllm"]["volumes"]
     assert compose()["services"]["vllm"]["environment"]["HF_HOME"].startswith("/cache")
-    claims = [
-        v["persistentVolumeClaim"]["claimName"] for v in pod()["volumes"] if "persistentVolumeClaim" in v
-    ]
-    assert claims == [manifest("PersistentVolumeClaim", "llm-cache")["metadata"]["name"]]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod()["containers"][0]["volumeMounts"]}
+    assert mounts["cache"] == compose()["services"]["vllm"]["environment"]["HOME"]
 
 
 def test_the_ingress_passes_on_the_guarded_api_alone():
@@ -270,3 +342,52 @@ def test_the_ingress_passes_on_the_guarded_api_alone():
     assert [path["path"] for rule in rules for path in rule["http"]["paths"]] == ["/v1"]
     proxied = re.findall(r"location (\S+ ?\S*) \{[^}]*proxy_pass", (FOLDER / "nginx.conf").read_text())
     assert proxied == ["/v1/", "= /health"]
+
+
+def test_a_gateways_route_leads_to_the_same_service_and_path():
+    route, monitor = commented(
+        "apiVersion: gateway.networking.k8s.io", (FOLDER / "kubernetes.yaml").read_text()
+    )
+    (rule,) = route["spec"]["rules"]
+    (path,) = manifest("Ingress", "llm")["spec"]["rules"][0]["http"]["paths"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path["path"]}}]
+    service = manifest("Service", "llm")
+    port = service["spec"]["ports"][0]["port"]
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": port}]
+    labels = manifest("Deployment", "llm")["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"] == labels
+
+
+# ---- watching
+
+
+def rules() -> dict[str, dict]:
+    (group,) = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    return {rule["alert"]: rule for rule in group["rules"]}
+
+
+def test_a_pod_says_where_its_metrics_are_and_the_alerts_know_the_job():
+    metadata = manifest("Deployment", "llm")["spec"]["template"]["metadata"]["annotations"]
+    (port,) = [port["containerPort"] for port in pod()["containers"][0]["ports"]]
+    assert metadata["prometheus.io/port"] == str(port)
+    (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert metadata["prometheus.io/path"] == job["metrics_path"]
+    named = {name for rule in rules().values() for name in re.findall(r'job="(\w+)"', rule["expr"])}
+    assert named == {job["job_name"]} == {"vllm"}
+
+
+def test_alerts_on_times_have_the_lessons_objective():
+    notebook = json.loads((FOLDER.parent / "05_production.ipynb").read_text())
+    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    for alert, metric, name in (
+        ("VllmSlowFirstToken", "time_to_first_token_seconds", "ttft_ms"),
+        ("VllmSlowTokens", "request_time_per_output_token_seconds", "tpot_ms"),
+    ):
+        expression = rules()[alert]["expr"]
+        assert f"vllm:{metric}_bucket" in expression, "the objective's own metric"
+        threshold = float(re.search(r"> ([\d.]+)\s*$", expression)[1])
+        assert threshold * 1e3 == float(re.search(rf"^{name} = ([\d.]+)$", source, re.M)[1])
+
+
+def test_a_target_that_is_gone_from_the_list_is_down_too():
+    assert 'absent(up{job="vllm"})' in rules()["VllmDown"]["expr"]

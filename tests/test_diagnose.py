@@ -20,6 +20,8 @@ from helpers.diagnose import explain, redact, root_cause, short
 from tests.test_interrupt import Kernel
 
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
+SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 06 reads
+HERE = object()  # a machine whose memory ``held`` says who holds
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
 
@@ -53,7 +55,7 @@ def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork" if name == "fork-after-openmp" else "spawn")
     if name in ("another-engine", "another-process", "out-of-gpu-memory-taken"):
         held.append(holder(ours=name == "another-engine"))
-    report = explain(log=text)
+    report = explain(log=text, machine=HERE)
     how = "recorded" if origin.startswith("recorded") else "source"
     table.add(how, path.stem, origin, report.name, name)
     assert report.name == name, report
@@ -74,11 +76,22 @@ def test_there_are_enough_of_them_and_every_entry_is_whole():
     assert {recorded(path)[0] for path in LOGS} <= set(names)
 
 
-@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
 def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
     text = path.read_text(encoding="utf-8")
     for trace in ("/root/", "/home/", "/work/", "hf_", "sk-"):
         assert trace not in text
+
+
+def test_a_whole_servers_log_is_told_by_the_child_in_its_middle():
+    log = SERVER_LOG.read_text(encoding="utf-8")
+    assert log.startswith("# recorded on ")
+    last = [line for line in diagnose.error_lines(log) if "Error: " in line][-1]
+    assert any(echo in last for echo in diagnose.ECHOES), "the last error is an echo"
+    report = explain(log=log)
+    assert (report.name, report.holders) == ("cpu-memory-share", None)
+    assert "1024.0 GiB" in report.what
+    assert report.evidence not in "\n".join(log.splitlines()[-30:])
 
 
 CHILD = """\
@@ -156,14 +169,23 @@ SEED = (
 
 def test_the_log_this_project_was_made_from(held):
     """It said: "FP8 requires Ampere+ GPUs. Your GPU may not support FP8"."""
-    assert explain(log=SEED).name == "model-too-large"
+    assert explain(log=SEED, machine=HERE).name == "model-too-large"
     held.append(holder(ours=True))
-    report = explain(log=SEED)
+    report = explain(log=SEED, machine=HERE)
     assert report.name == "out-of-gpu-memory-taken"
     assert "about memory, not about the formats" in report.what
     assert "130,000 MiB" in str(report)
     held[:] = [holder("memory")]  # who holds a computer's main memory is beside the point
-    assert explain(log=SEED).name == "model-too-large"
+    assert explain(log=SEED, machine=HERE).name == "model-too-large"
+
+
+def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
+    held.append(holder(ours=True))
+    report = explain(log=SEED)
+    assert (report.name, report.holders) == ("model-too-large", None)
+    assert "Who holds" not in str(report) + report._repr_html_()
+    assert explain(log="ERROR 11-02 04:23:37 [core.py:99] RuntimeError: something new").holders is None
+    assert explain(ECHO, SEED).name == "out-of-gpu-memory-taken", "with its exception it failed here"
 
 
 # -- the control: failures that are the reader's own -------------------------------------------------------

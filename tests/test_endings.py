@@ -207,7 +207,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
         owner.wait()
         (orphan,) = [holder for holder in ownership.holders(MACHINE) if holder.orphan]
         assert orphan.pid in [process.pid for process in engines]
-        report = diagnose.explain(log=FREE_CPU)
+        report = diagnose.explain(log=FREE_CPU, machine=MACHINE)
         assert f"an engine whose owner has ended; end it with `kill {orphan.pid}`" in str(report)
         subprocess.run(["kill", str(orphan.pid)], check=True)
         left = gone(engines, set())[0]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from helpers import clients, exposure, load, models, records, settings
-from helpers.server import ServerDiedError, ServerError, ServerStartError, flags, open_server
+from helpers import clients, exposure, load, models, records, settings, show_serving
+from helpers.server import TEARDOWN_S, ServerDiedError, ServerError, ServerStartError, flags, open_server
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -122,6 +122,8 @@ def test_the_key_is_in_no_command_line_and_in_no_log(server):
     assert key not in server.log
     assert key not in server.command
     assert "--enable-prefix-caching" not in server.command
+    assert f"vllm serve /path/to/{models.TITLE} " in server.command, "its folder differs by machine"
+    assert str(server.checkpoint.folder) not in server.command
 
 
 def test_it_listens_on_this_machine_only(server):
@@ -222,6 +224,18 @@ def test_the_knee_is_where_throughput_per_waiting_is_best():
     assert load.knee(found).concurrency == 4
 
 
+def test_a_95th_percentile_of_few_requests_is_not_shown():
+    """Of four requests it is all but the slowest one's time, and says nothing of one user in twenty."""
+    figures = dict.fromkeys(load.Level.__annotations__, 0.25) | {"concurrency": 4, "share": None}
+    few, enough = (load.Level(**figures | {"completed": count}) for count in (load.ENOUGH - 1, load.ENOUGH))
+    table = show_serving.levels({"baseline": [few, enough]})
+    for row, shown in zip(table.rows, ("-", "250 ms"), strict=True):
+        cells = dict(zip(table.columns, row, strict=True))
+        assert cells["requests"].text in (str(few.completed), str(enough.completed))
+        assert {cells[name].text for name in table.columns if name.endswith("95 %")} == {shown}
+        assert cells["TTFT, median"].text == "250 ms"
+
+
 # ---- its end: these two come last, they stop the shared server
 
 
@@ -284,6 +298,23 @@ def test_without_a_drain_no_client_gets_its_answer(tmp_path):
         found = clients.count(crowd.outcomes())
     assert found["answered"] == found["wrong"] == 0, found
     assert found["hung"] + found["refused"] == 16, found
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
+    """Answers of many seconds against a drain of one: what is not done by then gets no answer."""
+    timeout = 1
+    server = open_server(small(shutdown_timeout=timeout), log_dir=tmp_path).start()
+    tokens = 480  # the context is 512
+    with clients.crowd(server, clients.long(4, tokens), concurrency=4, timeout_s=10) as crowd:
+        crowd.wait_until_running(4)
+        processes = server.processes()
+        end = server.stop()
+        found = clients.count(crowd.outcomes())
+    assert found["answered"] == found["wrong"] == 0, found
+    assert found["hung"] + found["refused"] + found["cut off"] == 4, found
+    assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
     assert gone(processes)
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Start vLLM's server from the variables of .env; compose.yaml and kubernetes.yaml run this in the image.
+# Arguments of this script go to vLLM as they are, last, so they win: serve.sh --max-num-batched-tokens 2048
 # exec matters: without it the shell gets SIGTERM, vLLM does not, and no request is drained.
 set -eu
 
@@ -15,16 +16,18 @@ key=${VLLM_API_KEY:-}
 [ "${#key}" -ge 16 ] || fail "VLLM_API_KEY must have 16 characters or more (openssl rand -base64 32)"
 
 case "${QUANTIZATION:-none}" in
-    none | awq) ;; # an AWQ checkpoint says itself how it is quantized: name that checkpoint in MODEL_NAME
-    fp8) set -- "$@" --quantization fp8_per_tensor ;;
-    *) fail "QUANTIZATION=$QUANTIZATION: must be none, fp8 or awq" ;;
+    none) ;;
+    fp8) set -- --quantization fp8_per_tensor "$@" ;;
+    # Nothing here makes a checkpoint. Ignored, the value would serve a model in 16 bits without a word.
+    awq) fail "QUANTIZATION=awq: name an AWQ checkpoint in MODEL_NAME and set none; its config says the rest" ;;
+    *) fail "QUANTIZATION=$QUANTIZATION: must be none or fp8" ;;
 esac
 
 model=${MODEL_NAME%@*}
 case "$MODEL_NAME" in
-    *@*) set -- "$@" --revision "${MODEL_NAME##*@}" ;; # of weights and tokenizer alike
+    *@*) set -- --revision "${MODEL_NAME##*@}" "$@" ;; # of weights and tokenizer alike
 esac
-[ -z "${SERVED_MODEL_NAME:-}" ] || set -- "$@" --served-model-name "$SERVED_MODEL_NAME"
+[ -z "${SERVED_MODEL_NAME:-}" ] || set -- --served-model-name "$SERVED_MODEL_NAME" "$@"
 
 exec ${PYTHON:-python3} -c "from vllm.entrypoints.launchers.api_server.entry import main; main()" \
     --model "$model" \
