@@ -32,8 +32,8 @@ EXECUTED = BUILD / "executed"
 SLOW = ["05_production"]
 # In their order, because 04 reads what 01 to 03 wrote.
 COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} - {*SLOW})
-# Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what is compared
-# must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
+# Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what
+# is compared must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
 FILES = ["notebook_files", "prose_figures", "links", "book"]  # tests that only read the committed notebooks

@@ -119,8 +119,9 @@ def test_no_picture_is_left_of_a_notebook_that_is_gone():
 ROW = re.compile(r"^\| ([^|]+?) \| ([^|]+?) \| (\[.+\)) \|$", re.MULTILINE)
 # Names of products and things that every reader of this book knows, and units.
 KNOWN = {
-    *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB", "README", "SECURITY"),
-    *("OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ", "L4", "T4", "A10", "A100", "H100", "H200"),
+    *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB"),
+    *("README", "SECURITY", "OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ"),
+    *("L4", "T4", "A10", "A100", "H100", "H200"),
 }
 
 
