@@ -234,6 +234,8 @@ def compared(rows: list[dict]) -> Figure:
     left.set(ylabel="weights in memory, MiB", title="Memory")
     left.set_xticks(range(len(names)), [f"{n}, written out" if n in written else n for n in names])
     left.tick_params(axis="x", labelrotation=30)
+    for label in left.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")  # a long name ends at its own bar
     for name in names:
         if name in written:  # the baseline's kernels once more: no speed of this scheme
             continue
