@@ -229,13 +229,14 @@ def compared(rows: list[dict]) -> Figure:
     predicted = {row["scheme"]: schemes.held(row) / 2**20 for row in rows}
     marks = [predicted[name] for name in names]
     left.plot(names, marks, "_", color="black", markersize=24, markeredgewidth=2, label="predicted")
-    left.set_ylim(top=1.2 * max(*weights, *marks))  # the legend stands above the bars
-    left.legend(loc="upper right")
+    if written:
+        left.bar(
+            names[:1], [0], color="#808080", hatch="//", edgecolor="white", label="written out: not its bytes"
+        )
+    left.set_ylim(top=1.3 * max(*weights, *marks))  # the legend stands above the bars
+    left.legend(loc="upper right", ncols=2)
     left.set(ylabel="weights in memory, MiB", title="Memory")
-    left.set_xticks(range(len(names)), [f"{n}, written out" if n in written else n for n in names])
     left.tick_params(axis="x", labelrotation=30)
-    for label in left.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")  # a long name ends at its own bar
     for name in names:
         if name in written:  # the baseline's kernels once more: no speed of this scheme
             continue

@@ -159,6 +159,8 @@ def to_warm(sections: list[str], names: list[str], tried=SCHEMES, only=()) -> li
     found = []
     if "records" in sections:
         found += [(name, scheme, GRAPHS) for name, scheme in itertools.product(names, tried)]
+    if "envelope" in sections:
+        found += [(tuning.MODEL, scheme, CONTEXT | more) for scheme, more in ENVELOPE]
     if "settings" in sections:
         # What is tuned by timing it must have the GPU to itself: it is compiled when it is measured.
         variants = [(scheme, args) for scheme, _, args in tuning.variants(only) if not tuning.tuned(args)]
@@ -186,20 +188,23 @@ def build(name: str, scheme: str, args: dict) -> None:
 # -- what fits an L4 ------------------------------------------------------------------------------
 
 
-def envelope(out: Path, name: str = "shape:mistral-7b") -> None:
+ENVELOPE = (  # schemes and further arguments that Mistral-7B is tried with
+    ("baseline", {}),
+    ("fp8", {}),
+    ("awq", {}),
+    ("fp8_kv", {}),
+    ("awq", {"kv_cache_dtype": "fp8"}),
+)
+CONTEXT = {"max_model_len": 4096, **GRAPHS}
+
+
+def envelope(out: Path, name: str = tuning.MODEL) -> None:
     """Give vLLM as much of this GPU as an L4 has; the KV cache it finds room for says what fits."""
-    share = 0.9 * L4_BYTES / hardware.detect().memory_bytes
+    share = {"gpu_memory_utilization": round(0.9 * L4_BYTES / hardware.detect().memory_bytes, 4)}
     model = models.resolve(name)
-    for scheme, more in (
-        ("baseline", {}),
-        ("fp8", {}),
-        ("awq", {}),
-        ("fp8_kv", {}),
-        ("awq", {"kv_cache_dtype": "fp8"}),
-    ):
-        args = {"gpu_memory_utilization": round(share, 4), "max_model_len": 4096, **GRAPHS, **more}
+    for scheme, more in ENVELOPE:
         try:
-            with opened(model, scheme, log_dir=out / "logs", **args) as engine:
+            with opened(model, scheme, log_dir=out / "logs", **CONTEXT, **share, **more) as engine:
                 memory = measure.memory(engine)
         except EngineError as error:
             write(out / "envelope.jsonl", [stamp() | {"scheme": scheme, "error": str(error)}])
@@ -213,8 +218,8 @@ def envelope(out: Path, name: str = "shape:mistral-7b") -> None:
             "weights_bytes": memory.weights,
             "total_bytes": memory.total,
             "kv_cache_tokens": memory.kv_cache_tokens,
-            "context": 4096,
-            "at_once": round(memory.kv_cache_tokens / 4096, 2),
+            "context": CONTEXT["max_model_len"],
+            "at_once": round(memory.kv_cache_tokens / CONTEXT["max_model_len"], 2),
         }
         write(out / "envelope.jsonl", [stamp() | row])
 

@@ -275,6 +275,48 @@ def owner_killed(logs: Path) -> None:
     )
 
 
+def runner_ended(logs: Path) -> None:
+    """The runner of the notebooks is ended while a kernel holds an engine: SIGTERM, then SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _ended(number, logs)
+
+
+def _ended(number: signal.Signals, logs: Path) -> None:
+    import psutil
+
+    start, shared = hardware.gpu_memory_used(), shared_memory()
+
+    def held() -> float:
+        return (hardware.gpu_memory_used() - start) / ownership.MIB
+
+    command = [sys.executable, "-m", "helpers.run", "01_baseline", "-p", "quick_look", "true"]
+    with (logs / f"{number.name}.log").open("w") as log:
+        runner = subprocess.Popen(
+            [*command, "--out", str(logs / number.name)], stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"TUTORIAL_MODEL": "embedded"},
+        )  # fmt: skip
+    _until(lambda: held() > 4096 or runner.poll() is not None, 90)
+    most, everyone = held(), psutil.Process(runner.pid).children(recursive=True)
+    begun = time.monotonic()
+    runner.send_signal(number)
+    _until(lambda: held() < 64, 30)
+    seconds = time.monotonic() - begun
+    _, alive = psutil.wait_procs(everyone, timeout=10)
+    print(
+        f"runner, {number.name}: held {most:.0f} MiB in {len(everyone)} processes; GPU memory left "
+        f"{held():+.0f} MiB after {seconds:.1f} s; processes left {len(alive)}; "
+        f"shared memory left {len(shared_memory() - shared)}",
+        flush=True,
+    )
+    runner.wait(timeout=30)
+
+
+def _until(reached, seconds: float) -> None:
+    stop = time.monotonic() + seconds
+    while not reached() and time.monotonic() < stop:
+        time.sleep(0.2)
+
+
 EXPECTED = {
     "another_engine": "another-engine",
     "another_process": "another-process",
@@ -288,9 +330,10 @@ EXPECTED = {
     "too_few_gpus": "too-few-gpus",
     "ownership_faults": None,
     "owner_killed": None,
+    "runner_ended": None,
 }
 PATIENCE_S = 75  # for one fault; a forked child can hang for ever
-OWNERSHIP_S = 200  # six engines
+SLOW = {"ownership_faults": 200, "runner_ended": 200}  # six engines; two runs of a notebook
 
 
 def one(name: str, out: Path) -> None:
@@ -346,7 +389,7 @@ def _provoke(name: str, out: Path) -> dict:
             env=os.environ | {"TUTORIAL_HEADLESS": "1"},
         )  # fmt: skip
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(OWNERSHIP_S if EXPECTED[name] is None else PATIENCE_S)
+            process.wait(SLOW.get(name, PATIENCE_S))
     result = {"raised": "no result: it hung and was ended", "diagnosis": None, "log": ""}
     if path.exists():
         result = json.loads(path.read_text())

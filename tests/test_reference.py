@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import hardware, models, records, reference, roofline, schemes, tuning
+from helpers import hardware, models, records, reference, roofline, schemes, sizing, tuning
 
 H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 
@@ -36,6 +36,8 @@ def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_w
     assert len(warmed) == len(measured) - 2  # what is tuned by timing it is compiled alone, and last
     assert all(args["compilation_config"]["cudagraph_capture_sizes"] == tuning.GRAPHS for args in measured)
     assert set(tuning.VARIANTS) <= set(schemes.SCHEMES)
+    tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
+    assert tried == [(scheme, reference.CONTEXT | more) for scheme, more in reference.ENVELOPE]
 
 
 def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
@@ -52,20 +54,20 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
     """vLLM's figure, to the byte, against the config alone; Phi-2's FP8 is the exception that stands."""
     rows, problems = records.read(records.REFERENCE / "h200/records.jsonl")
     assert not problems
-    names = {"Mistral-7B": "mistral-7b", "Phi-2": "phi-2"}
+    known = sizing.known_models(models.resolve(models.EMBEDDED))
     seen = {(row["model"], row["scheme"]): row["weights_bytes"] for row in rows}
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
-        held = schemes.held_weights_bytes(scheme, models.shape(names[model]).folder, H200)
+        held = schemes.held_weights_bytes(scheme, known[model].folder, H200)
         most = 0.022 if (model, scheme) == ("Phi-2", "fp8") else 0.02
         assert measured == pytest.approx(held, rel=most), (model, scheme)
 
 
 def test_no_recorded_engine_is_faster_than_its_bound():
     rows, _ = records.read(records.REFERENCE / "h200/records.jsonl")
-    names = {"Mistral-7B": "mistral-7b", "Phi-2": "phi-2"}
+    known = sizing.known_models(models.resolve(models.EMBEDDED))
     for row in rows:
-        model = models.shape(names[row["model"]])
+        model = known[row["model"]]
         bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
         assert row["output_tokens_per_s"] < bound, row
 
