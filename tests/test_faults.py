@@ -216,6 +216,7 @@ def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
     table.check("engine", "a folder for logs that cannot be written", "start", caught.value, "ours")
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(
     small, memory_back, small_disk, table
 ):
@@ -372,6 +373,7 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 # -- the engine's own process ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm, table):
     shared, before, held = shared_memory(), children(), settled()
     with pytest.raises(EngineDiedError) as caught, open_engine(**small, in_process=False) as open_:
