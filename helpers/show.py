@@ -310,24 +310,19 @@ def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str]) -> Table:
     table = []
     for title, rows in origins.items():
         found = {(row["scheme"], row["batch"]): row for row in rows if not row.get("cited")}
-        for name in ("baseline", *names):
-            shared = sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
-            if not shared or {one for one, _ in found} == {"baseline"}:
-                continue
-            ends = [
-                f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in (shared[0], shared[-1])
-            ]
-            one = found[name, shared[0]]
-            table.append([title, name, mib(one["weights_bytes"]), f"{one['kv_cache_tokens']:,}", *ends])
-    columns = [
-        "record",
-        "scheme",
-        "weights",
-        "KV cache, tokens",
-        "speed at the smallest batch",
-        "at the largest",
-    ]
-    return Table(columns, table)
+        shared = {
+            name: sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
+            for name in ("baseline", *names)
+        }
+        if not any(shared[name] for name in names):
+            continue
+        for name, batches in shared.items():
+            if batches:
+                one, ends = found[name, batches[0]], (batches[0], batches[-1])
+                gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
+                table.append([title, name, mib(one["weights_bytes"]), f"{one['kv_cache_tokens']:,}", *gains])
+    columns = ["record", "scheme", "weights", "KV cache, tokens"]
+    return Table([*columns, "speed at the smallest batch", "at the largest"], table)
 
 
 def errors(found: Mapping[str, Mapping[str, float]]) -> Table:
