@@ -405,7 +405,12 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
             mine += mine[0].children(recursive=True)
         maker.kill()
         maker.wait()
-        assert not psutil.wait_procs(mine, timeout=10)[1]
+        # An orphan falls to this process where an engine before made it the one to inherit them: it has ended
+        # then, and only its exit code waits to be asked for.
+        alive = [
+            one for one in psutil.wait_procs(mine, timeout=10)[1] if one.status() != psutil.STATUS_ZOMBIE
+        ]
+        assert not alive
         for folder in cache.glob("*-awq-*/"):
             assert ".partial" in folder.name or once.complete(folder)
     made_at_last = make(source, "awq")
