@@ -128,7 +128,9 @@ def offers(
     )
 
 
-MOST_AT_ONCE = 256  # requests in one step; vLLM's own default on most GPUs (max_num_seqs)
+# Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
+# Source: vllm/engine/arg_utils.py, default_max_num_seqs.
+MOST_AT_ONCE = 256
 
 
 def _offered(offer: Offer, model, card: sizing.Card, room: int, context: int, most_tpot_s: float) -> Offer:

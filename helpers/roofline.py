@@ -207,7 +207,8 @@ def allowed(rows: list[dict], model: models.Model, machine: Hardware) -> dict[st
     found = {}
     for row in rows:
         rate, name = machine.rates.get(recorded_bits(row)), row["scheme"]
-        if rate and name in schemes.SCHEMES and name != "baseline" and not schemes.expanded(row):
+        known = name in schemes.SCHEMES and name not in ("baseline", *found)  # once, not at every batch
+        if rate and known and not schemes.expanded(row):
             work = recorded_step(row, model, machine.machine)
             found[name] = {
                 batch: work.bound(batch, machine.bandwidth, rate, context)
