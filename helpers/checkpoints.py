@@ -320,7 +320,7 @@ def _make(source: Path, kept: Path, settings: dict, folder: Path, _scratch: Path
 
 
 def _run_child(arguments: list[str], log: Path) -> None:
-    command = [sys.executable, "-m", "helpers.checkpoints", "--child", *arguments]
+    command = [sys.executable, "-m", "helpers.checkpoints", "--child", str(os.getpid()), *arguments]
     # All it needs is on this disk: no look at the hub, which only costs time where there is none.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (
@@ -357,9 +357,9 @@ def _watch(child: subprocess.Popen, log: Path) -> None:
             time.sleep(0.2)
 
 
-def _child(source: Path, target: Path, settings: dict) -> None:
+def _child(owner: int, source: Path, target: Path, settings: dict) -> None:
     """Quantize ``source`` into ``target``; one line of output a step."""
-    processes._prctl(processes.PR_SET_PDEATHSIG, 9)  # who would rename the result if the parent is gone?
+    processes.end_with(owner)  # who would rename the result if the parent is gone?
     import torch
     from llmcompressor import oneshot
     from llmcompressor.pipelines.cache import IntermediatesCache
@@ -446,7 +446,8 @@ def _calibration_data(tokenizer, text: str, samples: int, tokens: int, **_):
 
 def _main(arguments: list[str]) -> None:
     if arguments[:1] == ["--child"]:
-        _child(Path(arguments[1]), Path(arguments[2]), json.loads(arguments[3]))
+        owner, source, target, settings = arguments[1:]
+        _child(int(owner), Path(source), Path(target), json.loads(settings))
     elif len(arguments) in (1, 2):
         made = make(models.resolve(*arguments[1:]), arguments[0])
         print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")

@@ -103,6 +103,7 @@ def bench(
     log, results = log_dir / f"{stem}.log", log_dir / f"{stem}.jsonl"
     results.unlink(missing_ok=True)
     job = {
+        "owner": os.getpid(),
         "base_url": server.url,
         "model": str(server.checkpoint.folder),
         "name": server.name,
@@ -230,7 +231,7 @@ def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
 
 def _child(job: dict) -> None:
     """Run every level with vLLM's benchmark, imported once; one line of JSON a level as it is done."""
-    processes._prctl(processes.PR_SET_PDEATHSIG, 9)
+    processes.end_with(job["owner"])
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -225,7 +225,8 @@ def _fetch_gguf(scratch: Path) -> Path:
 
 def _dequantize_in_child(gguf: Path, folder: Path) -> None:
     """Run ``_dequantize`` in a process of its own: it needs torch and 1.5 GB, the kernel should not."""
-    command = [sys.executable, "-m", "helpers.models", "--dequantize", str(gguf), str(folder)]
+    job = ["--dequantize", str(os.getpid()), str(gguf), str(folder)]
+    command = [sys.executable, "-m", "helpers.models", *job]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     if done.returncode:
@@ -358,8 +359,8 @@ def _checked(model: Model) -> Model:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--dequantize"]:
-        processes._prctl(processes.PR_SET_PDEATHSIG, 9)  # who would use the result if the parent is gone?
-        _dequantize(Path(sys.argv[2]), Path(sys.argv[3]))
+        processes.end_with(int(sys.argv[2]))  # who would use the result if the parent is gone?
+        _dequantize(Path(sys.argv[3]), Path(sys.argv[4]))
     elif not ready():
         begun = time.perf_counter()
         print(f"Embedded model prepared in {prepare()} ({time.perf_counter() - begun:.0f} s)")

@@ -23,6 +23,17 @@ def _prctl(option: int, value: int) -> None:
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+def end_with(owner: int, signum: int = signal.SIGKILL) -> None:
+    """Let the system send this process ``signum`` when ``owner``, its parent, ends; for a child's first line.
+
+    The child passes the number that its parent knew itself by: a parent that was killed before this line
+    would never be missed. It exits then, as if the signal had come.
+    """
+    _prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != owner:
+        sys.exit(128 + signum)
+
+
 @contextlib.contextmanager
 def owned_processes() -> Iterator[Callable[[], None]]:
     """What is started in the block has ended after it; yields the function that ends what there is by then.
@@ -126,9 +137,7 @@ def owned_command(command: list[str], grace_s: int) -> list[str]:
 
 
 def _main(owner: str, grace_s: str, *command: str) -> int:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(owner):  # it died before it could be watched
-        return 128 + signal.SIGTERM
+    end_with(int(owner), signal.SIGTERM)
     return supervised(lambda: os.execv(command[0], command), "helpers.processes", int(grace_s))
 
 

@@ -195,7 +195,8 @@ ENVELOPE = (  # schemes and further arguments that Mistral-7B is tried with
     ("fp8_kv", {}),
     ("awq", {"kv_cache_dtype": "fp8"}),
 )
-CONTEXT = {"max_model_len": 4096, **GRAPHS}
+# Tokens a step and requests at once as vLLM chooses them on a GPU of an L4's size: they take memory, too.
+CONTEXT = {"max_model_len": 4096, "max_num_batched_tokens": 8192, "max_num_seqs": 256, **GRAPHS}
 
 
 def envelope(out: Path, name: str = tuning.MODEL) -> None:
@@ -292,13 +293,28 @@ def _starts(out: Path) -> None:
         write(out / "starts.jsonl", [stamp() | row])
 
 
-def _crosscheck(out: Path) -> None:
-    """Our figures and vLLM's own benchmarks, on real weights and on a larger shape."""
-    batches = [1, 64]
-    args = {"compilation_config": {"cudagraph_capture_sizes": batches}, **tuning.NO_WARMUP}
-    for name in (tuning.MODEL, "embedded"):
+def parallel(out: Path, name: str = tuning.MODEL, count: int = 2) -> None:
+    """One model on ``count`` GPUs, each holding its part of every layer; nothing on a machine with fewer."""
+    there = hardware.detect().count
+    if there < count:
+        print(f"parallel: left out, {there} GPU(s) here", flush=True)
+        return
+    for gpus, scheme in itertools.product((1, count), ("baseline", "fp8")):
+        with opened(name, scheme, log_dir=out / "logs", tensor_parallel_size=gpus, **GRAPHS) as engine:
+            speeds = measure.speed(engine, [1, 64, 256], seconds=0.6)
+            memory = measure.memory(engine)
+        row = {"model": engine.model.title, "scheme": scheme, "gpus": gpus}
+        row |= {"start_s": round(engine.start_s, 1), "kv_cache_tokens": memory.kv_cache_tokens}
+        row["weights_bytes"] = memory.weights
+        row["tokens_per_s"] = {speed.batch: round(speed.output_tokens_per_s, 1) for speed in speeds}
+        write(out / "parallel.jsonl", [stamp() | row])
+
+
+def _crosscheck(out: Path, names=(tuning.MODEL, "embedded")) -> None:
+    """Our figures and vLLM's own benchmarks, on a larger shape and on real weights."""
+    for name in names:
         same = {"prompt_tokens": 128, "output_tokens": 128, "log_dir": out / "logs"}
-        for pair in crosscheck.check(name, batches=batches, opened=opened, **same, **args):
+        for pair in crosscheck.check(name, batches=[1, 64], opened=opened, **same, **GRAPHS):
             row = {"model": models.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
             write(out / "crosscheck.jsonl", [stamp() | row])
 
@@ -311,6 +327,7 @@ SECTIONS = {
     "settings": _settings,
     "starts": _starts,
     "crosscheck": _crosscheck,
+    "parallel": parallel,
 }
 
 

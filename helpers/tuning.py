@@ -48,18 +48,26 @@ STATIC_SCALES = {
 }
 _STATIC = {"quantization": None, "hf_overrides": {"quantization_config": STATIC_SCALES}}
 
+# A long KV cache is read in parts by several blocks, whose results a second kernel combines: a loss where it
+# is short.
+_ONE_PART = {"flash_attn_max_num_splits_for_cuda_graph": 1}
+# vLLM's hand-written CUDA kernels for norm, activation and rounding to FP8, instead of Inductor's.
+_OWN = {"custom_ops": ["+rms_norm", "+silu_and_mul", "+quant_fp8"]}
+
 VARIANTS: dict[str, dict[str, dict]] = {
     "baseline": {
         "vLLM's defaults": _variant(),
         "compiled for batch 1": _variant(ALONE),
         "no async scheduling": _variant(async_scheduling=False),
         "Triton attention": _variant(attention_backend="TRITON_ATTN"),
+        "KV cache read in one part": _variant(attention_config=_ONE_PART),
     },
     "fp8": {
         "vLLM's defaults": _variant(),
         "torch's kernel": _variant(linear_backend="torch"),
         "torch's kernel, compiled for batch 1": _variant(ALONE, linear_backend="torch"),
         "torch's kernel, FP8 KV cache": _variant(linear_backend="torch", kv_cache_dtype="fp8"),
+        "torch's kernel, vLLM's own rounding": _variant(_OWN, linear_backend="torch"),
         "torch's kernel, Triton attention": _variant(linear_backend="torch", attention_backend="TRITON_ATTN"),
         "Marlin (W8A16)": _variant(linear_backend="marlin"),
         "Humming": _variant(linear_backend="humming"),
