@@ -150,7 +150,7 @@ MEMORY = (
         (_FREE,),
         ("Ask for what is free: {fits}",),
         MEMORY_DOCS,
-        "vllm/v1/worker/utils.py",
+        "GPU",
         facts=_fitting,
     ),
     Entry(
@@ -201,7 +201,7 @@ MEMORY = (
             "An LLM of your own: llm.llm_engine.engine_core.shutdown(). `del llm` is not enough.",
         ),
         RELEASE,
-        "vLLM 0.5.4 on an NVIDIA L4, in the log that this project began with",
+        "GPU",
         memory=True,
         when=_on_gpu,
     ),
@@ -678,7 +678,7 @@ LIMITS = (
             "nvidia-smi -L      # and CUDA_VISIBLE_DEVICES: which GPUs are shown",
         ),
         BYTES,
-        "vllm/config/parallel.py",
+        "GPU",
     ),
 )
 
@@ -726,6 +726,22 @@ ENVIRONMENT = (
         (r"ModuleNotFoundError: No module named '(?:vllm|torch|transformers)'",),
         ("make setup", "Choose the kernel of that environment, or start JupyterLab with `make lab`."),
         README,
+        "CPU",
+    ),
+    Entry(
+        "script-without-guard",
+        "The engine's process runs the main program's file once more, and this one starts an engine there, "
+        "too, or is no file.",
+        (
+            r"before the\s+current process has finished its bootstrapping phase",
+            r"FileNotFoundError: .*No such file or directory: '[^']*<(?:stdin|string)>'",
+        ),
+        (
+            'if __name__ == "__main__":      # around all that the script does; imports stay above',
+            "A program that is piped into python: save it to a file.",
+            "open_engine needs neither.",
+        ),
+        FAULTS,
         "CPU",
     ),
     Entry(

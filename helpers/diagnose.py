@@ -284,6 +284,13 @@ def _unknown(error, said: list[str], log: str, holders: Sequence | None) -> Repo
     )
 
 
+def _before(error: BaseException) -> BaseException | None:
+    """The error that led to this one. One that was only being handled and has its report did not."""
+    if error.__cause__ or error.__suppress_context__:
+        return error.__cause__
+    return None if isinstance(getattr(error.__context__, "report", None), Report) else error.__context__
+
+
 def _said(error: BaseException | None) -> list[str]:
     """``Name: message`` of an exception and of those that led to it, its own first."""
     found, seen = [], set()
@@ -291,7 +298,7 @@ def _said(error: BaseException | None) -> list[str]:
         seen.add(id(error))
         found.append(short(error))
         found += [str(note) for note in getattr(error, "__notes__", ())]
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = _before(error)
     return found
 
 
@@ -300,7 +307,7 @@ def _where(error: BaseException | None) -> str:
     files = []
     while error is not None and len(files) < 1000:
         files += [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = _before(error)
     return "\n".join(files)
 
 

@@ -143,14 +143,31 @@ def children_bound_to_this():
 
     multiprocessing.util.spawnv_passfds = spawn
     try:
-        yield
+        with _main_left_alone():
+            yield
     finally:
         multiprocessing.util.spawnv_passfds = original
 
 
+@contextlib.contextmanager
+def _main_left_alone():
+    """Children spawned inside do not run the main program's file again, as none of a notebook's do.
+
+    multiprocessing has each child import it: a script without ``if __name__ == "__main__"`` would open its
+    engine once more in there, and a program read from standard input cannot be imported at all.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
 def spawn_bound(command: list, environ: dict | None = None, file_actions: tuple = ()) -> int:
     """Start a process in a group of its own that ends with this one; return its pid."""
-    path, args = _bound(command[0], list(command))
+    path, args = _bound(command[0], _watching(list(command)))
     given = dict(os.environ) if environ is None else environ
     return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0)
 
@@ -161,6 +178,32 @@ _BIND = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
     "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[3:])"
 )
+
+
+# SIGTERM is a wish, and vLLM's engine on a GPU was seen not to take it from its handler at all (after five
+# seconds vLLM's client kills it, but that died with its owner). So a thread in the child sees to its end.
+_WATCH = """
+import os as _os, threading as _threading, time as _time
+def _watch(owner={owner}, patience={patience}):
+    while _os.getppid() == owner:
+        _time.sleep(0.5)
+    _time.sleep(patience)
+    _os.kill(_os.getpid(), 9)
+_threading.Thread(target=_watch, name="owner-watch", daemon=True).start()
+"""
+PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; vLLM's own patience
+
+
+def _watching(command: list) -> list:
+    """The same command, with the watch in it where it is a Python program of multiprocessing or a spare.
+
+    Not the resource tracker: it outlives the others to remove what they left, and ends when they have.
+    """
+    place = command.index("-c") + 1 if "-c" in command else 0
+    if not place or "resource_tracker" in command[place]:
+        return command
+    watch = _WATCH.format(owner=os.getpid(), patience=PATIENCE_S)
+    return [*command[:place], watch + command[place], *command[place + 1 :]]
 
 
 def _bound(path, args: list) -> tuple:

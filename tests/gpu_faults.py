@@ -108,8 +108,7 @@ def kv_cache_too_small(logs: Path) -> None:
 
 
 def fp8_per_channel_on_marlin(logs: Path) -> None:
-    os.environ["VLLM_TEST_FORCE_FP8_MARLIN"] = "1"
-    provoked(logs, quantization="fp8_per_channel", **LITTLE)
+    provoked(logs, quantization="fp8_per_channel", linear_backend="marlin", **LITTLE)
 
 
 def fork_after_openmp(logs: Path) -> None:
@@ -251,6 +250,8 @@ if __name__ == "__main__":
 
 def owner_killed(logs: Path) -> None:
     """The notebook's kernel dies of SIGKILL: does its engine go with it, and the GPU's memory?"""
+    import psutil
+
     script = logs / "owner.py"
     script.write_text(OWNER)
     start, shared = hardware.gpu_memory_used(), shared_memory()
@@ -259,6 +260,11 @@ def owner_killed(logs: Path) -> None:
     while owner.stdout.readline().strip() not in ("open", ""):
         pass
     held = hardware.gpu_memory_used()
+    for child in psutil.Process(owner.pid).children(recursive=True):  # what each does about signals
+        signals = [
+            line for line in Path(f"/proc/{child.pid}/status").read_text().splitlines() if "Sig" in line
+        ]
+        print(child.pid, child.name(), signals, flush=True)
     owner.kill()
     owner.wait()
     begun = time.monotonic()
@@ -302,6 +308,7 @@ def _ended(number: signal.Signals, logs: Path) -> None:
     _until(lambda: held() < 64, 30)
     seconds = time.monotonic() - begun
     _, alive = psutil.wait_procs(everyone, timeout=10)
+    alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     print(
         f"runner, {number.name}: held {most:.0f} MiB in {len(everyone)} processes; GPU memory left "
         f"{held():+.0f} MiB after {seconds:.1f} s; processes left {len(alive)}; "
@@ -325,7 +332,7 @@ EXPECTED = {
     "no_room_for_kv_cache": "no-room-for-kv-cache",
     "kv_cache_too_small": "kv-cache-too-small",
     "fp8_per_channel_on_marlin": "fp8-per-channel-on-marlin",
-    "fork_after_openmp": "fork-after-openmp",
+    "fork_after_openmp": None,  # it hangs on a GPU, and is ended: nothing is raised that could be explained
     "no_gpu": "no-gpu-visible",
     "too_few_gpus": "too-few-gpus",
     "ownership_faults": None,

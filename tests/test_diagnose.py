@@ -157,6 +157,18 @@ def test_who_holds_the_memory_decides(held, free, who, name):
         assert "130,000 MiB" in str(report)
 
 
+def test_a_failure_on_the_way_out_of_another_has_its_own_cause(held):
+    """As on the GPU: an engine too many, and while that was handled one that asked for little."""
+    held.append(holder(ours=True))
+    first, second = ValueError(FREE.format(free="13.15")), RuntimeError(str(ECHO))
+    second.__context__ = first
+    assert explain(second, SEED, HERE).name == "another-engine"
+    first.report = explain(first, machine=HERE)  # it has had its diagnosis
+    assert explain(second, SEED, HERE).name == "out-of-gpu-memory-taken"
+    second.__cause__ = first  # now it says that the first is why
+    assert explain(second, SEED, HERE).name == "another-engine"
+
+
 def test_what_fits_is_not_offered_where_nothing_does():
     assert "free the memory first" in explain(ECHO, FREE.format(free="1.0")).do[2]
 

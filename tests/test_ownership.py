@@ -1,11 +1,20 @@
 """What is taken down with an engine, and what is not: other processes' shared memory stays."""
 
+import multiprocessing.spawn
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+import pytest
+
+from helpers import ownership
 from helpers.ownership import Belongings
 
+ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path("/dev/shm")
 # Another notebook on this machine, whose engine starts at the same time.
 NEIGHBOUR = """
@@ -26,6 +35,103 @@ block = shared_memory.SharedMemory(create=True, size=4096)
 print(block.name, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+# A notebook's kernel, with an engine's process that takes no SIGTERM, as one was seen to on a GPU.
+OWNER = """
+import multiprocessing, time
+from helpers import ownership
+from tests.test_ownership import deaf
+ownership.PATIENCE_S = 1.0
+context = multiprocessing.get_context("spawn")
+ours, theirs = context.Pipe()
+with ownership.children_bound_to_this():
+    child = context.Process(target=deaf, args=(theirs,))
+    child.start()
+ours.recv()
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+def deaf(connection):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection.send(True)
+    time.sleep(300)
+
+
+def seconds_to_end(owner: str) -> float:
+    """Kill a program once it has printed its child's pid; seconds until that child has ended, too."""
+    command = [sys.executable, "-c", owner]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        process.wait()
+    begun = time.monotonic()
+    _, alive = psutil.wait_procs([child], timeout=20)
+    try:
+        assert all(one.status() == psutil.STATUS_ZOMBIE for one in alive)
+        return time.monotonic() - begun
+    finally:
+        for one in alive:
+            one.kill()
+
+
+def test_an_engine_that_takes_no_sigterm_ends_with_its_killed_kernel():
+    assert 0.5 < seconds_to_end(OWNER) < 15  # asked first, and killed when that had no effect
+
+
+# The parent is gone before its child says that it wants to end with it.
+LATE = """
+import os, subprocess, sys, time
+child = "import sys, time; time.sleep(1); from helpers import processes; "
+child += "processes.end_with(int(sys.argv[1])); time.sleep(300)"
+print(subprocess.Popen([sys.executable, "-c", child, str(os.getpid())]).pid, flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_child_whose_parent_was_killed_before_it_could_say_so_ends_too():
+    assert seconds_to_end(LATE) < 15
+
+
+def main_in_a_child(connection):
+    connection.send(getattr(sys.modules["__main__"], "__file__", "no file"))
+
+
+SCRIPT = """
+import multiprocessing
+from helpers import ownership
+from tests.test_ownership import main_in_a_child
+context = multiprocessing.get_context("spawn")
+ours, theirs = context.Pipe()
+print("the program runs", flush=True)
+with ownership.children_bound_to_this():
+    context.Process(target=main_in_a_child, args=(theirs,)).start()
+print(ours.recv())
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_script_without_a_guard_and_a_piped_program_can_start_an_engine(tmp_path, piped):
+    """multiprocessing would run the first again in its child, without end, and not find the second."""
+    script = tmp_path / "no guard.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-" if piped else str(script)],
+        input=SCRIPT if piped else None, capture_output=True, text=True, timeout=60, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "the program runs\nno file\n", done.stderr[-1500:]
+
+
+def test_the_main_program_is_as_before_once_the_engine_is_built():
+    main = sys.modules["__main__"]
+    before = {name: vars(main).get(name) for name in ("__file__", "__spec__")}
+    with ownership.children_bound_to_this():
+        given = multiprocessing.spawn.get_preparation_data("engine")
+        assert not {"init_main_from_path", "init_main_from_name"} & set(given)
+    assert {name: vars(main).get(name) for name in before} == before
 
 
 def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_left_goes():
