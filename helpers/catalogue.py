@@ -321,6 +321,7 @@ QUANTIZATION = (
         (
             "00_start_here names the schemes that run here, and the way each runs.",
             'scheme="baseline" runs everywhere.',
+            "With a linear_backend of your own: leave it out, and vLLM looks among all its kernels.",
         ),
         WAYS,
         "CPU",

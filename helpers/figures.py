@@ -74,7 +74,7 @@ class Figure:
     def png(self) -> bytes:
         """The picture, with its text and what is drawn inside (``drawn``).
 
-        128 colours are more than a plot has, and a third of the bytes.
+        64 colours are more than a plot has, and a third of the bytes.
         """
         from PIL import Image, PngImagePlugin
 
@@ -82,7 +82,7 @@ class Figure:
         self.figure.savefig(raw, format="png", dpi=drawn.DPI)
         words.add_itxt("Description", self.alt)
         words.add_itxt("Drawn", drawn.read_back(self.figure, self.exact), zip=True)
-        Image.open(raw).convert("RGB").quantize(128).save(small, "png", optimize=True, pnginfo=words)
+        Image.open(raw).convert("RGB").quantize(64).save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
     def __repr__(self) -> str:
@@ -545,7 +545,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     """
     if not broken:
         return Note("No step is on record whose kernels are named: there is nothing to break down.")
-    figure, [[axes]] = _plots(size=(8, 1.6 + 0.5 * len(broken)))
+    figure, [[axes]] = _plots(size=(8, 1.6 + 0.4 * len(broken)))
     for place, (name, parts) in enumerate(broken.items()):
         left = 0.0
         for kind, (colour, hatch) in KINDS.items():
@@ -566,7 +566,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         axes.plot(least[name], place, "|", color="black", markersize=24, markeredgewidth=3, label=mark)
         _words(axes, left, place, f"{least[name] / left:.0%} of the bound")
     longest = max(sum(parts.values()) for parts in broken.values())
-    axes.set(xlim=(0, 1.4 * longest), xlabel="microseconds a token, one request", title=title)
+    axes.set(xlim=(0, 1.5 * longest), xlabel="microseconds a token, one request", title=title)
     axes.set_yticks(range(len(broken)), list(broken))
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")

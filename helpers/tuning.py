@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from helpers import hardware, measure, models, records, roofline, schemes, sizing
@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "compiled for batch 1": _variant(ALONE),
         "no async scheduling": _variant(async_scheduling=False),
         "Triton attention": _variant(attention_backend="TRITON_ATTN"),
+        "compiled for batch 1, Triton attention": _variant(ALONE, attention_backend="TRITON_ATTN"),
         "KV cache read in one part": _variant(attention_config=_ONE_PART),
     },
     "fp8": {
@@ -77,10 +78,18 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "static scales, torch's kernel, FP8 KV cache": _variant(
             linear_backend="torch", kv_cache_dtype="fp8", **_STATIC
         ),
+        "static scales, torch's kernel, Triton attention": _variant(
+            linear_backend="torch", attention_backend="TRITON_ATTN", **_STATIC
+        ),
+        "static scales, torch's kernel, Triton attention, FP8 KV cache": _variant(
+            linear_backend="torch", attention_backend="TRITON_ATTN", kv_cache_dtype="fp8", **_STATIC
+        ),
     },
     "awq": {
         "vLLM's defaults": _variant(),
         "Marlin": _variant(linear_backend="marlin"),
+        "Marlin, Triton attention": _variant(linear_backend="marlin", attention_backend="TRITON_ATTN"),
+        "Humming, Triton attention": _variant(linear_backend="humming", attention_backend="TRITON_ATTN"),
         "Marlin, FP16": _variant(linear_backend="marlin", dtype="float16"),
         "Humming": _variant(linear_backend="humming"),
         "ExLlama, FP16": _variant(linear_backend="exllama", dtype="float16"),
@@ -154,13 +163,13 @@ def busy(engine, batch: int = 1, most: int = 10) -> dict:
 
 # -- what was recorded ------------------------------------------------------------------------------
 
-# By what a kernel is called: products of matrices (cuBLAS's nvjet, CUTLASS, Marlin, Machete, and what
-# Inductor makes of a product with one row), and attention with its cache.
+# By what a kernel is called: products of matrices (cuBLAS's nvjet, CUTLASS, Marlin, Machete, Humming, and
+# what Inductor makes of a product with one row), and attention with its cache.
 _KINDS = {
     "matrix products": re.compile(
-        r"nvjet|gemm|Gemm|marlin::|splitKreduce|triton_red_fused_.*mm_.*t_(view_)?\d"
+        r"nvjet|gemm|Gemm|marlin::|humming<|splitKreduce|triton_red_fused_.*mm_.*t_(view_)?\d"
     ),
-    "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache"),
+    "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache|unified_attention|reduce_segments"),
 }
 NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
 
@@ -186,6 +195,17 @@ def fastest(rows: list[dict], scheme: str, batch: int) -> str:
     """The variant of a scheme that gives the most tokens/s at a batch size."""
     ours = [row for row in rows if row["scheme"] == scheme]
     return max(ours, key=lambda row: row["tokens_per_s"][str(batch)])["variant"]
+
+
+def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
+    """The rows of vLLM's own choice and of what was fastest at a batch size, scheme by scheme."""
+    found = {}
+    for scheme in (scheme for scheme in schemes.SCHEMES if any(row["scheme"] == scheme for row in rows)):
+        names = ["vLLM's defaults", *(fastest(rows, scheme, batch) for batch in batches)]
+        for row in rows:
+            if row["scheme"] == scheme and row["variant"] in names:
+                found[scheme, row["variant"]] = row
+    return list(found.values())
 
 
 def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict:
@@ -247,18 +267,25 @@ def _fresh_caches():
                     os.environ[name] = value
 
 
+_VLLMS = {"compilation_config": {}, "kernel_config": {}}  # its own choice of graphs and of kernels
+# By title: whether the compile caches are empty, and the arguments. The helpers' own are ``engine.SOONER``.
 STARTS = {
-    "first": {},
-    "second": {},
-    "second, kernels compiled when needed": NO_WARMUP,
-    "eager": {"enforce_eager": True},
+    "first": (True, _VLLMS),
+    "second": (False, _VLLMS),
+    "second, kernels compiled when needed": (False, _VLLMS | NO_WARMUP),
+    "eager": (False, _VLLMS | {"enforce_eager": True}),
+    "first, as in the lessons": (True, {}),
+    "second, as in the lessons": (False, {}),
 }
 
 
 def starts(out: Path, name: str = MODEL, scheme: str = "baseline", opened=open_engine) -> Iterator[dict]:
-    """Seconds of a first start, of later ones, and of an eager one; and what each gives at batch 1."""
-    with _fresh_caches():
-        for title, args in STARTS.items():
+    """Seconds of first starts, of later ones, and of an eager one; and what each gives at batch 1."""
+    with ExitStack() as caches:
+        for title, (first, args) in STARTS.items():
+            if first:
+                caches.close()
+                caches.enter_context(_fresh_caches())
             begun = time.perf_counter()
             with opened(name, scheme, log_dir=out / "logs", **args) as engine:
                 whole = time.perf_counter() - begun

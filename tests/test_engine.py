@@ -112,6 +112,14 @@ def test_any_number_of_gpus_that_divides_the_heads():
     engine_room.check_gpus(hardware.Machine("cuda", "a GPU", 2**34, count=3), 3, models.resolve("embedded"))
 
 
+def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
+    gpu, shape = hardware.Machine("cuda", "a GPU", 2**34, sm=8.9), models.shape("phi-2")
+    args = engine_room.default_args(gpu, shape)
+    assert {1, 8, 32} <= set(args["compilation_config"]["cudagraph_capture_sizes"])  # 01 to 03
+    assert args["kernel_config"] == {"enable_jit_warmup": False}
+    assert not set(engine_room.SOONER) & set(engine_room.default_args(hardware.Machine("cpu", "x", 1), shape))
+
+
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back, table):
     with pytest.raises(ZeroDivisionError) as caught, open_engine(**small) as engine:
         engine.ask(CAPITAL, 2)

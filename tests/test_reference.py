@@ -33,7 +33,7 @@ def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_w
     measured = [args for _, _, args in tuning.variants()]
     warmed = [args for name, _, args in wanted if name == tuning.MODEL]
     assert warmed == [args for args in measured if "compile_sizes" not in args["compilation_config"]]
-    assert len(warmed) == len(measured) - 2  # what is tuned by timing it is compiled alone, and last
+    assert len(warmed) == len(measured) - 3  # what is tuned by timing it is compiled alone, and last
     assert all(args["compilation_config"]["cudagraph_capture_sizes"] == tuning.GRAPHS for args in measured)
     assert set(tuning.VARIANTS) <= set(schemes.SCHEMES)
     tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
@@ -104,6 +104,19 @@ def test_the_fastest_variant_depends_on_the_batch():
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
     with pytest.raises(schemes.SchemeError, match="No variant of 'int8' is on record at batch size 3"):
         tuning.arguments("int8", 3)
+
+
+def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
+    rows = tuning.recorded()
+    found = tuning.notable(rows, [1, 256])
+    names = [(row["scheme"], row["variant"]) for row in found]
+    assert len(names) == len(set(names)) < len(rows)
+    for scheme in {row["scheme"] for row in rows}:
+        assert (scheme, "vLLM's defaults") in names
+        assert {tuning.fastest(rows, scheme, batch) for batch in (1, 256)} <= {
+            v for s, v in names if s == scheme
+        }
+    assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*schemes.SCHEMES].index)
 
 
 def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
