@@ -252,7 +252,8 @@ class Engine:
         ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
         named = self.checkpoint.title if ours else self.checkpoint.name
         shown = {**self.args, "model": named}
-        shown = {key: value for key, value in shown.items() if (key, value) not in OURS.items()}
+        lessons = OURS | SOONER  # what a reader would not write
+        shown = {key: value for key, value in shown.items() if (key, value) not in lessons.items()}
         lines = [f"    {key}={value!r}," for key, value in shown.items()]
         return secrets.remove("\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"]))
 
