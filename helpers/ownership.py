@@ -128,7 +128,8 @@ def children_bound_to_this():
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
-        ready = spare.take()
+        engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)  # else the resource tracker
+        ready = spare.take() if engine else None
         if ready:
             spare.prepare(ready.kind, ready.environ, spawn_bound)  # for the engine after this one
         if ready and (pid := ready.become(args, passfds)):
@@ -136,7 +137,7 @@ def children_bound_to_this():
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
-            return spawn_bound([path, *args[1:]])
+            return spawn_bound([path, *args[1:]], takes_signals=engine)
         finally:
             for descriptor in passfds:
                 os.set_inheritable(descriptor, False)
@@ -165,11 +166,18 @@ def _main_left_alone():
         vars(main).update(kept)
 
 
-def spawn_bound(command: list, environ: dict | None = None, file_actions: tuple = ()) -> int:
-    """Start a process in a group of its own that ends with this one; return its pid."""
+def spawn_bound(
+    command: list, environ: dict | None = None, file_actions: tuple = (), takes_signals: bool = True
+) -> int:
+    """Start a process in a group of its own that ends with this one; return its pid.
+
+    ``takes_signals`` unblocks all for it: what a caller blocks for a moment, a child would keep blocked. The
+    resource tracker alone is to inherit it, and unblocks by itself once it ignores them.
+    """
     path, args = _bound(command[0], _watching(list(command)))
     given = dict(os.environ) if environ is None else environ
-    return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0)
+    mask = {"setsigmask": []} if takes_signals else {}
+    return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0, **mask)
 
 
 # A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays
@@ -180,8 +188,8 @@ _BIND = (
 )
 
 
-# SIGTERM is a wish, and vLLM's engine on a GPU was seen not to take it from its handler at all (after five
-# seconds vLLM's client kills it, but that died with its owner). So a thread in the child sees to its end.
+# SIGTERM is a wish: an engine that hangs in compiled code does not take it. After five seconds vLLM's client
+# kills one, but here that died with its owner. So a thread in the child sees to its end.
 _WATCH = """
 import os as _os, threading as _threading, time as _time
 def _watch(owner={owner}, patience={patience}):

@@ -37,7 +37,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-# A notebook's kernel, with an engine's process that takes no SIGTERM, as one was seen to on a GPU.
+# A notebook's kernel, with an engine's process that takes no SIGTERM, as one that hangs.
 OWNER = """
 import multiprocessing, time
 from helpers import ownership

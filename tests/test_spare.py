@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from helpers import engine, ownership, spare
 from helpers.engine import open_engine
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -56,6 +60,42 @@ def test_the_spare_becomes_the_child_that_is_asked_for(light, monkeypatch, capfd
     assert "a line for the log" in capfd.readouterr().out  # its output goes where a child's would
     assert files < 40  # what it held while it waited is closed
     assert spare.waiting() != {waiting}  # and the next one waits
+
+
+FIRST = """
+import multiprocessing, os
+from helpers import ownership, spare
+from tests.test_spare import signals
+spare._MODULES = "import fractions #"
+spare.prepare("cpu", dict(os.environ), ownership.spawn_bound)
+waiting = spare.waiting()
+context = multiprocessing.get_context("spawn")
+ours, theirs = context.Pipe()
+with ownership.children_bound_to_this():
+    child = context.Process(target=signals, args=(theirs,))
+    child.start()
+print(ours.recv(), {child.pid} == waiting)
+(pid,) = spare.waiting()
+print(next(line for line in open(f"/proc/{pid}/status") if line.startswith("SigBlk")).split()[1])
+child.join()
+spare.dismiss()
+"""
+
+
+def signals(connection):
+    connection.send(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+def test_the_first_engine_of_a_process_takes_the_spare_and_signals():
+    """Ahead of it multiprocessing starts its resource tracker, and blocks SIGTERM while it does.
+
+    On a GPU that tracker took the spare, and the next one was deaf: five seconds until vLLM killed it, and
+    it outlived a killed kernel.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.stdout.split("\n")[:2] == ["set() True", "0" * 16], done.stdout + done.stderr[-1500:]
 
 
 def test_without_a_spare_a_child_starts_as_ever(light, monkeypatch):
