@@ -37,7 +37,7 @@ LEFT_CPU = 96 * MIB
 OURS = {"use_tqdm_on_load": False, "worker_extension_cls": PROBE}
 # Ten CUDA graphs instead of 51: a batch in between is filled up to the next size. And the kernels of each way
 # of sampling are compiled when a request first asks for one, not ahead. Of a first start of 84 s on an H200
-# (embedded model, FP8) vLLM's own choice took 13 s for the graphs and 27 s for the kernels.
+# (embedded model, FP8) the graphs took 13 s; 27 s that its log is silent about were most likely the kernels.
 SOONER = {
     "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]},
     "kernel_config": {"enable_jit_warmup": False},
