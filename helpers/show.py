@@ -397,7 +397,10 @@ def sides(found: Mapping[str, object]) -> Table:
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
-    """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's."""
+    """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
+
+    A star marks what was timed while something else ran on that machine.
+    """
     from helpers import tuning
 
     rows = sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"]))
@@ -407,7 +410,8 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
         speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
         cells = [f"{rate:,.0f} (x {factor:.2f})" for rate, factor in zip(speeds, factors, strict=True)]
         kernels = "; ".join(row["kernels"]) or "cuBLAS, or none named"
-        table.append([row["scheme"], row["variant"], kernels, *cells, f"{row['of_the_bound']:.0%}"])
+        setting = row["variant"] + " *" * ("beside" in row)
+        table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
     heads = [f"tok/s at batch {batch}" for batch in batches]
     columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
     return Table(columns, table, texts=["setting", "kernel"])
