@@ -137,7 +137,7 @@ def children_bound_to_this():
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
-            return spawn_bound([path, *args[1:]], takes_signals=engine)
+            return spawn_bound([path, *args[1:]], tracker=not engine)
         finally:
             for descriptor in passfds:
                 os.set_inheritable(descriptor, False)
@@ -167,16 +167,17 @@ def _main_left_alone():
 
 
 def spawn_bound(
-    command: list, environ: dict | None = None, file_actions: tuple = (), takes_signals: bool = True
+    command: list, environ: dict | None = None, file_actions: tuple = (), tracker: bool = False
 ) -> int:
-    """Start a process in a group of its own that ends with this one; return its pid.
+    """Start a Python program in a process of its own group that ends with this one; return its pid.
 
-    ``takes_signals`` unblocks all for it: what a caller blocks for a moment, a child would keep blocked. The
-    resource tracker alone is to inherit it, and unblocks by itself once it ignores them.
+    It takes all signals: what a caller blocks for a moment, a child would keep blocked. multiprocessing's
+    resource ``tracker`` alone is to inherit that, unblocks by itself once it ignores them, and outlives the
+    others to remove what they left.
     """
-    path, args = _bound(command[0], _watching(list(command)))
+    path, args = _bound(command[0], list(command) if tracker else _watching(list(command)))
     given = dict(os.environ) if environ is None else environ
-    mask = {"setsigmask": []} if takes_signals else {}
+    mask = {} if tracker else {"setsigmask": []}
     return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0, **mask)
 
 
@@ -203,13 +204,8 @@ PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; 
 
 
 def _watching(command: list) -> list:
-    """The same command, with the watch in it where it is a Python program of multiprocessing or a spare.
-
-    Not the resource tracker: it outlives the others to remove what they left, and ends when they have.
-    """
-    place = command.index("-c") + 1 if "-c" in command else 0
-    if not place or "resource_tracker" in command[place]:
-        return command
+    """The same ``python -c`` command, with the watch ahead of its program."""
+    place = command.index("-c") + 1
     watch = _WATCH.format(owner=os.getpid(), patience=PATIENCE_S)
     return [*command[:place], watch + command[place], *command[place + 1 :]]
 

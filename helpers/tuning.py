@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from helpers import hardware, measure, models, records, roofline, schemes, sizing
-from helpers.engine import EngineError, open_engine
+from helpers.engine import SOONER, EngineError, open_engine
 
 MODEL = "shape:mistral-7b"
 BATCHES = (1, 64, 256)
@@ -29,7 +29,7 @@ GRAPHS = [1, 8, 32, 64, 256]  # batch sizes that get a CUDA graph: the reference
 ALONE = {"compile_sizes": [1]}
 # Ahead of the first request vLLM runs kernels of every way of sampling, so that they are compiled; without
 # that one is compiled when a request first asks for it. Seconds where they are cached, more where not.
-NO_WARMUP = {"kernel_config": {"enable_jit_warmup": False}}
+NO_WARMUP = {"kernel_config": SOONER["kernel_config"]}
 
 
 def _variant(compilation: dict | None = None, **args) -> dict:
@@ -200,11 +200,10 @@ def fastest(rows: list[dict], scheme: str, batch: int) -> str:
 def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
     """The rows of vLLM's own choice and of what was fastest at a batch size, scheme by scheme."""
     found = {}
-    for scheme in (scheme for scheme in schemes.SCHEMES if any(row["scheme"] == scheme for row in rows)):
-        names = ["vLLM's defaults", *(fastest(rows, scheme, batch) for batch in batches)]
-        for row in rows:
-            if row["scheme"] == scheme and row["variant"] in names:
-                found[scheme, row["variant"]] = row
+    for row in sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"])):
+        names = ["vLLM's defaults", *(fastest(rows, row["scheme"], batch) for batch in batches)]
+        if row["variant"] in names:
+            found[row["scheme"], row["variant"]] = row
     return list(found.values())
 
 
