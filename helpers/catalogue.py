@@ -297,15 +297,16 @@ QUANTIZATION = (
     ),
     Entry(
         "fp8-per-channel-on-marlin",
-        "FP8 with one scale a channel needs FP8 arithmetic (SM 8.9); this GPU stores FP8 and computes in 16 "
-        "bits (Marlin).",
+        "FP8 with one scale a channel needs a kernel with FP8 arithmetic (SM 8.9); Marlin, which was chosen "
+        "here, stores FP8 and computes in 16 bits.",
         (r"FP8 PTPC online quant requires a kernel that honors",),
         (
             'scheme="fp8", which takes one scale a tensor here',
             'Or scheme="int8": 8-bit arithmetic from SM 7.5',
+            "From SM 8.9 on: leave out linear_backend, if you set it to marlin",
         ),
         WAYS,
-        "vllm/model_executor/layers/quantization/online/fp8.py",
+        "GPU",
     ),
     Entry(
         "no-kernel-for-format",

@@ -358,6 +358,9 @@ def _kernel_manager(log: TextIO) -> type:
     from traitlets import default
 
     environment = os.environ | KERNEL_ENVIRONMENT
+    # The notebooks import the very helpers that run them, also where those are not installed.
+    paths = [str(NOTEBOOKS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each run compile what no set-up did
     environment.pop("PYTEST_CURRENT_TEST", None)  # with it a kernel does not capture its children's output
 

@@ -51,7 +51,12 @@ def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
 
 
 def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
-    """vLLM's figure, to the byte, against the config alone; Phi-2's FP8 is the exception that stands."""
+    """vLLM's figure, to the byte, against the config alone.
+
+    While it loads vLLM forbids torch to split blocks above 20 MiB (max_split_size_mb=20 in gpu_worker.py). A
+    matrix rounded while loading then lies whole in what a 16-bit one left behind, which may be up to 20 MiB
+    larger: it depends on the sizes, and happens in two of these models.
+    """
     rows, problems = records.read(records.REFERENCE / "h200/records.jsonl")
     assert not problems
     known = sizing.known_models(models.resolve(models.EMBEDDED))
@@ -59,8 +64,11 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
         held = schemes.held_weights_bytes(scheme, known[model].folder, H200)
-        most = 0.022 if (model, scheme) == ("Phi-2", "fp8") else 0.02
-        assert measured == pytest.approx(held, rel=most), (model, scheme)
+        if (model, scheme) in {("Phi-2", "fp8"), ("Qwen2.5-14B", "fp8")}:
+            assert held < measured < held + 20 * 2**20 * known[model].config["num_hidden_layers"]
+            continue
+        # What kernels pad and the allocator rounds up is some MiB: more than that of the smallest model only.
+        assert measured == pytest.approx(held, rel=0.02, abs=10 * 2**20), (model, scheme)
 
 
 def test_no_recorded_engine_is_faster_than_its_bound():
@@ -91,12 +99,30 @@ def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
     assert tuning.breakdown(hidden) is None
 
 
+def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path):
+    kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
+    same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
+    runs = [
+        same | {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels},
+        same | {"error": "no kernel"},
+        same | {"tokens_per_s": {"1": 190.0, "64": 990.0}, "of_the_bound": 0.4, "busy": {
+            "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
+    ]  # fmt: skip
+    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
+    (row,) = tuning.recorded(tmp_path)
+    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 200.0, "64": 990.0}, 0.5)
+    assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
+    rows = tuning.recorded()
+    assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
+
+
 def test_the_fastest_variant_depends_on_the_batch():
     rows = tuning.recorded()
     assert tuning.fastest(rows, "awq", 1).startswith("Marlin")
     assert not tuning.fastest(rows, "awq", 256).startswith("Marlin")
     assert tuning.arguments("awq", 1)["linear_backend"] == "marlin"
-    assert tuning.arguments("baseline", 1) == {"compilation_config": {"compile_sizes": [1]}}
+    assert tuning.arguments("baseline", 1)["compilation_config"] == {"compile_sizes": [1]}
+    assert "kernel_config" not in tuning.arguments("fp8", 64)  # the measurement's own
     for batch in tuning.BATCHES:  # two rows of one name, from two machines, are told apart
         rates = [row["tokens_per_s"][str(batch)] for row in rows]
         factors = tuning.against_best(rows, batch)

@@ -53,7 +53,8 @@ def folder(tmp_path: Path) -> Path:
 def mixed(tmp_path_factory):
     base = tmp_path_factory.mktemp("a space, {braces} and ü")
     folder = base / "notebooks"
-    facts = "{'cwd': os.getcwd(), 'python': sys.executable, 'headless': os.environ['TUTORIAL_HEADLESS']}"
+    facts = "{'cwd': os.getcwd(), 'python': sys.executable, 'headless': os.environ['TUTORIAL_HEADLESS'], "
+    facts += "'path': os.environ['PYTHONPATH']}"
     write_notebook(folder, "05_late", DUMP.format("late", 1), needs=["01_good"])
     write_notebook(folder, "01_good", DUMP.format("facts", facts), "os.system('echo from a child')")
     write_notebook(folder, "02_bad", "raise ValueError('first line\\nlast line')", "print('never')")
@@ -65,6 +66,7 @@ def mixed(tmp_path_factory):
     kernel.write_text(json.dumps({"argv": ["false"], "display_name": "Python 3", "language": "python"}))
     # Outside a virtual environment, a user's kernels come before those of the environment.
     env = environment(HOME=str(base / "home"), JUPYTER_PREFER_ENV_PATH="0")
+    env["PYTHONPATH"] += f"{os.pathsep}{base}/mine"
     done = subprocess.run(command(folder), cwd=base, env=env, capture_output=True, text=True)
     done.base, done.out = base, (base / "runs/latest").resolve()
     return done
@@ -112,7 +114,11 @@ def test_the_report_ends_with_where_everything_is(mixed):
 
 def test_the_kernel_is_this_python_in_the_notebooks_folder(mixed):
     facts = json.loads((mixed.out / "facts").read_text())
+    path = facts.pop("path")
     assert facts == {"cwd": str(mixed.base / "notebooks"), "python": sys.executable, "headless": "1"}
+    assert path == os.pathsep.join(
+        [str(ROOT), str(ROOT), f"{mixed.base}/mine"]
+    )  # its helpers, then the reader's
 
 
 def test_nothing_but_the_report_is_printed(mixed):
