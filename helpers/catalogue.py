@@ -282,14 +282,14 @@ MEMORY = (
 QUANTIZATION = (
     Entry(
         "fp8-per-tensor-on-cpu",
-        "FP8 with one scale a tensor has no kernel on a CPU without AMX.",
+        "FP8 with one scale a tensor cannot be made on a CPU: vLLM's build for CPUs has no operation for it.",
         (
             r"static_scaled_fp8_quant\(\) expected at most 0",
             r"no attribute 'static_scaled_fp8_quant'",
             r"Failed to find a kernel that can implement the ScaledMM linear layer(?=[^$]*CPU)",
         ),
         (
-            'scheme="fp8": it takes one scale a channel here (emulated, slow)',
+            'scheme="fp8": it takes the scales that this CPU has a kernel for, or emulates (slow)',
             'scheme="int8": the 8-bit format that every x86 CPU multiplies',
         ),
         WAYS,

@@ -30,7 +30,7 @@ class Way:
     scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
     zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
     multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
-    widened first.
+    widened first. ``onednn`` is false where torch must not leave the products to oneDNN.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Way:
     expanded: bool = False
     group_bytes: float | None = None
     arithmetic_bits: int = 16
+    onednn: bool = True
 
     @property
     def plain_bytes(self) -> int:
@@ -164,16 +165,19 @@ FP8 = Scheme(
         Way(
             "FP8 weights, BF16 arithmetic in AMX tiles",
             _cpu("amx_bf16"),
-            "The CPU has BF16 matrix units, and a kernel that widens FP8 for them.",
+            "The CPU has BF16 matrix units, and a kernel that widens FP8 for them, with one scale for each "
+            "block of 128 x 128 weights.",
             _FP8_CPU,
-            _BF16 | {"quantization": "fp8_per_tensor"},
+            # The kernel takes one scale a tensor, too, but vLLM's CPU build cannot round so while it loads.
+            _BF16 | {"quantization": "fp8_per_block"},
         ),
         Way(
             "FP8 emulated",
             _cpu(),
-            "This CPU has no FP8 arithmetic and no AMX: PyTorch widens every weight for every step.",
+            "No kernel of this CPU takes the format: PyTorch widens every weight for every step.",
             _FP8_CPU,
             _BF16 | {"quantization": "fp8_per_channel"},
+            onednn=False,
         ),
     ),
 )
@@ -184,7 +188,8 @@ FP8_FILE = Scheme(
     weight_bits=8,
     channel_bytes=2,
     recipe="fp8",
-    ways=tuple(replace(way, args={"dtype": way.args["dtype"]}) for way in FP8.ways),
+    # One scale a channel, which the kernel for AMX does not take.
+    ways=tuple(replace(way, args={"dtype": way.args["dtype"]}) for way in FP8.ways if "AMX" not in way.name),
 )
 
 _W4 = (

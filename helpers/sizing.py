@@ -180,8 +180,9 @@ def paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 # -- does it fit --------------------------------------------------------------------------------
 
-# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 2.2 to 3.2 GiB on the H200:
-# it grows with the card, since vLLM takes larger batches there. So a fit with less room than this is close.
+# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 1.3 to 3.5 GiB on the H200:
+# it grows with the model and with the card, since vLLM takes larger batches there. So a fit with less room
+# than this is close.
 MARGIN = 2 * GIB
 
 

@@ -150,12 +150,16 @@ def children() -> list[str]:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "resource_tracker" not in " ".join(child.cmdline()):
-                found.append(f"{child.name()} ({child.pid})")
+                found.append(f"{child.name()} ({child.pid}) {' '.join(child.cmdline())[-60:]}")
     return found
 
 
 def ownership_faults(logs: Path) -> None:
-    """One engine after another in one process, each ended badly; a line on what each left."""
+    """One engine after another in one process, each ended badly; a line on what each left.
+
+    One process may stay: the spare that waits for the next engine, with what it shares with this one.
+    """
+    _until(lambda: hardware.gpu_memory_used() < 1024 * ownership.MIB, 30)  # what ran before is still ending
     shared, start = shared_memory(), hardware.gpu_memory_used()
 
     def line(name: str, raised: BaseException | None) -> None:
@@ -163,7 +167,8 @@ def ownership_faults(logs: Path) -> None:
         said = str(raised).splitlines()[0] if raised is not None and str(raised) else ""
         print(
             f"{name}: raised {type(raised).__name__} {said[:90]}; GPU memory left {left:+.0f} MiB; "
-            f"processes left {len(children())}; shared memory left {len(shared_memory() - shared)}",
+            f"processes left {children()}; "
+            f"shared memory left {sorted(path.name for path in shared_memory() - shared)}",
             flush=True,
         )
 

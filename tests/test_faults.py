@@ -100,10 +100,9 @@ FAULTS = (
         "a KV cache larger than the machine", "cpu-memory-share", {"kv_cache_memory_bytes": 2**45}, slow=True
     ),
     Fault(
-        "per-tensor FP8 without AMX",
+        "per-tensor FP8 on a CPU",
         "fp8-per-tensor-on-cpu",
         {"quantization": "fp8_per_tensor", "dtype": "bfloat16"},
-        unless="amx_bf16",
     ),
     Fault(
         "FP8 KV cache without AVX-512",
