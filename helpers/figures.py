@@ -74,7 +74,7 @@ class Figure:
     def png(self) -> bytes:
         """The picture, with its text and what is drawn inside (``drawn``).
 
-        64 colours are more than a plot has, and a third of the bytes.
+        40 colours are more than a plot has, and a third of the bytes.
         """
         from PIL import Image, PngImagePlugin
 
@@ -82,7 +82,7 @@ class Figure:
         self.figure.savefig(raw, format="png", dpi=drawn.DPI)
         words.add_itxt("Description", self.alt)
         words.add_itxt("Drawn", drawn.read_back(self.figure, self.exact), zip=True)
-        Image.open(raw).convert("RGB").quantize(64).save(small, "png", optimize=True, pnginfo=words)
+        Image.open(raw).convert("RGB").quantize(40).save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import ownership
+from helpers import ownership, schemes
 from helpers.ownership import Belongings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 # A notebook's kernel, with an engine's process that takes no SIGTERM, as one that hangs.
 OWNER = """
 import multiprocessing, time
-from helpers import ownership
+from helpers import ownership, schemes
 from tests.test_ownership import deaf
 ownership.PATIENCE_S = 1.0
 context = multiprocessing.get_context("spawn")
@@ -101,7 +101,7 @@ def main_in_a_child(connection):
 
 SCRIPT = """
 import multiprocessing
-from helpers import ownership
+from helpers import ownership, schemes
 from tests.test_ownership import main_in_a_child
 context = multiprocessing.get_context("spawn")
 ours, theirs = context.Pipe()
@@ -153,3 +153,15 @@ def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_lef
         neighbour.communicate()
         left.unlink(missing_ok=True)
     assert neighbour.returncode == 0
+
+
+def test_onednn_is_off_in_torch_for_an_engine_that_asks_and_back_on_afterwards():
+    import torch
+
+    settings = ownership.Settings.save()
+    assert torch.backends.mkldnn.enabled
+    ownership.without_onednn()
+    assert not torch.backends.mkldnn.enabled
+    settings.restore()
+    assert torch.backends.mkldnn.enabled
+    assert [way.name for way in schemes.FP8_FILE.ways if not way.onednn] == ["FP8 emulated"]
