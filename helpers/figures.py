@@ -10,6 +10,7 @@ import base64
 import functools
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from helpers import drawn, schemes
@@ -545,7 +546,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     """
     if not broken:
         return Note("No step is on record whose kernels are named: there is nothing to break down.")
-    figure, [[axes]] = _plots(size=(8, 1.6 + 0.4 * len(broken)))
+    figure, [[axes]] = _plots(size=(8, 1.6 + 0.43 * len(broken)))
     for place, (name, parts) in enumerate(broken.items()):
         left = 0.0
         for kind, (colour, hatch) in KINDS.items():
@@ -567,7 +568,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         _words(axes, left, place, f"{least[name] / left:.0%} of the bound")
     longest = max(sum(parts.values()) for parts in broken.values())
     axes.set(xlim=(0, 1.5 * longest), xlabel="microseconds a token, one request", title=title)
-    axes.set_yticks(range(len(broken)), list(broken))
+    axes.set_yticks(range(len(broken)), [textwrap.fill(name, 40) for name in broken])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside lower center", ncols=3)
