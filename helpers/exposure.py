@@ -72,7 +72,7 @@ def generates_without_key(server) -> str:
 
     body = {
         "model": server.name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of France? Answer with one word."}],
         "max_tokens": 8,
         "temperature": 0.0,
     }

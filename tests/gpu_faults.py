@@ -193,7 +193,7 @@ def ownership_faults(logs: Path) -> None:
                     pass
             except Exception as error:
                 print(f"open inside open: {type(error).__name__}: {error}", flush=True)
-            first.ask("What is the capital of France?", 10)
+            first.ask("What is the capital of France? Answer with one word.", 10)
             _ = 1 / 0
 
     def load():
@@ -222,7 +222,7 @@ def ownership_faults(logs: Path) -> None:
         with engine() as open_:
             print(
                 "the next engine says:",
-                open_.ask("What is the capital of France?", 10).outputs[0].text,
+                open_.ask("What is the capital of France? Answer with one word.", 10).outputs[0].text,
                 flush=True,
             )
 

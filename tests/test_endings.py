@@ -35,7 +35,7 @@ IN_CHILD = (
 )
 PARIS = """
 with open_engine(**small{more}) as engine:
-    print(engine.ask("What is the capital of France?", 20).outputs[0].text)
+    print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 """
 
 

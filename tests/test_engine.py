@@ -17,7 +17,7 @@ from helpers.engine import EngineClosedError, EngineError, EngineStartError, ope
 from helpers.hardware import MIB
 from tests.conftest import SWAP, children, left_behind, shared_memory
 
-CAPITAL = "What is the capital of France?"
+CAPITAL = "What is the capital of France? Answer with one word."
 
 
 def text_of(output) -> str:

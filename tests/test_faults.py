@@ -23,7 +23,7 @@ from tests.conftest import SWAP, children, left_behind, settled, shared_memory
 
 MACHINE = hardware.detect()
 ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
-CAPITAL = "What is the capital of France?"
+CAPITAL = "What is the capital of France? Answer with one word."
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class TestWhatARunningEngineIsGiven:
         from vllm import SamplingParams
 
         assert running.generate([]) == []
-        spoken = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        spoken = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
         (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
         assert "Paris" in answer.outputs[0].text
         assert "<|im_" not in answer.outputs[0].text

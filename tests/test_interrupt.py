@@ -21,7 +21,7 @@ print("SETTLED", room._settled_memory())
 """
 AGAIN = """
 with open_engine(**small) as engine:
-    print(engine.ask("What is the capital of France?", 20).outputs[0].text)
+    print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 print("SETTLED", room._settled_memory())
 """
 

@@ -39,7 +39,7 @@ def test_speed_is_that_of_vllms_own_generate(engine):
 def test_nothing_is_left_queued_by_a_measurement(engine):
     measure.speed(engine, [2], seconds=0.1)
     assert not engine.llm.llm_engine.has_unfinished_requests()
-    assert "Paris" in engine.ask("What is the capital of France?", 20).outputs[0].text
+    assert "Paris" in engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text
 
 
 def test_memory_is_what_the_process_took(engine):

@@ -107,7 +107,7 @@ def _start_in_an_owner_and_kill_it(tmp_path, until: str) -> list:
 def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
     assert [model.id for model in server.client().models.list()] == [models.TITLE]
     assert httpx.get(server.url + "/v1/models").status_code == 401
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
     reply = server.client().chat.completions.create(
         model=server.name, messages=question, max_tokens=20, temperature=0.0
     )

@@ -151,7 +151,8 @@ def test_an_engine_in_a_spare_works_and_leaves_nothing(tmp_path, monkeypatch):
             with open_engine("embedded", log_dir=tmp_path, in_process=False) as opened:
                 core = opened.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
                 assert not waiting or {core.pid} == waiting
-                assert "Paris" in opened.ask("What is the capital of France?", 10).outputs[0].text
+                answer = opened.ask("What is the capital of France? Answer with one word.", 10)
+                assert "Paris" in answer.outputs[0].text
                 assert "EngineCore" in opened.log  # its log went to this engine's file
             starts.append(opened.start_s)
             left = {child.pid for child in psutil.Process().children(recursive=True)}
