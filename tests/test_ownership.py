@@ -40,7 +40,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 # A notebook's kernel, with an engine's process that takes no SIGTERM, as one that hangs.
 OWNER = """
 import multiprocessing, time
-from helpers import ownership, schemes
+from helpers import ownership
 from tests.test_ownership import deaf
 ownership.PATIENCE_S = 1.0
 context = multiprocessing.get_context("spawn")
@@ -101,7 +101,7 @@ def main_in_a_child(connection):
 
 SCRIPT = """
 import multiprocessing
-from helpers import ownership, schemes
+from helpers import ownership
 from tests.test_ownership import main_in_a_child
 context = multiprocessing.get_context("spawn")
 ours, theirs = context.Pipe()
