@@ -368,8 +368,9 @@ def reconciled(found: Iterable) -> Table:
         name = f"{row['model']} on {row['device'] if recorded else 'this machine'}"
         if row.get("memory_bytes") and row.get("device_bytes"):
             name += f", given {mib(row['memory_bytes'])}"
+        besides = row.get("kv_cache_dtype") == "fp8" and row["scheme"] != "fp8_kv"
         cells = [
-            row["scheme"] + (" and FP8 KV cache" if row.get("kv_cache_dtype") == "fp8" else ""),
+            row["scheme"] + (" and FP8 KV cache" if besides else ""),
             f"{one.token:,}",
             f"{row['kv_cache_tokens']:,}",
             f"{one.cache / 2**30:.2f} GiB",
