@@ -8,6 +8,9 @@ import pytest
 
 from helpers import hardware, models, records, reference, roofline, schemes, sizing, tuning
 
+# MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
+# come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
+LARGER = {("Phi-2", "fp8"): 2, ("Phi-2", "int8"): 2, ("Qwen2.5-14B", "fp8"): 19.5}
 H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 
 
@@ -50,12 +53,12 @@ def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
     assert "TRITON_CACHE_DIR" not in os.environ
 
 
-def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
+def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
     """vLLM's figure, to the byte, against the config alone.
 
     While it loads vLLM forbids torch to split blocks above 20 MiB (max_split_size_mb=20 in gpu_worker.py). A
     matrix rounded while loading then lies whole in what a 16-bit one left behind, which may be up to 20 MiB
-    larger: it depends on the sizes, and happens in two of these models.
+    larger: it depends on the sizes, and matters in two of these models.
     """
     rows, problems = records.read(records.REFERENCE / "h200/records.jsonl")
     assert not problems
@@ -64,11 +67,9 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_two_percent():
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
         held = schemes.held_weights_bytes(scheme, known[model].folder, H200)
-        if (model, scheme) in {("Phi-2", "fp8"), ("Qwen2.5-14B", "fp8")}:
-            assert held < measured < held + 20 * 2**20 * known[model].config["num_hidden_layers"]
-            continue
+        held += LARGER.get((model, scheme), 0) * 2**20 * known[model].config["num_hidden_layers"]
         # What kernels pad and the allocator rounds up is some MiB: more than that of the smallest model only.
-        assert measured == pytest.approx(held, rel=0.02, abs=10 * 2**20), (model, scheme)
+        assert measured == pytest.approx(held, rel=0.01, abs=10 * 2**20), (model, scheme)
 
 
 def test_no_recorded_engine_is_faster_than_its_bound():
@@ -121,7 +122,8 @@ def test_the_fastest_variant_depends_on_the_batch():
     assert tuning.fastest(rows, "awq", 1).startswith("Marlin")
     assert not tuning.fastest(rows, "awq", 256).startswith("Marlin")
     assert tuning.arguments("awq", 1)["linear_backend"] == "marlin"
-    assert tuning.arguments("baseline", 1)["compilation_config"] == {"compile_sizes": [1]}
+    alone = {"compilation_config": {"compile_sizes": [1]}, "attention_backend": "TRITON_ATTN"}
+    assert tuning.arguments("baseline", 1) == alone
     assert "kernel_config" not in tuning.arguments("fp8", 64)  # the measurement's own
     for batch in tuning.BATCHES:  # two rows of one name, from two machines, are told apart
         rates = [row["tokens_per_s"][str(batch)] for row in rows]
