@@ -118,13 +118,20 @@ class Crowd:
         """Wait until the server itself says that ``count`` requests are in flight.
 
         Raises:
-            TimeoutError: they were not within ``timeout_s``.
+            TimeoutError: they were not within ``timeout_s``, or so few are left that they no longer can be:
+                the answers were shorter than the time to look.
         """
         stop = time.monotonic() + timeout_s
         while time.monotonic() < stop:
+            left = sum(not future.done() for future in self._futures)
             if in_flight(self._server) >= count:
                 return
-            time.sleep(0.1)
+            if left < count:
+                raise TimeoutError(
+                    f"{len(self._futures) - left} of {len(self._futures)} requests had ended before {count} "
+                    "were seen in flight. Ask for longer answers."
+                )
+            time.sleep(0.02)
         raise TimeoutError(f"{count} requests were not in flight within {timeout_s:g} s.")
 
     def outcomes(self) -> list[Outcome]:

@@ -236,11 +236,21 @@ def test_a_95th_percentile_of_few_requests_is_not_shown():
         assert cells["TTFT, median"].text == "250 ms"
 
 
+def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
+    with clients.crowd(server, clients.long(2, 1), concurrency=2) as crowd:
+        crowd.outcomes()
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match="2 of 2 requests had ended .* longer answers"):
+            crowd.wait_until_running(2)
+    assert time.monotonic() - begun < 10
+
+
 # ---- its end: these two come last, they stop the shared server
 
 
 def test_a_stop_under_load_loses_nothing(server):
-    with clients.crowd(server, clients.long(8, 24), concurrency=8) as crowd:
+    # Answers long enough that all are still being written when it is stopped, on a fast machine, too.
+    with clients.crowd(server, clients.long(8, 128), concurrency=8) as crowd:
         crowd.wait_until_running(8)
         processes = server.processes()
         with clients.Watch(server) as watch:
@@ -254,6 +264,7 @@ def test_a_stop_under_load_loses_nothing(server):
 
 
 def test_a_stopped_server_says_so_and_its_port_is_free(server):
+    server.stop()  # once more is nothing more, and the test above may not have come so far
     with pytest.raises(ServerError, match="is stopped"):
         server.check()
     with socket.socket() as probe:
