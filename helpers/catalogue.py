@@ -212,7 +212,7 @@ MEMORY = (
         (_CUDA_FULL,),
         (
             "If this process had an engine before: leave its with block, or restart the kernel "
-            "(`del llm` does not release it).",
+            "(`del llm` does not release what the notebook still remembers).",
             'Fewer bytes of weights: scheme="fp8" or scheme="awq"; 00_start_here predicts how many.',
             "A smaller model, or several GPUs: tensor_parallel_size=2",
         ),

@@ -51,21 +51,30 @@ class Speed:
 
 
 def speed(
-    engine: Engine, batch_sizes: list[int], *, prompt_tokens: int = 16, seconds: float = 3.0, runs: int = 3
+    engine: Engine,
+    batch_sizes: list[int],
+    *,
+    prompt_tokens: int = 16,
+    seconds: float = 3.0,
+    runs: int = 3,
+    temperature: float = 0.0,
 ) -> list[Speed]:
     """Measure decoding at each batch size.
 
     A time budget, not a token count: ``seconds`` of decoding a batch size, split over ``runs`` runs
     of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
     at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
+
+    ``temperature`` 0 takes the likeliest token. Above it each token is drawn, at the cost of a pass over the
+    vocabulary for each request and step, which two CPU cores feel at large batches.
     """
     rng = random.Random(0)
     results = []
     for batch in whole_list("batch_sizes", batch_sizes, 1, 1024):
-        _decode(engine, batch, 2, 0.0, rng)
+        _decode(engine, batch, 2, 0.0, rng, temperature)
         rates, firsts = [], []
         for _ in range(runs):
-            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
+            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng, temperature)
             rates.append(rate)
             firsts += ttft
         median, first = statistics.median(rates), statistics.median(firsts)
@@ -76,7 +85,14 @@ def speed(
 MIN_STEPS = 2
 
 
-def _decode(engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng: random.Random):
+def _decode(
+    engine: Engine,
+    batch: int,
+    prompt_tokens: int,
+    seconds: float,
+    rng: random.Random,
+    temperature: float = 0.0,
+) -> tuple[float, list[float]]:
     """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -86,7 +102,7 @@ def _decode(engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng:
     if longest < MIN_STEPS + 1:
         raise MeasureError(f"Prompts of {prompt_tokens} tokens leave no room in max_model_len.")
     params = SamplingParams(
-        temperature=0.0, max_tokens=longest, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+        temperature=temperature, max_tokens=longest, ignore_eos=True, output_kind=RequestOutputKind.DELTA
     )
     vocabulary = engine.model.config["vocab_size"]
     begun = time.perf_counter()

@@ -7,6 +7,7 @@ and the same everywhere; the notebook tests compare everything outside the marks
 from __future__ import annotations
 
 import html
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from helpers import schemes
@@ -395,6 +396,40 @@ def sides(found: Mapping[str, object]) -> Table:
             cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
         rows.append([name, *map(measured, cells)])
     return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], rows)
+
+
+def swaps(rows: list[dict], least: int = 10) -> Table:
+    """Engines started and released in turn by one process (``helpers.reference``): the GPU's memory, before
+    the first, with one open, and after each. A row a process that had ``least`` engines or more.
+    """
+    series: dict[tuple, list[dict]] = {}
+    runs: dict[tuple, int] = {}
+    for row in rows:
+        process = (row["recorded"], row["process"])
+        if row["swap"] == 1:  # another lease of the machine may give a process the same number
+            runs[process] = runs.get(process, 0) + 1
+        series.setdefault((*process, runs.get(process)), []).append(row)
+    long = sorted((found for found in series.values() if len(found) >= least), key=len, reverse=True)
+
+    def span(found: list[dict], name: str) -> str:
+        low, high = (f"{pick(row[name] for row in found):,.1f}" for pick in (min, max))
+        return f"{low} MiB" if low == high else f"{low} to {high} MiB"
+
+    table = []
+    for found in long:
+        models = ", ".join(dict.fromkeys(row["model"] for row in found))
+        table.append(
+            [
+                f"{len(found)} engines on {found[0]['device']}",
+                f"{models}; {', '.join(dict.fromkeys(row['scheme'] for row in found))}",
+                f"{found[0]['device_before_mib']:,.1f} MiB",
+                span(found, "device_open_mib"),
+                span(found, "device_after_mib"),
+                f"{statistics.median(row['release_s'] for row in found):.1f} s",
+            ]
+        )
+    columns = ["one process", "of", "before the first", "with one open", "after each", "release, median"]
+    return Table(columns, table, texts=["of"])
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:

@@ -240,7 +240,7 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
     with clients.crowd(server, clients.long(2, 1), concurrency=2) as crowd:
         crowd.outcomes()
         begun = time.monotonic()
-        with pytest.raises(TimeoutError, match="2 of 2 requests had ended .* longer answers"):
+        with pytest.raises(TimeoutError, match=r"2 of 2 requests had ended .* longer answers"):
             crowd.wait_until_running(2)
     assert time.monotonic() - begun < 10
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import show
+from helpers import records, show
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
 
@@ -108,3 +108,26 @@ def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
         ["here", "fp8", "1.0 MiB", "9,000", "x 1.50 (batch 1)", "x 1.50 (batch 64)"],
     ]
     assert show.elsewhere({"here": rows}, ["awq"]).rows == []
+
+
+def test_engines_in_turn_are_counted_by_process_and_a_leak_shows():
+    """Two leases may give a process the same number: the first engine begins a new series."""
+
+    def swap(number, after, process=7):
+        row = {"recorded": "gpu", "device": "GPU", "process": process, "swap": number, "model": "M"}
+        row |= {"scheme": "fp8", "release_s": 2.0, "device_before_mib": 600.0, "device_open_mib": 9000.0}
+        return row | {"device_after_mib": after}
+
+    rows = [swap(1, 600.0), swap(2, 600.0), swap(1, 600.0), swap(2, 600.0), swap(3, 640.0)]
+    table = show.swaps([*rows, swap(1, 600.0, process=8)], least=2)
+    assert [row[0] for row in table.rows] == ["3 engines on GPU", "2 engines on GPU"]
+    assert [row[4] for row in table.rows] == ["600.0 to 640.0 MiB", "600.0 MiB"]
+
+
+def test_the_recorded_engines_left_nothing_on_the_gpu():
+    rows, problems = records.recorded(records.REFERENCE, "swaps.jsonl", ("process", "swap"))
+    assert not problems
+    assert all(row["device_after_mib"] <= row["device_before_mib"] + 1 for row in rows)
+    table = show.swaps(rows)
+    assert int(table.rows[0][0].split()[0]) >= 18
+    assert all(row[2] == row[4] for row in table.rows)
