@@ -182,7 +182,9 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
         start_new_session=True, preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     kernels, deadline = [tmp_path / f"out/set-{n}/kernel" for n in (1, 2)], time.monotonic() + 60
-    while not all(kernel.exists() for kernel in kernels) and time.monotonic() < deadline:
+    while (
+        not all(kernel.exists() and kernel.read_text() for kernel in kernels) and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     numbers = [int(kernel.read_text()) for kernel in kernels]
     time.sleep(0.5)

@@ -399,7 +399,7 @@ def end_in_one_way(base: Path, number: int, last_cell, more, action) -> dict:
         start_new_session=True, preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     kernel, deadline = base / "out/kernel", time.monotonic() + 30
-    while not kernel.exists() and time.monotonic() < deadline:
+    while not (kernel.exists() and kernel.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     pid, started = int(kernel.read_text()), time.monotonic()
     during = left_over(mark, pid) if last_cell == SLEEP else None
