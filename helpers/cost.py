@@ -95,19 +95,22 @@ def offers(
     """Every priced card and scheme for a load, those that can serve it first, the cheapest first.
 
     The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
-    ``context`` tokens each. A card serves as many at once as its memory holds beside the weights, while a
-    step takes no more than ``most_tpot_s``, and at most ``MOST_AT_ONCE``. It gives the roofline's bound at
-    that batch, the most that any software can get out of it, so that the cost is a *least* cost. No more
-    than ``utilization`` of that is planned with.
+    ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
+    many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
+    at most ``MOST_AT_ONCE``. It gives the roofline's bound at that batch with the prompts read at its full
+    arithmetic rate, the most that any software can get out of it, so that the cost is a *least* cost. No
+    more than ``utilization`` of that is planned with.
 
     Raises:
-        CostError: a price, rate or utilization that is not above zero.
+        CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
     """
     needed = _above_zero("Requests a second", requests_per_s) * _above_zero(
         "Tokens a request", tokens_per_request
     )
     _above_zero("The utilization", utilization)
     _above_zero("The longest TPOT", most_tpot_s)
+    if tokens_per_request > context:
+        raise CostError(f"Answers of {tokens_per_request:g} tokens do not fit a context of {context:,}.")
     found = []
     for card_name, price in prices_per_day.items():
         _above_zero(f"The price of {card_name}", price)
@@ -121,7 +124,8 @@ def offers(
                 lacking = (budget.total - budget.usable) / 2**30
                 found.append(replace(offer, why_not=f"{lacking:.1f} GiB short for one request"))
             else:
-                found.append(_offered(offer, model, card, budget.tokens // context, context, most_tpot_s))
+                room = budget.tokens // context
+                found.append(_offered(offer, model, card, room, context, tokens_per_request, most_tpot_s))
     return sorted(
         (offer if offer.why_not else _counted(offer, needed, utilization) for offer in found),
         key=lambda offer: (bool(offer.why_not), offer.per_day),
@@ -133,8 +137,13 @@ def offers(
 MOST_AT_ONCE = 256
 
 
-def _offered(offer: Offer, model, card: sizing.Card, room: int, context: int, most_tpot_s: float) -> Offer:
-    """What one card gives at the largest batch that its memory and the longest TPOT allow."""
+def _offered(
+    offer: Offer, model, card: sizing.Card, room: int, context: int, answer: float, most_tpot_s: float
+) -> Offer:
+    """What one card gives at the largest batch that its memory and the longest TPOT allow.
+
+    A prompt's token takes an answer's operations, without a share in the reading of weights and cache.
+    """
     work, rate = (
         roofline.step(model, offer.scheme),
         card.rate(roofline.arithmetic_bits(offer.scheme, card.machine)),
@@ -147,7 +156,8 @@ def _offered(offer: Offer, model, card: sizing.Card, room: int, context: int, mo
     batch = bisect.bisect_right(sizes, most_tpot_s, key=step_s)
     if not batch:
         return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
-    return replace(offer, batch=batch, tokens_per_s=batch / step_s(batch), basis="at most, by the roofline")
+    seconds = answer * step_s(batch) / batch + (context - answer) * work.operations / rate
+    return replace(offer, batch=batch, tokens_per_s=answer / seconds, basis="at most, by the roofline")
 
 
 def _counted(offer: Offer, needed: float, utilization: float) -> Offer:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import math
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ from helpers.hardware import MIB
 from helpers.probe import PROBE
 
 DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
+FEW = 4 * MIB  # nobody waits for the last of these
 LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release
 # The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
 LEFT_CPU = 96 * MIB
@@ -492,14 +494,19 @@ class Engine:
         return LEFT_FIRST if self.first else LEFT_CPU
 
     def _wait_for_memory(self) -> int:
-        """Wait until the memory is back or the deadline is over; return the bytes in use then."""
-        stop = time.monotonic() + DEADLINE_S
+        """Wait until the memory is back or the deadline is over; return the bytes in use then.
+
+        Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
+        """
+        stop, last = time.monotonic() + DEADLINE_S, math.inf
         while True:
             gc.collect()  # only here: whoever shut the engine down has let go of it by now
             own.trim_heap()
             now = self._memory()
-            if now - self._before <= self._allowed() or time.monotonic() >= stop:
+            back, falling = now - self._before <= self._allowed(), last - now > MIB
+            if (back and (now - self._before < FEW or not falling)) or time.monotonic() >= stop:
                 return now
+            last = now
             time.sleep(0.1)
 
     def _held_message(self, after: int) -> str:

@@ -29,9 +29,9 @@ LINES = {
     "baseline": "-",
     "fp8": "--",
     "fp8_file": "-.",
-    "fp8_kv": ":",
+    "fp8_kv": (0, (4, 1, 1, 1, 1, 1)),  # dots alone are the bounds
     "awq": "-",
-    "rounded": ":",
+    "rounded": (0, (2, 1)),
     "int8": "--",
 }
 DOTTED = (0, (1, 2))
@@ -219,7 +219,7 @@ def compared(rows: list[dict]) -> Figure:
     """Draw weights and throughput of several schemes' records side by side."""
     one_origin(rows)
     names, batches = _names(rows), sorted({row["batch"] for row in rows})
-    figure, [[left, right]] = _plots(2, (9, 4))
+    figure, [[left, right]] = _plots(2, (9, 4.4))
     weights = [
         next(row["weights_bytes"] or 0 for row in rows if row["scheme"] == name) / 2**20 for name in names
     ]
@@ -239,20 +239,23 @@ def compared(rows: list[dict]) -> Figure:
     left.legend(loc="upper right", ncols=2)
     left.set(ylabel="weights in memory, MiB", title="Memory")
     left.tick_params(axis="x", labelrotation=30)
+    rates = {(row["scheme"], row["batch"]): row["output_tokens_per_s"] for row in rows}
+    # A share of the baseline's where there is one: its own rise with the batch would hide the differences.
+    share = all(("baseline", batch) in rates for batch in batches)
     for name in names:
         if name in written:  # the baseline's kernels once more: no speed of this scheme
             continue
-        points = {row["batch"]: row["output_tokens_per_s"] for row in rows if row["scheme"] == name}
-        xs = [batch for batch in batches if batch in points]
-        right.plot(xs, [points[batch] for batch in xs], label=name, **look(name))
-    right.set(title="Speed", ylabel="output tokens per second")
+        xs = [batch for batch in batches if (name, batch) in rates]
+        ys = [rates[name, batch] / (rates["baseline", batch] if share else 1) for batch in xs]
+        right.plot(xs, ys, label=name, **look(name))
+    unit = "output tokens per second" + ", baseline = 1" * share
+    right.set(title="Speed", ylabel=unit, ylim=(0, None))
     _batches(right, batches)
-    _log(right)
-    right.legend()
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     return Figure(
         figure,
         "Left, a bar of the weights in memory for each scheme, its predicted size as a black mark. Right, "
-        "output tokens per second against the batch size, a line for each that ran as itself. Schemes: "
+        f"{unit}, against the batch size, a line for each that ran as itself. Schemes: "
         f"{measured(', '.join(names))}.",
     )
 

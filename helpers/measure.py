@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,12 @@ def _decode(
     seconds: float,
     rng: random.Random,
     temperature: float = 0.0,
+    decoding: Callable[[], object] = lambda: None,
 ) -> tuple[float, list[float]]:
-    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
+    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s.
+
+    ``decoding`` is called once, between the last first token and the clock's start.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -125,7 +130,9 @@ def _decode(
             else:
                 for output in outputs:
                     ttft.setdefault(output.request_id, now - begun)
-                started = now
+                if len(ttft) == batch:
+                    decoding()
+                started = time.perf_counter()
         core.abort_request(names)
     return tokens / (now - started), list(ttft.values())
 

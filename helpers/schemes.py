@@ -147,13 +147,22 @@ _FP8_AMX = Way(
     _FP8_CPU,
     _BF16 | {"quantization": "fp8_per_block"},
 )
+_FP8_EMULATED = Way(
+    "FP8 emulated",
+    _cpu(),
+    "No kernel of this CPU takes the format: PyTorch widens every weight for every step.",
+    _FP8_CPU,
+    _BF16 | {"quantization": "fp8_per_channel"},
+    onednn=False,
+)
 
 FP8 = Scheme(
     name="fp8",
     title="FP8, quantized while loading",
     weight_bits=8,
     best_for="many users at once, on hardware that multiplies FP8",
-    unless="the hardware only stores it: a GPU then gains at small batches alone, a CPU without AMX loses",
+    unless="the hardware only stores it: a GPU then gains at small batches alone, a CPU without AMX loses; "
+    "the model is small; or the kernel loses the gain at large batches (02_fp8 has both on record)",
     lesson="02_fp8",
     channel_bytes=4,
     ways=(
@@ -173,14 +182,7 @@ FP8 = Scheme(
             {"dtype": "auto", "quantization": "fp8_per_tensor"},
         ),
         _FP8_AMX,
-        Way(
-            "FP8 emulated",
-            _cpu(),
-            "No kernel of this CPU takes the format: PyTorch widens every weight for every step.",
-            _FP8_CPU,
-            _BF16 | {"quantization": "fp8_per_channel"},
-            onednn=False,
-        ),
+        _FP8_EMULATED,
     ),
 )
 
@@ -190,8 +192,19 @@ FP8_FILE = Scheme(
     weight_bits=8,
     channel_bytes=2,
     recipe="fp8",
-    # One scale a channel, which the kernel for AMX does not take.
-    ways=tuple(replace(way, args={"dtype": way.args["dtype"]}) for way in FP8.ways if way is not _FP8_AMX),
+    ways=tuple(
+        replace(way, args={"dtype": way.args["dtype"]})
+        for way in (
+            *FP8.ways[:2],
+            replace(
+                _FP8_EMULATED,
+                when=_cpu("amx_bf16"),
+                why="Such a checkpoint has one scale a channel, and the kernel for AMX takes one a block or "
+                "a matrix: PyTorch widens every weight for every step.",
+            ),
+            _FP8_EMULATED,
+        )
+    ),
 )
 
 _W4 = (
@@ -211,8 +224,19 @@ _W4 = (
         {"dtype": "auto"},
     ),
     Way(
+        "W4A8 kernel of the CPU (CPUWNA16)",
+        _cpu("amx_bf16"),
+        "With AMX vLLM's CPU kernel rounds the activations to 8 bits as well, step by step, and multiplies "
+        "integers; VLLM_CPU_INT4_W4A8=0 keeps them in 16 bits.",
+        "vllm/model_executor/kernels/linear/mixed_precision/cpu.py: use_w4a8",
+        _BF16,
+        # Repacked: a scale and a sum for the zero point in 32 bits each, the zero point in 8.
+        group_bytes=9.0,
+        arithmetic_bits=8,
+    ),
+    Way(
         "W4A16 kernel of the CPU (CPUWNA16)",
-        _cpu("avx512f", "amx_bf16"),
+        _cpu("avx512f"),
         "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         _BF16,
@@ -236,7 +260,8 @@ AWQ = Scheme(
     group_bytes=2.5,
     recipe="awq",
     best_for="a model that fits no other way; few users at once",
-    unless="the batch is large, the model small, or the arithmetic scarce",
+    unless="the batch is large, the model small, the arithmetic scarce; or eight bits are faster even for "
+    "one user (03_awq has that on record)",
     lesson="03_awq",
 )
 ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
@@ -261,16 +286,29 @@ INT8 = Scheme(
         ),
         *(
             Way(
-                "INT8 in oneDNN",
+                name,
                 when,
                 why,
                 _INT8,
                 args,
                 arithmetic_bits=8,
             )
-            for when, args, why in (
-                (_cpu(*BF16_ISA), _BF16, "The CPU multiplies INT8 integers in its vector units."),
+            for name, when, args, why in (
                 (
+                    "INT8 in vLLM's own CPU kernel",
+                    _cpu("amx_bf16"),
+                    _BF16,
+                    "With AMX vLLM has a kernel of its own, for matrices of the usual sizes "
+                    "(check_cpu_sgl_kernel).",
+                ),
+                (
+                    "INT8 in oneDNN",
+                    _cpu(*BF16_ISA),
+                    _BF16,
+                    "The CPU multiplies INT8 integers in its vector units.",
+                ),
+                (
+                    "INT8 in oneDNN",
                     _cpu(),
                     _FP32,
                     "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
@@ -288,20 +326,25 @@ INT8 = Scheme(
 )
 
 _KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
+_KV_WHY = {
+    "cpu": "The cache stores FP8 and is widened when it is read.",
+    "cuda": "The cache stores FP8; a GPU of Hopper's generation rounds the queries, too, and multiplies FP8, "
+    "others widen the cache as they read it.",
+}
 FP8_KV = Scheme(
     name="fp8_kv",
     title="16-bit weights, FP8 KV cache",
     weight_bits=16,
     kv_bytes=1,
     best_for="long contexts and many users: twice the tokens in the same memory",
-    unless="the answers suffer: keys and values are rounded, too",
+    unless="the answers suffer: what is rounded here are keys and values alone",
     lesson="02_fp8",
     ways=(
         *(
             Way(
                 f"{way.name}, FP8 KV cache",
                 way.when,
-                "The cache stores FP8 and is widened when it is read.",
+                _KV_WHY["cuda" if "tensor" in way.name else "cpu"],
                 _KV_SOURCE,
                 way.args | {"kv_cache_dtype": "fp8"},
             )

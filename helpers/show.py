@@ -132,6 +132,14 @@ def mib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
+def alike(sizes: Iterable[float]) -> list[str]:
+    """Bytes in one unit, so that a column can be compared: GiB if the largest has 10 of them, else MiB."""
+    sizes = list(sizes)
+    if max(sizes, default=0) >= 10 * 2**30:
+        return [f"{size / 2**30:,.2f} GiB" for size in sizes]
+    return [f"{size / 2**20:,.1f} MiB" for size in sizes]
+
+
 def speeds(found) -> Table:
     """A table of ``measure.Speed``, one row a batch size."""
     return Table(
@@ -317,11 +325,12 @@ def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str]) -> Table:
         }
         if not any(shared[name] for name in names):
             continue
-        for name, batches in shared.items():
-            if batches:
-                one, ends = found[name, batches[0]], (batches[0], batches[-1])
-                gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
-                table.append([title, name, mib(one["weights_bytes"]), f"{one['kv_cache_tokens']:,}", *gains])
+        shared = {name: batches for name, batches in shared.items() if batches}
+        sizes = alike(found[name, batches[0]]["weights_bytes"] for name, batches in shared.items())
+        for (name, batches), size in zip(shared.items(), sizes, strict=True):
+            one, ends = found[name, batches[0]], (batches[0], batches[-1])
+            gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
+            table.append([title, name, size, f"{one['kv_cache_tokens']:,}", *gains])
     columns = ["record", "scheme", "weights", "KV cache, tokens"]
     return Table([*columns, "speed at the smallest batch", "at the largest"], table)
 
@@ -483,12 +492,11 @@ def advice(found) -> Table:
 def smaller(described: Mapping[str, object], names: Iterable[str]) -> Table:
     """How many times smaller each model's weights get under each scheme, from its config: by title."""
     names, size = list(names), schemes.predicted_weights_bytes
-    rows = []
-    for title, model in described.items():
-        base = size("baseline", model.folder)
-        rows.append(
-            [title, mib(base), *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
-        )
+    plain = [size("baseline", model.folder) for model in described.values()]
+    rows = [
+        [title, shown, *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
+        for (title, model), base, shown in zip(described.items(), plain, alike(plain), strict=True)
+    ]
     return Table(["model", "16-bit weights", *(schemes.scheme(name).title for name in names[1:])], rows)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from helpers import hardware, measure, models, records, roofline, schemes, sizing
@@ -151,10 +152,13 @@ def _time(opening, bandwidth: float) -> dict:
 
 
 def busy(engine, batch: int = 1, most: int = 10) -> dict:
-    """Profile decoding; microseconds a step, on the GPU together, and of the longest kernels with calls."""
+    """Profile decoding; microseconds a step, on the GPU together, and of the longest kernels with calls.
+
+    It begins when every request has its first token: the reading of the prompts is no part of a step.
+    """
     llm = engine.llm
-    llm.collective_rpc("profile_start")
-    rate, _ = measure._decode(engine, batch, 16, 0.25, random.Random(1))
+    start = partial(llm.collective_rpc, "profile_start")
+    rate, _ = measure._decode(engine, batch, 16, 0.25, random.Random(1), decoding=start)
     found = next(filter(None, llm.collective_rpc("profile_stop")))
     steps = max(1, found["steps"])
     longest: dict[str, list[float]] = {}
@@ -266,7 +270,9 @@ def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict
 def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
     """Where the microseconds of a step go, by kind of kernel, or None where too few kernels are named.
 
-    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``.
+    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``. Records
+    up to 25 November 2026 count the reading of the prompts, too, spread over the steps: next to nothing for
+    one request, a good part for 256, whose waits are then a least figure.
     """
     seen, step = row["busy"][str(batch)], 1e6 * batch / row["tokens_per_s"][str(batch)]
     if not _told(seen):

@@ -34,7 +34,22 @@ def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
         assert offer.per_million == pytest.approx(offer.per_day / (400 * 86400) * 1e6)
     card, work = sizing.card("L4"), roofline.step(model, "awq")
     offer = next(o for o in found if (o.card, o.scheme) == ("L4", "awq"))
-    assert offer.tokens_per_s == work.bound(offer.batch, card.bandwidth, card.rate16, 2048)
+    writing = 200 / work.bound(offer.batch, card.bandwidth, card.rate16, 2048)
+    reading = 1848 * work.operations / card.rate16
+    assert offer.tokens_per_s == pytest.approx(200 / (writing + reading))
+
+
+def test_long_prompts_need_more_gpus_than_long_answers():
+    """The same tokens a second: a quarter of the answers' length means four times the prompts."""
+    load = {"prices_per_day": {"L4": 10.80}, "names": ["awq"]} | LOAD
+    model = models.shape("mistral-7b")
+    [short] = cost.offers(model, requests_per_s=8, tokens_per_request=50, **load)
+    [long] = cost.offers(model, requests_per_s=2, tokens_per_request=200, **load)
+    [all_answer] = cost.offers(model, requests_per_s=2, tokens_per_request=2048, **load)
+    assert short.tokens_per_s < long.tokens_per_s < all_answer.tokens_per_s
+    assert short.count > long.count
+    with pytest.raises(cost.CostError, match="do not fit a context of 2,048"):
+        cost.offers(model, requests_per_s=2, tokens_per_request=2049, **load)
 
 
 def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
@@ -52,7 +67,7 @@ def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
     assert took < room
     step = lambda size: work.seconds(size, card.bandwidth, card.rate16, 2048)  # noqa: E731
     assert step(took) <= 0.03 < step(took + 1)
-    assert batch(most_tpot_s=10, context=64) == cost.MOST_AT_ONCE
+    assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == cost.MOST_AT_ONCE
     assert "a token takes at least" in batch(most_tpot_s=0.001)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -310,3 +311,15 @@ def interrupt_as_jupyter_does():
     mine = [child.pid for child in children() if os.getpgid(child.pid) == os.getpgrp()]
     for pid in [*mine, os.getpid()]:
         os.kill(pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("seen", "after"),
+    [([2], 2), ([63, 40, 39.5], 39.5), ([63, 40, 2], 2), ([50, 50], 50), ([300, 200, 90, 90], 90)],
+)
+def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
+    """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
+    readings = iter(seen)
+    engine = SimpleNamespace(_before=0, _allowed=lambda: 96 * MIB, _memory=lambda: next(readings) * MIB)
+    assert engine_room.Engine._wait_for_memory(engine) == after * MIB
+    assert next(readings, None) is None

@@ -150,7 +150,7 @@ def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
 def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
     kernels = [("cutlass::gemm", 64, 3000.0), ("cutlass::gemm", 32, 1000.0), ("others", 0, 10.0)]
     llm = SimpleNamespace(collective_rpc=lambda name: [{"steps": 2, "kernels": kernels}])
-    monkeypatch.setattr(tuning.measure, "_decode", lambda *_: (100.0, []))
+    monkeypatch.setattr(tuning.measure, "_decode", lambda *_, decoding: (decoding(), (100.0, []))[1])
     seen = tuning.busy(SimpleNamespace(llm=llm), batch=1)
     assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
     assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)

@@ -47,6 +47,9 @@ def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
         ("fp8", cpu("avx512f"), "FP8 emulated", "fp8_per_channel"),
         ("awq", gpu(7.5), "W4A16 kernel on tensor cores", None),
         ("awq", cpu("avx2", "avx512f"), "W4A16 kernel of the CPU (CPUWNA16)", None),
+        ("awq", cpu("avx512f", "amx_bf16"), "W4A8 kernel of the CPU (CPUWNA16)", None),
+        ("int8", cpu("avx512f", "amx_bf16"), "INT8 in vLLM's own CPU kernel", None),
+        ("int8", cpu("avx512f"), "INT8 in oneDNN", None),
         ("int8", gpu(8.0), "INT8 tensor cores", None),
         ("int8", cpu("avx2"), "INT8 in oneDNN", None),
     ],
@@ -55,6 +58,18 @@ def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
     taken = schemes.scheme(scheme).way(machine)
     assert taken.name == way
     assert taken.args.get("quantization") == quantization
+
+
+def test_a_cpu_with_amx_multiplies_four_bits_in_eight_and_keeps_more_for_each_group():
+    """With AMX vLLM's kernel is W4A8: 9 bytes for a group's scale and zero point instead of 2.5."""
+    folder = models.shape("mistral-7b").folder
+    bits, held = {}, {}
+    for isa in ("avx512f", "amx_bf16"):
+        bits[isa] = schemes.scheme("awq").way(cpu(isa)).arithmetic_bits
+        held[isa] = schemes.single_weights_bytes("awq", folder, cpu(isa))
+    assert bits == {"avx512f": 16, "amx_bf16": 8}
+    groups = schemes.layout(folder).linear / 128
+    assert held["amx_bf16"] - held["avx512f"] == pytest.approx(6.5 * groups)
 
 
 def test_int8_is_refused_where_the_hardware_dropped_it():
