@@ -96,7 +96,11 @@ _FREE = (
     rf"Free memory on device \S+ ?\((?P<free>{_NUMBER})/(?P<total>{_NUMBER}) GiB\) on startup is less than "
     rf".*?\((?P<share>{_NUMBER}), (?P<wanted>{_NUMBER}) GiB\)"
 )
-_CUDA_FULL = r"CUDA out of memory\."
+# PyTorch's allocator, the CUDA runtime, Triton, cuBLAS and NCCL each say it in their own words.
+_CUDA_FULL = (
+    r"CUDA out of memory\.|CUDA error: out of memory|Triton Error \[CUDA\]: out of memory|"
+    r"CUBLAS_STATUS_ALLOC_FAILED|Cuda failure (?:\d+ )?'out of memory'"
+)
 
 MEMORY = (
     Entry(
@@ -158,8 +162,8 @@ MEMORY = (
         "The engine asked for {wanted} GiB of this machine's memory; {free} of {total} GiB are free.",
         (
             rf"Available memory on node \S+ \((?P<free>{_NUMBER})/(?P<total>{_NUMBER}) GiB\).*?is less than "
-            rf"(?:desired CPU memory utilization|requested memory for kv).*?\((?:{_NUMBER}[,/] ?)?"
-            rf"(?P<wanted>{_NUMBER}) GiB\)",
+            rf"(?:desired CPU memory utilization|requested memory for kv).*?\((?!-|0\.0+/)"
+            rf"(?:{_NUMBER}[,/] ?)?(?P<wanted>{_NUMBER}) GiB\)",
         ),
         (
             "A smaller KV cache: kv_cache_memory_bytes=2**30 (a server: VLLM_CPU_KVCACHE_SPACE=1, in GiB)",
@@ -243,7 +247,10 @@ MEMORY = (
     Entry(
         "no-room-for-kv-cache",
         "After the weights nothing of the engine's share of memory is left for the KV cache.",
-        (r"No available memory for the cache blocks",),
+        (
+            r"No available memory for the cache blocks",
+            rf"requested memory for kv \((?:-|0\.0+/){_NUMBER}",  # on a CPU: what the share leaves for it
+        ),
         (
             "A larger share: gpu_memory_utilization=0.9 (GPU), kv_cache_memory_bytes=2**30 (CPU)",
             'If it is that already, fewer bytes of weights: scheme="fp8" or scheme="awq"',
@@ -286,7 +293,7 @@ QUANTIZATION = (
         (
             r"static_scaled_fp8_quant\(\) expected at most 0",
             r"no attribute 'static_scaled_fp8_quant'",
-            r"Failed to find a kernel that can implement the ScaledMM linear layer(?=[^$]*CPU)",
+            r"Failed to find a kernel that can implement the ScaledMM linear layer(?=[^$]*CPUF[Pp]8)",
         ),
         (
             'scheme="fp8": it takes the scales that this CPU has a kernel for, or emulates (slow)',
@@ -388,13 +395,25 @@ QUANTIZATION = (
         "CPU",
     ),
     Entry(
+        "format-and-gpus",
+        "tensor_parallel_size splits a layer into parts that do not fit the format's blocks: {size} values "
+        "are no multiple of {block}.",
+        (
+            r"(?:put_size_per_partition|put_partition_size|weight) ?= ?(?P<size>\d+)(?: for layer '[^']*')? "
+            r"is not divisible by +(?:min_thread_|group_size|weight quantization block_)\w* ?= ?"
+            r"(?P<block>\d+)",
+        ),
+        ("A smaller tensor_parallel_size", 'Or a format without blocks: scheme="int8"'),
+        BYTES,
+        "vllm/model_executor/layers/quantization/utils, vllm/distributed/utils.py",
+    ),
+    Entry(
         "group-size",
         "The group size does not divide the width of the model's layers.",
         (
             r"no group size of [\d, ]+ divides",
             r"group_size must be one of",
-            r"input_size_per_partition = \S+ is not divisible by|not divisible by group_?size|"
-            r"is not divisible by.{0,40}group",
+            r"not divisible by group_?size|is not divisible by.{0,40}group",
         ),
         ("Leave group_size out: the largest that divides every layer is taken.", 'Or scheme="int8" or "fp8"'),
         "03_awq",
@@ -407,9 +426,9 @@ MODEL = (
         "remote-code",
         "The model brings Python code of its own, which would have to run on this machine.",
         (
-            r"contains custom code which must be executed",
-            r"requires you to execute the configuration file in that repo",
-            r"trust_remote_code=True",
+            # Not "trust_remote_code=True", which vLLM advises for any processor that will not load.
+            r"custom code (?:contained in \S+ )?which must be executed",
+            r"requires you to execute (?:the (?:configuration|tokenizer) file|custom code contained) in",
         ),
         (
             "Choose a model whose class vLLM has: docs.vllm.ai, Supported Models",
@@ -467,7 +486,6 @@ MODEL = (
             r"has no safetensors weights\.(?! It has)",
             r"The weights lack .+: no file has them",
             r"lacks (?P<missing>.+), which its index names",
-            r"Missing (?:files|shards)",
         ),
         (
             "A hub model: delete its folder in ~/.cache/huggingface/hub and run the cell again.",
@@ -534,7 +552,7 @@ MODEL = (
         (
             r"default chat template is no longer allowed",
             r"tokenizer\.chat_template is not set and no template argument was passed",
-            r"does not have a chat template|no chat template",
+            r"because this processor does not have a chat template",
         ),
         (
             "engine.generate([text]) or engine.ask(question): the bare text, without a template",
@@ -605,12 +623,27 @@ LIMITS = (
         "max_model_len={asked} is longer than the context this model was trained for ({limit} tokens).",
         (
             r"User-specified max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len "
-            r"\(max_position_embeddings=(?P<limit>\d+)",
-            r"User-specified max_model_len \((?P<asked>\d+)\) is greater than the derived (?P<limit>[^)]*)",
+            r"\(\w+=(?P<limit>\d+)",
         ),
         ("max_model_len={limit} or less",),
         "01_baseline: What goes wrong here",
         "CPU",
+    ),
+    Entry(
+        "batch-too-short",
+        "A prompt of max_model_len={length} tokens does not fit into a batch of "
+        "max_num_batched_tokens={batch}, and it may not be read in pieces.",
+        (
+            r"max_num_batched_tokens \((?P<batch>\d+)\) is smaller than max_model_len "
+            r"\((?P<length>\d+)\)",
+        ),
+        (
+            "Leave out enable_chunked_prefill=False, and long prompts are read in pieces.",
+            "Or a larger batch: max_num_batched_tokens={length}",
+            "Or a shorter context: max_model_len={batch}",
+        ),
+        ARGUMENT_DOCS,
+        "vllm/config/scheduler.py",
     ),
     Entry(
         "prompt-too-long",
@@ -790,8 +823,11 @@ ENVIRONMENT = (
     ),
     Entry(
         "disk-full",
-        "The disk is full.",
-        (r"\[Errno 28\] No space left on device", r"No space left on device \(os error 28\)"),
+        "The disk is full, or your share of it.",
+        (
+            r"\[Errno 28\] No space left on device|\[Errno 122\] Disk quota exceeded",
+            r"No space left on device \(os error 28\)|Disk quota exceeded \(os error 122\)",
+        ),
         (
             "df -h .      # and of the folder that the evidence names",
             "TUTORIAL_CACHE=/with/room      # another place for prepared models",
@@ -934,5 +970,5 @@ def lookup(lines: Sequence[str], holders: Sequence, where: str = "") -> tuple[En
                     continue
                 if entry.facts:
                     found |= entry.facts(found)
-                return entry, found, line
+                return entry, found, line[line.rfind("\n", 0, match.start()) + 1 :]
     return None

@@ -22,7 +22,7 @@ import sys
 import textwrap
 import traceback
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,10 +31,16 @@ from helpers import catalogue, hardware, ownership, secrets
 # What vLLM puts before a line of a child, and before a line of its logger.
 _PREFIX = re.compile(r"^(?:\([^()]+ pid=\d+\) )+(?:(?:ERROR|CRITICAL) \d\d-\d\d \S+ \[\S+?\] ?)?|"
                      r"^(?:ERROR|CRITICAL) \d\d-\d\d \S+ \[\S+?\] ?")  # fmt: skip
-# Lines that report no error, whatever words are in them.
-_CALM = re.compile(r"^(?:\([^()]+ pid=\d+\) )*(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d|:)")
-# The end of a Python traceback: an exception's name, a colon, its message.
-_ERROR = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Interrupt)): (.+)$")
+# Lines that report no error, whatever words are in them. A step that fails dumps vLLM's whole configuration.
+_CALM = re.compile(r"^(?:\([^()]+ pid=\d+\) )*(?:(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d|:)|"
+                   r"ERROR \d\d-\d\d \S+ \[\S*dump_input\.py:\d+\])")  # fmt: skip
+# The end of a Python traceback: an exception's name and its message, which an `assert` mostly has not. The
+# word "Error" alone is anybody's, and a task is cancelled because of something else.
+_ERROR = re.compile(
+    r"^(?!Error$|(?:\w+\.)*CancelledError$)"
+    r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)(?:_\w+)?|(?:\w+\.)+(?:Unsupported|TimeoutExpired))"
+    r"(?:: (.+))?$"
+)
 # Errors that only say that another one happened.
 ECHOES = (
     "Engine core initialization failed",
@@ -48,6 +54,7 @@ _SIGNALLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -\d+\}|exit code -\d+"
 # Where an error that is not the reader's own code comes from.
 _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
               "safetensors", "openai", "helpers")  # fmt: skip
+_PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
 LONGEST_EVIDENCE = 600  # characters; some messages list every tensor of a model
 
 
@@ -63,7 +70,8 @@ def root_cause(log: str) -> str | None:
     for line in error_lines(log):
         found = _ERROR.match(line.strip())
         if found and not any(echo in line for echo in ECHOES):
-            return f"{found[1].rsplit('.', 1)[-1]}: {_of_pydantic(found[2], log)}"
+            name, message = found[1].rsplit(".", 1)[-1], found[2]
+            return f"{name}: {_of_pydantic(message, log)}" if message else name
     return None
 
 
@@ -102,7 +110,7 @@ class Report:
 
     ``name`` is the catalogue's, or ``own-code`` (the reader's cell), ``ours`` (an error of these helpers,
     whose message says it all) or ``unknown``. ``holders`` are shown where memory is part of the answer.
-    ``trace`` is the root traceback of an unknown failure. Secrets are removed from all of it.
+    ``trace`` is the root traceback where the cause is not known. Secrets are removed from all of it.
     """
 
     name: str
@@ -213,11 +221,9 @@ def explain(
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
-    said = _said(error)
-    echo = error is None or any(mark in line for mark in ECHOES for line in said)
-    lines = said + (error_lines(log) + _multiline(log) if echo else [])
-    if _made_up(error) and (own := _own_code(error)):
-        return _own(own, said, log)
+    said, asked = _said(error), _said(error, _made_up)
+    echo = error is None or any(mark in line for mark in ECHOES for line in asked)
+    lines = asked + (error_lines(log) + _multiline(log) if echo else [])
     elsewhere = error is None and machine is None
     holders = None if elsewhere else _holders(machine)
     where = _where(error) + (log if echo else "")
@@ -230,7 +236,7 @@ def explain(
     if own := _own_code(error):
         return _own(own, said, log)
     if error is not None and not echo and type(error).__module__.startswith("helpers."):
-        return Report("ours", redact(str(error)), redact(_cut(said[0])), log=redact(log))
+        return Report("ours", redact(str(error)), _cut(redact(said[0])), log=redact(log))
     return _unknown(error, said, log, holders)
 
 
@@ -238,7 +244,7 @@ def _own(sentence: str, said: list[str], log: str) -> Report:
     return Report(
         "own-code",
         sentence,
-        redact(_cut(said[0])),
+        _cut(redact(said[0])),
         ("Mend that line and run the cell again.",),
         log=redact(log),
     )
@@ -258,11 +264,12 @@ def _known(entry: catalogue.Entry, facts: dict, line: str, holders: Sequence | N
     return Report(
         entry.name,
         redact(entry.what.format_map(filled)),
-        redact(_cut(line)),
+        _cut(redact(line)),
         tuple(redact(step.format_map(filled)) for step in entry.do),
         entry.read,
         tuple(holders) if entry.memory and holders is not None else None,
-        log=redact(log),
+        redact(_first_traceback(log))[-4000:] if entry.name == "engine-died" else "",
+        redact(log),
     )
 
 
@@ -272,7 +279,7 @@ def _unknown(error, said: list[str], log: str, holders: Sequence | None) -> Repo
     return Report(
         "unknown",
         "Not in the catalogue: this failure is not known here, and nothing is guessed.",
-        redact(_cut(evidence)),
+        _cut(redact(evidence)),
         (
             "Read the traceback below, from its end.",
             "report.bundle()      # a file to attach to a bug report",
@@ -291,13 +298,14 @@ def _before(error: BaseException) -> BaseException | None:
     return None if isinstance(getattr(error.__context__, "report", None), Report) else error.__context__
 
 
-def _said(error: BaseException | None) -> list[str]:
+def _said(error: BaseException | None, leave_out: Callable[[BaseException], bool] | None = None) -> list[str]:
     """``Name: message`` of an exception and of those that led to it, its own first."""
     found, seen = [], set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        found.append(short(error))
-        found += [str(note) for note in getattr(error, "__notes__", ())]
+        if not (leave_out and leave_out(error)):
+            found.append(short(error))
+            found += [str(note) for note in getattr(error, "__notes__", ())]
         error = _before(error)
     return found
 
@@ -316,8 +324,8 @@ def _specific(lines: list[str]) -> list[str]:
 
 
 def _multiline(log: str) -> list[str]:
-    """The error lines as one text, for a message that runs over several."""
-    return ["\n".join(error_lines(log))]
+    """The error lines as one text, for a message that runs over several; echoes would drop all of it."""
+    return ["\n".join(_specific(error_lines(log)))]
 
 
 def _cut(text: str) -> str:
@@ -352,27 +360,30 @@ def _own_code(error: BaseException | None) -> str | None:
     return f"{type(error).__name__} in {where}: vLLM has no part in it."
 
 
-def _made_up(error: BaseException | None) -> bool:
+def _made_up(error: BaseException) -> bool:
     """Whether a line of the reader's own raised it (`raise`, `assert`), with words of the reader's own.
 
-    By the instruction that the traceback ends in: C code, such as torch's, raises in a call.
+    By the instruction that the traceback ends in: C code, such as torch's, raises in a call. What hides the
+    error that it came from (`raise ... from None`) may repeat its words.
     """
-    if error is None or error.__traceback__ is None or error.__cause__ or error.__context__:
+    if error.__traceback__ is None or (error.__context__ is not None and _before(error) is None):
         return False
     last = error.__traceback__
     while last.tb_next is not None:
         last = last.tb_next
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and _own_code(error) is not None
 
 
 def _is_library(path: str) -> bool:
-    return "site-packages" in path or path.startswith(
+    return any(folder in path for folder in _PACKAGES) or path.startswith(
         (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen")
     )
 
 
 def _is_machinery(path: str) -> bool:
     parts = Path(path).parts
-    if "site-packages" in parts:
-        return parts[parts.index("site-packages") + 1].removesuffix(".py") in _MACHINERY
+    for folder in _PACKAGES:
+        if folder in parts:
+            return parts[parts.index(folder) + 1].removesuffix(".py") in _MACHINERY
     return Path(path).parent == Path(__file__).parent

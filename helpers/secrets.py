@@ -15,13 +15,42 @@ from pathlib import Path
 REMOVED = "[removed]"
 # Names of variables that hold a secret; `tokenizer`, `tokens` and `max_tokens` do not.
 NAME = re.compile(r"(?i)token(?!iz|s\b|s_)|secret|passw|api_?key|credential|private_key|auth\b")
-_NAMED = r"""(?:--(?:api-key|token|password)[ =]+|['"]?(?:api_key|hf_token|password|secret)['"]?\s*[:=]\s*)"""
+# Where a word begins: also after an escaped newline, a colour's code (IPython's), a URL's escape.
+_START = r"(?:\b|(?<=\\[nrt])|(?<=[\d\[]m)|(?<=%[0-9A-Fa-f]{2}))"
+_COLOUR = r"\x1b\[[\d;]*m"
+_QUOTE = r"""\\?['"]"""
+_IS = rf"(?:{_QUOTE})?(?:\s|{_COLOUR})*[:=](?:\s|{_COLOUR})*"
+_NAMED = (
+    rf"(?:--(?:api-key|hf-token|token|password)(?:[ =]+|{_QUOTE},\s*(?={_QUOTE}(?!--)))"
+    rf"|x-api-key{_QUOTE},\s*b?(?={_QUOTE})"
+    rf"|(?:api[_-]key|(?:hf|gh|github|gitlab|access|auth|session|refresh)_token|passw(?:or)?d"
+    rf"|secret(?:_access)?(?:_key)?|private_key){_IS})"
+)
+_NOTHING = r"(?!\[?removed|\.\.\.|(?:None|null|True|False)\b)"
+_VALUE = rf"""(?!\[)(?:(?!{_QUOTE})[^\s'",\]\x1b])+"""
+# What is taken for a secret where a token may be a text's: no `<s>`, no word, no number.
+_RANDOM = r"(?=[\w.~+/-]*\d|[\w.~+/-]{20})(?=[\d.]*[A-Za-z_~+/-])[\w.~+/=-]{8,}"
+_BEARER = r"(?=[\w.~+/=-]*\d|\w+-\w+-\w|[\w.~+/=-]{20})[\w.~+/=-]{6,}"
+_HEADER = rf"authorization(?:(?:{_QUOTE})?\s*[:=]\s*(?:b?{_QUOTE})?|{_QUOTE},\s*b?{_QUOTE})\w+"
 _FORMS = (
-    (re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|glpat-|xox[bap]-|AKIA)[A-Za-z0-9_-]{8,}"), REMOVED),
-    (re.compile(r"(?i)(\bbearer)\s+(?=\S*\d)[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {REMOVED}"),
-    (re.compile(r"""(?i)(authorization['"]?\s*[:=]\s*['"]?\w+)\s+(?!\[)[^\s'"]{6,}"""), rf"\1 {REMOVED}"),
-    (re.compile(r"(\w+://)[^/\s:@]+:[^/\s@]+@"), rf"\1{REMOVED}@"),
-    (re.compile(rf"""(?i)({_NAMED})(\[?['"]?)(?!\[?removed|\.\.\.)[^\s'",\]]+"""), rf"\1\2{REMOVED}"),
+    (
+        re.compile(rf"{_START}(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[bap]-|AKIA)[A-Za-z0-9_-]{{8,}}"),
+        REMOVED,
+    ),
+    (re.compile(rf"(?i)({_START}bearer)\s+{_BEARER}"), rf"\1 {REMOVED}"),
+    (re.compile(rf"""(?i)({_HEADER})\s+(?!\[)[^\s'"\\]{{6,}}"""), rf"\1 {REMOVED}"),
+    (re.compile(r"\b(\w+://)(?:[^/\s:@]*:[^/\s@]+|[A-Za-z0-9_-]{20,})@"), rf"\1{REMOVED}@"),
+    (re.compile(rf"(?i)({_NAMED})\[(?:{_QUOTE}[^'\"\\]*{_QUOTE},?\s*)+\]"), rf"\1['{REMOVED}']"),
+    (re.compile(rf"(?i)({_NAMED})(\[?(?:{_QUOTE}(?:{_COLOUR})*)?){_NOTHING}{_VALUE}"), rf"\1\2{REMOVED}"),
+    # Another process's environment. The names are asked in a lookahead, which is not tried twice.
+    (
+        re.compile(
+            rf"({_START}(?=[A-Z0-9_]*(?:TOKEN(?!IZ|S)|SECRET|PASSW|API_?KEY|CREDENTIAL|PRIVATE_KEY))"
+            rf"[A-Z][A-Z0-9_]*{_IS}(?:{_QUOTE}(?:{_COLOUR})*)?){_NOTHING}{_RANDOM}"
+        ),
+        rf"\1{REMOVED}",
+    ),
+    (re.compile(rf"((?<![\w.-])token(?:=|{_IS}{_QUOTE})(?:{_QUOTE})?){_RANDOM}"), rf"\1{REMOVED}"),
 )
 
 

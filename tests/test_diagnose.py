@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -109,9 +110,49 @@ def test_the_cause_in_the_childs_words_and_not_the_echo():
     assert root_cause(CHILD) == "ValueError: Something new (1/2 GiB) is amiss"
 
 
-@pytest.mark.parametrize("log", ["", "INFO all is well", "the word Error: in a sentence"])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "",
+        "INFO all is well",
+        "the word Error: in a sentence",
+        "Error",
+        "ErrorHandler: started",
+        "Errors: 0",
+        "    except NotImplementedError:",
+        "    raise AssertionError",
+        "Unsupported: a word of ours",
+        "TimeoutExpired",
+        "asyncio.exceptions.CancelledError",  # of a server that is stopped: a consequence
+    ],
+)
 def test_a_log_without_an_error_has_no_cause(log):
     assert root_cause(log) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("AssertionError", "AssertionError"),
+        ("NotImplementedError", "NotImplementedError"),
+        ("torch._dynamo.exc.Unsupported: Attempted to call", "Unsupported: Attempted to call"),
+        ("subprocess.TimeoutExpired: Command 'x' timed out", "TimeoutExpired: Command 'x' timed out"),
+        ("pynvml.NVMLError_LibRmVersionMismatch: RM has", "NVMLError_LibRmVersionMismatch: RM has"),
+    ],
+)
+def test_an_error_without_a_message_or_the_usual_ending_is_a_cause(line, cause):
+    log = CHILD.replace("ValueError: Something new (1/2 GiB) is amiss", line)
+    assert root_cause(log) == cause
+    report = explain(ECHO, log)
+    assert (report.name, report.evidence) == ("unknown", cause)
+    assert report.trace.endswith(line)
+
+
+def test_an_engine_that_died_without_a_word_shows_the_traceback_there_is():
+    log = 'Traceback (most recent call last):\n  File "core.py", line 1, in run\n' + str(ECHO)
+    report = explain(ECHO, log)
+    assert report.name == "engine-died"
+    assert 'File "core.py", line 1' in str(report)
 
 
 def test_an_exceptions_module_is_left_out():
@@ -123,6 +164,24 @@ def test_an_exceptions_module_is_left_out():
 def test_pydantics_frame_around_a_message_is_left_out():
     error = ValueError("1 validation error for X\\n  Value error, too long [type=value_error, input_value=1]")
     assert short(error) == "ValueError: too long"
+
+
+@pytest.mark.parametrize("name", ["fp8-per-tensor-on-cpu", "argument-refused", "script-without-guard"])
+def test_a_servers_last_line_changes_no_diagnosis(name):
+    text = recorded(LOGS[0].with_name(f"{name}.log"))[1]
+    report = explain(ECHO, f"{text}\nRuntimeError: {ECHO}\n")
+    assert report.name == name
+
+
+def test_a_message_over_several_lines_is_found_beside_an_echo():
+    said = [
+        "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: ",
+        "CPUFP8W8A8ScaledMMLinearKernel requires per-channel scales.",
+    ]
+    log = "EngineCore encountered a fatal error.\n" + "\n".join(["word " * 200, *said, str(ECHO)])
+    report = explain(ECHO, log)
+    assert report.name == "fp8-per-tensor-on-cpu"
+    assert report.evidence.startswith("ValueError: Failed to find a kernel")
 
 
 # -- one text, several causes ------------------------------------------------------------------------------
@@ -191,6 +250,55 @@ def test_the_log_this_project_was_made_from(held):
     assert explain(log=SEED, machine=HERE).name == "model-too-large"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "torch.AcceleratorError: CUDA error: out of memory",
+        "RuntimeError: Triton Error [CUDA]: out of memory",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "torch.distributed.DistBackendError: NCCL error\nLast error:\nCuda failure 2 'out of memory'",
+    ],
+)
+def test_a_full_gpu_in_the_words_of_every_library(held, said):
+    assert explain(ECHO, said).name == "model-too-large"
+    held.append(holder(ours=True))
+    assert explain(ECHO, said).name == "out-of-gpu-memory-taken"
+
+
+def test_the_context_is_a_number_whatever_the_model_calls_it():
+    text = recorded(LOGS[0].with_name("context-too-long--2.log"))[1]
+    assert explain(ECHO, text).do == ("max_model_len=1024 or less",)
+
+
+@pytest.mark.parametrize(
+    "said", ["OSError: [Errno 122] Disk quota exceeded: '/x'", "x: Disk quota exceeded (os error 122)"]
+)
+def test_a_quota_is_a_full_disk_too(said):
+    assert explain(ECHO, said).name == "disk-full"
+
+
+DUMP = (
+    "(EngineCore pid=99) ERROR 08-01 12:00:00 [dump_input.py:72] Dumping input data for V1 LLM engine "
+    "(v0.32.0) with config: model='/m', trust_remote_code=True, \n"
+)
+ADVICE = (
+    "RuntimeError: Failed to load the processor. If the processor is a custom processor not yet available "
+    "in the HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM"
+)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        DUMP + "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+        "ValueError: Tokenizer class X does not exist or is not currently imported.\n" + ADVICE,
+    ],
+    ids=["dumped", "advised"],
+)
+def test_only_a_model_with_code_of_its_own_is_said_to_have_some(log):
+    assert explain(ECHO, log).name == "unknown"
+
+
 def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
     held.append(holder(ours=True))
     report = explain(log=SEED)
@@ -240,6 +348,11 @@ OWN = {
     "a sum of theirs": "sum(['Free memory on device cuda:0', 'is less than desired'])",
     "a missing key in a message": "'{scheme} has no kernel'.format(name='fp8')",
     "an interrupt of a dict": "d = {'fp8': 1}\nfor k in d: d.pop(k)",
+    "a file named like a fault": "open('no chat template.txt')",
+    "another file named like a fault": "open('Missing files.csv')",
+    "words of theirs about a key": "try: {}['k']\nexcept KeyError as e: "
+    "raise RuntimeError('group_size must be one of 1, 2') from e",
+    "words of theirs without a key": "try: {}['k']\nexcept KeyError: raise OSError('Address already in use')",
 }
 CALM = """\
 INFO 11-23 18:00:00 [gpu_worker.py:1013] Free memory on device (11.81/139.8 GiB) on startup. Desired GPU \
@@ -265,7 +378,16 @@ def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log, request
     assert "vLLM has no part in it" in report.what
 
 
-@pytest.mark.parametrize("again", ["raise", "raise error", "raise RuntimeError('it failed') from error"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        "raise",
+        "raise error",
+        "raise RuntimeError('it failed') from error",
+        "raise RuntimeError('it failed')",
+        "raise RuntimeError(f'it failed: {error}') from None",
+    ],
+)
 def test_an_error_that_a_cell_passes_on_keeps_its_diagnosis(again):
     """`raise` in a cell of the reader's is not where it came from."""
     code = f"try:\n    torch.empty(2**50, dtype=torch.uint8)\nexcept Exception as error:\n    {again}"
@@ -274,6 +396,17 @@ def test_an_error_that_a_cell_passes_on_keeps_its_diagnosis(again):
     with pytest.raises(RuntimeError) as caught:
         exec(compile(code, "<cell>", "exec"), {"torch": torch})
     assert explain(caught.value).name == "out-of-memory"
+
+
+@pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])  # the second: Debian and Colab
+def test_an_error_of_vllms_own_is_not_called_the_readers(packages, tmp_path):
+    file = str(tmp_path / "usr/local/lib/python3.12" / packages / "vllm/engine.py")
+    scope: dict = {}
+    exec(compile("def step(): raise RuntimeError('something new')", file, "exec"), scope)
+    with pytest.raises(RuntimeError) as caught:
+        exec(compile("step()", "<cell>", "exec"), scope)
+    assert explain(caught.value).name == "unknown"
+    assert diagnose._is_library(file)
 
 
 def test_a_calm_log_has_no_diagnosis():
@@ -364,6 +497,9 @@ TOKEN = "hf_" + "a1B2" * 8
     "text",
     [
         f"OSError: token {TOKEN} is not valid",
+        f"\x1b[38;5;124m{TOKEN}\x1b[39m",
+        json.dumps({"output": f"the token:\n{TOKEN}"}),
+        f"url?token%3D{TOKEN}",
         "non-default args: {'model': 'x', 'api_key': ['" + PLANTED + "'], 'port': 8000}",
         f"command: vllm serve --api-key {PLANTED} --port 8000",
         f"headers: {{'Authorization': 'Bearer {PLANTED}'}}",
@@ -380,9 +516,70 @@ def test_secrets_are_removed(text, monkeypatch):
     assert "[removed]" in shown
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Command '['vllm', 'serve', 'm', '--api-key', '§']' returned",
+        '"cmd": "vllm serve --api-key=\\"§\\" m"',
+        "x-api-key: §",
+        "(b'x-api-key', b'§')",
+        "redis://:§@host:6379/0",
+        "https://§-0123456789@github.com/x/y",
+        "gho_§ ghs_§",
+        "api_key=['§', 'other-§'], port=1",
+        "AWS_SECRET_ACCESS_KEY=§ GH_TOKEN=§-1",
+        "environ({'MY_TOKEN': '§-1', 'DB_PASSWORD': '§!'})",
+        "login(token='§-1')",
+        "Authorization: Bearer §",
+        "(b'authorization', b'Bearer §')",
+        "curl -H 'Bearer §-long-pass'",
+        'api_key\x1b[38;5;241m=\x1b[39m\x1b[38;5;124m"\x1b[39m\x1b[38;5;124m§\x1b[39m',
+    ],
+)
+def test_a_secret_of_another_process_is_known_by_its_place(text):
+    shown = redact(text.replace("§", "correcthorsebat"))
+    assert "correcthorsebat" not in shown
+    assert "[removed]" in shown
+    assert redact(shown) == shown
+
+
+def test_half_a_secret_is_not_left_where_evidence_is_cut(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", PLANTED)
+    start = "RuntimeError: "
+    said = start + "y" * (diagnose.LONGEST_EVIDENCE - len(start) - 20) + f" {PLANTED} and more words"
+    for report in (explain(log=said), explain(RuntimeError(said.removeprefix(start)))):
+        assert PLANTED[:9] not in report.evidence
+
+
+def test_long_lines_are_searched_for_secrets_in_a_moment():
+    started = time.monotonic()
+    for text in (
+        "a" * 200_000,
+        "A" * 200_000,
+        "TOKEN" * 40_000,
+        "api_key " * 25_000,
+        "api_key=" + " " * 200_000,
+    ):
+        assert redact(text) == text
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
+def test_in_what_vllm_says_nothing_is_taken_for_a_secret(path):
+    text = path.read_text(encoding="utf-8")
+    assert secrets.remove(text) == text
+
+
 def test_what_is_no_secret_stays():
     text = "max_tokens=100, tokenizer='x', 5 tokens/s, key 'a' not found, basic knowledge, Token 7 of 9"
-    text += ", VLLM_API_KEY=... vllm serve, a bearer certificate"
+    text += ", VLLM_API_KEY=... vllm serve, a bearer certificate, bearer authentication"
+    text += ", authorization, of course"
+    text += ", max_tokens=50, bos_token='<s>', eos_token_id=2, tokens=512, pad_token='<|endoftext|>'"
+    text += (
+        ", 'eos_token': '</s>', EOS_TOKEN = '<|im_end|>', PAD_TOKEN_ID=151643, token='Paris', hf_token=None"
+    )
+    text += ", MAX_NUM_BATCHED_TOKENS=8192, TOKENIZERS_PARALLELISM=false, decoded_token='Paris1234'"
+    text += ", http://localhost:8000/v1, ssh://git@github.com, task-12345678, stop_token_ids=[151645]"
     assert redact(text) == text
 
 
