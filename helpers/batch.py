@@ -183,7 +183,8 @@ class Running:
 
     def account(self) -> None:
         """Write down as failed what the process did not live to write down itself."""
-        told = {row["notebook"] for row in _lines(self.set.folder / run.RESULTS)[self._before :]}
+        rows = filter(None, _lines(self.set.folder / run.RESULTS)[self._before :])
+        told = {row["notebook"] for row in rows}
         error = f"its runner ended with exit code {self.process.returncode}; see {self.log.name}"
         for name in self.names:
             if name not in told:
@@ -258,10 +259,9 @@ def _report(batch: Batch) -> str:
 def _lines(path: Path) -> list[dict | None]:
     """The objects of a file of JSON lines; None for a line that was cut short."""
     found = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                found.append(None)
+    for line in run.lines(path):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            found.append(None)
     return found

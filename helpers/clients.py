@@ -90,6 +90,7 @@ class Crowd:
             headers=server.headers,
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            trust_env=False,  # no proxy: the server is on this machine
         )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
         self._futures: list[Future] = [self._pool.submit(self._ask, request) for request in requests]
@@ -186,7 +187,7 @@ class Watch:
 
         # A new connection each time, as a load balancer's next user has.
         headers = self.server.headers | {"Connection": "close"}
-        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0)
+        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0, trust_env=False)
         self._done = threading.Event()
         token = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
         work = ((self.health, "GET", "/health", None), (self.tokens, "POST", "/v1/completions", token))

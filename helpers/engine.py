@@ -399,6 +399,7 @@ class Engine:
         self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
         self.start_s = time.perf_counter() - begun
         self._finished = None
+        self._settings.engine_started()
         imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
 

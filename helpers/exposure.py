@@ -53,7 +53,7 @@ def doors(server) -> list[Door]:
     import httpx
 
     found = []
-    with httpx.Client(base_url=server.url, timeout=30.0) as client:
+    with httpx.Client(base_url=server.url, timeout=30.0, trust_env=False) as client:
         for method, path in routes(server):
             # Not a message any handler accepts, so that no handler does anything.
             body = None if method == "GET" else {}
@@ -76,7 +76,7 @@ def generates_without_key(server) -> str:
         "max_tokens": 8,
         "temperature": 0.0,
     }
-    reply = httpx.post(server.url + "/invocations", json=body, timeout=60.0)
+    reply = httpx.post(server.url + "/invocations", json=body, timeout=60.0, trust_env=False)
     return reply.json()["choices"][0]["message"]["content"] if reply.status_code == 200 else ""
 
 
@@ -108,7 +108,7 @@ def refusals(server) -> list[Refusal]:
         "a body of 10 MB": {"json": chat | {"messages": huge}},
     }
     found = []
-    with httpx.Client(base_url=server.url, timeout=60.0) as client:
+    with httpx.Client(base_url=server.url, timeout=60.0, trust_env=False) as client:
         for what, request in cases.items():
             headers = request.pop("headers", {})
             headers = headers if "key" in what else server.headers | headers

@@ -7,6 +7,7 @@ and the operating system; it imports neither torch nor vLLM.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import platform
 import subprocess
@@ -81,7 +82,10 @@ def detect() -> Machine:
 
 
 def visible_gpus() -> list[int]:
-    """NVML indices of the GPUs this process may use, in CUDA's order when it is set by index."""
+    """NVML indices of the GPUs this process may use, in the order of CUDA_VISIBLE_DEVICES if it is set.
+
+    As CUDA reads it: up to the first name that is no GPU's.
+    """
     try:
         import pynvml
 
@@ -92,7 +96,26 @@ def visible_gpus() -> list[int]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return present
-    return [int(part) for part in chosen.split(",") if part.strip().isdigit() and int(part) in present]
+    named = (_gpu_index(name.strip(), present) for name in chosen.split(","))
+    return list(itertools.takewhile(lambda index: index is not None, named))
+
+
+def _gpu_index(name: str, present: list[int]) -> int | None:
+    """NVML's index of the GPU with a number, with a UUID (or how only its begins), or with a part (MIG)."""
+    import pynvml
+
+    if name.isdigit():
+        return int(name) if int(name) in present else None
+    try:
+        if name.startswith("MIG-"):
+            part = pynvml.nvmlDeviceGetHandleByUUID(name)
+            return pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part))
+        handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in present}
+        uuids = {index: _text(pynvml.nvmlDeviceGetUUID(handle)) for index, handle in handles.items()}
+    except pynvml.NVMLError:
+        return None
+    found = [index for index, uuid in uuids.items() if name.startswith("GPU-") and uuid.startswith(name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _detect_gpu() -> Machine | None:

@@ -118,6 +118,8 @@ def bench(
     }
     environment = os.environ | {"OPENAI_API_KEY": server.settings.api_key, "VLLM_LOGGING_COLOR": "0"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Its client would send this machine's own address, and the key, through a proxy of the environment's.
+    environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), server.args["host"])
     command = [sys.executable, "-m", "helpers.load", json.dumps(job)]
     with (
         log.open("w") as out,

@@ -301,22 +301,60 @@ def _damaged(repository: str, files: list[Path]) -> ModelError:
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"The hub has no model {repository!r} that you may read. Check the name.") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
-            "or use the embedded model or a local folder."
-        ) from error
+    except (OSError, httpx.TransportError, HFValidationError) as error:
+        raise ModelError(_why_not(repository, revision, error)) from error
+
+
+def _why_not(repository: str, revision: str | None, error: Exception) -> str:
+    """Why a model could not be fetched, and what to do. An HTTP error of the hub's is an OSError, too."""
+    import httpx
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+        error.__cause__, errors.HfHubHTTPError
+    ):
+        error = error.__cause__  # the hub did answer, and the client looked into its cache after that
+    match error:
+        case errors.HFValidationError():
+            return f"{repository!r} is not a local folder and is not a valid model identifier: {error}"
+        case errors.GatedRepoError():
+            return (
+                f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
+            )
+        case errors.RepositoryNotFoundError():
+            return f"The hub has no model {repository!r} that you may read. Check the name."
+        case errors.RevisionNotFoundError():
+            return (
+                f"The hub has no model '{repository}@{revision or 'main'}': {repository} is there, that "
+                "revision of it is not. Check what follows the @: a branch, a tag or a commit."
+            )
+        case errors.HfHubHTTPError(response=response, server_message=said):
+            todo = _ANSWERS.get(response.status_code, "Try again later, or use another model.")
+            said = said or response.reason_phrase
+            return f"The hub answered {response.status_code} for {repository!r} ({said}). {todo}"
+        case errors.LocalEntryNotFoundError() | httpx.TransportError() | ConnectionError():
+            return (
+                f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
+                "or use the embedded model or a local folder."
+            )
+    return (
+        f"{repository} could not be fetched: {error}. What the hub's client fetches goes to "
+        f"{constants.HF_HUB_CACHE}: a folder that can be written and has room. HF_HOME names another."
+    )
+
+
+# What to do where the hub answers with an error.
+_ANSWERS = {
+    401: "The token that was sent is not valid: renew or remove HF_TOKEN, or what `hf auth login` stored.",
+    403: "Its owner disabled it, or your token may not read it: its page on the hub says which.",
+    429: "That were too many requests: wait some minutes, or set HF_TOKEN, which allows more.",
+}
 
 
 def _changed_since_fetched(repository: str, folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import stat
 import sys
 import threading
 import traceback
@@ -29,6 +30,7 @@ class Settings:
 
     environment: dict[str, str]
     affinity: set[int] | None
+    started: dict[str, str] | None = None  # the environment with the engine's own variables
     set_num_threads: object = None
     threads: int = 0
     onednn: bool = True
@@ -47,10 +49,13 @@ class Settings:
         self.set_num_threads, self.threads = torch.set_num_threads, torch.get_num_threads()
         self.onednn = torch.backends.mkldnn.enabled
 
+    def engine_started(self) -> None:
+        """Tell the engine's variables, which go with it, from those that the reader sets from now on."""
+        self.started = dict(os.environ)
+
     def restore(self) -> None:
         """Undo it: vLLM pins threads to cores, replaces torch.set_num_threads, sets variables; oneDNN too."""
-        os.environ.clear()
-        os.environ.update(self.environment)
+        self._restore_environment()
         if self.affinity is not None:
             os.sched_setaffinity(0, self.affinity)
         if self.set_num_threads is not None:
@@ -62,6 +67,18 @@ class Settings:
             import torch
 
             torch.backends.mkldnn.set_flags(_enabled=self.onednn)
+
+    def _restore_environment(self) -> None:
+        now = dict(os.environ)
+        started = now if self.started is None else self.started
+        for name in self.environment.keys() | started.keys():
+            before, then = self.environment.get(name), started.get(name)
+            if before == then or now.get(name) != then:
+                continue  # the engine left it alone, or the reader has set it since
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def without_onednn() -> None:
@@ -115,10 +132,30 @@ class Belongings:
         psutil.wait_procs(stubborn, timeout=patience_s)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
-            with contextlib.suppress(FileNotFoundError):  # its owner took it away meanwhile
-                if path.owner() == Path(f"/proc/{os.getpid()}").owner() and not _mapped(path):
+            with contextlib.suppress(OSError):  # its owner took it away meanwhile
+                if _an_engines(path) and not _mapped(path):
                     path.unlink()
         self._processes, self._shared = [], set()
+
+
+# What engines and servers leave in /dev/shm. Whatever else appears there while one starts is another
+# program's: a copy of a model, say, that nobody maps.
+_SHARED = re.compile(
+    r"psm_[0-9a-f]+"  # multiprocessing.shared_memory, also under vLLM's message queues
+    r"|sem\.mp-[a-z0-9_]+"  # multiprocessing.synchronize: locks
+    r"|torch_\d+_\d+_\d+"  # tensors that torch shares: torch_{pid}_{number}_{number}
+    r"|vllm_(mm|offload|ec)_.+"  # vllm/envs.py, v1/kv_offload, distributed/ec_transfer
+    r"|.+-cpushm.*"  # vllm/distributed/device_communicators/cpu_communicator.py
+    r"|nccl-\w{6}"  # NCCL between GPUs
+    r"|cuda\.shm\.[0-9a-f.]+"  # the NVIDIA driver
+)
+
+
+def _an_engines(path: Path) -> bool:
+    """Whether a path in /dev/shm is shared memory of this user, by a name that engines make."""
+    found = path.lstat()
+    named = _SHARED.fullmatch(path.name) is not None
+    return named and stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _mapped(path: Path) -> bool:

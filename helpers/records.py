@@ -164,7 +164,7 @@ def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], 
     path, good, bad = Path(path), [], []
     if not path.exists():
         return good, bad
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -266,7 +266,7 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
                 progress.finish(result)
                 continue
             progress.start(name, notebook.cells + bool(plan.values[name]))
-            first = _count(plan.out / RECORDS)
+            first = len(lines(plan.out / RECORDS))
             try:
                 error = _execute(notebook, plan, progress)
                 status = "failed" if error else "ok"
@@ -280,7 +280,7 @@ def _run(plan: Plan, progress: Progress) -> list[Result]:
                     name, status, progress.seconds, secrets.remove(error), plan.out / notebook.path.name
                 )
                 of = digest(notebook, plan.values[name])
-                write_result(plan.out, result, of, (first, _count(plan.out / RECORDS)))
+                write_result(plan.out, result, of, (first, len(lines(plan.out / RECORDS))))
                 progress.finish(result)
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
@@ -296,14 +296,17 @@ def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
 
 def write_result(out: Path, result: Result, of: str = "", records: tuple[int, int] = (0, 0)) -> None:
     """Add to `results.jsonl` how a notebook went, of which text and values, and its records' lines."""
+    from helpers.records import append  # with it come modules that refusing an argument needs not wait for
+
     row = {"notebook": result.name, "status": result.status, "seconds": round(result.seconds, 1)}
     row |= {"error": result.error, "digest": of, "records": records}
-    with (out / RESULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append(out / RESULTS, [row], fields=tuple(row))
 
 
-def _count(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
+def lines(path: Path) -> list[str]:
+    """The lines of a file, none if it is not there; an error's text may hold what splitlines cuts at."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:

@@ -171,7 +171,8 @@ class Server:
     def command(self) -> str:
         """The command that starts the same server without these helpers; the key is in a variable.
 
-        A folder in a cache of ours differs by machine: ``/path/to`` stands for where it is.
+        On a CPU the KV cache's size is in another: without it vLLM would take its share of all memory. A
+        folder in a cache of ours differs by machine: ``/path/to`` stands for where it is.
         """
         ours = self.checkpoint.kind in (models.EMBEDDED, "made")  # its folder is in a cache of ours
         args = {name: value for name, value in self.args.items() if name != "model"}
@@ -182,14 +183,18 @@ class Server:
             else:
                 lines[-1] += f" {shlex.quote(word)}"
         named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
-        start = f"VLLM_API_KEY=... vllm serve {shlex.quote(named)}"
+        cache = f"VLLM_CPU_KVCACHE_SPACE={self.settings.vllm_cpu_kvcache_space} " * (
+            hardware.detect().kind == "cpu"
+        )
+        start = f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}"
         return " \\\n    ".join([start, *lines])
 
     def client(self, **options):
         """Return an ``openai.OpenAI`` for this server; it does not retry, so that you see every failure."""
         import openai
 
-        options = {"max_retries": 0, "timeout": 120.0} | options
+        direct = openai.DefaultHttpxClient(trust_env=False)  # as in _http
+        options = {"max_retries": 0, "timeout": 120.0, "http_client": direct} | options
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
 
     def get(self, path: str, timeout_s: float = 10.0):
@@ -200,7 +205,9 @@ class Server:
     def _http(self):
         import httpx
 
-        return httpx.Client(headers=self.headers)  # one: making it takes longer than a request
+        # One: making it takes longer than a request. Not through a proxy of the environment's, which cannot
+        # reach this machine's own address, and would be told the key.
+        return httpx.Client(headers=self.headers, trust_env=False)
 
     def metrics(self) -> dict[str, float]:
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
@@ -256,8 +263,8 @@ class Server:
                 f"An engine ({engine._open.scheme}) is open in this process and holds its memory. "
                 "Leave its with block first."
             )
-        self.end = None
         _refuse_taken_port(self.args["host"], self.args["port"])
+        self.end = self._process = None  # a process of before has ended: its number may be another's by now
         scheme = self.settings.scheme
         self.log_file = _new_log_file(self.log_dir, f"server-{scheme}")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +325,7 @@ class Server:
         return False
 
     def __exit__(self, kind, error, tb) -> None:
-        if self.end is not None:
+        if self._process is None or self.end is not None:  # nothing runs any more
             return
         if error is not None:
             self.kill()
@@ -340,6 +347,9 @@ class Server:
         self._process.wait(TEARDOWN_S)
 
     def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
+        if self._process is None:  # Ctrl+C came while it was being made
+            with own.interrupts_deferred():
+                self._own.end()
         if self._process is None or self.end is not None:
             return self.end
         with own.interrupts_deferred():
@@ -385,7 +395,7 @@ class Server:
         lines = [sentence, f"Cause: {diagnose.redact(cause)}"]
         report = None
         if found or code is not None:  # one that only takes its time has not failed yet
-            code = 128 - code if code and code > 128 else code  # a signal's number, as Python has it
+            code = -killed if (killed := _signal(code)) else code  # a signal's number, as Python has it
             report = diagnose.explain(RuntimeError(f"the engine's process ended, exit code {code}"), self.log)
             lines.append(report.advice)
         error = kind("\n".join([*lines, f"Full log: ‹{os.path.relpath(self.log_file)}›"]))
@@ -393,10 +403,15 @@ class Server:
         return error
 
 
+def _signal(code: int | None) -> signal.Signals | None:
+    """The signal that an exit code stands for, as shells have it: 128 more than its number."""
+    return next((known for known in signal.Signals if code == 128 + known), None)
+
+
 def _ending(code: int) -> str:
-    """An exit code in words; 128 and more is a signal's number, as shells have it."""
-    if code > 128:
-        return f"was killed by {signal.Signals(code - 128).name}"
+    """An exit code in words."""
+    if killed := _signal(code):
+        return f"was killed by {killed.name}"
     return f"ended by itself with exit code {code}"
 
 

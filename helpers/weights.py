@@ -30,11 +30,15 @@ def header(path: Path) -> dict[str, dict]:
     Raises:
         Damaged: the file is cut off, overwritten, or of another kind.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        begins = file.read(8)
-        length = int.from_bytes(begins, "little")
-        text = file.read(length) if length <= min(size, LONGEST_HEADER) else b""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            begins = file.read(8)
+            length = int.from_bytes(begins, "little")
+            text = file.read(length) if length <= min(size, LONGEST_HEADER) else b""
+    except OSError as error:
+        link = f" a link to {path.readlink()}," if path.is_symlink() else ""
+        raise Damaged(f"{path.name} is damaged:{link} {error.strerror}.") from None
     try:
         tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
         wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
@@ -100,6 +104,11 @@ def _not_as_indexed(folder: Path, names: dict[str, set[str]] | None) -> list[str
         return [f"{folder} lacks a readable {INDEX}, which its index names."]
     if names is None:
         lacking = [file for file in files if not (folder / file).exists()]
+    elif elsewhere := [file for file in files if file not in names]:
+        return [
+            f"{folder} lacks {_some(elsewhere)}, which its index names: only safetensors files that lie "
+            "beside it are read."
+        ]
     else:
         lacking = sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file])
     return [f"{folder} lacks {_some(lacking)}, which its index names."] if lacking else []

@@ -1,6 +1,7 @@
 """A model hub on this machine: real huggingface_hub clients talk to it as to the real one.
 
-It answers as the hub does, as far as fetching a model asks: found, not found, gated, files with checksums.
+It answers as the hub does, as far as fetching a model asks: found, not found, gated, an error, files with
+checksums.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 COMMIT = "c0ffee" * 6 + "c0de"
 
 
 @contextlib.contextmanager
-def hub(files: dict[str, bytes], gated: str = "owner/gated", model: str = "owner/model") -> Iterator[str]:
-    """Serve ``files`` as ``model``; refuse ``gated``; know no other. Yields the address."""
+def hub(
+    files: dict[str, bytes],
+    gated: str = "owner/gated",
+    model: str = "owner/model",
+    errors: Mapping[str, tuple[int, str]] = MappingProxyType({}),
+) -> Iterator[str]:
+    """Serve ``files`` as ``model``; refuse ``gated``; know no other. Yields the address.
+
+    ``errors`` are other models with the status and the message that each is answered with.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_) -> None:
@@ -38,9 +48,14 @@ def hub(files: dict[str, bytes], gated: str = "owner/gated", model: str = "owner
                 return self.answer(
                     403, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access is restricted"
                 )
+            for name, (status, message) in errors.items():
+                if path.startswith(name):
+                    return self.answer(status, b"{}", X_Error_Message=message)
             if not path.startswith(model):
                 return self.answer(401, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Not found")
             rest = path.removeprefix(model).strip("/")
+            if rest.startswith("revision/") and rest.partition("/")[2] not in ("main", COMMIT):
+                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Not found")
             if rest.startswith("tree/"):
                 listed = [
                     {"type": "file", "path": n, "size": len(c), "oid": n, **_lfs(n, c)}

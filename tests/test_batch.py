@@ -203,6 +203,23 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
     assert [status for *_, status in statuses(resumed.stdout)] == ["ok"] * 3
 
 
+def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
+    one = batch.Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"})
+    running = object.__new__(batch.Running)  # as if it had been started
+    running.set, running.names, running.log, running._before = one, ["01_a", "02_b"], tmp_path / "1.log", 0
+    running.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
+    running.process.wait()
+    one.folder.mkdir()
+    run.write_result(one.folder, run.Result("01_a", "failed", error="one\u2028two"), "x")
+    with (one.folder / run.RESULTS).open("a") as file:
+        file.write('{"notebook": "02_')
+    running.account()
+    errors = {name: row["error"] for name, row in one.last().items()}
+    assert errors == {"01_a": "one\u2028two", "02_b": "its runner ended with exit code 9; see 1.log"}
+    run.write_result(one.folder, run.Result("02_b", "ok"), "x")
+    assert one.open() == ["01_a"]
+
+
 # --- papermill itself, on a notebook of the collection
 
 

@@ -56,12 +56,41 @@ def test_a_gpu_is_read_from_the_driver(monkeypatch):
     assert machine.facts()["GPU"] == "2 x NVIDIA L4"
 
 
+class Two:
+    """The driver of a machine with two GPUs, the second one shared out, as nvidia-ml-py has it."""
+
+    NVMLError = KeyError
+    UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8932aaaa-d72c-4106-c12f-20bd9faed9f6")
+    nvmlInit = staticmethod(lambda: None)
+    nvmlDeviceGetCount = staticmethod(lambda: 2)
+    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: ("GPU", index))
+    nvmlDeviceGetUUID = staticmethod(lambda handle: Two.UUIDS[handle[1]])
+    nvmlDeviceGetHandleByUUID = staticmethod(lambda name: {"MIG-5c": ("MIG", 1)}[name])
+    nvmlDeviceGetDeviceHandleFromMigDeviceHandle = staticmethod(lambda part: ("GPU", part[1]))
+    nvmlDeviceGetIndex = staticmethod(lambda handle: {("GPU", 0): 0, ("GPU", 1): 1}[handle])
+
+
 @pytest.mark.parametrize(
-    ("chosen", "expected"), [(None, [0, 1]), ("1", [1]), ("1,0", [1, 0]), ("", []), ("7", [])]
+    ("chosen", "expected"),
+    [
+        (None, [0, 1]),
+        ("1", [1]),
+        ("1,0", [1, 0]),
+        ("0, 1", [0, 1]),
+        ("", []),
+        ("7", []),
+        ("0,-1,1", [0]),  # CUDA stops at the first that is none
+        ("7,1", []),
+        (Two.UUIDS[1], [1]),
+        (f"{Two.UUIDS[1]},GPU-8932f", [1, 0]),
+        ("GPU-8932", []),  # both begin like that
+        ("GPU-8932f,GPU-none,1", [0]),
+        ("MIG-5c", [1]),
+        ("MIG-none", []),
+    ],
 )
 def test_only_visible_gpus_count(monkeypatch, chosen, expected):
-    fake = type("Driver", (), {"nvmlInit": lambda: None, "nvmlDeviceGetCount": lambda: 2})
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setitem(sys.modules, "pynvml", Two)
     if chosen is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:

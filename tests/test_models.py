@@ -113,7 +113,9 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
 
 
-@pytest.mark.parametrize("name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["", " ", None, 7, "no-such-folder", "./missing", "/missing/model", "a/b/c", "my model/x", "a/-b"]
+)
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
         models.resolve(name)
@@ -156,6 +158,34 @@ def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path, table):
     for fault, said in (("a gated model", gated), ("a misspelt name", misspelt), ("no hub", other)):
         name = said.partition(" |")[0]
         table.add("system", fault, "resolve, a hub on this machine", name, name)
+
+
+ERRORS = {
+    "owner/token": (401, "Invalid credentials in Authorization header"),
+    "owner/disabled": (403, "Access to this resource is disabled."),
+    "owner/busy": (429, "Rate limit reached"),
+    "owner/down": (503, "Service unavailable"),
+}
+
+
+def test_an_answer_of_the_hubs_is_not_taken_for_silence(tmp_path):
+    with hub(FILES, errors=ERRORS) as address:
+        revision, *said = client(tmp_path, address, "owner/model@nope", *ERRORS)
+    assert revision.startswith("hub-no-such-model | The hub has no model 'owner/model@nope': owner/model is")
+    for (name, (status, message)), line in zip(ERRORS.items(), said, strict=True):
+        assert f"The hub answered {status} for '{name}' ({message})" in line
+    for line, todo in zip(said, ("renew or remove HF_TOKEN", "its page", "wait", "later"), strict=True):
+        assert todo in line
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "hub").write_text("a file where the cache's folder would be")
+    with hub(FILES) as address:
+        (said,) = client(tmp_path, address, "owner/model")
+    assert "owner/model could not be fetched: [Errno" in said
+    assert f"{tmp_path}/hf/hub: a folder that can be written" in said
+    assert "HF_HOME names another" in said
 
 
 def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):

@@ -155,6 +155,78 @@ def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_lef
     assert neighbour.returncode == 0
 
 
+@pytest.fixture
+def others():
+    """A place in /dev/shm by name; what a test puts there is gone after it."""
+    made = []
+
+    def place(name: str) -> Path:
+        made.append(SHARED / name)
+        return made[-1]
+
+    yield place
+    for path in made:
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+
+
+def test_what_others_put_into_shared_memory_while_an_engine_starts_stays(others):
+    """A copied model, joblib's folder, another user's block: none is mapped, and none stops the release."""
+    copied, folder = others("my_model.safetensors"), others("joblib_memmapping_folder_1_2")
+    odd, block, left = others("psm_0ddba11"), others("psm_0ddba12"), others("torch_1_2_3")
+    owned = Belongings()
+    with owned.watched():
+        copied.write_text("weights")
+        folder.mkdir()
+        odd.mkdir()  # an engine's name, but no block
+        block.touch()
+        left.touch()
+        if os.getuid() == 0:
+            os.chown(block, 54321, 54321)  # a user who has no name here, as in another container
+    owned.end()
+    assert all(path.exists() for path in (copied, folder, odd))
+    assert block.exists() == (os.getuid() == 0)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["psm_e2817b9a", "sem.mp-8i3gjx89", "torch_421_1804289383_0", "vllm_mm_VQ6EAOKbQdSnFkRmVUQAAA",
+             "29500-tp:0-[0-1]-cpushm_0", "nccl-Ab3dE9", "cuda.shm.0.1a2b.1"],
+)  # fmt: skip
+def test_names_that_engines_give_are_known(others, name):
+    path, owned = others(name), Belongings()
+    with owned.watched():
+        path.touch()
+    owned.end()
+    assert not path.exists()
+
+
+def test_a_variable_that_the_reader_sets_meanwhile_stays(monkeypatch):
+    for name in ("THEIRS", "BOTH", "MINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KEPT", "before")
+    settings = ownership.Settings.save()
+    monkeypatch.setenv("KEPT", "the engine's")
+    monkeypatch.setenv("THEIRS", "the engine's")
+    monkeypatch.setenv("BOTH", "the engine's")
+    settings.engine_started()
+    monkeypatch.setenv("BOTH", "mine")
+    monkeypatch.setenv("MINE", "mine")
+    settings.restore()
+    found = {name: os.environ.get(name) for name in ("KEPT", "THEIRS", "BOTH", "MINE")}
+    assert found == {"KEPT": "before", "THEIRS": None, "BOTH": "mine", "MINE": "mine"}
+
+
+def test_without_that_mark_all_is_as_before(monkeypatch):
+    monkeypatch.setenv("KEPT", "before")
+    settings = ownership.Settings.save()
+    monkeypatch.setenv("KEPT", "the engine's")
+    monkeypatch.setenv("THEIRS", "the engine's")
+    settings.restore()
+    assert (os.environ["KEPT"], os.environ.get("THEIRS")) == ("before", None)
+
+
 def test_onednn_is_off_in_torch_for_an_engine_that_asks_and_back_on_afterwards():
     import torch
 

@@ -442,6 +442,16 @@ def test_however_a_run_ends_no_process_is_left(endings, name):
     assert ending["seconds"] < 25
 
 
+def test_a_result_after_a_half_line_and_with_an_odd_separator_is_a_line_of_its_own(tmp_path):
+    (tmp_path / run.RESULTS).write_text('{"notebook": "01_')  # the disk was full
+    run.write_result(tmp_path, run.Result("01_a", "failed", error="one\u2028two\x85three"))
+    half, row, end = (tmp_path / run.RESULTS).read_text().split("\n")
+    assert (half, end) == ('{"notebook": "01_', "")
+    assert json.loads(row)["error"] == "one\u2028two\x85three"
+    assert run.lines(tmp_path / run.RESULTS) == [half, row]
+    assert run.lines(tmp_path / "none") == []
+
+
 def test_the_seeds_models_are_parameter_sets_that_the_notebooks_know():
     sets = sorted((ROOT / "notebooks" / "parameters").glob("*.yaml"))
     assert [path.stem for path in sets] == ["mistral-7b-awq", "phi-2"]

@@ -6,7 +6,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,15 @@ import pytest
 import yaml
 
 from helpers import clients, exposure, load, models, records, settings, show_serving
-from helpers.server import TEARDOWN_S, ServerDiedError, ServerError, ServerStartError, flags, open_server
+from helpers.server import (
+    TEARDOWN_S,
+    ServerDiedError,
+    ServerError,
+    ServerStartError,
+    _ending,
+    flags,
+    open_server,
+)
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -101,6 +111,77 @@ def _start_in_an_owner_and_kill_it(tmp_path, until: str) -> list:
     return owned
 
 
+class Interrupted(subprocess.Popen):
+    """Ctrl+C after the child was made and before anybody has its number."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_its_process_is_made_leaves_none(tmp_path, monkeypatch):
+    before = set(psutil.Process().children(recursive=True))
+    server = open_server(small(), log_dir=tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    left = set(psutil.Process().children(recursive=True)) - before
+    for process in left:
+        process.kill()
+    assert not left
+
+
+ANSWER = b'{"paths": {}, "choices": [{"message": {"content": "Paris"}}]}'
+
+
+def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
+    """The server is on this machine; the proxy would be told the key, and could not reach it."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(ANSWER)))
+            self.end_headers()
+            self.wfile.write(ANSWER)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        server = open_server(small(), log_dir=tmp_path)
+        server.args["port"] = listener.server_port
+        assert server._healthy()
+        server.client().completions.create(model=server.name, prompt="Hello", max_tokens=1)
+        with clients.crowd(server, [clients.Request({}, lambda reply: True)], 1) as crowd:
+            assert [outcome.how for outcome in crowd.outcomes()] == ["answered"]
+        with clients.Watch(server, every_s=0.05) as watch:
+            time.sleep(0.5)
+        assert watch.said("health") == watch.said("tokens") == "200"
+        assert {refusal.status for refusal in exposure.refusals(server)} == {200}
+        assert all(door.with_key == door.without_key == 200 for door in exposure.doors(server))
+        assert exposure.generates_without_key(server) == "Paris"
+        listener.shutdown()
+    assert {"/health", "/v1/completions", "/v1/chat/completions", "/invocations", "/docs"} <= set(asked)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(137, "was killed by SIGKILL"), (255, "exit code 255"), (1, "exit code 1")]
+)
+def test_an_exit_code_in_words(code, said):
+    assert said in _ending(code)
+
+
 # ---- the running server
 
 
@@ -122,7 +203,8 @@ def test_the_key_is_in_no_command_line_and_in_no_log(server):
     assert key not in server.log
     assert key not in server.command
     assert "--enable-prefix-caching" not in server.command
-    assert f"vllm serve /path/to/{models.TITLE} " in server.command, "its folder differs by machine"
+    start = f"VLLM_CPU_KVCACHE_SPACE=1 vllm serve /path/to/{models.TITLE} "
+    assert start in server.command, "its folder differs by machine"
     assert str(server.checkpoint.folder) not in server.command
 
 
@@ -245,7 +327,7 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
     assert time.monotonic() - begun < 10
 
 
-# ---- its end: these two come last, they stop the shared server
+# ---- its end: these come last, they stop the shared server
 
 
 def test_a_stop_under_load_loses_nothing(server):
@@ -270,6 +352,24 @@ def test_a_stopped_server_says_so_and_its_port_is_free(server):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", server.args["port"]))
+
+
+def test_a_start_that_is_refused_leaves_a_stopped_server_that_can_start_again(server, tmp_path):
+    server.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", server.args["port"]))
+        taken.listen()
+        with pytest.raises(ServerStartError, match="cannot listen"):
+            server.start()
+    assert server.end.how == "stopped"
+    server.log_dir = tmp_path
+    (tmp_path / "server-baseline-1.log").symlink_to("/nowhere/log")  # a log that cannot be opened
+    with pytest.raises(FileNotFoundError):
+        server.start()
+    assert server.kill() is None, "it knows a process of before"
+    with pytest.raises(ServerError, match="is not running"):
+        server.check()
 
 
 # ---- ends that need a server of their own

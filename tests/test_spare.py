@@ -132,6 +132,18 @@ def test_a_spare_goes_when_it_is_let_go_and_when_nobody_wants_it(light, monkeypa
         spare.take()
 
 
+def test_a_spare_whose_orders_are_cut_short_ends(light):
+    spare.prepare("cpu", light, ownership.spawn_bound)
+    waiting = spare.take()
+    waiting._socket.sendall(b'{"numbers": [')
+    waiting.dismiss()
+    try:
+        assert psutil.Process(waiting.pid).wait(20) == 0
+    finally:
+        if waiting.alive():
+            os.kill(waiting.pid, signal.SIGKILL)
+
+
 def test_engines_of_a_gpu_use_one_and_those_in_this_process_do_not(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert spare.useful("cuda")

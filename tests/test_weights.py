@@ -79,6 +79,25 @@ def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
     models.resolve(str(folder))
 
 
+def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
+    """vLLM reads the files beside the index only."""
+    folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a"])
+    folder_of(folder / "sub", {}, two=["b"])
+    index = {"weight_map": {"a": "one.safetensors", "b": "sub/two.safetensors"}}
+    (folder / weights.INDEX).write_text(json.dumps(index))
+    with pytest.raises(models.ModelError, match=r"lacks sub/two\.safetensors, .* beside it") as caught:
+        models.resolve(str(folder))
+    table.check("system", "an index that names another folder", "resolve", caught.value, "missing-weights")
+
+
+def test_a_link_whose_file_is_gone(tmp_path, table):
+    folder = folder_of(tmp_path / "model", {"model_type": "llama"})
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(models.ModelError, match=f"a link to {tmp_path}/gone, No such file") as caught:
+        models.resolve(str(folder))
+    table.check("system", "a link whose file is gone", "resolve", caught.value, "damaged-weights")
+
+
 # -- matrices that a layer needs ----------------------------------------------------------------------------
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
