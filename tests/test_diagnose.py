@@ -561,7 +561,7 @@ def test_long_lines_are_searched_for_secrets_in_a_moment():
         "api_key=" + " " * 200_000,
     ):
         assert redact(text) == text
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20  # a second; tried again at every letter it takes minutes
 
 
 @pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
