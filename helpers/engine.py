@@ -584,6 +584,7 @@ def _import_vllm() -> float:
     Ctrl+C waits for the import: torch cannot be imported again in a process where it was cut short.
     """
     begun = time.perf_counter()
+    own.one_heap()
     with own.interrupts_deferred():
         import vllm
         import vllm.entrypoints.llm

@@ -18,6 +18,8 @@ os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ownership.one_heap()  # before any test's threads make heaps of their own, whose free ends look held
+
 # The shortest whole safetensors file: a header of two bytes, no tensor.
 NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 

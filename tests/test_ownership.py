@@ -171,6 +171,42 @@ def others():
         path.unlink(missing_ok=True)
 
 
+THREAD = """
+import ctypes, sys, threading
+from helpers import hardware, ownership
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def work():
+    libc.free(libc.malloc(30 << 20))  # freed once, blocks up to this size come from a heap
+    blocks = [libc.malloc(1 << 20) for _ in range(40)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1 << 20)
+    for block in blocks:
+        libc.free(block)
+if sys.argv[1] == "one":
+    ownership.one_heap()
+before = hardware.anonymous_memory()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+ownership.trim_heap()
+print((hardware.anonymous_memory() - before) >> 20)
+"""
+
+
+def test_what_a_thread_freed_is_given_back():
+    """Without the setting 40 MiB stay: glibc's, and no engine's."""
+    left = {}
+    for heaps in ("many", "one"):
+        command = [sys.executable, "-c", THREAD, heaps]
+        left[heaps] = int(
+            subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        )
+    assert left["many"] > 30
+    assert left["one"] < 5
+
+
 def test_what_others_put_into_shared_memory_while_an_engine_starts_stays(others):
     """A copied model, joblib's folder, another user's block: none is mapped, and none stops the release."""
     copied, folder = others("my_model.safetensors"), others("joblib_memmapping_folder_1_2")
