@@ -404,8 +404,8 @@ def forget_caches() -> None:
 def one_heap() -> None:
     """Have threads that start from now on make no heaps of their own, which ``trim_heap`` cannot give back.
 
-    glibc trims the free end of the main heap only: tens of MiB that a thread of vLLM once used would look held
-    for ever. The heaps that there are already stay in use, so this comes before vLLM.
+    glibc trims the free end of the main heap only: tens of MiB that a thread of vLLM once used would look
+    held for ever. The heaps that there are already stay in use, so this comes before vLLM.
     """
     arena_max = -8  # M_ARENA_MAX in glibc's malloc.h
     with contextlib.suppress(OSError, AttributeError):
