@@ -498,14 +498,16 @@ class Engine:
         """Wait until the memory is back or the deadline is over; return the bytes in use then.
 
         Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
+        What comes after that is no part of it, such as a process that gets ready for the next engine.
         """
-        stop, last = time.monotonic() + DEADLINE_S, math.inf
+        stop, last, most = time.monotonic() + DEADLINE_S, math.inf, self._before + self._allowed()
         while True:
             gc.collect()  # only here: whoever shut the engine down has let go of it by now
             own.trim_heap()
             now = self._memory()
-            back, falling = now - self._before <= self._allowed(), last - now > MIB
-            if (back and (now - self._before < FEW or not falling)) or time.monotonic() >= stop:
+            if last <= most and last - now <= MIB:
+                return min(last, now)
+            if now - self._before < FEW or time.monotonic() >= stop:
                 return now
             last = now
             time.sleep(0.1)

@@ -315,7 +315,14 @@ def interrupt_as_jupyter_does():
 
 @pytest.mark.parametrize(
     ("seen", "after"),
-    [([2], 2), ([63, 40, 39.5], 39.5), ([63, 40, 2], 2), ([50, 50], 50), ([300, 200, 90, 90], 90)],
+    [
+        ([2], 2),
+        ([63, 40, 39.5], 39.5),
+        ([63, 40, 2], 2),
+        ([50, 50], 50),
+        ([300, 200, 90, 90], 90),
+        ([9, 400], 9),
+    ],
 )
 def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
