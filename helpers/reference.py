@@ -277,8 +277,11 @@ def _in_child(flag: str, out: Path) -> str:
 
 
 def swaps(out: Path, count: int = SWAPS) -> None:
-    """Start and release small engines one after another, until this process has had ``count`` of them."""
-    turn = itertools.cycle(("baseline", "fp8", "awq", "int8", "fp8_kv"))
+    """Start and release small engines one after another, until this process has had ``count`` of them.
+
+    Of the schemes that need no checkpoint made first: making one takes longer than all the swaps.
+    """
+    turn = itertools.cycle(("baseline", "fp8", "fp8_kv"))
     for scheme in itertools.islice(turn, max(0, count - len(_swapped))):
         with opened("embedded", scheme, log_dir=out / "logs", enforce_eager=True):
             pass

@@ -28,6 +28,9 @@ GRAPHS = [1, 8, 32, 64, 256]  # batch sizes that get a CUDA graph: the reference
 # One graph compiled for one request alone: Inductor then tunes it, and writes its own kernel for the
 # product of a matrix and one vector, which reads faster than the general one. Costs a longer first start.
 ALONE = {"compile_sizes": [1]}
+# Programmatic dependent launch (SM 9.0 on): a kernel that Inductor wrote is set up on the GPU while the one
+# before it still runs, and waits there for its data. A step of one request is some 300 short kernels.
+_PDL = {"inductor_compile_config": {"triton.enable_pdl": True}}
 # Ahead of the first request vLLM runs kernels of every way of sampling, so that they are compiled; without
 # that one is compiled when a request first asks for it. Seconds where they are cached, more where not.
 NO_WARMUP = {"kernel_config": SOONER["kernel_config"]}
@@ -66,6 +69,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "no async scheduling": _variant(async_scheduling=False),
         "Triton attention": _variant(attention_backend="TRITON_ATTN"),
         "compiled for batch 1, Triton attention": _variant(ALONE, attention_backend="TRITON_ATTN"),
+        "compiled for batch 1, Triton attention, PDL": _variant(
+            ALONE | _PDL, attention_backend="TRITON_ATTN"
+        ),
         "KV cache read in one part": _variant(attention_config=_ONE_PART),
     },
     "fp8": {
@@ -92,11 +98,17 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "static scales, torch's kernel, Triton attention, Inductor's silu": _variant(
             linear_backend="torch", attention_backend="TRITON_ATTN", **_STATIC, **_UNFUSED
         ),
+        "static scales, torch's kernel, Triton attention, Inductor's silu, PDL": _variant(
+            _PDL, linear_backend="torch", attention_backend="TRITON_ATTN", **_STATIC, **_UNFUSED
+        ),
     },
     "awq": {
         "vLLM's defaults": _variant(),
         "Marlin": _variant(linear_backend="marlin"),
         "Marlin, Triton attention": _variant(linear_backend="marlin", attention_backend="TRITON_ATTN"),
+        "Marlin, Triton attention, PDL": _variant(
+            _PDL, linear_backend="marlin", attention_backend="TRITON_ATTN"
+        ),
         "Humming, Triton attention": _variant(linear_backend="humming", attention_backend="TRITON_ATTN"),
         "Marlin, FP16": _variant(linear_backend="marlin", dtype="float16"),
         "Humming": _variant(linear_backend="humming"),
