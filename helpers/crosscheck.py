@@ -60,7 +60,6 @@ def check(
     batches: list[int],
     prompt_tokens: int = 32,
     output_tokens: int = 64,
-    seconds: float = 2.0,
     repeats: int = 5,
     log_dir: Path,
     opened=open_engine,
@@ -68,18 +67,21 @@ def check(
 ) -> Iterator[Pair]:
     """Measure each batch size with ``measure.speed``, then with vLLM's benchmarks, one after the other.
 
+    Both decode answers of the same length, since a step takes longer the more a request has behind it.
+
     A model without weights has no tokenizer either, which ``vllm bench throughput`` needs: it is left out.
 
     Raises:
         CrossCheckError: a benchmark failed.
     """
     with opened(model, scheme, log_dir=log_dir, **llm_args) as engine:
-        speeds = measure.speed(engine, batches, seconds=seconds, prompt_tokens=prompt_tokens, temperature=1.0)
+        same = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "temperature": 1.0}
+        speeds = measure.speed(engine, batches, runs=repeats, **same)
     for speed in speeds:
         ours = expected(speed, output_tokens)
-        same = (speed.batch, prompt_tokens, output_tokens)
+        lengths = (speed.batch, prompt_tokens, output_tokens)
         for name in ("latency",) if engine.model.shape_only else ("latency", "throughput"):
-            yield Pair(name, *same, ours, bench(engine, name, *same, repeats, log_dir))
+            yield Pair(name, *lengths, ours, bench(engine, name, *lengths, repeats, log_dir))
 
 
 def bench(engine: Engine, name: str, batch: int, prompt: int, output: int, repeats: int, out: Path) -> float:

@@ -550,7 +550,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     """
     if not broken:
         return Note("No step is on record whose kernels are named: there is nothing to break down.")
-    figure, [[axes]] = _plots(size=(8, 1.6 + 0.43 * len(broken)))
+    figure, [[axes]] = _plots(size=(8, 1.6 + 0.37 * len(broken)))
     for place, (name, parts) in enumerate(broken.items()):
         left = 0.0
         for kind, (colour, hatch) in KINDS.items():

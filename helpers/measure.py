@@ -20,7 +20,7 @@ from pathlib import Path
 
 from helpers import models
 from helpers.engine import Engine, open_engine
-from helpers.parameters import whole_list
+from helpers.parameters import whole, whole_list
 
 
 class MeasureError(ValueError):
@@ -59,6 +59,7 @@ def speed(
     seconds: float = 3.0,
     runs: int = 3,
     temperature: float = 0.0,
+    output_tokens: int | None = None,
 ) -> list[Speed]:
     """Measure decoding at each batch size.
 
@@ -68,14 +69,21 @@ def speed(
 
     ``temperature`` 0 takes the likeliest token. Above it each token is drawn, at the cost of a pass over the
     vocabulary for each request and step, which two CPU cores feel at large batches.
+
+    ``output_tokens`` ends a run when each request has that many, whatever the time: a given workload.
     """
+    if output_tokens is not None:
+        whole("output_tokens", output_tokens, 2, 2**20)
     rng = random.Random(0)
     results = []
     for batch in whole_list("batch_sizes", batch_sizes, 1, 1024):
         _decode(engine, batch, 2, 0.0, rng, temperature)
         rates, firsts = [], []
         for _ in range(runs):
-            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng, temperature)
+            budget = seconds / runs if output_tokens is None else math.inf
+            rate, ttft = _decode(
+                engine, batch, prompt_tokens, budget, rng, temperature, output_tokens=output_tokens
+            )
             rates.append(rate)
             firsts += ttft
         median, first = statistics.median(rates), statistics.median(firsts)
@@ -94,6 +102,7 @@ def _decode(
     rng: random.Random,
     temperature: float = 0.0,
     decoding: Callable[[], object] = lambda: None,
+    output_tokens: int | None = None,
 ) -> tuple[float, list[float]]:
     """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s.
 
@@ -104,10 +113,16 @@ def _decode(
 
     core = engine.llm.llm_engine
     longest = engine.args["max_model_len"] - prompt_tokens
-    if longest < MIN_STEPS + 1:
-        raise MeasureError(f"Prompts of {prompt_tokens} tokens leave no room in max_model_len.")
+    least = output_tokens or MIN_STEPS + 1
+    if longest < least:
+        raise MeasureError(
+            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for {least} more."
+        )
     params = SamplingParams(
-        temperature=temperature, max_tokens=longest, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+        temperature=temperature,
+        max_tokens=output_tokens or longest,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.DELTA,
     )
     vocabulary = engine.model.config["vocab_size"]
     begun = time.perf_counter()

@@ -194,6 +194,8 @@ _KINDS = {
     ),
     "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache|unified_attention|reduce_segments"),
 }
+# Profiles of earlier records began with the prompts, whose reading they spread over the steps.
+DECODING_ALONE = "2026-11-25T20"
 NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
 
 
@@ -214,8 +216,9 @@ def recorded(folder: Path = records.REFERENCE) -> list[dict]:
 def _best_of(runs: list[dict]) -> dict:
     """The newest of one variant's runs, with the fastest rate of each batch size and its shortest kernels."""
     batches = runs[-1]["tokens_per_s"]
+    profiled = [run["busy"] for run in runs if not with_prompts(run)] or [run["busy"] for run in runs]
     kernels = {
-        batch: min((run["busy"][batch] for run in runs), key=lambda seen: (not _told(seen), seen["gpu_us"]))
+        batch: min((busy[batch] for busy in profiled), key=lambda seen: (not _told(seen), seen["gpu_us"]))
         for batch in runs[-1]["busy"]
     }
     alone = max(runs, key=lambda run: run["of_the_bound"])
@@ -225,6 +228,13 @@ def _best_of(runs: list[dict]) -> dict:
         "copy_bandwidth": alone.get("copy_bandwidth"),
         "busy": kernels,
     }
+
+
+def with_prompts(row: dict) -> bool:
+    """Whether a row's profile holds the reading of the prompts: next to nothing for one request, a good part
+    for many, whose parts then add up to more than their step.
+    """
+    return row["measured_at"] < DECODING_ALONE
 
 
 def _told(seen: dict) -> bool:
@@ -282,9 +292,8 @@ def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict
 def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
     """Where the microseconds of a step go, by kind of kernel, or None where too few kernels are named.
 
-    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``. Records
-    up to 25 November 2026 count the reading of the prompts, too, spread over the steps: next to nothing for
-    one request, a good part for 256, whose waits are then a least figure.
+    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``, a least
+    figure where the record is ``with_prompts``.
     """
     seen, step = row["busy"][str(batch)], 1e6 * batch / row["tokens_per_s"][str(batch)]
     if not _told(seen):

@@ -36,6 +36,30 @@ def test_speed_is_that_of_vllms_own_generate(engine):
     assert 0.25 < found[0].high / max(own) < 4
 
 
+def test_a_given_workload_is_decoded_to_its_last_token(engine, monkeypatch):
+    core, asked, got = engine.llm.llm_engine, [], 0
+    add, step = core.add_request, core.step
+
+    def counted():
+        nonlocal got
+        outputs = step()
+        got += sum(len(output.outputs[0].token_ids) for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(
+        core, "add_request", lambda name, prompt, params: asked.append(add(name, prompt, params))
+    )
+    monkeypatch.setattr(core, "step", counted)
+    (speed,) = measure.speed(engine, [3], runs=2, output_tokens=9, seconds=0.0)
+    longer = 2 * 3 * 9  # two runs of three requests; the short one before them stops after a few steps
+    assert len(asked) == 3 * 3
+    assert longer + 3 * 3 <= got < longer + 3 * 9
+    assert (speed.runs, speed.batch) == (2, 3)
+    assert not core.has_unfinished_requests()
+    with pytest.raises(MeasureError, match="max_model_len for 500 more"):
+        measure.speed(engine, [1], output_tokens=500)
+
+
 def test_nothing_is_left_queued_by_a_measurement(engine):
     measure.speed(engine, [2], seconds=0.1)
     assert not engine.llm.llm_engine.has_unfinished_requests()

@@ -103,6 +103,7 @@ def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
 def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path):
     kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
+    same["measured_at"] = "2026-11-24T11:17:21+00:00"
     runs = [
         same | {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels},
         same | {"error": "no kernel"},
@@ -115,6 +116,19 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = tuning.recorded()
     assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
+
+
+def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_path):
+    same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
+    same |= {"tokens_per_s": {"256": 900.0}, "of_the_bound": 0.5}
+    both = [{"256": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
+    old, new = (f"2026-11-{day}T11:17:21+00:00" for day in (24, 26))
+    runs = [same | {"measured_at": at, "busy": busy} for at, busy in zip((old, new), both, strict=True)]
+    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
+    (row,) = tuning.recorded(tmp_path)
+    assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
+    assert not tuning.with_prompts(row)
+    assert tuning.with_prompts(runs[0])
 
 
 def test_the_fastest_variant_depends_on_the_batch():
