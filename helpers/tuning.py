@@ -216,9 +216,11 @@ def recorded(folder: Path = records.REFERENCE) -> list[dict]:
 def _best_of(runs: list[dict]) -> dict:
     """The newest of one variant's runs, with the fastest rate of each batch size and its shortest kernels."""
     batches = runs[-1]["tokens_per_s"]
-    profiled = [run["busy"] for run in runs if not with_prompts(run)] or [run["busy"] for run in runs]
+    profiled = [run for run in runs if not with_prompts(run)] or runs
     kernels = {
-        batch: min((busy[batch] for busy in profiled), key=lambda seen: (not _told(seen), seen["gpu_us"]))
+        batch: min(
+            (run["busy"][batch] for run in profiled), key=lambda seen: (not _told(seen), seen["gpu_us"])
+        )
         for batch in runs[-1]["busy"]
     }
     alone = max(runs, key=lambda run: run["of_the_bound"])
