@@ -6,16 +6,22 @@ token. Ours are rates of decoding and times to a first token; from those follows
 The same workload includes how a token is chosen: vLLM's benchmarks draw it (temperature 1), the lessons take
 the likeliest. On two CPU cores, drawing for 32 requests from a vocabulary of 49,152 takes a tenth of a step's
 time. ``throughput`` sends its prompts as text besides, and tokenizes them on its clock.
+
+Each benchmark starts an engine of its own, and two starts of one engine can differ, too: where the host sets
+the pace, by a tenth and more. So ours takes turns besides with ``LLM.generate`` in one engine, the very call
+that ``latency`` times.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +39,10 @@ class CrossCheckError(RuntimeError):
 
 @dataclass(frozen=True)
 class Pair:
-    """One workload measured twice: seconds for ``batch`` requests of these lengths."""
+    """One workload measured twice: seconds for ``batch`` requests of these lengths.
+
+    ``bench`` is vLLM's benchmark, or ``generate`` for ``LLM.generate`` in the engine that gave ours.
+    """
 
     bench: str
     batch: int
@@ -65,9 +74,9 @@ def check(
     opened=open_engine,
     **llm_args,
 ) -> Iterator[Pair]:
-    """Measure each batch size with ``measure.speed``, then with vLLM's benchmarks, one after the other.
+    """Measure each batch size: ours and ``LLM.generate`` by turns, then vLLM's benchmarks.
 
-    Both decode answers of the same length, since a step takes longer the more a request has behind it.
+    All decode answers of the same length, since a step takes longer the more a request has behind it.
 
     A model without weights has no tokenizer either, which ``vllm bench throughput`` needs: it is left out.
 
@@ -75,13 +84,37 @@ def check(
         CrossCheckError: a benchmark failed.
     """
     with opened(model, scheme, log_dir=log_dir, **llm_args) as engine:
-        same = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "temperature": 1.0}
-        speeds = measure.speed(engine, batches, runs=repeats, **same)
-    for speed in speeds:
-        ours = expected(speed, output_tokens)
-        lengths = (speed.batch, prompt_tokens, output_tokens)
+        turns = [_turns(engine, batch, prompt_tokens, output_tokens, repeats) for batch in batches]
+    for batch, (ours, generated) in zip(batches, turns, strict=True):
+        lengths = (batch, prompt_tokens, output_tokens)
+        yield Pair("generate", *lengths, ours, generated)
         for name in ("latency",) if engine.model.shape_only else ("latency", "throughput"):
             yield Pair(name, *lengths, ours, bench(engine, name, *lengths, repeats, log_dir))
+
+
+def _turns(engine: Engine, batch: int, prompt: int, output: int, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of a batch by our clock and by ``LLM.generate``'s, which take turns."""
+    ours, generated = [], []
+    same = {"prompt_tokens": prompt, "output_tokens": output, "temperature": 1.0}
+    _generate(engine, batch, prompt, 2)
+    for _ in range(repeats):
+        [speed] = measure.speed(engine, [batch], runs=1, **same)
+        ours.append(expected(speed, output))
+        generated.append(_generate(engine, batch, prompt, output))
+    return statistics.median(ours), statistics.median(generated)
+
+
+def _generate(engine: Engine, batch: int, prompt: int, output: int) -> float:
+    """Return the seconds that ``LLM.generate`` takes, called as ``vllm bench latency`` does."""
+    from vllm import SamplingParams
+
+    drawn = SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=output, detokenize=False)
+    vocabulary = range(100, engine.model.config["vocab_size"])
+    prompts = [{"prompt_token_ids": random.choices(vocabulary, k=prompt)} for _ in range(batch)]
+    begun = time.perf_counter()
+    with engine._finished_if_interrupted():
+        engine.llm.generate(prompts, drawn, use_tqdm=False)
+    return time.perf_counter() - begun
 
 
 def bench(engine: Engine, name: str, batch: int, prompt: int, output: int, repeats: int, out: Path) -> float:

@@ -120,10 +120,19 @@ VARIANTS: dict[str, dict[str, dict]] = {
 def variants(only: Sequence[str] = ()) -> list[tuple[str, str, dict]]:
     """Scheme, title and arguments of variants; those that are tuned while they compile come last.
 
-    ``only`` are parts of their names, such as ``fp8: Marlin``; empty for all.
+    ``only`` are whole names, such as ``fp8: per channel``, or parts of several, such as ``Marlin``; empty for
+    all.
     """
-    found = [(scheme, title, args) for scheme, of in VARIANTS.items() for title, args in of.items()]
-    wanted = [one for one in found if not only or any(part in f"{one[0]}: {one[1]}" for part in only)]
+    found = {
+        f"{scheme}: {title}": (scheme, title, args)
+        for scheme, of in VARIANTS.items()
+        for title, args in of.items()
+    }
+    wanted = [
+        one
+        for name, one in found.items()
+        if not only or any(part == name or (part not in found and part in name) for part in only)
+    ]
     return sorted(wanted, key=lambda variant: tuned(variant[2]))
 
 
@@ -151,7 +160,7 @@ def settings(out: Path, only: Sequence[str] = (), name: str = MODEL, opened=open
 
 def _time(opening, bandwidth: float) -> dict:
     with opening as engine:
-        speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
+        speeds = measure.speed(engine, list(BATCHES), seconds=1.8, runs=9)  # short ones: contexts stay short
         kernels = {batch: busy(engine, batch) for batch in (BATCHES[0], BATCHES[-1])}
     bound = roofline.step(engine.model, engine.scheme, engine.machine).bound(1, bandwidth)
     return {

@@ -1,5 +1,6 @@
 """Measurements on the real engine: against vLLM's own calls, and refused where they cannot give a number."""
 
+import gc
 import math
 import time
 
@@ -58,6 +59,25 @@ def test_a_given_workload_is_decoded_to_its_last_token(engine, monkeypatch):
     assert not core.has_unfinished_requests()
     with pytest.raises(MeasureError, match="max_model_len for 500 more"):
         measure.speed(engine, [1], output_tokens=500)
+
+
+def test_no_garbage_collection_stops_the_clock(engine, monkeypatch):
+    core, collected = engine.llm.llm_engine, []
+    step = core.step
+    monkeypatch.setattr(core, "step", lambda: collected.append(gc.isenabled()) or step())
+    measure.speed(engine, [1], seconds=0.1)
+    assert collected
+    assert not any(collected)
+    assert gc.isenabled()
+    with pytest.raises(MeasureError):
+        measure.speed(engine, [1], output_tokens=500)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        measure.speed(engine, [1], seconds=0.1)
+        assert not gc.isenabled()  # as it was found
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_left_queued_by_a_measurement(engine):

@@ -43,6 +43,15 @@ def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_w
     assert tried == [(scheme, reference.CONTEXT | more) for scheme, more in reference.ENVELOPE]
 
 
+def test_a_whole_name_is_that_variant_alone_and_a_part_is_all_that_have_it():
+    names = [f"{scheme}: {title}" for scheme, title, _ in tuning.variants(["awq: Marlin"])]
+    assert names == ["awq: Marlin"]
+    titles = [title for _, title, _ in tuning.variants(["awq: Marlin,"])]
+    assert len(titles) > 1
+    assert all(title.startswith("Marlin, ") for title in titles)
+    assert tuning.variants(["no such"]) == []
+
+
 def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
