@@ -69,6 +69,7 @@ def check(
     batches: list[int],
     prompt_tokens: int = 32,
     output_tokens: int = 64,
+    turns: int = 9,
     repeats: int = 5,
     log_dir: Path,
     opened=open_engine,
@@ -76,7 +77,8 @@ def check(
 ) -> Iterator[Pair]:
     """Measure each batch size: ours and ``LLM.generate`` by turns, then vLLM's benchmarks.
 
-    All decode answers of the same length, since a step takes longer the more a request has behind it.
+    All decode answers of the same length, since a step takes longer the more a request has behind it. Ours
+    and ``generate`` are medians of ``turns`` each, the benchmarks' of ``repeats``.
 
     A model without weights has no tokenizer either, which ``vllm bench throughput`` needs: it is left out.
 
@@ -84,20 +86,20 @@ def check(
         CrossCheckError: a benchmark failed.
     """
     with opened(model, scheme, log_dir=log_dir, **llm_args) as engine:
-        turns = [_turns(engine, batch, prompt_tokens, output_tokens, repeats) for batch in batches]
-    for batch, (ours, generated) in zip(batches, turns, strict=True):
+        found = [_turns(engine, batch, prompt_tokens, output_tokens, turns) for batch in batches]
+    for batch, (ours, generated) in zip(batches, found, strict=True):
         lengths = (batch, prompt_tokens, output_tokens)
         yield Pair("generate", *lengths, ours, generated)
         for name in ("latency",) if engine.model.shape_only else ("latency", "throughput"):
             yield Pair(name, *lengths, ours, bench(engine, name, *lengths, repeats, log_dir))
 
 
-def _turns(engine: Engine, batch: int, prompt: int, output: int, repeats: int) -> tuple[float, float]:
+def _turns(engine: Engine, batch: int, prompt: int, output: int, turns: int) -> tuple[float, float]:
     """Return the median seconds of a batch by our clock and by ``LLM.generate``'s, which take turns."""
     ours, generated = [], []
     same = {"prompt_tokens": prompt, "output_tokens": output, "temperature": 1.0}
     _generate(engine, batch, prompt, 2)
-    for _ in range(repeats):
+    for _ in range(turns):
         [speed] = measure.speed(engine, [batch], runs=1, **same)
         ours.append(expected(speed, output))
         generated.append(_generate(engine, batch, prompt, output))
@@ -109,8 +111,7 @@ def _generate(engine: Engine, batch: int, prompt: int, output: int) -> float:
     from vllm import SamplingParams
 
     drawn = SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=output, detokenize=False)
-    vocabulary = range(100, engine.model.config["vocab_size"])
-    prompts = [{"prompt_token_ids": random.choices(vocabulary, k=prompt)} for _ in range(batch)]
+    prompts = measure.random_prompts(engine, batch, prompt, random.Random())
     begun = time.perf_counter()
     with engine._finished_if_interrupted():
         engine.llm.generate(prompts, drawn, use_tqdm=False)

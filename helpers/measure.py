@@ -93,6 +93,12 @@ def speed(
     return results
 
 
+def random_prompts(engine: Engine, batch: int, tokens: int, rng: random.Random) -> list[dict]:
+    """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
+    vocabulary = range(100, engine.model.config["vocab_size"])
+    return [{"prompt_token_ids": rng.choices(vocabulary, k=tokens)} for _ in range(batch)]
+
+
 MIN_STEPS = 2
 
 
@@ -143,11 +149,10 @@ def _decode(
         ignore_eos=True,
         output_kind=RequestOutputKind.DELTA,
     )
-    vocabulary = engine.model.config["vocab_size"]
-    begun = time.perf_counter()
+    prompts = random_prompts(engine, batch, prompt_tokens, rng)
     names = [f"speed-{rng.getrandbits(48):x}" for _ in range(batch)]
-    for name in names:
-        prompt = {"prompt_token_ids": [rng.randrange(100, vocabulary) for _ in range(prompt_tokens)]}
+    begun = time.perf_counter()
+    for name, prompt in zip(names, prompts, strict=True):
         core.add_request(name, prompt, params)
     ttft: dict[str, float] = {}
     tokens = steps = 0

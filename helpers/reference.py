@@ -316,7 +316,8 @@ def parallel(out: Path, name: str = tuning.MODEL, count: int = 2) -> None:
 
 def _crosscheck(out: Path) -> None:
     """Our figures and vLLM's own benchmarks: real weights, and on a GPU a larger shape before."""
-    same = {"prompt_tokens": 128, "output_tokens": 128, "batches": [1, 64], "opened": opened, **GRAPHS}
+    same = {"prompt_tokens": 128, "output_tokens": 128, "batches": [1, 64], "turns": 25, "opened": opened}
+    same |= GRAPHS
     names = (tuning.MODEL, "embedded")
     if hardware.detect().kind == "cpu":
         same = {"prompt_tokens": 32, "output_tokens": 64, "batches": [1, 8, 32]}

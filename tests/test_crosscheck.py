@@ -21,6 +21,7 @@ def pairs(warm, tmp_path_factory):  # warm: the first engine of a process is tol
             batches=[4],
             prompt_tokens=32,
             output_tokens=32,
+            turns=3,
             repeats=3,
             log_dir=folder,
         )
