@@ -464,6 +464,26 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     return Table(columns, table, texts=["setting", "kernel"])
 
 
+def crosschecked(pairs: list[dict]) -> Table:
+    """``crosscheck.Pair`` on record, a row a workload: our seconds as a multiple of vLLM's, by each clock.
+
+    vLLM's own seconds stand beside them for a GPU, from the least of its clocks to the most.
+    """
+    workloads: dict[tuple, list[dict]] = {}
+    for pair in pairs:
+        lengths = f"{pair['prompt_tokens']} in, {pair['output_tokens']} out"
+        name = f"{pair['model']} on {pair['device']}"
+        workloads.setdefault((name, str(pair["batch"]), lengths), []).append(pair)
+    benches = ["generate", "latency", "throughput"]
+    rows = []
+    for names, found in workloads.items():
+        ratios = [[f"{pair['ratio']:.3f}" for pair in found if pair["bench"] == bench] for bench in benches]
+        seconds = [f"{pick(pair['theirs_s'] for pair in found):.3f}" for pick in (min, max)]
+        own = " to ".join(dict.fromkeys(seconds)) if found[0]["device"].startswith("NVIDIA") else "-"
+        rows.append([*names, *(", ".join(ratio) or "-" for ratio in ratios), own])
+    return Table(["record", "batch", "tokens", *benches, "vLLM's own seconds"], rows)
+
+
 def offers(found: Iterable) -> Table:
     """``cost.Offer``: what serves a load, the cheapest first, and why the others do not."""
     columns = ["scheme", "GPUs", "requests at once in one", "tokens/s of one, at most", "used", "a day"]
