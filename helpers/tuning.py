@@ -24,6 +24,7 @@ from helpers.engine import SOONER, EngineError, open_engine
 
 MODEL = "shape:mistral-7b"
 BATCHES = (1, 64, 256)
+LONG, LONG_BATCHES = 1024, (1, 64)  # prompts whose reading and keys take time: a kernel may lose there
 GRAPHS = [1, 8, 32, 64, 256]  # batch sizes that get a CUDA graph: the reference runs' own, so compiled once
 # One graph compiled for one request alone: Inductor then tunes it, and writes its own kernel for the
 # product of a matrix and one vector, which reads faster than the general one. Costs a longer first start.
@@ -76,6 +77,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     },
     "fp8": {
         "vLLM's defaults": _variant(),
+        "Triton attention": _variant(attention_backend="TRITON_ATTN"),
         "torch's kernel": _variant(linear_backend="torch"),
         "torch's kernel, compiled for batch 1": _variant(ALONE, linear_backend="torch"),
         "torch's kernel, FP8 KV cache": _variant(linear_backend="torch", kv_cache_dtype="fp8"),
@@ -142,7 +144,7 @@ def tuned(args: dict) -> bool:
 
 
 def settings(out: Path, only: Sequence[str] = (), name: str = MODEL, opened=open_engine) -> Iterator[dict]:
-    """Time variants; a row each: tokens a second by batch, share of the bound, the longest kernels.
+    """Time variants, a row each: tokens/s by batch, with long prompts, too, share of the bound, kernels.
 
     ``only`` are parts of their names ("fp8: Marlin"), empty for all; ``opened`` opens an engine as
     ``open_engine`` does.
@@ -161,6 +163,7 @@ def settings(out: Path, only: Sequence[str] = (), name: str = MODEL, opened=open
 def _time(opening, bandwidth: float) -> dict:
     with opening as engine:
         speeds = measure.speed(engine, list(BATCHES), seconds=1.8, runs=9)  # short ones: contexts stay short
+        long = measure.speed(engine, list(LONG_BATCHES), prompt_tokens=LONG, seconds=1.0, runs=5)
         kernels = {batch: busy(engine, batch) for batch in (BATCHES[0], BATCHES[-1])}
     bound = roofline.step(engine.model, engine.scheme, engine.machine).bound(1, bandwidth)
     return {
@@ -168,6 +171,14 @@ def _time(opening, bandwidth: float) -> dict:
         "kernels": engine.kernels,
         "tokens_per_s": {speed.batch: round(speed.output_tokens_per_s, 1) for speed in speeds},
         "of_the_bound": round(speeds[0].output_tokens_per_s / bound, 4),
+        "long": {
+            speed.batch: {
+                "prompt_tokens": speed.prompt_tokens,
+                "tokens_per_s": round(speed.output_tokens_per_s, 1),
+                "ttft_s": round(speed.ttft_s, 4),
+            }
+            for speed in long
+        },
         "busy": kernels,
     }
 
