@@ -731,6 +731,30 @@ ENVIRONMENT = (
         "torch 2.13 (c10/cuda)",
     ),
     Entry(
+        "no-driver",
+        "This is vLLM's build for GPUs, and NVIDIA's driver library is not on this machine.",
+        (r"lib(?:cuda|nvidia-ml)\.so[.\d]*: cannot open shared object file",),
+        (
+            "make clean; make run PLATFORM=cpu      # the CPU build instead",
+            "In a container on a machine with a GPU: docker run --gpus all",
+            "nvidia-smi      # is the driver installed? From 580 on, with vLLM 0.32",
+        ),
+        README,
+        "CPU",
+    ),
+    Entry(
+        "gpu-not-in-build",
+        "This GPU's generation is not among those that the installed build was compiled for.",
+        (r"no kernel image is available for execution on the device",),
+        (
+            "nvidia-smi --query-gpu=name,compute_cap --format=csv      # CUDA 13 begins with SM 7.5",
+            "make setup      # a build of the locked versions, where another was installed",
+            "make clean; make run PLATFORM=cpu      # the CPU build instead",
+        ),
+        README,
+        "torch 2.13 (c10/cuda)",
+    ),
+    Entry(
         "no-gpu-visible",
         "vLLM's CUDA build found no GPU it may use.",
         (
@@ -831,6 +855,17 @@ ENVIRONMENT = (
         (
             "df -h .      # and of the folder that the evidence names",
             "TUTORIAL_CACHE=/with/room      # another place for prepared models",
+        ),
+        README,
+        "CPU",
+    ),
+    Entry(
+        "too-many-open-files",
+        "This process may open no more files or connections.",
+        (r"\[Errno 24\] Too many open files|Too many open files \(os error 24\)",),
+        (
+            "ulimit -n 65536      # in the shell that starts it, before it starts",
+            "Close what is not needed: other engines, servers and clients of this process.",
         ),
         README,
         "CPU",

@@ -132,7 +132,7 @@ def resolve(name: str = EMBEDDED) -> Model:
         return Model(name, TITLE, prepare(), EMBEDDED)
     if name.startswith(f"{SHAPE}:"):
         return shape(name.partition(":")[2])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where there is no such user
     if path.is_dir():
         return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -151,7 +151,7 @@ def shape(name: str) -> Model:
     """
     if name in shapes.CONFIGS:
         return _shape_folder(f"{SHAPE}:{name}", shapes.TITLES[name], shapes.CONFIGS[name])
-    config = Path(name).expanduser() / "config.json"
+    config = Path(os.path.expanduser(name)) / "config.json"  # noqa: PTH111
     if not config.is_file():
         raise ModelError(
             f"There is no shape {name!r}. There are: {', '.join(shapes.CONFIGS)}; or name a folder with a "

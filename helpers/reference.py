@@ -347,7 +347,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
     parser.add_argument("--models", default=",".join(MODELS), help="for records (%(default)s)")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="for records (%(default)s)")
-    parser.add_argument("--variant", action="append", default=[], help="for settings: a part of a name")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="for settings: a name, or a part of several"
+    )
     parser.add_argument("--warm-only", action="store_true", help="fill compile caches, measure nothing")
     parser.add_argument("--warm", type=int, default=0, metavar="N", help="fill compile caches, N at once")
     parser.add_argument("--build", help=argparse.SUPPRESS)

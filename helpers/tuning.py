@@ -146,7 +146,7 @@ def tuned(args: dict) -> bool:
 def settings(out: Path, only: Sequence[str] = (), name: str = MODEL, opened=open_engine) -> Iterator[dict]:
     """Time variants, a row each: tokens/s by batch, with long prompts, too, share of the bound, kernels.
 
-    ``only`` are parts of their names ("fp8: Marlin"), empty for all; ``opened`` opens an engine as
+    ``only`` are names or parts of them (``variants``), empty for all; ``opened`` opens an engine as
     ``open_engine`` does.
     """
     model, bandwidth = models.resolve(name), hardware.copy_bandwidth()

@@ -7,7 +7,10 @@ provokes failures anew with the real engine.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -418,6 +421,26 @@ def test_what_the_system_says_is_known_whoever_asked_for_it():
         file.write("x")
         file.flush()
     assert explain(caught.value).name == "disk-full"
+
+
+def test_a_missing_driver_library_is_known_by_what_the_loader_says():
+    with pytest.raises(OSError, match="libcuda") as caught:
+        ctypes.CDLL("libcuda.so.000")  # no machine has this one
+    assert explain(caught.value).name == "no-driver"
+
+
+def test_the_limit_of_open_files_is_known_by_what_the_system_says(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))  # noqa: PTH208
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            files.extend((tmp_path / "x").open("a") for _ in range(64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in files:
+            file.close()
+    assert explain(caught.value).name == "too-many-open-files"
 
 
 # -- what is not known -------------------------------------------------------------------------------------
