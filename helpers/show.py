@@ -444,12 +444,15 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
 
-    A star marks what was timed while something else ran on that machine.
+    A star marks what was timed while something else ran on that machine. Where long prompts are on record,
+    the milliseconds to the first token of the largest batch of them come last.
     """
     from helpers import tuning
 
     rows = sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"]))
     times = [tuning.against_best(rows, batch) for batch in batches]
+    long = {batch: of["prompt_tokens"] for row in rows for batch, of in row.get("long", {}).items()}
+    most = max(long, key=int, default=None)
     table = []
     for row, *factors in zip(rows, *times, strict=True):
         speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
@@ -459,8 +462,12 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
         kernels = "; ".join(short) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
         table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
+        if most:
+            first = row.get("long", {}).get(most)
+            table[-1].append(f"{1000 * first['ttft_s']:,.0f} ms" if first else "-")
     heads = [f"tok/s at batch {batch}" for batch in batches]
     columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
+    columns += [f"TTFT, {most} prompts of {long[most]:,}"] if most else []
     return Table(columns, table, texts=["setting", "kernel"])
 
 

@@ -244,12 +244,17 @@ def _best_of(runs: list[dict]) -> dict:
         for batch in runs[-1]["busy"]
     }
     alone = max(runs, key=lambda run: run["of_the_bound"])
-    return runs[-1] | {
-        "tokens_per_s": {batch: max(run["tokens_per_s"][batch] for run in runs) for batch in batches},
-        "of_the_bound": alone["of_the_bound"],
-        "copy_bandwidth": alone.get("copy_bandwidth"),
-        "busy": kernels,
-    }
+    long = [{"long": run["long"]} for run in runs if "long" in run]  # earlier runs had no long prompts
+    return (
+        runs[-1]
+        | (long or [{}])[-1]
+        | {
+            "tokens_per_s": {batch: max(run["tokens_per_s"][batch] for run in runs) for batch in batches},
+            "of_the_bound": alone["of_the_bound"],
+            "copy_bandwidth": alone.get("copy_bandwidth"),
+            "busy": kernels,
+        }
+    )
 
 
 def with_prompts(row: dict) -> bool:

@@ -113,8 +113,9 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
     kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
     same["measured_at"] = "2026-11-24T11:17:21+00:00"
+    fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
     runs = [
-        same | {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels},
+        same | fast | {"long": {"1": {}}},
         same | {"error": "no kernel"},
         same | {"tokens_per_s": {"1": 190.0, "64": 990.0}, "of_the_bound": 0.4, "busy": {
             "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
@@ -122,6 +123,7 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = tuning.recorded(tmp_path)
     assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 200.0, "64": 990.0}, 0.5)
+    assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = tuning.recorded()
     assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import records, show
+from helpers import records, show, tuning
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
 
@@ -108,6 +108,18 @@ def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
         ["here", "fp8", "1.0 MiB", "9,000", "x 1.50 (batch 1)", "x 1.50 (batch 64)"],
     ]
     assert show.elsewhere({"here": rows}, ["awq"]).rows == []
+
+
+def test_a_settings_first_token_with_long_prompts_is_shown_where_one_is_on_record():
+    rows = tuning.recorded()
+    assert any("long" in row for row in rows) == ("TTFT" in show.variants(rows, [1]).columns[-1])
+    long = {"1": {"prompt_tokens": 1024, "ttft_s": 0.03}, "64": {"prompt_tokens": 1024, "ttft_s": 1.0256}}
+    row = {"scheme": "fp8", "variant": "x", "kernels": [], "tokens_per_s": {"1": 2.0}, "of_the_bound": 0.5}
+    row |= {"long": long}
+    base = {key: value for key, value in row.items() if key != "long"} | {"scheme": "baseline"}
+    table = show.variants([row, base], [1])
+    assert table.columns[-1] == "TTFT, 64 prompts of 1,024"
+    assert [cells[-1] for cells in table.rows] == ["-", "1,026 ms"]
 
 
 def test_two_runs_of_one_workload_share_a_row_and_only_a_gpu_shows_its_seconds():
