@@ -485,6 +485,8 @@ class Engine:
 
         total = hardware.anonymous_memory()
         for child in psutil.Process().children(recursive=True) if not self.in_process else []:
+            if child.pid in spare.waiting():  # it belongs to no engine, and grows while it imports
+                continue
             with contextlib.suppress(OSError, psutil.Error):
                 total += hardware.anonymous_memory(child.pid)
         return total
