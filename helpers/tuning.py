@@ -244,17 +244,15 @@ def _best_of(runs: list[dict]) -> dict:
         for batch in runs[-1]["busy"]
     }
     alone = max(runs, key=lambda run: run["of_the_bound"])
-    long = [{"long": run["long"]} for run in runs if "long" in run]  # earlier runs had no long prompts
-    return (
-        runs[-1]
-        | (long or [{}])[-1]
-        | {
-            "tokens_per_s": {batch: max(run["tokens_per_s"][batch] for run in runs) for batch in batches},
-            "of_the_bound": alone["of_the_bound"],
-            "copy_bandwidth": alone.get("copy_bandwidth"),
-            "busy": kernels,
-        }
-    )
+    best = runs[-1] | {
+        "tokens_per_s": {batch: max(run["tokens_per_s"][batch] for run in runs) for batch in batches},
+        "of_the_bound": alone["of_the_bound"],
+        "copy_bandwidth": alone.get("copy_bandwidth"),
+        "busy": kernels,
+    }
+    for run in runs:  # the newest that had long prompts: the first runs on record had none
+        best |= {key: run[key] for key in ("long",) if key in run}
+    return best
 
 
 def with_prompts(row: dict) -> bool:

@@ -167,9 +167,8 @@ def test_an_engine_in_a_spare_works_and_leaves_nothing(tmp_path, monkeypatch):
                 answer = opened.ask("What is the capital of France? Answer with one word.", 10)
                 assert "Paris" in answer.outputs[0].text
                 assert "EngineCore" in opened.log  # its log went to this engine's file
-                grown = (
-                    time.monotonic() + 60
-                )  # the next spare imports meanwhile: it is no part of this engine
+                # The next spare imports meanwhile: what it then holds is no part of this engine.
+                grown = time.monotonic() + 60
                 while min(map(hardware.anonymous_memory, spare.waiting())) < LARGE:
                     assert time.monotonic() < grown
                     time.sleep(0.2)
