@@ -132,7 +132,7 @@ def resolve(name: str = EMBEDDED) -> Model:
         return Model(name, TITLE, prepare(), EMBEDDED)
     if name.startswith(f"{SHAPE}:"):
         return shape(name.partition(":")[2])
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path's own raises where there is no such user
+    path = _at_home(name)
     if path.is_dir():
         return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -143,6 +143,11 @@ def resolve(name: str = EMBEDDED) -> Model:
     return _checked(_from_hub(name))
 
 
+def _at_home(name: str) -> Path:
+    """A path with ``~`` replaced; left as it is where no such user is, for which ``expanduser`` raises."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
 def shape(name: str) -> Model:
     """Return a model without weights: one of ``shapes.CONFIGS``, or that of a folder's ``config.json``.
 
@@ -151,7 +156,7 @@ def shape(name: str) -> Model:
     """
     if name in shapes.CONFIGS:
         return _shape_folder(f"{SHAPE}:{name}", shapes.TITLES[name], shapes.CONFIGS[name])
-    config = Path(os.path.expanduser(name)) / "config.json"  # noqa: PTH111
+    config = _at_home(name) / "config.json"
     if not config.is_file():
         raise ModelError(
             f"There is no shape {name!r}. There are: {', '.join(shapes.CONFIGS)}; or name a folder with a "

@@ -29,30 +29,14 @@ def pairs(warm, tmp_path_factory):  # warm: the first engine of a process is tol
 
 
 @pytest.mark.slow
-def test_in_one_engine_the_two_clocks_agree(pairs):
-    turns = pairs[0]
-    print(f"generate: ours {turns.ours_s:.2f} s, vLLM's {turns.theirs_s:.2f} s, {turns.ratio:.3f}")
-    assert (turns.bench, turns.batch, turns.output_tokens) == ("generate", 4, 32)
-    assert 1 / TURNS < turns.ratio < TURNS
-
-
-@pytest.mark.slow
-def test_a_batch_takes_what_its_speed_says(pairs):
-    latency = pairs[1]
-    print(f"latency: ours {latency.ours_s:.2f} s, vLLM's {latency.theirs_s:.2f} s, {latency.ratio:.3f}")
-    assert (latency.bench, latency.batch, latency.output_tokens) == ("latency", 4, 32)
-    assert 1 / MOST < latency.ratio < MOST
-
-
-@pytest.mark.slow
-def test_a_queue_takes_what_its_speed_says(pairs):
-    throughput = pairs[2]
-    print(
-        f"throughput: ours {throughput.ours_s:.2f} s, vLLM's {throughput.theirs_s:.2f} s, "
-        f"{throughput.ratio:.3f}"
-    )
-    assert throughput.bench == "throughput"
-    assert 1 / MOST < throughput.ratio < MOST
+@pytest.mark.parametrize(
+    ("number", "bench", "most"), [(0, "generate", TURNS), (1, "latency", MOST), (2, "throughput", MOST)]
+)
+def test_a_batch_takes_what_its_speed_says(pairs, number, bench, most):
+    pair = pairs[number]
+    print(f"{bench}: ours {pair.ours_s:.2f} s, vLLM's {pair.theirs_s:.2f} s, {pair.ratio:.3f}")
+    assert (pair.bench, pair.batch, pair.output_tokens) == (bench, 4, 32)
+    assert 1 / most < pair.ratio < most
 
 
 def test_the_seconds_that_follow_from_a_speed():
