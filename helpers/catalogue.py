@@ -86,6 +86,7 @@ BYTES = "00_start_here: What a model takes, before it is loaded"
 WAYS = "02_fp8: Predict: speed"
 AWQ_NAME = "03_awq: What goes wrong here"
 FAULTS = "06_when_it_fails"
+COMPARE = "04_compare_and_cost: What keeps a scheme from its bound?"
 README = "README: Other ways in"
 MEMORY_DOCS = "https://docs.vllm.ai/en/latest/configuration/conserving_memory/"
 ARGUMENT_DOCS = "https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html"
@@ -753,6 +754,19 @@ ENVIRONMENT = (
         ),
         README,
         "torch 2.13 (c10/cuda)",
+    ),
+    Entry(
+        "kernel-not-compiled",
+        "A kernel that vLLM compiles when it needs it (Humming) could not be: the compiler that came with "
+        "pip does not find its own library.",
+        (r"failed to open libnvrtc-builtins", r"NVRTCCompiler failed with exit code"),
+        (
+            "Leave out linear_backend: the kernels that vLLM picks are compiled already.",
+            'Or, before Python starts: export LD_LIBRARY_PATH=$(python -c "import nvidia; '
+            'print(nvidia.__path__[0])")/cu13/lib',
+        ),
+        COMPARE,
+        "Humming 0.1.17 and NVRTC 13.0 alone, on a CPU",
     ),
     Entry(
         "no-gpu-visible",

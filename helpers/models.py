@@ -346,7 +346,8 @@ def _why_not(repository: str, revision: str | None, error: Exception) -> str:
         case errors.LocalEntryNotFoundError() | httpx.TransportError() | ConnectionError():
             return (
                 f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
-                "or use the embedded model or a local folder."
+                "or take what needs none: model = 'embedded' (TUTORIAL_MODEL=embedded for every lesson), or "
+                "a local folder."
             )
     return (
         f"{repository} could not be fetched: {error}. What the hub's client fetches goes to "

@@ -35,6 +35,8 @@ LONG = 1024  # the other input length, in tokens; at batch sizes that a lesson's
 LONG_BATCHES = (1, 8, 64)
 # CUDA graphs for the batch sizes that are measured and for no others: a start then takes seconds less.
 GRAPHS = {"compilation_config": {"cudagraph_capture_sizes": list(BATCHES)}, **tuning.NO_WARMUP}
+# The kernels for 4-bit weights: vLLM's own choice, which is Machete on Hopper, and two others.
+KERNELS = ({}, {"linear_backend": "marlin"}, {"linear_backend": "humming"})
 # An L4 as its driver counts it (the log this tutorial was created from: "a total capacity of 22.03 GiB").
 L4_BYTES = int(22.03 * GIB)
 SWAPS = 20
@@ -111,15 +113,17 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
             records.append(out / "records.jsonl", [row | extra for row in rows])
 
 
-def _one(model: models.Model, scheme: str, reference, out: Path) -> tuple[list[dict], object]:
+def _one(model: models.Model, scheme: str, reference, out: Path, **args) -> tuple[list[dict], object]:
     begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
-    with opened(model, scheme, log_dir=out / "logs", **GRAPHS) as engine:
+    with opened(model, scheme, log_dir=out / "logs", **GRAPHS, **args) as engine:
         speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
         speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
         memory = measure.memory(engine)
         if not model.shape_only and scheme == "baseline":
             reference = quality.keep_reference(engine, out / "logs/reference")
             perplexity = reference.perplexity
+        elif not model.shape_only and reference is None:
+            print(f"{model.title} {scheme}: answers not compared, no baseline before it", flush=True)
         elif not model.shape_only:
             compared = quality.compare(engine, reference)
             recovered = quality.recovery(reference.answers, quality.answer(engine))
@@ -143,6 +147,14 @@ def _one(model: models.Model, scheme: str, reference, out: Path) -> tuple[list[d
     return rows, reference
 
 
+def kernels(out: Path, name: str = tuning.MODEL) -> None:
+    """W4A16 by each kernel for it: the one that decodes faster may take longer to the first token."""
+    model = models.resolve(name)
+    for args in KERNELS:
+        rows, _ = _one(model, "awq", None, out, **args)
+        records.append(out / "kernels.jsonl", [row | {"args": GRAPHS | args} for row in rows])
+
+
 def warm(wanted: list[tuple[str, str, dict]], at_once: int = 6) -> None:
     """Build engines once, several at a time, so that vLLM's compile cache has what the runs need.
 
@@ -160,6 +172,8 @@ def to_warm(sections: list[str], names: list[str], tried=SCHEMES, only=()) -> li
     found = []
     if "records" in sections:
         found += [(name, scheme, GRAPHS) for name, scheme in itertools.product(names, tried)]
+    if "kernels" in sections:
+        found += [(tuning.MODEL, "awq", GRAPHS | args) for args in KERNELS]
     if "envelope" in sections:
         found += [(tuning.MODEL, scheme, CONTEXT | more) for scheme, more in ENVELOPE]
     if "settings" in sections:
@@ -330,6 +344,7 @@ def _crosscheck(out: Path) -> None:
 
 SECTIONS = {
     "records": measure_records,
+    "kernels": kernels,
     "envelope": envelope,
     "failure": failure,
     "swaps": swaps,

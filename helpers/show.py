@@ -445,7 +445,7 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
 
     A star marks what was timed while something else ran on that machine. Where long prompts are on record,
-    the milliseconds to the first token of the largest batch of them come last.
+    the largest batch of them comes last: its milliseconds to the first token, and its tokens/s after that.
     """
     from helpers import tuning
 
@@ -457,18 +457,47 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     for row, *factors in zip(rows, *times, strict=True):
         speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
         cells = [f"{rate:,.0f} (x {factor:.2f})" for rate, factor in zip(speeds, factors, strict=True)]
-        # vLLM's class names: what they all end in says nothing here.
-        short = [name.removesuffix("LinearKernel").removesuffix("ScaledMM") for name in row["kernels"]]
-        kernels = "; ".join(short) or "cuBLAS, or none named"
+        kernels = "; ".join(map(_short, row["kernels"])) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
         table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
         if most:
             first = row.get("long", {}).get(most)
-            table[-1].append(f"{1000 * first['ttft_s']:,.0f} ms" if first else "-")
+            after = f"{first['tokens_per_s']:,.0f}" if first else "-"
+            table[-1] += [f"{1000 * first['ttft_s']:,.0f} ms" if first else "-", after]
     heads = [f"tok/s at batch {batch}" for batch in batches]
     columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
-    columns += [f"TTFT, {most} prompts of {long[most]:,}"] if most else []
+    columns += [f"TTFT, {most} prompts of {long[most]:,}", "tok/s after it"] if most else []
     return Table(columns, table, texts=["setting", "kernel"])
+
+
+def kernels(rows: list[dict]) -> Table:
+    """Records of one scheme under several kernels, a row a load: tokens/s and TTFT.
+
+    The others' stand with what they are of the first's, which is vLLM's own choice (``reference.kernels``).
+    """
+    found = {name: {} for name in dict.fromkeys(row["kernel"] for row in rows)}
+    for row in rows:
+        found[row["kernel"]][row["batch"], row["prompt_tokens"]] = row
+    first, *others = found.values()
+    table = []
+    for load, base in first.items():
+        cells = [f"{load[0]} of {load[1]:,}", f"{base['output_tokens_per_s']:,.0f}", _ms(base["ttft_s"])]
+        for other in others:
+            for field, shown in (("output_tokens_per_s", "{:,.0f}".format), ("ttft_s", _ms)):
+                value = other[load][field]
+                cells.append(f"{shown(value)} (x {value / base[field]:.2f})")
+        table.append(cells)
+    heads = [f"{_short(name)}, {what}" for name in found for what in ("tok/s", "TTFT")]
+    return Table(["requests, tokens in", *heads], table)
+
+
+def _short(kernel: str) -> str:
+    """vLLM's name of a kernel's class without what they all end in."""
+    return kernel.removesuffix("LinearKernel").removesuffix("ScaledMM")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms"
 
 
 def crosschecked(pairs: list[dict]) -> Table:

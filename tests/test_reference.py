@@ -1,5 +1,6 @@
 """The script of the reference runs, as far as it goes without a GPU: what it refuses, starts and writes."""
 
+import contextlib
 import json
 import os
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x", "nonsense"], "no section nonsense; there are: records, envelope"),
+        (["--out", "x", "nonsense"], "no section nonsense; there are: records, kernels, envelope"),
         (["swaps"], "--out names the folder"),
         (["--out", "x"], "for a GPU, and this machine shows none"),
     ],
@@ -39,6 +40,10 @@ def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_w
     assert len(warmed) == len(measured) - 4  # what is tuned by timing it is compiled alone, and last
     assert all(args["compilation_config"]["cudagraph_capture_sizes"] == tuning.GRAPHS for args in measured)
     assert set(tuning.VARIANTS) <= set(schemes.SCHEMES)
+    assert [args["linear_backend"] for _, _, args in reference.to_warm(["kernels"], [])[1:]] == [
+        "marlin",
+        "humming",
+    ]
     tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
     assert tried == [(scheme, reference.CONTEXT | more) for scheme, more in reference.ENVELOPE]
 
@@ -157,6 +162,41 @@ def test_the_fastest_variant_depends_on_the_batch():
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
     with pytest.raises(schemes.SchemeError, match="No variant of 'int8' is on record at batch size 3"):
         tuning.arguments("int8", 3)
+
+
+def test_humming_decodes_faster_and_lets_some_loads_wait_longer_for_the_first_token():
+    """What 04 gives as the reason for leaving vLLM's choice."""
+    rows, problems = records.recorded(records.REFERENCE, "kernels.jsonl", (*records.FIELDS, "args"))
+    assert not problems
+    table = {(row["kernel"], row["batch"], row["prompt_tokens"]): row for row in rows}
+    loads = {(batch, prompt) for _, batch, prompt in table}
+    assert len(table) == len(rows) == 2 * len(loads)
+
+    def factor(load, field):
+        return table["HummingLinearKernel", *load][field] / table["MacheteLinearKernel", *load][field]
+
+    assert all((factor(load, "output_tokens_per_s") > 1.1) == (load[0] < 256) for load in loads)
+    later = {load for load in loads if factor(load, "ttft_s") > 1.1}
+    assert {(32, 16), (64, 16)} <= later
+    assert (1, 16) not in later
+    assert factor((64, 16), "ttft_s") > 1.75
+
+
+def test_answers_are_not_compared_where_no_baseline_was_measured(tmp_path, monkeypatch, capsys):
+    engine = SimpleNamespace(start_s=1.0, release=SimpleNamespace(left_mib=0.0), kernels=[])
+
+    @contextlib.contextmanager
+    def opened(*_, **__):
+        yield engine
+
+    monkeypatch.setattr(reference, "opened", opened)
+    speeds = [SimpleNamespace(output_tokens_per_s=10.0)]
+    monkeypatch.setattr(reference.measure, "speed", lambda *_, **__: list(speeds))
+    monkeypatch.setattr(reference.measure, "memory", lambda _: SimpleNamespace(weights=1))
+    monkeypatch.setattr(reference.records, "rows", lambda *_, quality, **__: [{"quality": quality}])
+    rows, kept = reference._one(models.resolve(models.EMBEDDED), "int8", None, tmp_path)
+    assert (rows, kept) == ([{"quality": None}], None)
+    assert "answers not compared, no baseline before it" in capsys.readouterr().out
 
 
 def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():

@@ -112,14 +112,40 @@ def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
 
 def test_a_settings_first_token_with_long_prompts_is_shown_where_one_is_on_record():
     rows = tuning.recorded()
-    assert any("long" in row for row in rows) == ("TTFT" in show.variants(rows, [1]).columns[-1])
-    long = {"1": {"prompt_tokens": 1024, "ttft_s": 0.03}, "64": {"prompt_tokens": 1024, "ttft_s": 1.0256}}
+    assert any("long" in row for row in rows) == ("TTFT" in show.variants(rows, [1]).columns[-2])
+    one, many = (
+        {"prompt_tokens": 1024, "ttft_s": s, "tokens_per_s": rate}
+        for s, rate in ((0.03, 20), (1.0256, 1234.5))
+    )
+    long = {"1": one, "64": many}
     row = {"scheme": "fp8", "variant": "x", "kernels": [], "tokens_per_s": {"1": 2.0}, "of_the_bound": 0.5}
     row |= {"long": long}
     base = {key: value for key, value in row.items() if key != "long"} | {"scheme": "baseline"}
     table = show.variants([row, base], [1])
-    assert table.columns[-1] == "TTFT, 64 prompts of 1,024"
-    assert [cells[-1] for cells in table.rows] == ["-", "1,026 ms"]
+    assert table.columns[-2:] == ["TTFT, 64 prompts of 1,024", "tok/s after it"]
+    assert [cells[-2:] for cells in table.rows] == [["-", "-"], ["1,026 ms", "1,234"]]
+
+
+def test_a_kernel_is_compared_with_the_first_load_by_load():
+    loads = [("MacheteLinearKernel", 1, 270.0, 0.02), ("MacheteLinearKernel", 64, 12_000.0, 0.05),
+             ("HummingLinearKernel", 64, 15_000.0, 0.1), ("HummingLinearKernel", 1, 297.0, 0.01)]  # fmt: skip
+    rows = [
+        {
+            "kernel": kernel,
+            "batch": batch,
+            "prompt_tokens": 1024,
+            "output_tokens_per_s": rate,
+            "ttft_s": first,
+        }
+        for kernel, batch, rate, first in loads
+    ]
+    table = show.kernels(rows)
+    heads = [f"{name}, {what}" for name in ("Machete", "Humming") for what in ("tok/s", "TTFT")]
+    assert table.columns == ["requests, tokens in", *heads]
+    assert table.rows == [
+        ["1 of 1,024", "270", "20 ms", "297 (x 1.10)", "10 ms (x 0.50)"],
+        ["64 of 1,024", "12,000", "50 ms", "15,000 (x 1.25)", "100 ms (x 2.00)"],
+    ]
 
 
 def test_two_runs_of_one_workload_share_a_row_and_only_a_gpu_shows_its_seconds():
