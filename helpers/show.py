@@ -444,15 +444,12 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
 
-    A star marks what was timed while something else ran on that machine. Where long prompts are on record,
-    the largest batch of them comes last: its milliseconds to the first token, and its tokens/s after that.
+    A star marks what was timed while something else ran on that machine.
     """
     from helpers import tuning
 
-    rows = sorted(rows, key=lambda row: [*schemes.SCHEMES].index(row["scheme"]))
+    rows = sorted(rows, key=_scheme)
     times = [tuning.against_best(rows, batch) for batch in batches]
-    long = {batch: of["prompt_tokens"] for row in rows for batch, of in row.get("long", {}).items()}
-    most = max(long, key=int, default=None)
     table = []
     for row, *factors in zip(rows, *times, strict=True):
         speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
@@ -460,14 +457,31 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
         kernels = "; ".join(map(_short, row["kernels"])) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
         table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
-        if most:
-            first = row.get("long", {}).get(most)
-            after = f"{first['tokens_per_s']:,.0f}" if first else "-"
-            table[-1] += [f"{1000 * first['ttft_s']:,.0f} ms" if first else "-", after]
     heads = [f"tok/s at batch {batch}" for batch in batches]
-    columns = ["scheme", "setting", "kernel", *heads, "of the bound at 1"]
-    columns += [f"TTFT, {most} prompts of {long[most]:,}", "tok/s after it"] if most else []
-    return Table(columns, table, texts=["setting", "kernel"])
+    return Table(
+        ["scheme", "setting", "kernel", *heads, "of the bound at 1"], table, texts=["setting", "kernel"]
+    )
+
+
+def long_prompts(rows: list[dict]) -> Table:
+    """``tuning.recorded``: TTFT and tokens/s after long prompts, of the settings timed with them."""
+    rows = sorted((row for row in rows if "long" in row), key=_scheme)
+    loads = {batch: of["prompt_tokens"] for row in rows for batch, of in row["long"].items()}
+    heads = [
+        f"{batch} of {tokens:,}: {what}" for batch, tokens in loads.items() for what in ("TTFT", "tok/s")
+    ]
+    table = []
+    for row in rows:
+        cells = []
+        for batch in loads:
+            seen = row["long"][batch]
+            cells += [_ms(seen["ttft_s"]), f"{seen['tokens_per_s']:,.0f}"]
+        table.append([row["scheme"], row["variant"], *cells])
+    return Table(["scheme", "setting", *heads], table, texts=["setting"])
+
+
+def _scheme(row: dict) -> int:
+    return [*schemes.SCHEMES].index(row["scheme"])
 
 
 def kernels(rows: list[dict]) -> Table:

@@ -110,20 +110,24 @@ def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
     assert show.elsewhere({"here": rows}, ["awq"]).rows == []
 
 
-def test_a_settings_first_token_with_long_prompts_is_shown_where_one_is_on_record():
-    rows = tuning.recorded()
-    assert any("long" in row for row in rows) == ("TTFT" in show.variants(rows, [1]).columns[-2])
-    one, many = (
-        {"prompt_tokens": 1024, "ttft_s": s, "tokens_per_s": rate}
-        for s, rate in ((0.03, 20), (1.0256, 1234.5))
-    )
-    long = {"1": one, "64": many}
-    row = {"scheme": "fp8", "variant": "x", "kernels": [], "tokens_per_s": {"1": 2.0}, "of_the_bound": 0.5}
-    row |= {"long": long}
-    base = {key: value for key, value in row.items() if key != "long"} | {"scheme": "baseline"}
-    table = show.variants([row, base], [1])
-    assert table.columns[-2:] == ["TTFT, 64 prompts of 1,024", "tok/s after it"]
-    assert [cells[-2:] for cells in table.rows] == [["-", "-"], ["1,026 ms", "1,234"]]
+def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
+    loads = {"1": (1024, 0.0296, 263.4), "64": (1024, 1.0256, 8735.1)}
+    long = {
+        batch: {"prompt_tokens": tokens, "ttft_s": first, "tokens_per_s": rate}
+        for batch, (tokens, first, rate) in loads.items()
+    }
+    rows = [{"scheme": "awq", "variant": "x", "long": long}, {"scheme": "fp8", "variant": "y"},
+            {"scheme": "baseline", "variant": "z", "long": long}]  # fmt: skip
+    table = show.long_prompts(rows)
+    assert table.columns[2:] == [
+        "1 of 1,024: TTFT",
+        "1 of 1,024: tok/s",
+        "64 of 1,024: TTFT",
+        "64 of 1,024: tok/s",
+    ]
+    cells = ["30 ms", "263", "1,026 ms", "8,735"]
+    assert table.rows == [["baseline", "z", *cells], ["awq", "x", *cells]]
+    assert len(show.long_prompts(tuning.recorded()).rows) >= 7
 
 
 def test_a_kernel_is_compared_with_the_first_load_by_load():
