@@ -761,9 +761,9 @@ ENVIRONMENT = (
         "pip does not find its own library.",
         (r"failed to open libnvrtc-builtins", r"NVRTCCompiler failed with exit code"),
         (
-            "Leave out linear_backend: the kernels that vLLM picks are compiled already.",
-            'Or, before Python starts: export LD_LIBRARY_PATH=$(python -c "import nvidia; '
+            'Before Python starts: export LD_LIBRARY_PATH=$(python -c "import nvidia; '
             'print(nvidia.__path__[0])")/cu13/lib',
+            'Leave out linear_backend="humming": vLLM then takes it only where no other kernel fits.',
         ),
         COMPARE,
         "Humming 0.1.17 and NVRTC 13.0 alone, on a CPU",

@@ -7,6 +7,7 @@ and the operating system; it imports neither torch nor vLLM.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import os
 import platform
@@ -283,11 +284,18 @@ print(2 * n**3 / sorted(times)[len(times) // 2])
 
 
 def compiling(machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
-    """The environment in which torch compiles nothing for an engine that runs eagerly on a CPU.
+    """The environment in which an engine compiles what it must, and on a CPU that runs eagerly nothing.
 
     vLLM has a few small functions compiled all the same (the rank of a token, in vllm/v1/sample/ops). That
     takes g++, which a fresh machine may not have, and fails in a folder whose path has a space.
+
+    On a GPU vLLM takes Humming for 4-bit matrices that no other kernel fits, and that has NVRTC compile its
+    kernels in a process of its own. NVRTC from pip does not look beside itself for its other library.
     """
-    if machine.kind != "cpu":
-        return {}
+    if machine.kind == "cuda":
+        spec = importlib.util.find_spec("nvidia")
+        roots = spec.submodule_search_locations if spec else ()
+        have = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+        more = sorted({str(found.parent) for root in roots for found in Path(root).glob("cu*/lib/libnvrtc*")})
+        return {"LD_LIBRARY_PATH": ":".join(dict.fromkeys([*have, *more]))} if more else {}
     return {"TORCHDYNAMO_DISABLE": "1" if args.get("enforce_eager") else "0"}

@@ -444,7 +444,7 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     """``tuning.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
 
-    A star marks what was timed while something else ran on that machine.
+    A star marks what was timed only while something else ran on that machine.
     """
     from helpers import tuning
 
@@ -452,8 +452,11 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
     times = [tuning.against_best(rows, batch) for batch in batches]
     table = []
     for row, *factors in zip(rows, *times, strict=True):
-        speeds = [row["tokens_per_s"][str(batch)] for batch in batches]
-        cells = [f"{rate:,.0f} (x {factor:.2f})" for rate, factor in zip(speeds, factors, strict=True)]
+        speeds = [row["tokens_per_s"].get(str(batch)) for batch in batches]
+        cells = [
+            f"{rate:,.0f} (x {factor:.2f})" if rate else "-"
+            for rate, factor in zip(speeds, factors, strict=True)
+        ]
         kernels = "; ".join(map(_short, row["kernels"])) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
         table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])

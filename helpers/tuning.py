@@ -216,6 +216,9 @@ _KINDS = {
 }
 # Profiles of earlier records began with the prompts, whose reading they spread over the steps.
 DECODING_ALONE = "2026-11-25T20"
+# Since then a batch is timed nine times, with Python's collector held back: before, three times without that,
+# which is too short a look at the largest batch, whose steps are a few milliseconds.
+NINE_RUNS = "2026-11-26T01:44"
 NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
 
 
@@ -234,8 +237,15 @@ def recorded(folder: Path = records.REFERENCE) -> list[dict]:
 
 
 def _best_of(runs: list[dict]) -> dict:
-    """The newest of one variant's runs, with the fastest rate of each batch size and its shortest kernels."""
-    batches = runs[-1]["tokens_per_s"]
+    """The newest of one variant's runs, with the fastest rate of each batch size and its shortest kernels.
+
+    It has a rate at the largest batch only if a run with ``NINE_RUNS`` does.
+    """
+    rates: dict[str, list[float]] = {}
+    for run in runs:
+        for batch, rate in run["tokens_per_s"].items():
+            if int(batch) < BATCHES[-1] or run["measured_at"] >= NINE_RUNS:
+                rates.setdefault(batch, []).append(rate)
     profiled = [run for run in runs if not with_prompts(run)] or runs
     kernels = {
         batch: min(
@@ -245,11 +255,13 @@ def _best_of(runs: list[dict]) -> dict:
     }
     alone = max(runs, key=lambda run: run["of_the_bound"])
     best = runs[-1] | {
-        "tokens_per_s": {batch: max(run["tokens_per_s"][batch] for run in runs) for batch in batches},
+        "tokens_per_s": {batch: max(found) for batch, found in rates.items()},
         "of_the_bound": alone["of_the_bound"],
         "copy_bandwidth": alone.get("copy_bandwidth"),
         "busy": kernels,
     }
+    if not all("beside" in run for run in runs):
+        best.pop("beside", None)
     for run in runs:  # the newest that had long prompts: the first runs on record had none
         best |= {key: run[key] for key in ("long",) if key in run}
     return best
@@ -272,16 +284,24 @@ def recorded_starts(folder: Path = records.REFERENCE) -> list[dict]:
     return records.recorded(folder, "starts.jsonl", ("start", "start_s", "device", "model"))[0]
 
 
-def against_best(rows: list[dict], batch: int) -> list[float]:
-    """Each row's tokens/s as a multiple of the fastest baseline's at that batch size, in the rows' order."""
-    best = max(row["tokens_per_s"][str(batch)] for row in rows if row["scheme"] == "baseline")
-    return [row["tokens_per_s"][str(batch)] / best for row in rows]
+def against_best(rows: list[dict], batch: int) -> list[float | None]:
+    """Each row's tokens/s as a multiple of the fastest baseline's at that batch size, in the rows' order.
+
+    None for a row without a rate there.
+    """
+    best = max(_rate(row, batch) for row in rows if row["scheme"] == "baseline")
+    return [_rate(row, batch) / best or None for row in rows]
+
+
+def _rate(row: dict, batch: int) -> float:
+    """A row's tokens/s at a batch size, 0 where it has none."""
+    return row["tokens_per_s"].get(str(batch), 0.0)
 
 
 def fastest(rows: list[dict], scheme: str, batch: int) -> str:
     """The variant of a scheme that gives the most tokens/s at a batch size."""
     ours = [row for row in rows if row["scheme"] == scheme]
-    return max(ours, key=lambda row: row["tokens_per_s"][str(batch)])["variant"]
+    return max(ours, key=lambda row: _rate(row, batch))["variant"]
 
 
 def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
@@ -294,19 +314,24 @@ def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
     return list(found.values())
 
 
-def arguments(scheme: str, batch: int, folder: Path = records.REFERENCE) -> dict:
-    """``vllm.LLM`` arguments of the variant that was fastest at a batch size, on the GPU on record.
+def arguments(scheme: str, batch: int, long: bool = False, folder: Path = records.REFERENCE) -> dict:
+    """``vllm.LLM`` arguments of the variant that decoded fastest at a batch size, on the GPU on record.
 
-    For another model, another GPU or another batch it may be another: measure yours with ``settings``.
-    Variants that take another checkpoint are left out.
+    After prompts of 16 tokens, or with ``long`` after those of 1,024. For another model, another GPU or
+    another batch it may be another: measure yours with ``settings``. Variants that take another checkpoint
+    are left out.
 
     Raises:
-        SchemeError: no variant of the scheme is on record at that batch size.
+        SchemeError: no variant of the scheme is on record under that load.
     """
-    rows = [row for row in recorded(folder) if row["scheme"] == scheme and str(batch) in row["tokens_per_s"]]
-    rows = [row for row in rows if "hf_overrides" not in row["args"]]
+    rows = [row for row in recorded(folder) if row["scheme"] == scheme and "hf_overrides" not in row["args"]]
+    if long:
+        rates = [{b: of["tokens_per_s"] for b, of in row.get("long", {}).items()} for row in rows]
+        rows = [row | {"tokens_per_s": found} for row, found in zip(rows, rates, strict=True)]
+    rows = [row for row in rows if _rate(row, batch)]
     if not rows:
-        raise schemes.SchemeError(f"No variant of {scheme!r} is on record at batch size {batch}.")
+        after = " after long prompts" if long else ""
+        raise schemes.SchemeError(f"No variant of {scheme!r} is on record at batch size {batch}{after}.")
     title = fastest(rows, scheme, batch)
     args = dict(next(row["args"] for row in rows if row["variant"] == title))
     args.pop("kernel_config")  # of the measurement, as the graphs' sizes are
@@ -318,11 +343,12 @@ def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
     """Where the microseconds of a step go, by kind of kernel, or None where too few kernels are named.
 
     The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``, a least
-    figure where the record is ``with_prompts``.
+    figure where the record is ``with_prompts``. None, too, for a row without a rate at that batch.
     """
-    seen, step = row["busy"][str(batch)], 1e6 * batch / row["tokens_per_s"][str(batch)]
-    if not _told(seen):
+    seen, rate = row["busy"][str(batch)], _rate(row, batch)
+    if not rate or not _told(seen):
         return None
+    step = 1e6 * batch / rate
     named = sum(us for us, _ in seen["longest"].values())
     parts = dict.fromkeys([*_KINDS, "other kernels"], 0.0)
     for kernel, (us, _) in seen["longest"].items():

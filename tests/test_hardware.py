@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,3 +119,20 @@ def test_the_first_measurement_of_a_process_is_worth_as_much_as_the_next():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *later = map(float, done.stdout.split())
     assert first > max(later) / 4
+
+
+def test_the_compiler_from_pip_finds_its_other_library_and_what_was_set_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", {"nvidia": spec}.get)
+    assert hardware.compiling(L4, {}) == {}  # CUDA came another way
+    library = tmp_path / "cu13/lib/libnvrtc.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    (library.parent / "libnvrtc-builtins.so.13.0").touch()
+    for _ in range(2):  # a second engine adds nothing
+        found = hardware.compiling(L4, {})
+        assert found == {"LD_LIBRARY_PATH": f"/mine:{library.parent}"}
+        monkeypatch.setenv("LD_LIBRARY_PATH", found["LD_LIBRARY_PATH"])
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", {}.get)
+    assert hardware.compiling(L4, {}) == {}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import hardware, models, records, reference, roofline, schemes, sizing, tuning
+from helpers import hardware, models, records, reference, roofline, schemes, show, sizing, tuning
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
@@ -147,18 +147,57 @@ def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_pa
     assert tuning.with_prompts(runs[0])
 
 
+def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path):
+    kernels = {"256": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
+    same = {
+        "device": "NVIDIA H200",
+        "model": "Mistral-7B",
+        "scheme": "fp8",
+        "of_the_bound": 0.5,
+        "busy": kernels,
+    }
+    old, new = ({"measured_at": f"2026-11-26T0{hour}:00:00+00:00"} for hour in (1, 4))
+    runs = [
+        same | old | {"variant": "both", "tokens_per_s": {"64": 70.0, "256": 990.0}, "beside": "another"},
+        same | new | {"variant": "both", "tokens_per_s": {"64": 60.0, "256": 900.0}},
+        same | old | {"variant": "old", "tokens_per_s": {"64": 80.0, "256": 950.0}, "beside": "another"},
+    ]
+    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
+    both, older = tuning.recorded(tmp_path)
+    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 70.0, "256": 900.0}, {"64": 80.0})
+    assert ("beside" in both, "beside" in older) == (False, True)  # one of its runs was alone
+    assert (tuning.fastest([both, older], "fp8", 64), tuning.fastest([both, older], "fp8", 256)) == (
+        "old",
+        "both",
+    )
+    assert tuning.breakdown(older, 256) is None
+    assert tuning.against_best([both | {"scheme": "baseline"}, older], 256) == [1.0, None]
+    base = {"scheme": "baseline", "kernels": []}
+    table = show.variants([both | base, older | base], [64, 256])
+    assert [row[3:5] for row in table.rows] == [["70 (x 0.88)", "900 (x 1.00)"], ["80 (x 1.00)", "-"]]
+    assert [row[1] for row in table.rows] == ["both", "old *"]
+
+
+def test_the_fastest_after_long_prompts_may_be_another():
+    assert tuning.arguments("fp8", 64)["attention_backend"] == "TRITON_ATTN"
+    assert tuning.arguments("fp8", 64, long=True) == {}
+    with pytest.raises(schemes.SchemeError, match="'fp8' is on record at batch size 256 after long prompts"):
+        tuning.arguments("fp8", 256, long=True)
+
+
 def test_the_fastest_variant_depends_on_the_batch():
     rows = tuning.recorded()
     assert tuning.fastest(rows, "awq", 1).startswith("Marlin")
-    assert not tuning.fastest(rows, "awq", 256).startswith("Marlin")
+    assert not tuning.fastest(rows, "awq", 64).startswith("Marlin")
     assert tuning.arguments("awq", 1)["linear_backend"] == "marlin"
     alone = {"compilation_config": {"compile_sizes": [1]}, "attention_backend": "TRITON_ATTN"}
     assert tuning.arguments("baseline", 1) == alone
     assert "kernel_config" not in tuning.arguments("fp8", 64)  # the measurement's own
     for batch in tuning.BATCHES:  # two rows of one name, from two machines, are told apart
-        rates = [row["tokens_per_s"][str(batch)] for row in rows]
-        factors = tuning.against_best(rows, batch)
-        assert max(f for f, row in zip(factors, rows, strict=True) if row["scheme"] == "baseline") == 1
+        timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
+        rates = [row["tokens_per_s"][str(batch)] for row in timed]
+        factors = tuning.against_best(timed, batch)
+        assert max(f for f, row in zip(factors, timed, strict=True) if row["scheme"] == "baseline") == 1
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
     with pytest.raises(schemes.SchemeError, match="No variant of 'int8' is on record at batch size 3"):
         tuning.arguments("int8", 3)
