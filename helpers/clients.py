@@ -77,6 +77,14 @@ def long(count: int, tokens: int) -> list[Request]:
     return [one(number) for number in range(count)]
 
 
+def lasting(seconds: float, per_token: float, least: int = 24, most: int = 800) -> int:
+    """Tokens of an answer that takes about so long at ``per_token`` seconds each.
+
+    ``most`` is what a context of 1,024 leaves beside a short prompt: a fast machine is done with it sooner.
+    """
+    return max(least, min(most, round(seconds / per_token))) if per_token > 0 else most
+
+
 class Crowd:
     """Clients at work; made by ``crowd``."""
 
@@ -135,6 +143,21 @@ class Crowd:
             time.sleep(0.02)
         raise TimeoutError(f"{count} requests were not in flight within {timeout_s:g} s.")
 
+    def wait_until_writing(self, timeout_s: float = 60.0) -> None:
+        """Wait until the server has written a token since this was called.
+
+        Raises:
+            TimeoutError: it had not within ``timeout_s``, or every request had ended.
+        """
+        stop, before = time.monotonic() + timeout_s, _written(self._server)
+        while time.monotonic() < stop:
+            if _written(self._server) > before:
+                return
+            if all(future.done() for future in self._futures):
+                raise TimeoutError("All requests had ended before a token was seen. Ask for longer answers.")
+            time.sleep(0.02)
+        raise TimeoutError(f"No token was written within {timeout_s:g} s.")
+
     def outcomes(self) -> list[Outcome]:
         """Wait for every request; return their outcomes in the order of the requests."""
         return [future.result() for future in self._futures]
@@ -156,6 +179,10 @@ def in_flight(server) -> int:
     """Requests the server has accepted and not finished, by its own count."""
     found = server.metrics()
     return int(found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"])
+
+
+def _written(server) -> float:
+    return server.metrics()["vllm:generation_tokens_total"]
 
 
 def count(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -6,6 +6,7 @@ and the operating system; it imports neither torch nor vLLM.
 
 from __future__ import annotations
 
+import ctypes.util
 import functools
 import importlib.util
 import itertools
@@ -293,6 +294,8 @@ def compiling(machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
     kernels in a process of its own. NVRTC from pip does not look beside itself for its other library.
     """
     if machine.kind == "cuda":
+        if ctypes.util.find_library("nvrtc-builtins"):  # the system's toolkit has both
+            return {}
         spec = importlib.util.find_spec("nvidia")
         roots = spec.submodule_search_locations if spec else ()
         have = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]

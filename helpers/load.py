@@ -9,8 +9,10 @@ the server keeps up or not, as users do. The generator runs in a process of its 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Requests from which on a 95th percentile is shown: of twenty, one is slower. Of fewer it is little but the
 # slowest request, a single one, and would be another in the next run.
 ENOUGH = 20
+SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
 KEEPS = 0.9  # the share of requests that must meet the objective for a rate to count as kept
 
 
@@ -89,7 +92,8 @@ def bench(
     """Load a server at each level and return what came out, closed loops first.
 
     Args:
-        concurrencies: clients at once; each sends ``rounds`` requests, and a level at least four.
+        concurrencies: clients at once; each sends ``rounds`` requests, and a level at least four. A level
+            that is over in less than ``SHORTEST_S`` is repeated with more.
         shares: rates of the open loops, as shares of the best request throughput of the closed ones.
         input_tokens, output_tokens: lengths of every request; the prompts are random, and differ by level.
         seconds: how long requests keep coming in an open loop; the last then have to be answered.
@@ -187,7 +191,7 @@ def knee(levels: list[Level]) -> Level:
     Below it more clients buy throughput cheaply, above it they mostly buy waiting. Source: Kleinrock,
     "Power and deterministic rules of thumb for probabilistic problems in computer communications", 1979.
     """
-    return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s)
+    return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s if level.e2e_s else 0.0)
 
 
 def most_answered(levels: list[Level]) -> float:
@@ -239,17 +243,37 @@ def _child(job: dict) -> None:
 
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
+    seeds = itertools.count()  # no prompt comes twice: the server keeps what it has read of one
+
+    def run(**load) -> dict:
+        return serve.main(parser.parse_args([*_fixed(job), *flags(load | {"seed": next(seeds)})]))
+
     best = 0.0
-    levels = [(count, None) for count in job["concurrencies"]] + [(None, share) for share in job["shares"]]
-    for seed, (concurrency, share) in enumerate(levels):
-        load = {"max_concurrency": concurrency, "num_prompts": max(4, job["rounds"] * (concurrency or 0))}
-        if share:
-            rate = share * best
-            load = {"request_rate": rate, "num_prompts": max(4, round(rate * job["seconds"]))}
-        found = serve.main(parser.parse_args([*_fixed(job), *flags(load | {"seed": seed})]))
-        best = max(best, found["request_throughput"]) if concurrency else best
-        with Path(job["results"]).open("a") as file:
-            file.write(json.dumps(found | {"share": share}) + "\n")
+    for concurrency in job["concurrencies"]:
+        found = _long_enough(run, concurrency, max(4, job["rounds"] * concurrency))
+        best = max(best, found["request_throughput"])
+        _keep(job, found | {"share": None})
+    for share in job["shares"]:
+        rate = share * best
+        found = run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"])))
+        _keep(job, found | {"share": share})
+
+
+def _long_enough(run, concurrency: int, count: int) -> dict:
+    """A closed loop's result; what was over sooner than ``SHORTEST_S`` is run again for twice that."""
+    while True:
+        found = run(max_concurrency=concurrency, num_prompts=count)
+        more = round(2 * SHORTEST_S * found["request_throughput"])
+        if found["duration"] >= SHORTEST_S or more <= count:
+            return found
+        count = more
+
+
+def _keep(job: dict, found: dict) -> None:
+    with Path(job["results"]).open("a") as file:
+        file.write(json.dumps(found) + "\n")
 
 
 def _fixed(job: dict) -> list[str]:

@@ -308,7 +308,7 @@ def reconcile(
         memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
         share = row.get("utilization") or utilization
         rest = round(memory * share) - weights - cache if memory and weights else None
-        key = row["model"], row["device"], memory, row["scheme"], token
+        key = row["model"], row["device"], memory, row["scheme"], token, row.get("recorded")
         found[key] = Reconciled(row, token, cache, rest)
     return list(found.values())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from helpers import hardware, measure, models, quality, records, schemes
 from helpers.checkpoints import CheckpointError
-from helpers.engine import Engine, open_engine
+from helpers.engine import Engine, EngineDiedError, EngineStartError, open_engine
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def complete(
                 model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
             )
             run(model, name, reference, question=question, **same)
-        except (schemes.SchemeError, CheckpointError) as error:
+        except (schemes.SchemeError, CheckpointError, EngineStartError, EngineDiedError) as error:
             notes.append(f"{name} is not measured here: {error}")
     good, bad = records.read(file)
     return records.of(good, model.title, machine)[0], bad + notes

@@ -123,6 +123,7 @@ def test_the_first_measurement_of_a_process_is_worth_as_much_as_the_next():
 
 def test_the_compiler_from_pip_finds_its_other_library_and_what_was_set_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    monkeypatch.setattr(hardware.ctypes.util, "find_library", {}.get)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(hardware.importlib.util, "find_spec", {"nvidia": spec}.get)
     assert hardware.compiling(L4, {}) == {}  # CUDA came another way
@@ -134,5 +135,10 @@ def test_the_compiler_from_pip_finds_its_other_library_and_what_was_set_stays(tm
         found = hardware.compiling(L4, {})
         assert found == {"LD_LIBRARY_PATH": f"/mine:{library.parent}"}
         monkeypatch.setenv("LD_LIBRARY_PATH", found["LD_LIBRARY_PATH"])
+    monkeypatch.setattr(
+        hardware.ctypes.util, "find_library", {"nvrtc-builtins": "libnvrtc-builtins.so.13.0"}.get
+    )
+    assert hardware.compiling(L4, {}) == {}  # it is where the loader looks anyway
+    monkeypatch.setattr(hardware.ctypes.util, "find_library", {}.get)
     monkeypatch.setattr(hardware.importlib.util, "find_spec", {}.get)
     assert hardware.compiling(L4, {}) == {}

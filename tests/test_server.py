@@ -306,6 +306,30 @@ def test_the_knee_is_where_throughput_per_waiting_is_best():
     assert load.knee(found).concurrency == 4
 
 
+def test_a_level_that_is_over_at_once_is_repeated_for_longer():
+    asked = []
+
+    def server(rate):
+        def run(max_concurrency, num_prompts):
+            asked.append(num_prompts)
+            return {"duration": num_prompts / rate, "request_throughput": rate}
+
+        return run
+
+    assert load._long_enough(server(100.0), 4, 8)["duration"] == 2 * load.SHORTEST_S
+    assert asked == [8, 200]
+    asked.clear()
+    assert load._long_enough(server(2.0), 4, 8)["duration"] == 4.0
+    assert (
+        load._long_enough(lambda **_: {"duration": 0.1, "request_throughput": 0.0}, 4, 8)["duration"] == 0.1
+    )
+    assert asked == [8]
+
+
+def test_an_answer_lasts_as_long_as_its_context_allows():
+    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 800, 800]
+
+
 def test_a_95th_percentile_of_few_requests_is_not_shown():
     """Of four requests it is all but the slowest one's time, and says nothing of one user in twenty."""
     figures = dict.fromkeys(load.Level.__annotations__, 0.25) | {"concurrency": 4, "share": None}
@@ -324,6 +348,8 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
         begun = time.monotonic()
         with pytest.raises(TimeoutError, match=r"2 of 2 requests had ended .* longer answers"):
             crowd.wait_until_running(2)
+        with pytest.raises(TimeoutError, match="All requests had ended before a token was seen"):
+            crowd.wait_until_writing()
     assert time.monotonic() - begun < 10
 
 
@@ -334,6 +360,7 @@ def test_a_stop_under_load_loses_nothing(server):
     # Answers long enough that all are still being written when it is stopped, on a fast machine, too.
     with clients.crowd(server, clients.long(8, 128), concurrency=8) as crowd:
         crowd.wait_until_running(8)
+        crowd.wait_until_writing()
         processes = server.processes()
         with clients.Watch(server) as watch:
             end = server.stop()
