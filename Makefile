@@ -13,6 +13,8 @@ OUT ?=
 PARAMETERS ?=
 JOBS ?=
 RESUME ?=
+# Options for JupyterLab, such as --allow-root --no-browser.
+LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
@@ -45,7 +47,7 @@ screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in
 	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
 
 lab: setup  ## JupyterLab on the notebooks
-	@$(in_venv) -m jupyterlab notebooks
+	@$(in_venv) -m jupyterlab notebooks $(LAB)
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
@@ -56,7 +58,7 @@ notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs
 	@$(in_venv) -m helpers.pictures
 
-reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; half an hour)
+reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; an hour)
 	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")
 
 lint: setup  ## format and lint, code and notebooks

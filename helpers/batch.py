@@ -34,12 +34,16 @@ PATIENCE_S = 20.0  # for interrupted sets to end their kernels; less than the su
 
 @dataclass(frozen=True)
 class Set:
-    """One parameter set: its name and folder, its values as given, the digest of each notebook with them."""
+    """One parameter set: its name and folder, its values as given, the digest of each notebook with them.
+
+    ``takes`` are those of the values that each notebook has a parameter for.
+    """
 
     name: str
     folder: Path
     parameters: dict[str, Any]
     wanted: dict[str, str]
+    takes: dict[str, set[str]]
 
     def last(self) -> dict[str, dict]:
         """The last attempt at each notebook, as the set's run wrote it down."""
@@ -102,7 +106,13 @@ def resume(folder: str | Path, jobs: int, timeout: int, notebooks: Path) -> Batc
     try:
         asked = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise run.Refused(f"no batch to go on with in {folder}: {error}") from None
+        last = max(
+            Path(folder).absolute().parent.glob(f"*/{FILE}"),
+            key=lambda file: file.stat().st_mtime,
+            default=None,
+        )
+        hint = f"; the last list of sets beside it is in {run.shown(last.parent)}" if last else ""
+        raise run.Refused(f"no list of sets to go on with in {folder} ({error}){hint}") from None
     return _checked(asked, Path(folder).resolve(), jobs, timeout, notebooks)
 
 
@@ -117,7 +127,8 @@ def _checked(asked: dict, out: Path | None, jobs: int, timeout: int, notebooks: 
         except run.Refused as refused:
             raise run.Refused(f"set {name}: {refused}") from None
         wanted = {n.path.stem: run.digest(n, values[n.path.stem]) for n in chosen}
-        sets.append(Set(name, (out or Path()) / f"set-{name}", given, wanted))
+        takes = {stem: set(taken) for stem, taken in values.items()}
+        sets.append(Set(name, (out or Path()) / f"set-{name}", given, wanted, takes))
     return Batch(out or Path(), sets, jobs, timeout, notebooks)
 
 
@@ -172,10 +183,11 @@ class Running:
         self.log = batch.out / "logs" / f"{one.folder.name}.log"
         one.folder.mkdir(exist_ok=True)
         self._before = len(_lines(one.folder / run.RESULTS))
+        # A value that only finished notebooks have a parameter for would be refused.
+        taken = set().union(*(one.takes[name] for name in self.names))
+        given = {name: value for name, value in one.parameters.items() if name in taken}
         values = one.folder / "parameters.yaml"
-        values.write_text(
-            json.dumps(one.parameters, ensure_ascii=False) + "\n", encoding="utf-8"
-        )  # is YAML, too
+        values.write_text(json.dumps(given, ensure_ascii=False) + "\n", encoding="utf-8")  # is YAML, too
         command = [sys.executable, "-m", "helpers.run", *self.names, "--out", one.folder, "-f", values]
         command += ["--timeout", str(batch.timeout), "--notebooks", batch.notebooks]
         with self.log.open("a", encoding="utf-8") as log:
@@ -185,7 +197,7 @@ class Running:
         """Write down as failed what the process did not live to write down itself."""
         rows = filter(None, _lines(self.set.folder / run.RESULTS)[self._before :])
         told = {row["notebook"] for row in rows}
-        error = f"its runner ended with exit code {self.process.returncode}; see {self.log.name}"
+        error = f"its runner ended with exit code {self.process.returncode}; see {run.shown(self.log)}"
         for name in self.names:
             if name not in told:
                 run.write_result(self.set.folder, run.Result(name, "failed", error=error))
@@ -252,7 +264,8 @@ def _report(batch: Batch) -> str:
     where = run.shown(batch.out)
     table += ["", f"summary  {where}/summary.csv", f"records  {where}/records.jsonl ({len(merged)})"]
     if any(one.open() for one in batch.sets):
-        table.append(f"go on    python -m helpers.run --resume {shlex.quote(where)}")
+        python = shlex.quote(run.shown(Path(sys.executable)))
+        table.append(f"go on    {python} -m helpers.run --resume {shlex.quote(where)}")
     return "\n".join(table)
 
 

@@ -381,11 +381,13 @@ class Engine:
         if not self.in_process and spare.useful(self.machine.kind):
             spare.prepare(self.machine.kind, dict(os.environ), own.spawn_bound)
         with Progress(self.log_file), self._log.capturing():
-            self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
+            try:
+                self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
+            finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
+                self._before = self._memory()
             self.first = _engines_built == 0
             _engines_built += 1
             self._log.follow(*CHATTY)  # their handlers were bound when they were imported
-            self._before = self._memory()
             begun = time.perf_counter()
             insisting = contextlib.nullcontext() if self.in_process else own.interrupts_that_insist()
             with _watched_loading(self), self._own.watched(), own.children_bound_to_this(), insisting:

@@ -414,6 +414,8 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
     """
     asked = subprocess.run([python_of(venv), "-m", "pip", "config", "list"], capture_output=True, text=True)
     command = lock_command(venv, lock, pip_sources(asked.stdout))
+    if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
+        command += cpu_builds_anew(venv)
     if certificates := pip_configuration(asked.stdout).get(
         "cert"
     ):  # of a proxy, say: uv has another name for it
@@ -430,6 +432,13 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
                 "in a folder and name it: `PIP_FIND_LINKS=/that/folder make setup`."
             )
     must(done, "Check the network and the disk, then run it again: what is downloaded is kept.")
+
+
+def cpu_builds_anew(venv: Path) -> list[str]:
+    """Options to install anew what is there in its CPU build: torch, after a set-up for the CPU."""
+    packages = check_environment(venv)[1]
+    there = sorted({path.name.partition("-")[0] for path in packages.glob("torch*-*+cpu.dist-info")})
+    return [option for name in there for option in ("--reinstall-package", name)]
 
 
 def torch_is_missing(done: Job) -> bool:

@@ -76,7 +76,7 @@ def test_a_failing_set_stops_no_other_and_the_exit_code_says_so(eight):
     ]
     assert statuses(first.stdout) == wanted
     assert "    cell 4: AssertionError: set 3 is not mended\n    with steps=3, rate='2'\n" in first.stdout
-    assert "go on    python -m helpers.run --resume runs/" in first.stdout
+    assert f"go on    {sys.executable} -m helpers.run --resume runs/" in first.stdout
 
 
 def test_no_more_than_three_at_once(eight):
@@ -164,7 +164,39 @@ def test_a_bad_set_is_refused_before_anything_starts(tmp_path, capsys, text, mor
 def test_there_must_be_something_to_go_on_with(tmp_path, capsys):
     write_notebook(tmp_path / "notebooks", "01_a")
     assert run.main(["--notebooks", str(tmp_path / "notebooks"), "--resume", str(tmp_path)]) == 2
-    assert f"no batch to go on with in {tmp_path}" in capsys.readouterr().err
+    assert f"no list of sets to go on with in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_value_of_a_finished_notebook_alone_does_not_stop_the_rest(tmp_path):
+    folder = tmp_path / "notebooks"
+    write_notebook(folder, "01_a", "assert context == 8", parameters="out_dir = ''\ncontext = 1")
+    write_notebook(
+        folder, "02_b", "import os\nassert steps == 2 and os.path.exists('mended')", parameters=PARAMETERS
+    )
+    (tmp_path / "sets.yaml").write_text("- {context: 8, steps: 2}\n")
+    first = start(folder, "-f", "sets.yaml")
+    assert [status for *_, status in statuses(first.stdout)] == ["ok", "failed"]
+    (folder / "mended").touch()
+    second = start(folder, "--resume", "runs/latest")
+    assert second.returncode == 0, second.stdout
+    assert [status for *_, status in statuses(second.stdout)] == ["ok", "ok"]
+    assert [row["error"] for row in csv.DictReader((tmp_path / "runs/latest/summary.csv").open())] == ["", ""]
+
+
+def test_a_refusal_from_the_command_line_is_one_sentence_and_names_the_last_list(tmp_path):
+    folder = tmp_path / "notebooks"
+    write_notebook(folder, "01_a", "pass", parameters=PARAMETERS)
+    (tmp_path / "sets.yaml").write_text("- {steps: 1}\n- {stesp: 2}\n")
+    wrong = start(folder, "-f", "sets.yaml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("helpers.run: set 2: no parameter 'stesp' here")
+    (tmp_path / "sets.yaml").write_text("- {steps: 1}\n")
+    start(folder, "-f", "sets.yaml", "--out", "runs/list")
+    start(folder)
+    lost = start(folder, "--resume", "runs/latest")
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert lost.stderr.count("\n") == 1
+    assert lost.stderr.endswith("; the last list of sets beside it is in runs/list\n")
 
 
 def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
@@ -204,7 +236,7 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
 
 
 def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
-    one = batch.Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"})
+    one = batch.Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"}, {"01_a": set(), "02_b": set()})
     running = object.__new__(batch.Running)  # as if it had been started
     running.set, running.names, running.log, running._before = one, ["01_a", "02_b"], tmp_path / "1.log", 0
     running.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
@@ -215,7 +247,10 @@ def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
         file.write('{"notebook": "02_')
     running.account()
     errors = {name: row["error"] for name, row in one.last().items()}
-    assert errors == {"01_a": "one\u2028two", "02_b": "its runner ended with exit code 9; see 1.log"}
+    assert errors == {
+        "01_a": "one\u2028two",
+        "02_b": f"its runner ended with exit code 9; see {tmp_path}/1.log",
+    }
     run.write_result(one.folder, run.Result("02_b", "ok"), "x")
     assert one.open() == ["01_a"]
 

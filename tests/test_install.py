@@ -182,6 +182,19 @@ def test_own_environment_is_synced_in_order(venv, capsys):
     assert sum(bool(re.match(r" +\d+\.\d s  \w", line)) for line in lines) == 4
 
 
+def test_after_a_set_up_for_the_cpu_torch_is_installed_anew_for_cuda(venv):
+    """To uv the CPU build 2.13.0+cpu is the 2.13.0 that the CUDA lock asks for."""
+    packages = install.check_environment(venv.folder)[1]
+    (packages / "torch-2.13.0.dist-info").mkdir(parents=True, exist_ok=True)
+    (packages / "numpy-2.0+cpu.dist-info").mkdir()
+    assert install.cpu_builds_anew(venv.folder) == []
+    (packages / "torch-2.13.0+cpu.dist-info").mkdir()
+    assert install.cpu_builds_anew(venv.folder) == ["--reinstall-package", "torch"]
+    install.setup(str(venv.folder), "cuda")
+    (command,) = venv.asked("uv pip sync")
+    assert command.endswith(" --reinstall-package torch")
+
+
 def test_children_write_bytecode(venv):
     install.setup(str(venv.folder), "cpu")
     assert not re.search("PYTHONDONTWRITEBYTECODE=.", (venv.folder / "environ").read_text())

@@ -8,6 +8,7 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
+from helpers.engine import DEADLINE_S
 from tests.conftest import left_behind, shared_memory
 
 SETUP = """
@@ -41,7 +42,7 @@ class Kernel:
 
     def run(self, code: str, interrupt_when: str | None = None, after_s: float = 0.0) -> tuple[str, str]:
         """Run a cell; return its text and the name of its error. Interrupt it once it has said a word."""
-        message, said, error = self.client.execute(code), "", ""
+        message, said, error, self.traceback = self.client.execute(code), "", "", ""
         stop = time.monotonic() + 120
         while time.monotonic() < stop:
             reply = self.client.get_iopub_msg(timeout=120)
@@ -50,6 +51,7 @@ class Kernel:
             content = reply["content"]
             said += content.get("text", "")
             error = content.get("ename", error)
+            self.traceback += "\n".join(content.get("traceback", ()))
             if interrupt_when and interrupt_when in said:
                 time.sleep(after_s)
                 self.manager.interrupt_kernel()
@@ -111,6 +113,25 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, t
     where = f"{request.node.callspec.id}, in a notebook"
     table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", left=min(left), processes=0)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"
+
+
+def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(tmp_path):
+    kernel = Kernel()
+    try:
+        opening = SETUP.format(logs=str(tmp_path)).partition("with open_engine")[0]
+        kernel.run(opening)
+        begun = time.monotonic()
+        _, error = kernel.run(LOADING, interrupt_when="GO", after_s=1.0)
+        took = time.monotonic() - begun
+        assert error == "KeyboardInterrupt"
+        assert "did not come back" not in kernel.traceback
+        said, error = kernel.run("import sys; print('vllm.v1.engine.core' in sys.modules)")
+        assert said == "True\n", "the import was cut short"
+        assert took < DEADLINE_S, "it waited for memory that no engine held"
+        said, error = kernel.run(AGAIN)
+        assert "Paris" in said
+    finally:
+        kernel.close()
 
 
 @pytest.mark.slow
