@@ -203,8 +203,8 @@ def test_the_fastest_variant_depends_on_the_batch():
         tuning.arguments("int8", 3)
 
 
-def test_humming_decodes_faster_and_lets_some_loads_wait_longer_for_the_first_token():
-    """What 04 gives as the reason for leaving vLLM's choice."""
+def test_humming_decodes_faster_but_at_the_largest_batch_and_first_tokens_differ_both_ways():
+    """What 04 says of the two kernels, in words."""
     rows, problems = records.recorded(records.REFERENCE, "kernels.jsonl", (*records.FIELDS, "args"))
     assert not problems
     table = {(row["kernel"], row["batch"], row["prompt_tokens"]): row for row in rows}
