@@ -144,7 +144,7 @@ def install(venv: Path, platform: str, hosted: bool = False) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if hosted:
             lock = lock_without(lock, kept(packages), Path(scratch))
-        install_lock(venv, platform, lock)
+        install_lock(venv, platform, lock, packages)
     install_project(venv)
     if not hosted and not (root_of(venv) / "share/jupyter/kernels/python3/kernel.json").exists():
         raise SetupError(
@@ -406,7 +406,7 @@ def lock_command(venv: Path, lock: Path, sources: list[str]) -> list[str | Path]
     return [uv_of(venv), "pip", *verb, lock, "--python", python_of(venv), *sources]
 
 
-def install_lock(venv: Path, platform: str, lock: Path) -> None:
+def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
     """Install the lock from the configured sources; torch's CPU build, if need be, from its project.
 
     Raises:
@@ -415,7 +415,7 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
     asked = subprocess.run([python_of(venv), "-m", "pip", "config", "list"], capture_output=True, text=True)
     command = lock_command(venv, lock, pip_sources(asked.stdout))
     if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
-        command += cpu_builds_anew(venv)
+        command += cpu_builds_anew(packages)
     if certificates := pip_configuration(asked.stdout).get(
         "cert"
     ):  # of a proxy, say: uv has another name for it
@@ -434,9 +434,8 @@ def install_lock(venv: Path, platform: str, lock: Path) -> None:
     must(done, "Check the network and the disk, then run it again: what is downloaded is kept.")
 
 
-def cpu_builds_anew(venv: Path) -> list[str]:
+def cpu_builds_anew(packages: Path) -> list[str]:
     """Options to install anew what is there in its CPU build: torch, after a set-up for the CPU."""
-    packages = check_environment(venv)[1]
     there = sorted({path.name.partition("-")[0] for path in packages.glob("torch*-*+cpu.dist-info")})
     return [option for name in there for option in ("--reinstall-package", name)]
 

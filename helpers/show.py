@@ -149,7 +149,7 @@ def speeds(found) -> Table:
                 speed.batch,
                 measured(f"{speed.output_tokens_per_s:,.1f} tok/s"),
                 measured(f"{speed.low:,.1f} to {speed.high:,.1f} tok/s"),
-                measured(f"{speed.ttft_s * 1e3:,.0f} ms"),
+                measured(_ms(speed.ttft_s)),
                 measured(f"{speed.tpot_s * 1e3:,.1f} ms"),
             ]
             for speed in found
@@ -168,7 +168,7 @@ def records(rows: list[dict]) -> Table:
                 measured(mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
                 mib(row["predicted_weights_bytes"]),
                 measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
-                measured(f"{row['ttft_s'] * 1e3:,.0f} ms"),
+                measured(_ms(row["ttft_s"])),
                 measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
                 measured(row["kernel"]),
             ]

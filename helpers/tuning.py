@@ -262,8 +262,8 @@ def _best_of(runs: list[dict]) -> dict:
     }
     if not all("beside" in run for run in runs):
         best.pop("beside", None)
-    for run in runs:  # the newest that had long prompts: the first runs on record had none
-        best |= {key: run[key] for key in ("long",) if key in run}
+    if long := [run["long"] for run in runs if "long" in run]:  # the first runs on record had none
+        best["long"] = long[-1]
     return best
 
 

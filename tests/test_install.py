@@ -187,9 +187,9 @@ def test_after_a_set_up_for_the_cpu_torch_is_installed_anew_for_cuda(venv):
     packages = install.check_environment(venv.folder)[1]
     (packages / "torch-2.13.0.dist-info").mkdir(parents=True, exist_ok=True)
     (packages / "numpy-2.0+cpu.dist-info").mkdir()
-    assert install.cpu_builds_anew(venv.folder) == []
+    assert install.cpu_builds_anew(packages) == []
     (packages / "torch-2.13.0+cpu.dist-info").mkdir()
-    assert install.cpu_builds_anew(venv.folder) == ["--reinstall-package", "torch"]
+    assert install.cpu_builds_anew(packages) == ["--reinstall-package", "torch"]
     install.setup(str(venv.folder), "cuda")
     (command,) = venv.asked("uv pip sync")
     assert command.endswith(" --reinstall-package torch")
