@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-ANSWERED, WRONG, REFUSED, CUT, HUNG = "answered", "wrong", "refused", "cut off", "hung"
-HOWS = (ANSWERED, WRONG, REFUSED, CUT, HUNG)
+ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = "answered", "wrong", "aborted", "refused", "cut off", "hung"
+HOWS = (ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Request:
 class Outcome:
     """What became of one request.
 
-    ``how`` is ``answered`` (the property holds), ``wrong`` (an answer without it), ``refused`` (an HTTP
-    error, ``status`` and ``text`` say which), ``cut off`` (the connection ended) or ``hung`` (nothing
+    ``how`` is ``answered`` (the property holds), ``wrong`` (an answer without it), ``aborted`` (the beginning
+    of an answer: the status is 200, only ``finish_reason`` says that the server gave up), ``refused`` (an
+    HTTP error, ``status`` and ``text`` say which), ``cut off`` (the connection ended) or ``hung`` (nothing
     within the client's time).
     """
 
@@ -120,8 +121,7 @@ class Crowd:
         if reply.status_code != 200:
             return outcome(REFUSED, reply.status_code, message(reply))
         content = reply.json()
-        good = request.holds(content)
-        return outcome(ANSWERED if good else WRONG, 200, content["choices"][0]["message"]["content"])
+        return outcome(judged(request, content), 200, content["choices"][0]["message"]["content"])
 
     def wait_until_running(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait until the server itself says that ``count`` requests are in flight.
@@ -173,6 +173,17 @@ class Crowd:
 def crowd(server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0) -> Crowd:
     """Start ``concurrency`` clients that send the requests one after another, in the background."""
     return Crowd(server, list(requests), concurrency, timeout_s)
+
+
+def judged(request: Request, content: dict) -> str:
+    """What a reply with status 200 is worth: ``ANSWERED``, ``WRONG``, or ``ABORTED``.
+
+    ``abort`` is vLLM's word for a request that its engine gave up, on its way out above all: what was
+    written so far is sent like an answer.
+    """
+    if content["choices"][0]["finish_reason"] == "abort":
+        return ABORTED
+    return ANSWERED if request.holds(content) else WRONG
 
 
 def in_flight(server) -> int:

@@ -132,9 +132,9 @@ def _log(axes, form: str = "") -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    plain = form or "{value:,.0f}"
+    # Where all values lie close together the ticks do, too: 1.6 and 1.8, which must not both be called 2.
     axes.yaxis.set_major_formatter(
-        lambda value, _: (plain if value >= 1 or form else "{value:g}").format(value=value)
+        lambda value, _: (form or ("{value:,.0f}" if value >= 100 else "{value:.3g}")).format(value=value)
     )
     axes.grid(alpha=0.3, which="major")
 
@@ -157,7 +157,7 @@ def roofline(
         bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
             weights serves every request in it. ``most_tokens_per_s``: what the arithmetic allows, at any.
     """
-    figure, [[axes]] = _plots()
+    figure, [[axes]] = _plots(size=(7, 4.6))
     batches = [speed.batch for speed in speeds_]
     rates = [speed.output_tokens_per_s for speed in speeds_]
     spread = [
@@ -173,7 +173,7 @@ def roofline(
     axes.set_ylabel("output tokens per second")
     _batches(axes, batches)
     _log(axes)
-    axes.legend()
+    figure.legend(loc="outside lower center")  # the lines may be anywhere in the axes
     return Figure(
         figure,
         f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
@@ -249,7 +249,8 @@ def compared(rows: list[dict]) -> Figure:
         ys = [rates[name, batch] / (rates["baseline", batch] if share else 1) for batch in xs]
         right.plot(xs, ys, label=name, **look(name))
     unit = "output tokens per second" + ", baseline = 1" * share
-    right.set(title="Speed", ylabel=unit, ylim=(0, None))
+    highest = max((y for line in right.lines for y in line.get_ydata()), default=1.0)
+    right.set(title="Speed", ylabel=unit, ylim=(0, 1.08 * highest))  # no marker is cut in half
     _batches(right, batches)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     return Figure(
@@ -353,6 +354,7 @@ def memory(rows: list[dict], token_bytes: Mapping[str, int]) -> Figure | Note:
         axes.plot(predicted, place, "|", color="black", markersize=20, markeredgewidth=2, label=label)
         words.append(f"{name}: {', '.join(f'{part} {mib(size)}' for part, size in sizes.items())}")
     axes.set(xlabel="MiB, as the operating system or the driver counts", ylim=(len(by_scheme) - 0.5, -0.5))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     labels = [f"{name}\nwritten out" if schemes.expanded(row) else name for name, row in by_scheme.items()]
     axes.set_yticks(range(len(by_scheme)), labels)
     figure.legend(loc="outside lower center", ncols=4)

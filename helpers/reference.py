@@ -16,15 +16,20 @@ import contextlib
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from helpers import crosscheck, hardware, measure, models, quality, records, schemes, tuning
+import nbformat
+
+from helpers import crosscheck, hardware, measure, models, quality, records, run, schemes, tuning
 from helpers.engine import EngineError, open_engine
 from helpers.hardware import GIB, MIB
 
@@ -116,7 +121,9 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
 def _one(model: models.Model, scheme: str, reference, out: Path, **args) -> tuple[list[dict], object]:
     begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
     with opened(model, scheme, log_dir=out / "logs", **GRAPHS, **args) as engine:
-        speeds = measure.speed(engine, list(BATCHES), seconds=0.6)
+        speeds = measure.speed(
+            engine, list(BATCHES), seconds=1.8, runs=9
+        )  # of three, 256 requests say little
         speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
         memory = measure.memory(engine)
         if not model.shape_only and scheme == "baseline":
@@ -328,6 +335,40 @@ def parallel(out: Path, name: str = tuning.MODEL, count: int = 2) -> None:
         write(out / "parallel.jsonl", [stamp() | row])
 
 
+# -- the lessons themselves ---------------------------------------------------------------------------
+
+
+STARTED = re.compile(r"^(?:vLLM is ready|The server \(\w+\) answers) after ‹([\d.]+) s›", re.M)
+
+
+def lessons(out: Path, names: Sequence[str] = ()) -> None:
+    """Run the lessons with the embedded model, all or those of ``names``, and keep how each went."""
+    folder = out / "logs/lessons"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "helpers.run", *names, "--out", str(folder.absolute())]
+    environment = os.environ | {"TUTORIAL_MODEL": models.EMBEDDED}
+    done = subprocess.run(command, cwd=ROOT, env=environment)
+    write(out / "lessons.jsonl", [stamp() | row for row in of_lessons(folder)])
+    if done.returncode:
+        raise RuntimeError(f"A lesson did not run to its end: {folder}")
+
+
+def of_lessons(folder: Path) -> list[dict]:
+    """How each lesson went in a folder of ``helpers.run``: seconds, and of these how many for starts.
+
+    ``engines`` are engines and servers that became ready, ``starting_s`` the seconds until they were, each.
+    """
+    found = []
+    for line in (folder / run.RESULTS).read_text(encoding="utf-8").splitlines():
+        result = json.loads(line)
+        copy = nbformat.read(folder / f"{result['notebook']}.ipynb", as_version=4)
+        printed = [output.get("text", "") for cell in copy.cells for output in cell.get("outputs", [])]
+        starts = [float(seconds) for text in printed for seconds in STARTED.findall(text)]
+        row = {"lesson": result["notebook"], "status": result["status"], "seconds": result["seconds"]}
+        found.append(row | {"engines": len(starts), "starting_s": starts})
+    return found
+
+
 def _crosscheck(out: Path) -> None:
     """Our figures and vLLM's own benchmarks: real weights, and on a GPU a larger shape before."""
     same = {"prompt_tokens": 128, "output_tokens": 128, "batches": [1, 64], "turns": 25, "opened": opened}
@@ -352,6 +393,7 @@ SECTIONS = {
     "starts": _starts,
     "crosscheck": _crosscheck,
     "parallel": parallel,
+    "lessons": lessons,
 }
 
 

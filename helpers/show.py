@@ -291,10 +291,40 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
     cells += [
         "-" if schemes.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches
     ]
-    for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}")):
-        cells.append(form.format(one[key]) if one.get(key) is not None else "-")
-    cells.append(kept(one) if one.get("recovery") is not None else "-")
-    return [measured(cell) for cell in cells]
+    return [measured(cell) for cell in [*cells, *_quality(one)]]
+
+
+def answers(origins: Mapping[str, list[dict]], here: str) -> Table | Note:
+    """What each scheme did to one model's answers, a row a scheme and machine.
+
+    Args:
+        origins: ``records.by_origin`` of that model's records; those of machines that kept no answers have
+            no row. ``here`` is the device of this machine, whose figures count as measured now.
+    """
+    table = []
+    for name in schemes.SCHEMES:
+        for rows in origins.values():
+            one = next(
+                (row for row in rows if row["scheme"] == name and row.get("kl_mean") is not None), None
+            )
+            if not one:
+                continue
+            mine = one["device"] == here and not one.get("recorded")
+            cells = [one["device"], one["way"], *_quality(one)]
+            table.append([name, *(measured(cell) if mine else cell for cell in cells)])
+    if not table:
+        return Note("No answers of this model were compared, here or on record.")
+    columns = ["scheme", "machine", "runs there as", "mean KL", "same top token", "recovery"]
+    return Table(columns, table, texts=columns[1:3])
+
+
+def _quality(row: dict) -> list[str]:
+    """Mean KL, same top token and recovery of a record."""
+    cells = [
+        form.format(row[key]) if row.get(key) is not None else "-"
+        for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"))
+    ]
+    return [*cells, kept(row) if row.get("recovery") is not None else "-"]
 
 
 def kept(row: dict) -> str:
@@ -309,16 +339,22 @@ def _ratio(row: dict | None, base: dict | None) -> str:
     return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
 
 
-def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str]) -> Table:
+def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int = 64) -> Table:
     """What schemes gained on recorded machines: a row a record and scheme, beside the baseline there.
 
     Args:
         origins: ``records.by_origin`` of what was recorded; one without a baseline, or with none of the
             schemes ``names``, has no row, and what is only cited has none either.
+        most: the largest batch that is shown. In runs as short as a record's a large GPU waits for its host
+            at more, whatever the scheme; ``tuning.settings`` times such batches longer.
     """
     table = []
     for title, rows in origins.items():
-        found = {(row["scheme"], row["batch"]): row for row in rows if not row.get("cited")}
+        found = {
+            (row["scheme"], row["batch"]): row
+            for row in rows
+            if row["batch"] <= most and not row.get("cited")
+        }
         shared = {
             name: sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
             for name in ("baseline", *names)
@@ -332,7 +368,7 @@ def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str]) -> Table:
             gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
             table.append([title, name, size, f"{one['kv_cache_tokens']:,}", *gains])
     columns = ["record", "scheme", "weights", "KV cache, tokens"]
-    return Table([*columns, "speed at the smallest batch", "at the largest"], table)
+    return Table([*columns, "speed at a small batch", "at a large one"], table)
 
 
 def errors(found: Mapping[str, Mapping[str, float]]) -> Table:

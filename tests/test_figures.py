@@ -35,6 +35,20 @@ def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
     assert [line.get_label() for line in right.lines] == ["baseline", "awq"]
 
 
+def test_every_marker_of_a_speed_is_whole_and_every_tick_has_a_name_of_its_own():
+    rows = [a_row("baseline", 1, 600.0, 300, 200), a_row("fp8", 1, 660.0, 199, 100)]
+    right = figures.compared(rows).axes[1]
+    assert right.get_ylim() == (0, pytest.approx(1.08 * 1.1))
+    # Times of 1.5 to 1.7 ms: between 1, 2 and 5 there are further ticks.
+    figure = figures.speed(rows, {"baseline": [900.0], "fp8": [990.0]}, [1])
+    _ = figure.png
+    low, high = figure.axes[1].get_ylim()
+    shown = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    places = zip(figure.axes[1].get_yticks(), shown, strict=True)
+    named = [text for place, text in places if low <= place <= high]
+    assert len(named) == len(set(named)) > 1
+
+
 def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
     before = np.array([1.0, 16.0, 2.0, 2.0])
     left, right = figures.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes

@@ -5,9 +5,11 @@ import json
 import os
 from types import SimpleNamespace
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import hardware, models, records, reference, roofline, schemes, show, sizing, tuning
+from helpers import hardware, models, records, reference, roofline, run, schemes, show, sizing, tuning
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
@@ -91,7 +93,8 @@ def test_no_recorded_engine_is_faster_than_its_bound():
     known = sizing.known_models(models.resolve(models.EMBEDDED))
     for row in rows:
         model = known[row["model"]]
-        bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
+        bandwidth = row.get("copy_bandwidth") or sizing.CARDS["H200"].bandwidth  # a lesson's row has none
+        bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], bandwidth)
         assert row["output_tokens_per_s"] < bound, row
 
 
@@ -258,6 +261,43 @@ def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
     seen = tuning.busy(SimpleNamespace(llm=llm), batch=1)
     assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
     assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
+
+
+def test_every_lesson_ran_to_its_end_on_a_gpu_and_the_readme_says_in_what_time():
+    lines = [json.loads(line) for line in (records.REFERENCE / "h200/lessons.jsonl").read_text().splitlines()]
+    assert {line["lesson"]: line["status"] for line in lines} == {
+        path.stem: "ok" for path in run.NOTEBOOKS.glob("0*.ipynb")
+    }
+    whole, starting = (sum(line["seconds"] for line in lines), sum(sum(line["starting_s"]) for line in lines))
+    said = " ".join((run.NOTEBOOKS.parent / "README.md").read_text().split())
+    assert f"ran to their end on that H200 in {whole / 60:.0f} minutes" in said
+    count = sum(line["engines"] for line in lines)
+    assert (
+        f"{starting / 60:.0f} of the {whole / 60:.0f} were the starts of {count} engines and servers" in said
+    )
+
+
+def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):
+    cell = new_code_cell("open_engine()")
+    cell.outputs = [
+        new_output("stream", name="stdout", text="vLLM is ready after ‹3.5 s›. Its log: ‹a.log›\n")
+    ]
+    cell.outputs += [
+        new_output("stream", name="stdout", text="x\nThe server (awq) answers after ‹12.0 s› on ‹…›.\n")
+    ]
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "05_x.ipynb")
+    result = {
+        "notebook": "05_x",
+        "status": "ok",
+        "seconds": 20.0,
+        "error": "",
+        "digest": "",
+        "records": [0, 0],
+    }
+    (tmp_path / run.RESULTS).write_text(json.dumps(result) + "\n")
+    assert reference.of_lessons(tmp_path) == [
+        {"lesson": "05_x", "status": "ok", "seconds": 20.0, "engines": 2, "starting_s": [3.5, 12.0]}
+    ]
 
 
 def test_a_line_names_its_machine_and_versions(tmp_path, capsys):

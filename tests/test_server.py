@@ -233,6 +233,23 @@ def test_an_answer_to_another_question_would_be_wrong():
 
 
 @pytest.mark.slow
+def test_half_of_an_answer_is_not_an_answer():
+    """Its status is 200: only ``finish_reason`` says that the server gave it up."""
+    [request] = clients.long(1, 30)
+
+    def reply(tokens, reason):
+        choice = {"message": {"content": "The story of"}, "finish_reason": reason}
+        return {"choices": [choice], "usage": {"completion_tokens": tokens}}
+
+    assert clients.judged(request, reply(30, "length")) == "answered"
+    assert clients.judged(request, reply(12, "length")) == "wrong"
+    assert (
+        clients.judged(request, reply(12, "abort"))
+        == clients.judged(request, reply(30, "abort"))
+        == "aborted"
+    )
+
+
 def test_none_of_five_hundred_requests_is_lost(server):
     with clients.crowd(server, clients.numbered(500), concurrency=16, timeout_s=300) as crowd:
         outcomes = crowd.outcomes()
@@ -291,6 +308,7 @@ def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(serve
     assert load.highest_kept(levels) == levels[2]
     path = records.append(tmp_path / "serving.jsonl", load.rows(server, levels, "here"), fields=load.FIELDS)
     assert [row["concurrency"] for row in records.read(path, load.FIELDS)[0]] == [1, 4, None]
+    assert all(level.growth is None for level in load.closed(levels))
     assert server.settings.api_key not in path.read_text()
     assert server.settings.api_key not in next(tmp_path.glob("*.log")).read_text()
 
@@ -304,6 +322,32 @@ def test_the_knee_is_where_throughput_per_waiting_is_best():
 
     found = [level(1, 1.0, 1.0), level(4, 3.5, 1.1), level(16, 4.0, 4.0)]
     assert load.knee(found).concurrency == 4
+
+
+def test_a_rate_at_which_a_queue_grows_is_not_one_to_plan_with():
+    """Twice the rate that a server answers makes each request wait a second longer each second."""
+    came, rate = [number / 20 for number in range(160)], 20.0
+    waits = {"keeps up": [0.4 + 0.1 * (number % 3) for number in range(160)], "falls behind": came}
+    growing = {name: load.growth(seconds, rate) for name, seconds in waits.items()}
+    assert growing["keeps up"] == pytest.approx(0.0, abs=0.01)
+    assert growing["falls behind"] == pytest.approx(1.0)
+    # The batch fills at first: that is no queue.
+    assert load.growth([min(when, 1.5) for when in came], rate) == pytest.approx(0.0, abs=0.01)
+    assert load.growth(came[: load.ENOUGH - 1], rate) is None
+
+    def level(rate, growth):
+        figures = dict.fromkeys(load.Level.__annotations__, 0.0)
+        all_in_time = {"requests_per_s": 0.9 * rate, "goodput": 0.9 * rate, "share": 0.5}
+        return load.Level(**figures | all_in_time | {"rate": rate, "growth": growth})
+
+    closed = load.Level(
+        **dict.fromkeys(load.Level.__annotations__, 0.0) | {"share": None, "requests_per_s": 30.0}
+    )
+    slow, held, behind = level(10.0, None), level(20.0, 0.05), level(25.0, 0.25)
+    assert load.highest_kept([closed, slow, held, behind]) == held
+    assert load.highest_kept([closed, behind]) is None
+    cells = show_serving.levels({"baseline": [closed, held]}).rows
+    assert [row[5].text for row in cells] == ["+0.00 s/s", "+0.05 s/s"]
 
 
 def test_a_level_that_is_over_at_once_is_repeated_for_longer():
@@ -427,7 +471,7 @@ def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_p
 
 @pytest.mark.slow
 def test_without_a_drain_no_client_gets_its_answer(tmp_path):
-    """vLLM kills its engine at once; whether the clients get a 500 or hang is a race inside the server."""
+    """vLLM kills its engine at once; what the clients hear of it is a race inside the server."""
     server = open_server(small(shutdown_timeout=0), log_dir=tmp_path).start()
     with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=10) as crowd:
         crowd.wait_until_running(16)
@@ -435,7 +479,24 @@ def test_without_a_drain_no_client_gets_its_answer(tmp_path):
         server.stop()
         found = clients.count(crowd.outcomes())
     assert found["answered"] == found["wrong"] == 0, found
-    assert found["hung"] + found["refused"] == 16, found
+    assert found["hung"] + found["refused"] + found["aborted"] == 16, found
+    assert gone(processes)
+
+
+@pytest.mark.slow
+def test_an_engine_that_gets_a_last_word_in_sends_what_was_written_so_far(tmp_path):
+    """What a GPU's engine does when its server stops without a drain; here it alone is told to end."""
+    server = open_server(small(shutdown_timeout=0), log_dir=tmp_path).start()
+    with clients.crowd(server, clients.long(8, 300), concurrency=8, timeout_s=30) as crowd:
+        crowd.wait_until_running(8)
+        crowd.wait_until_writing()
+        [core] = [process for process in server.processes() if process.name() == "VLLM::EngineCore"]
+        core.terminate()
+        outcomes = crowd.outcomes()
+    assert clients.count(outcomes)["aborted"] == 8, outcomes
+    assert all(outcome.status == 200 for outcome in outcomes)
+    processes = server.processes()
+    server.stop()
     assert gone(processes)
 
 
@@ -451,7 +512,7 @@ def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
         end = server.stop()
         found = clients.count(crowd.outcomes())
     assert found["answered"] == found["wrong"] == 0, found
-    assert found["hung"] + found["refused"] + found["cut off"] == 4, found
+    assert found["hung"] + found["refused"] + found["aborted"] + found["cut off"] == 4, found
     assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
     assert gone(processes)
 

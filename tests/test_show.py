@@ -101,13 +101,30 @@ def test_predictions_are_ratios_to_the_first():
 
 def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
     rows = [a_row(name, batch, rate * batch, 1, 1, kv_cache_tokens=9000)
-            for name, rate in (("baseline", 10.0), ("fp8", 15.0)) for batch in (1, 8, 64)]  # fmt: skip
+            for name, rate in (("baseline", 10.0), ("fp8", 15.0)) for batch in (1, 8, 64, 256)]  # fmt: skip
     table = show.elsewhere({"here": rows, "cited": [rows[0] | {"cited": "a log"}]}, ["fp8", "awq"])
     assert table.rows == [
         ["here", "baseline", "1.0 MiB", "9,000", "x 1.00 (batch 1)", "x 1.00 (batch 64)"],
         ["here", "fp8", "1.0 MiB", "9,000", "x 1.50 (batch 1)", "x 1.50 (batch 64)"],
     ]
     assert show.elsewhere({"here": rows}, ["awq"]).rows == []
+
+
+def test_answers_are_shown_for_each_machine_that_compared_them():
+    def one(scheme, device, **more):
+        return a_row(scheme, 1, 1.0, 1, 1) | {"device": device, "way": "a way"} | more
+
+    compared = {"kl_mean": 0.02, "top1": 0.9, "recovery": 0.98, "recovery_low": 0.95, "recovery_high": 1.0}
+    there = [one("baseline", "GPU"), one("int8", "GPU", recorded="gpu", **compared)]
+    here = [one("int8", "CPU", kl_mean=0.03, top1=0.8), one("fp8", "CPU")]
+    table = show.answers({"here": here, "there": there}, "CPU")
+    cells = [[getattr(cell, "text", cell) for cell in line] for line in table.rows]
+    assert cells == [
+        ["int8", "CPU", "a way", "0.0300 nats", "80.0%", "-"],
+        ["int8", "GPU", "a way", "0.0200 nats", "90.0%", "98.0% (95% to 100%)"],
+    ]
+    assert [isinstance(line[3], show.measured) for line in table.rows] == [True, False]
+    assert isinstance(show.answers({"there": there[:1]}, "CPU"), show.Note)
 
 
 def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
