@@ -457,7 +457,7 @@ def gains(
         return Note("No scheme was measured beside a baseline on any machine: there are no gains to draw.")
     columns = min(3, len(found))
     height = -(-len(found) // columns)
-    figure, grid = _plots(columns, (max(7, 3.4 * columns), 3.6 * height), height)
+    figure, grid = _plots(columns, (max(7, 3.4 * columns), 3.3 * height), height)
     for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
         axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
         for name, ratios in by.items():

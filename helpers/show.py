@@ -295,25 +295,25 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
 
 
 def answers(origins: Mapping[str, list[dict]], here: str) -> Table | Note:
-    """What each scheme did to one model's answers, a row a scheme and machine.
+    """What each scheme did to one model's answers here and elsewhere, a row a scheme and machine.
 
     Args:
-        origins: ``records.by_origin`` of that model's records; those of machines that kept no answers have
-            no row. ``here`` is the device of this machine, whose figures count as measured now.
+        origins: ``records.by_origin`` of that model's records; a scheme whose answers were compared on one
+            machine alone has no row. ``here`` is the device of this machine, whose figures count as measured.
     """
     table = []
     for name in schemes.SCHEMES:
-        for rows in origins.values():
-            one = next(
-                (row for row in rows if row["scheme"] == name and row.get("kl_mean") is not None), None
-            )
-            if not one:
-                continue
+        compared = [
+            next(row for row in rows if row["scheme"] == name)
+            for rows in origins.values()
+            if any(row["scheme"] == name and row.get("kl_mean") is not None for row in rows)
+        ]
+        for one in compared if len(compared) > 1 else []:
             mine = one["device"] == here and not one.get("recorded")
             cells = [one["device"], one["way"], *_quality(one)]
             table.append([name, *(measured(cell) if mine else cell for cell in cells)])
     if not table:
-        return Note("No answers of this model were compared, here or on record.")
+        return Note("This model's answers were compared on one machine alone.")
     columns = ["scheme", "machine", "runs there as", "mean KL", "same top token", "recovery"]
     return Table(columns, table, texts=columns[1:3])
 
