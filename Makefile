@@ -58,7 +58,7 @@ notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs
 	@$(in_venv) -m helpers.pictures
 
-reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; an hour)
+reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over an hour)
 	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")
 
 lint: setup  ## format and lint, code and notebooks

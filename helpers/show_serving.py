@@ -56,7 +56,8 @@ def _short(text: str, width: int) -> str:
 
 def levels(found: Mapping[str, list]) -> Table:
     """``load.Level``s by scheme, a row a level; a 95th percentile of too few requests is not shown."""
-    columns = ["load", "requests", "offered", "answered", "in time", "wait grows", "goodput", "output"]
+    columns = ["load", "requests", "offered", "answered", "in time"]
+    columns += ["wait grows, s/s", "goodput", "output, tok/s"]
     columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
     rows = [
         [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
@@ -81,9 +82,9 @@ def _figures(level) -> list[measured]:
         f"{level.rate:.2f} /s" if level.rate else "-",
         f"{level.requests_per_s:.2f} /s",
         f"{level.kept:.0%}",
-        "-" if level.growth is None else f"{level.growth:+.2f} s/s",
+        "-" if level.growth is None else f"{level.growth:+.2f}",
         f"{level.goodput:.2f} /s",
-        f"{level.output_tokens_per_s:,.0f} tok/s",
+        f"{level.output_tokens_per_s:,.0f}",
     ]
     for median, p95 in times:
         cells += [f"{median * 1e3:,.0f} ms", f"{p95 * 1e3:,.0f} ms" if level.enough else "-"]

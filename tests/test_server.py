@@ -347,7 +347,7 @@ def test_a_rate_at_which_a_queue_grows_is_not_one_to_plan_with():
     assert load.highest_kept([closed, slow, held, behind]) == held
     assert load.highest_kept([closed, behind]) is None
     cells = show_serving.levels({"baseline": [closed, held]}).rows
-    assert [row[5].text for row in cells] == ["+0.00 s/s", "+0.05 s/s"]
+    assert [row[5].text for row in cells] == ["+0.00", "+0.05"]
 
 
 def test_a_level_that_is_over_at_once_is_repeated_for_longer():
