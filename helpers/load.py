@@ -50,7 +50,7 @@ class Level:
     ``concurrency`` is the number of clients of a closed loop, None in an open one; ``share`` is an open
     loop's rate as a share of the closed loops' best throughput, ``rate`` the same in requests/s.
     ``growth`` is by how many seconds an open loop's requests took longer for each second that the load
-    lasted (``growth``), None in a closed loop and of fewer than ``ENOUGH`` requests.
+    lasted, None in a closed loop and of fewer than ``ENOUGH`` requests.
     """
 
     concurrency: int | None

@@ -303,11 +303,11 @@ def answers(origins: Mapping[str, list[dict]], here: str) -> Table | Note:
     """
     table = []
     for name in schemes.SCHEMES:
-        compared = [
-            next(row for row in rows if row["scheme"] == name)
+        known = [
+            [row for row in rows if row["scheme"] == name and row.get("kl_mean") is not None]
             for rows in origins.values()
-            if any(row["scheme"] == name and row.get("kl_mean") is not None for row in rows)
         ]
+        compared = [found[0] for found in known if found]
         for one in compared if len(compared) > 1 else []:
             mine = one["device"] == here and not one.get("recorded")
             cells = [one["device"], one["way"], *_quality(one)]
