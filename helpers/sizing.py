@@ -293,6 +293,8 @@ def reconcile(
 ) -> list[Reconciled]:
     """Set each record's reported KV cache beside the config's bytes; one a model, machine and scheme.
 
+    Those of one model on one machine stand together, whenever they were recorded.
+
     Args:
         known: models by the title that records call them; records of other models are passed over.
         utilization: vLLM's share of the memory where a record does not name it.
@@ -310,7 +312,8 @@ def reconcile(
         rest = round(memory * share) - weights - cache if memory and weights else None
         key = row["model"], row["device"], memory, row["scheme"], token, row.get("recorded")
         found[key] = Reconciled(row, token, cache, rest)
-    return list(found.values())
+    places = list(dict.fromkeys(key[:3] for key in found))
+    return [found[key] for key in sorted(found, key=lambda key: places.index(key[:3]))]
 
 
 def known_models(*more: models.Model) -> dict[str, models.Model]:

@@ -115,6 +115,10 @@ def test_only_records_with_a_gpus_memory_have_a_rest():
     [narrow] = sizing.reconcile([row | {"kv_cache_dtype": "fp8"}], known)
     assert narrow.token == 327_680 / 2
     assert sizing.reconcile([row | {"model": "unknown"}], known) == []
+    later = [row, row | {"device": "another"}, row | {"scheme": "fp8"}]
+    assert [(one.row["device"], one.row["scheme"]) for one in sizing.reconcile(later, known)] == [
+        (row["device"], row["scheme"]), (row["device"], "fp8"), ("another", row["scheme"]),
+    ]  # fmt: skip
 
 
 def test_a_card_says_where_its_figures_are_from():
