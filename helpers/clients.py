@@ -181,7 +181,7 @@ def judged(request: Request, content: dict) -> str:
     ``abort`` is vLLM's word for a request that its engine gave up, on its way out above all: what was
     written so far is sent like an answer.
     """
-    if content["choices"][0]["finish_reason"] == "abort":
+    if content["choices"][0].get("finish_reason") == "abort":
         return ABORTED
     return ANSWERED if request.holds(content) else WRONG
 
