@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -28,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ENOUGH = 20
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
 KEEPS = 0.9  # the share of requests that must meet the objective for a rate to count as kept
-BEHIND = 0.1  # s/s: where requests take longer by more than that for each second of load, a queue grows
 
 
 class LoadError(RuntimeError):
@@ -49,8 +47,6 @@ class Level:
 
     ``concurrency`` is the number of clients of a closed loop, None in an open one; ``share`` is an open
     loop's rate as a share of the closed loops' best throughput, ``rate`` the same in requests/s.
-    ``growth`` is by how many seconds an open loop's requests took longer for each second that the load
-    lasted, None in a closed loop and of fewer than ``ENOUGH`` requests.
     """
 
     concurrency: int | None
@@ -69,7 +65,6 @@ class Level:
     itl_s: float
     itl_p95_s: float
     e2e_s: float
-    growth: float | None
 
     @property
     def enough(self) -> bool:
@@ -175,7 +170,6 @@ def _level(found: dict) -> Level:
         goodput=found["request_goodput"],
         output_tokens_per_s=found["output_throughput"],
         e2e_s=found["median_e2el_ms"] / 1e3,
-        growth=growth(found["latencies"], found["request_rate"]) if found["share"] else None,
         **{f"{name}_s": found[f"median_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
         **{f"{name}_p95_s": found[f"p95_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
     )
@@ -200,40 +194,27 @@ def knee(levels: list[Level]) -> Level:
     return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s if level.e2e_s else 0.0)
 
 
-def most_answered(levels: list[Level]) -> float:
-    """The most requests per second that a server answered at any level."""
-    return max(level.requests_per_s for level in levels)
+def sustained(levels: list[Level]) -> float:
+    """Requests per second that a server answers for as long as it is asked to.
 
-
-def growth(latencies_s: list[float], rate: float) -> float | None:
-    """By how many seconds requests took longer for each second of an open loop's load.
-
-    Near 0 the server keeps up. Where it does not, a queue grows, and a request waits for all of it: twice
-    the rate that it can answer makes the wait grow by a second each second. The first quarter is left out,
-    while the batch fills.
-
-    Args:
-        latencies_s: of the requests in the order in which they came, ``rate`` of them a second.
-
-    Returns:
-        The slope of a straight line through them; None if they are fewer than ``ENOUGH``.
+    That is what it answered where it was asked for more, in an open loop above whatever was answered at any
+    level. The best closed loop can be above that: with no more clients than places nobody waits. Where no
+    level asked for too much, the most that was answered.
     """
-    if len(latencies_s) < ENOUGH:
-        return None
-    first = len(latencies_s) // 4
-    came = [number / rate for number in range(first, len(latencies_s))]
-    return statistics.linear_regression(came, latencies_s[first:]).slope
+    most = max(level.requests_per_s for level in levels)
+    too_many = [level.requests_per_s for level in opened(levels) if level.rate > most]
+    return min([most, *too_many])
 
 
 def highest_kept(levels: list[Level]) -> Level | None:
     """The highest open-loop rate at which ``KEEPS`` of the requests met the objective, None if none did.
 
-    A rate at which a queue grows does not count, however many were in time: only the test was too short.
-    It shows in the requests themselves (``growth``), and every rate above ``most_answered`` is one.
+    A rate above ``sustained`` does not count: the queue grows for as long as it lasts, and only the test
+    was too short to show it.
     """
-    most = most_answered(levels)
+    most = sustained(levels)
     kept = [level for level in opened(levels) if level.kept >= KEEPS and level.rate <= most]
-    kept = [level for level in kept if not level.failed and (level.growth or 0.0) <= BEHIND]
+    kept = [level for level in kept if not level.failed]
     return max(kept, key=lambda level: level.rate, default=None)
 
 

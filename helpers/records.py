@@ -197,19 +197,6 @@ def latest(found: list[dict]) -> list[dict]:
     return list(newest.values())
 
 
-def fastest(found: list[dict]) -> list[dict]:
-    """Keep the fastest record of each scheme and batch size of an origin, in the order first seen.
-
-    For what was recorded more than once: whatever disturbs a run on a GPU, its host above all, slows it.
-    """
-    best: dict[tuple, dict] = {}
-    for row in found:
-        key = (*origin(row), row["scheme"], row["batch"])
-        if key not in best or row["output_tokens_per_s"] > best[key]["output_tokens_per_s"]:
-            best[key] = row
-    return list(best.values())
-
-
 REFERENCE = Path(__file__).resolve().parent.parent / "notebooks" / "reference"
 
 
@@ -217,11 +204,11 @@ def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     """Return what was recorded on other machines, and a sentence for each line that cannot be used.
 
     They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. Of what was
-    measured more than once the ``fastest`` counts. A row with ``cited`` was not measured by these lessons:
+    measured more than once the ``latest`` counts. A row with ``cited`` was not measured by these lessons:
     it says there where its figures were read.
     """
     good, bad = recorded(folder, "records.jsonl", FIELDS)
-    return fastest(good), bad
+    return latest(good), bad
 
 
 def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:

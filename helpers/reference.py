@@ -121,9 +121,8 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
 def _one(model: models.Model, scheme: str, reference, out: Path, **args) -> tuple[list[dict], object]:
     begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
     with opened(model, scheme, log_dir=out / "logs", **GRAPHS, **args) as engine:
-        speeds = measure.speed(
-            engine, list(BATCHES), seconds=1.8, runs=9
-        )  # of three, 256 requests say little
+        # Nine runs: with three, two sessions of 256 requests differed by more than the schemes do.
+        speeds = measure.speed(engine, list(BATCHES), seconds=1.8, runs=9)
         speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
         memory = measure.memory(engine)
         if not model.shape_only and scheme == "baseline":
@@ -338,19 +337,37 @@ def parallel(out: Path, name: str = tuning.MODEL, count: int = 2) -> None:
 # -- the lessons themselves ---------------------------------------------------------------------------
 
 
+RECIPES = ("fp8", "int8", "rtn", "awq")  # of helpers.checkpoints, as the lessons ask for them
 STARTED = re.compile(r"^(?:vLLM is ready|The server \(\w+\) answers) after ‹([\d.]+) s›", re.M)
 
 
 def lessons(out: Path, names: Sequence[str] = ()) -> None:
-    """Run the lessons with the embedded model, all or those of ``names``, and keep how each went."""
+    """Run the lessons with the embedded model, all or those of ``names``, and keep how each went.
+
+    The quantized checkpoints are made before, all at once; every line has the seconds that this took.
+    """
     folder = out / "logs/lessons"
     shutil.rmtree(folder, ignore_errors=True)
+    made_s = _make_checkpoints()
     command = [sys.executable, "-m", "helpers.run", *names, "--out", str(folder.absolute())]
-    environment = os.environ | {"TUTORIAL_MODEL": models.EMBEDDED}
-    done = subprocess.run(command, cwd=ROOT, env=environment)
-    write(out / "lessons.jsonl", [stamp() | row for row in of_lessons(folder)])
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"TUTORIAL_MODEL": models.EMBEDDED})
+    if (folder / run.RESULTS).exists():
+        found = of_lessons(folder)
+        write(out / "lessons.jsonl", [stamp() | row | {"checkpoints_s": made_s} for row in found])
     if done.returncode:
-        raise RuntimeError(f"A lesson did not run to its end: {folder}")
+        raise RuntimeError(f"A lesson did not run to its end (exit code {done.returncode}): {folder}")
+
+
+def _make_checkpoints() -> float:
+    """Make the embedded model and the checkpoints of it that the lessons use; return the seconds."""
+    begun = time.perf_counter()
+    models.prepare()
+    command = [sys.executable, "-m", "helpers.checkpoints"]
+    made = [subprocess.Popen([*command, recipe, models.EMBEDDED], cwd=ROOT) for recipe in RECIPES]
+    for recipe, child in zip(RECIPES, made, strict=True):
+        if child.wait():
+            raise RuntimeError(f"The checkpoint {recipe} was not made: exit code {child.returncode}")
+    return round(time.perf_counter() - begun, 1)
 
 
 def of_lessons(folder: Path) -> list[dict]:

@@ -294,28 +294,25 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
     return [measured(cell) for cell in [*cells, *_quality(one)]]
 
 
-def answers(origins: Mapping[str, list[dict]], here: str) -> Table | Note:
-    """What each scheme did to one model's answers here and elsewhere, a row a scheme and machine.
+def answers(rows: list[dict], elsewhere: list[dict]) -> Table:
+    """What each scheme did to a model's answers, a row a scheme, model and machine.
 
     Args:
-        origins: ``records.by_origin`` of that model's records; a scheme whose answers were compared on one
-            machine alone has no row. ``here`` is the device of this machine, whose figures count as measured.
+        rows: records of this machine; ``elsewhere``: recorded ones, of which a machine's first of a scheme
+            and model counts (its prompts' length does not matter here).
     """
-    table = []
+    table, seen = [], set()
     for name in schemes.SCHEMES:
-        known = [
-            [row for row in rows if row["scheme"] == name and row.get("kl_mean") is not None]
-            for rows in origins.values()
-        ]
-        compared = [found[0] for found in known if found]
-        for one in compared if len(compared) > 1 else []:
-            mine = one["device"] == here and not one.get("recorded")
-            cells = [one["device"], one["way"], *_quality(one)]
-            table.append([name, *(measured(cell) if mine else cell for cell in cells)])
-    if not table:
-        return Note("This model's answers were compared on one machine alone.")
-    columns = ["scheme", "machine", "runs there as", "mean KL", "same top token", "recovery"]
-    return Table(columns, table, texts=columns[1:3])
+        for row in (*rows, *elsewhere):
+            place = name, row["model"], row["device"], row.get("recorded")
+            if row["scheme"] != name or row.get("kl_mean") is None or place in seen:
+                continue
+            seen.add(place)
+            cells = [row["model"], row["device"], row["way"], *_quality(row)]
+            cells[1] += ", on record" if row.get("recorded") else ""
+            table.append([name, *(cells if row.get("recorded") else map(measured, cells))])
+    columns = ["scheme", "model", "machine", "runs there as", "mean KL", "same top token", "recovery"]
+    return Table(columns, table, texts=columns[1:4])
 
 
 def _quality(row: dict) -> list[str]:
@@ -368,7 +365,7 @@ def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int
             gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
             table.append([title, name, size, f"{one['kv_cache_tokens']:,}", *gains])
     columns = ["record", "scheme", "weights", "KV cache, tokens"]
-    return Table([*columns, "speed at a small batch", "at a large one"], table)
+    return Table([*columns, "speed at the smallest batch", f"at the largest up to {most}"], table)
 
 
 def errors(found: Mapping[str, Mapping[str, float]]) -> Table:

@@ -56,8 +56,7 @@ def _short(text: str, width: int) -> str:
 
 def levels(found: Mapping[str, list]) -> Table:
     """``load.Level``s by scheme, a row a level; a 95th percentile of too few requests is not shown."""
-    columns = ["load", "requests", "offered", "answered", "in time"]
-    columns += ["wait grows, s/s", "goodput", "output, tok/s"]
+    columns = ["load", "requests", "offered", "answered", "in time", "goodput", "output, tok/s"]
     columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
     rows = [
         [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
@@ -82,7 +81,6 @@ def _figures(level) -> list[measured]:
         f"{level.rate:.2f} /s" if level.rate else "-",
         f"{level.requests_per_s:.2f} /s",
         f"{level.kept:.0%}",
-        "-" if level.growth is None else f"{level.growth:+.2f}",
         f"{level.goodput:.2f} /s",
         f"{level.output_tokens_per_s:,.0f}",
     ]
@@ -95,7 +93,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
     """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, what open ones got in time."""
     import matplotlib.pyplot as plt
 
-    from helpers.load import KEEPS, closed, knee, most_answered, opened
+    from helpers.load import KEEPS, closed, knee, opened, sustained
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
     counts, words, limit = set(), [], {"color": COLOURS["bound"], "linestyle": "--"}
@@ -115,16 +113,16 @@ def load(found: Mapping[str, list], objective) -> Figure:
         right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
         # The line that ends a scheme's range carries its marker, empty.
         most = {"linestyle": ":", "markevery": [1], "mfc": "white"}
-        right.plot([most_answered(rows)] * 3, [0, 10, 105], **look(scheme) | most)
+        right.plot([sustained(rows)] * 3, [0, 10, 105], **look(scheme) | most)
         words.append(
             f"{scheme}: the knee at {best.concurrency} clients with {best.output_tokens_per_s:,.0f} tok/s, "
-            f"at most {most_answered(rows):.2f} requests/s answered"
+            f"{sustained(rows):.2f} requests/s sustained"
         )
     left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
     middle.axhline(objective.ttft_ms, **limit, label="objective")
     middle.set(xlabel="clients at once", ylabel="TTFT, ms", title="Waiting (bars: up to 95 %)")
     right.axhline(KEEPS * 100, **limit)
-    middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="most it answered")
+    middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="what it sustains")
     right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
     right.set_title("Within the objective")
     for axes in (left, middle):
@@ -137,6 +135,6 @@ def load(found: Mapping[str, list], objective) -> Figure:
     alt = (
         "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
         "the first token, median and up to the 95th percentile, beside its objective. The share of requests "
-        "in time against the rate offered, beside the most that was answered. "
+        "in time against the rate offered, beside the rate that the server sustains. "
     )
     return Figure(figure, alt + str(measured("; ".join(words))))

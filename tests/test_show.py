@@ -110,21 +110,19 @@ def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
     assert show.elsewhere({"here": rows}, ["awq"]).rows == []
 
 
-def test_answers_are_shown_for_each_machine_that_compared_them():
+def test_answers_are_shown_once_for_each_machine_that_compared_them():
     def one(scheme, device, **more):
-        return a_row(scheme, 1, 1.0, 1, 1) | {"device": device, "way": "a way"} | more
+        return a_row(scheme, 1, 1.0, 1, 1) | {"device": device, "way": "a way", "model": "m"} | more
 
     compared = {"kl_mean": 0.02, "top1": 0.9, "recovery": 0.98, "recovery_low": 0.95, "recovery_high": 1.0}
-    there = [one("baseline", "GPU"), one("int8", "GPU", recorded="gpu", **compared), one("fp8", "GPU")]
-    here = [one("int8", "CPU", kl_mean=0.03, top1=0.8), one("fp8", "CPU", kl_mean=0.01, top1=0.9)]
-    table = show.answers({"here": here, "there": there}, "CPU")
-    cells = [[getattr(cell, "text", cell) for cell in line] for line in table.rows]
-    assert cells == [
-        ["int8", "CPU", "a way", "0.0300 nats", "80.0%", "-"],
-        ["int8", "GPU", "a way", "0.0200 nats", "90.0%", "98.0% (95% to 100%)"],
+    there = [one("int8", "GPU", recorded="gpu", prompt_tokens=n, **compared) for n in (16, 1024)]
+    here = [one("baseline", "GPU"), one("int8", "GPU", kl_mean=0.03, top1=0.8), one("fp8", "GPU")]
+    table = show.answers(here, there)
+    assert [[getattr(cell, "text", cell) for cell in line] for line in table.rows] == [
+        ["int8", "m", "GPU", "a way", "0.0300 nats", "80.0%", "-"],
+        ["int8", "m", "GPU, on record", "a way", "0.0200 nats", "90.0%", "98.0% (95% to 100%)"],
     ]
-    assert [isinstance(line[3], show.measured) for line in table.rows] == [True, False]
-    assert isinstance(show.answers({"there": there}, "CPU"), show.Note)
+    assert [isinstance(line[4], show.measured) for line in table.rows] == [True, False]
 
 
 def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
