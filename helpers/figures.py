@@ -75,7 +75,7 @@ class Figure:
     def png(self) -> bytes:
         """The picture, with its text and what is drawn inside (``drawn``).
 
-        40 colours are more than a plot has, and a quarter of the bytes. An octree keeps the rare ones apart.
+        32 colours are more than a plot has, and a quarter of the bytes. An octree keeps the rare ones apart.
         """
         from PIL import Image, PngImagePlugin
 
@@ -83,7 +83,7 @@ class Figure:
         self.figure.savefig(raw, format="png", dpi=drawn.DPI)
         words.add_itxt("Description", self.alt)
         words.add_itxt("Drawn", drawn.read_back(self.figure, self.exact), zip=True)
-        few = Image.open(raw).convert("RGB").quantize(40, method=Image.Quantize.FASTOCTREE)
+        few = Image.open(raw).convert("RGB").quantize(32, method=Image.Quantize.FASTOCTREE)
         few.save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
