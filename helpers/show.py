@@ -308,9 +308,9 @@ def answers(rows: list[dict], elsewhere: list[dict]) -> Table:
             if row["scheme"] != name or row.get("kl_mean") is None or place in seen:
                 continue
             seen.add(place)
-            cells = [row["model"], row["device"], row["way"], *_quality(row)]
-            cells[1] += ", on record" if row.get("recorded") else ""
-            table.append([name, *(cells if row.get("recorded") else map(measured, cells))])
+            cells = [row["device"], row["way"], *_quality(row)]
+            cells[0] += ", on record" if row.get("recorded") else ""
+            table.append([name, row["model"], *(cells if row.get("recorded") else map(measured, cells))])
     columns = ["scheme", "model", "machine", "runs there as", "mean KL", "same top token", "recovery"]
     return Table(columns, table, texts=columns[1:4])
 
