@@ -363,10 +363,10 @@ def _make_checkpoints() -> float:
     begun = time.perf_counter()
     models.prepare()
     command = [sys.executable, "-m", "helpers.checkpoints"]
-    made = [subprocess.Popen([*command, recipe, models.EMBEDDED], cwd=ROOT) for recipe in RECIPES]
-    for recipe, child in zip(RECIPES, made, strict=True):
-        if child.wait():
-            raise RuntimeError(f"The checkpoint {recipe} was not made: exit code {child.returncode}")
+    with ThreadPoolExecutor(len(RECIPES)) as pool:
+        made = pool.map(lambda one: subprocess.run([*command, one, models.EMBEDDED], cwd=ROOT), RECIPES)
+    if failed := [recipe for recipe, done in zip(RECIPES, made, strict=True) if done.returncode]:
+        raise RuntimeError(f"Checkpoints that were not made: {', '.join(failed)}")
     return round(time.perf_counter() - begun, 1)
 
 

@@ -299,6 +299,18 @@ def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):
     ]
 
 
+def test_the_lessons_run_and_each_has_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "_make_checkpoints", lambda: 1.5)  # minutes; 00 needs none
+    reference.lessons(tmp_path, ["00_start_here"])
+    [line] = [json.loads(text) for text in (tmp_path / "lessons.jsonl").read_text().splitlines()]
+    assert (line["lesson"], line["status"], line["engines"]) == ("00_start_here", "ok", 0)
+    assert line["seconds"] > 0
+    assert line["checkpoints_s"] == 1.5
+    assert line["device"] == hardware.detect().label
+    with pytest.raises(RuntimeError, match=r"did not run to its end \(exit code 2\)"):
+        reference.lessons(tmp_path, ["99_no_such_lesson"])
+
+
 def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
     reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 1}])
     reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 2}])
