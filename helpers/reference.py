@@ -121,7 +121,7 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
 def _one(model: models.Model, scheme: str, reference, out: Path, **args) -> tuple[list[dict], object]:
     begun, compared, recovered, perplexity = time.perf_counter(), None, None, None
     with opened(model, scheme, log_dir=out / "logs", **GRAPHS, **args) as engine:
-        # Nine runs: with three, two sessions of 256 requests differed by more than the schemes do.
+        # Nine runs: with three, two recordings of 256 requests differed by more than the schemes do.
         speeds = measure.speed(engine, list(BATCHES), seconds=1.8, runs=9)
         speeds += measure.speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
         memory = measure.memory(engine)

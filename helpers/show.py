@@ -342,7 +342,7 @@ def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int
     Args:
         origins: ``records.by_origin`` of what was recorded; one without a baseline, or with none of the
             schemes ``names``, has no row, and what is only cited has none either.
-        most: the largest batch that is shown. For 256 requests two sessions of runs as short as a record's
+        most: the largest batch that is shown. For 256 requests two recordings of runs this short
             differed by more than the schemes do; ``tuning.settings`` times that batch longer.
     """
     table = []

@@ -118,11 +118,11 @@ def test_every_committed_record_can_be_read():
     for found, bad in (records.elsewhere(), records.envelopes()):
         assert bad == []
         assert all(r["recorded"] for r in found)
-    # One session each, whole: ratios of two would compare the hours, too.
-    sessions: dict[tuple, set] = {}
+    # One recording each, whole: ratios of two would compare the hours, too.
+    recordings: dict[tuple, set] = {}
     for r in records.elsewhere()[0]:
-        sessions.setdefault((r["model"], r["device"], r["scheme"]), set()).add(r["measured_at"])
-    assert all(len(times) == 1 for times in sessions.values()), sessions
+        recordings.setdefault((r["model"], r["device"], r["scheme"]), set()).add(r["measured_at"])
+    assert all(len(times) == 1 for times in recordings.values()), recordings
     cited = [r for r in records.elsewhere()[0] if r.get("cited")]
     assert [r["device"] for r in cited] == ["NVIDIA L4"]
 
