@@ -149,7 +149,7 @@ def speeds(found) -> Table:
                 speed.batch,
                 measured(f"{speed.output_tokens_per_s:,.1f} tok/s"),
                 measured(f"{speed.low:,.1f} to {speed.high:,.1f} tok/s"),
-                measured(_ms(speed.ttft_s)),
+                measured(ms(speed.ttft_s)),
                 measured(f"{speed.tpot_s * 1e3:,.1f} ms"),
             ]
             for speed in found
@@ -168,7 +168,7 @@ def records(rows: list[dict]) -> Table:
                 measured(mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
                 mib(row["predicted_weights_bytes"]),
                 measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
-                measured(_ms(row["ttft_s"])),
+                measured(ms(row["ttft_s"])),
                 measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
                 measured(row["kernel"]),
             ]
@@ -511,7 +511,7 @@ def long_prompts(rows: list[dict]) -> Table:
         cells = []
         for batch in loads:
             seen = row["long"][batch]
-            cells += [_ms(seen["ttft_s"]), f"{seen['tokens_per_s']:,.0f}"]
+            cells += [ms(seen["ttft_s"]), f"{seen['tokens_per_s']:,.0f}"]
         table.append([row["scheme"], row["variant"], *cells])
     return Table(["scheme", "setting", *heads], table, texts=["setting"])
 
@@ -531,9 +531,9 @@ def kernels(rows: list[dict]) -> Table:
     first, *others = found.values()
     table = []
     for load, base in first.items():
-        cells = [f"{load[0]} of {load[1]:,}", f"{base['output_tokens_per_s']:,.0f}", _ms(base["ttft_s"])]
+        cells = [f"{load[0]} of {load[1]:,}", f"{base['output_tokens_per_s']:,.0f}", ms(base["ttft_s"])]
         for other in others:
-            for field, shown in (("output_tokens_per_s", "{:,.0f}".format), ("ttft_s", _ms)):
+            for field, shown in (("output_tokens_per_s", "{:,.0f}".format), ("ttft_s", ms)):
                 value = other[load][field]
                 cells.append(f"{shown(value)} (x {value / base[field]:.2f})")
         table.append(cells)
@@ -546,7 +546,8 @@ def _short(kernel: str) -> str:
     return kernel.removesuffix("LinearKernel").removesuffix("ScaledMM")
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
+    """Seconds in whole milliseconds, for a cell."""
     return f"{1000 * seconds:,.0f} ms"
 
 

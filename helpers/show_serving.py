@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from helpers.figures import Figure, look
-from helpers.show import COLOURS, Table, measured
+from helpers.show import COLOURS, Table, measured, ms
 
 
 def settings(found) -> Table:
@@ -85,7 +85,7 @@ def _figures(level) -> list[measured]:
         f"{level.output_tokens_per_s:,.0f}",
     ]
     for median, p95 in times:
-        cells += [f"{median * 1e3:,.0f} ms", f"{p95 * 1e3:,.0f} ms" if level.enough else "-"]
+        cells += [ms(median), ms(p95) if level.enough else "-"]
     return [measured(cell) for cell in cells]
 
 
