@@ -24,7 +24,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import diagnose, hardware, models, once, parameters, schemes, secrets, spare, weights
+from helpers import diagnose, hardware, models, once, parameters, schemes, secrets, weights
 from helpers import ownership as own
 from helpers.capture import LogFile, Progress
 from helpers.hardware import MIB
@@ -378,8 +378,6 @@ class Engine:
     def _start(self) -> None:
         global _engines_built
         os.environ.update(environment(self.in_process) | hardware.compiling(self.machine, self.args))
-        if not self.in_process and spare.useful(self.machine.kind):
-            spare.prepare(self.machine.kind, dict(os.environ), own.spawn_bound)
         with Progress(self.log_file), self._log.capturing():
             try:
                 self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
@@ -487,8 +485,6 @@ class Engine:
 
         total = hardware.anonymous_memory()
         for child in psutil.Process().children(recursive=True) if not self.in_process else []:
-            if child.pid in spare.waiting():  # it belongs to no engine, and grows while it imports
-                continue
             with contextlib.suppress(OSError, psutil.Error):
                 total += hardware.anonymous_memory(child.pid)
         return total
@@ -502,7 +498,6 @@ class Engine:
         """Wait until the memory is back or the deadline is over; return the bytes in use then.
 
         Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
-        What comes after that is no part of it, such as a process that gets ready for the next engine.
         """
         stop, last, most = time.monotonic() + DEADLINE_S, math.inf, self._before + self._allowed()
         while True:
@@ -510,7 +505,7 @@ class Engine:
             own.trim_heap()
             now = self._memory()
             if last <= most and last - now <= MIB:
-                return min(last, now)
+                return now
             if now - self._before < FEW or time.monotonic() >= stop:
                 return now
             last = now
@@ -585,7 +580,7 @@ def _import_vllm() -> float:
     """Import vLLM (9 s with compiled bytecode, 20 s without); return the seconds it took.
 
     Two fifths of it are torch, its compiler included, a fifth transformers, a tenth vLLM's own modules and
-    the rest a hundred small ones: there is no part to leave out, only the whole not to do twice (``spare``).
+    the rest a hundred small ones: there is no part to leave out.
 
     Ctrl+C waits for the import: torch cannot be imported again in a process where it was cut short.
     """

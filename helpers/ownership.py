@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import hardware, spare
+from helpers import hardware
 from helpers.hardware import MIB
 
 
@@ -105,17 +105,14 @@ class Belongings:
         import psutil
 
         me, folder = psutil.Process(), Path("/dev/shm")
-        taken, old_shared = spare.waiting(), set(folder.glob("*"))
-        old_processes = {child for child in me.children(recursive=True) if child.pid not in taken}
+        old_shared, old_processes = set(folder.glob("*")), set(me.children(recursive=True))
         try:
             yield
         finally:
-            # Python's own tracker of shared memory serves the whole process and ends with it, and so does
-            # the spare for the next engine; the spare that waited before is this engine's now.
+            # Python's own tracker of shared memory serves the whole process and ends with it.
             tracker = multiprocessing.resource_tracker._resource_tracker._pid
             born = set(me.children(recursive=True)) - old_processes
-            others = {tracker, *spare.waiting()}
-            self._processes = [process for process in born if process.pid not in others]
+            self._processes = [process for process in born if process.pid != tracker]
             self._shared = set(folder.glob("*")) - old_shared
 
     def end(self, patience_s: float = 5.0) -> None:
@@ -183,11 +180,6 @@ def children_bound_to_this():
 
     def spawn(path, args, passfds):
         engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)  # else the resource tracker
-        ready = spare.take() if engine else None
-        if ready:
-            spare.prepare(ready.kind, ready.environ, spawn_bound)  # for the engine after this one
-        if ready and (pid := ready.become(args, passfds)):
-            return pid
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
@@ -220,9 +212,7 @@ def _main_left_alone():
         vars(main).update(kept)
 
 
-def spawn_bound(
-    command: list, environ: dict | None = None, file_actions: tuple = (), tracker: bool = False
-) -> int:
+def spawn_bound(command: list, tracker: bool = False) -> int:
     """Start a Python program in a process of its own group that ends with this one; return its pid.
 
     It takes all signals: what a caller blocks for a moment, a child would keep blocked. multiprocessing's
@@ -230,9 +220,8 @@ def spawn_bound(
     others to remove what they left.
     """
     path, args = _bound(command[0], list(command) if tracker else _watching(list(command)))
-    given = dict(os.environ) if environ is None else environ
     mask = {} if tracker else {"setsigmask": []}
-    return os.posix_spawn(path, args, given, file_actions=file_actions, setpgroup=0, **mask)
+    return os.posix_spawn(path, args, dict(os.environ), setpgroup=0, **mask)
 
 
 # A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays

@@ -155,10 +155,7 @@ def children() -> list[str]:
 
 
 def ownership_faults(logs: Path) -> None:
-    """One engine after another in one process, each ended badly; a line on what each left.
-
-    One process may stay: the spare that waits for the next engine, with what it shares with this one.
-    """
+    """One engine after another in one process, each ended badly; a line on what each left."""
     _until(lambda: hardware.gpu_memory_used() < 1024 * ownership.MIB, 30)  # what ran before is still ending
     shared, start = shared_memory(), hardware.gpu_memory_used()
 
