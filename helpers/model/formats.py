@@ -76,7 +76,15 @@ def quantized(config: dict) -> Quantized | None:
         LayoutError: a method that is not counted here.
     """
     text = config.get("text_config") or {}
-    found = next((one.get(key) for one in (config, text) for key in ("quantization_config", "compression_config") if one.get(key)), None)
+    found = next(
+        (
+            one.get(key)
+            for one in (config, text)
+            for key in ("quantization_config", "compression_config")
+            if one.get(key)
+        ),
+        None,
+    )
     if not found:
         return None
     method = str(found.get("quant_method") or ("modelopt" if found.get("quant_algo") else "")).lower()
@@ -128,8 +136,14 @@ def _names(one: Tensor) -> list[str]:
         parent, _, last = one.name.rpartition(".")
         parts = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "down_proj": ("down_proj", "w2")}
         names += [parent, *(f"{parent}.0.{part}" for part in parts.get(last, (last,)))]
-    inner = [re.sub(r"^model\.language_model\.", "", name) for name in names if name.startswith("model.language_model.")]
-    names += [f"{roof}.{name}" for name in inner for roof in ("model", "language_model.model", "language_model")]
+    inner = [
+        re.sub(r"^model\.language_model\.", "", name)
+        for name in names
+        if name.startswith("model.language_model.")
+    ]
+    names += [
+        f"{roof}.{name}" for name in inner for roof in ("model", "language_model.model", "language_model")
+    ]
     if one.part == "tower":
         names += [re.sub(r"^model\.", "", name) for name in names]
     return names
@@ -159,12 +173,21 @@ def _gptq(config: dict):
     format = Format(bits, group=group, group_bytes=2 + bits / 8, input=4)
     left_out = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
     rest = _rules(format, [*left_out, *(config.get("modules_to_not_convert") or ())])
-    return f"GPTQ, {bits} bits", "awq", lambda one: format if one.part == "head" and config.get("lm_head") else rest(one), 2
+    return (
+        f"GPTQ, {bits} bits",
+        "awq",
+        lambda one: format if one.part == "head" and config.get("lm_head") else rest(one),
+        2,
+    )
 
 
 def _auto_round(config: dict):
     bits, group = _bits(config), config.get("group_size") or 128
-    kept = [name for name, extra in (config.get("extra_config") or {}).items() if (extra.get("bits") or bits) >= 16]
+    kept = [
+        name
+        for name, extra in (config.get("extra_config") or {}).items()
+        if (extra.get("bits") or bits) >= 16
+    ]
     format = Format(bits, group=group, group_bytes=2 + bits / 8)
     return f"AutoRound, {bits} bits", "awq", _rules(format, kept), 2
 
@@ -174,12 +197,22 @@ def _fp8(config: dict):
     static = 4 if config.get("activation_scheme") == "static" else 0
     format = Format(8, block=block[0], block_bytes=4) if block else Format(8, tensor=4 + static)
     ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
-    return f"FP8, a scale a {'block' if block else 'matrix'}", "fp8_file", _rules(format, ignored, _EVERYWHERE), 2
+    return (
+        f"FP8, a scale a {'block' if block else 'matrix'}",
+        "fp8_file",
+        _rules(format, ignored, _EVERYWHERE),
+        2,
+    )
 
 
 def _fbgemm(config: dict):
     format = Format(8, channel=4)
-    return "FP8 (FBGEMM), a scale a channel", "fp8_file", _rules(format, config.get("modules_to_not_convert")), 2
+    return (
+        "FP8 (FBGEMM), a scale a channel",
+        "fp8_file",
+        _rules(format, config.get("modules_to_not_convert")),
+        2,
+    )
 
 
 def _bitsandbytes(config: dict):
@@ -211,7 +244,9 @@ def _modelopt(config: dict):
     config = config.get("quantization") or config
     algorithm = str(config.get("quant_algo") or "").upper()
     if algorithm not in _MODELOPT:
-        raise LayoutError(f"ModelOpt's {algorithm or 'unnamed algorithm'} is not counted here: {', '.join(_MODELOPT)} are.")
+        raise LayoutError(
+            f"ModelOpt's {algorithm or 'unnamed algorithm'} is not counted here: {', '.join(_MODELOPT)} are."
+        )
     format, title, kind = _MODELOPT[algorithm]
     ignored = [*(config.get("exclude_modules") or ()), *(config.get("ignore") or ())]
     cached = config.get("kv_cache_quant_algo") or config.get("kv_cache_scheme")
@@ -226,7 +261,11 @@ def _compressed_tensors(config: dict):
         weights = group.get("weights")
         if weights:
             targets = None if "Linear" in group["targets"] else group["targets"]
-            format, *last = _of_weights(weights, str(group.get("format") or config.get("format")), bool(group.get("input_activations")))
+            format, *last = _of_weights(
+                weights,
+                str(group.get("format") or config.get("format")),
+                bool(group.get("input_activations")),
+            )
             found.append(_rules(format, ignored, _EVERYWHERE, only=targets))
     if not found:
         raise LayoutError("The checkpoint's config_groups name no weights, so its bytes cannot be counted.")

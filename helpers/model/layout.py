@@ -146,9 +146,7 @@ def full_config(text: str):
     written.pop("compression_config", None)
     kind, named = written.pop("model_type", None), (written.get("architectures") or ["no class"])[0]
     if not kind:
-        raise LayoutError(
-            f"The config names no model_type (its class: {named}), so nothing says what it is."
-        )
+        raise LayoutError(f"The config names no model_type (its class: {named}), so nothing says what it is.")
     try:
         return AutoConfig.for_model(kind, **written)
     except Exception as error:  # each class checks its own fields, with errors of any kind
@@ -170,14 +168,20 @@ def _counted(text: str) -> Layout:
     model = _built(config)
     written = config.get_text_config(decoder=True)
     decoder = next(
-        (one for one in model.modules() if type(getattr(one, "config", None)) is type(written) and one is not model),
+        (
+            one
+            for one in model.modules()
+            if type(getattr(one, "config", None)) is type(written) and one is not model
+        ),
         model,
     )
     tensors = _tensors(model, decoder, written)
     experts, per_token = _routed(written)
     has_experts = any(one.part == "experts" for one in tensors)
     if has_experts and not (experts and per_token):
-        raise LayoutError(f"{type(model).__name__} has experts, and its config does not say how many a token takes.")
+        raise LayoutError(
+            f"{type(model).__name__} has experts, and its config does not say how many a token takes."
+        )
     return Layout(
         tensors=tensors,
         caches=_caches(decoder, written),
@@ -193,7 +197,9 @@ def _built(config):
 
     named = (config.architectures or [None])[0]
     if named and not _WRITES.search(named) or getattr(config, "is_encoder_decoder", False):
-        raise LayoutError(f"{named or type(config).__name__} does not write text token by token: vLLM serves it otherwise.")
+        raise LayoutError(
+            f"{named or type(config).__name__} does not write text token by token: vLLM serves it otherwise."
+        )
     if "omni" in (config.model_type or ""):
         raise LayoutError(f"{named} speaks as well: vLLM loads a part of it, and which is not counted here.")
     try:
@@ -251,11 +257,19 @@ def _tensors(model, decoder, config) -> tuple[Tensor, ...]:
                 part = "head"
             elif id(weight) not in inside:
                 part = "tower"
-                sides = tuple(weight.shape) if isinstance(module, torch.nn.Linear) and weight.ndim == 2 else sides
-            elif name == "weight" and isinstance(module, (torch.nn.Linear, Conv1D)) and not _routes(path, weight, experts):
+                sides = (
+                    tuple(weight.shape) if isinstance(module, torch.nn.Linear) and weight.ndim == 2 else sides
+                )
+            elif (
+                name == "weight"
+                and isinstance(module, (torch.nn.Linear, Conv1D))
+                and not _routes(path, weight, experts)
+            ):
                 part, sides = "linear", tuple(weight.shape)
                 sides = sides[::-1] if isinstance(module, Conv1D) else sides
-            elif weight.ndim == 3 and "conv" not in path and (weight.shape[0] == experts or "experts" in path):
+            elif (
+                weight.ndim == 3 and "conv" not in path and (weight.shape[0] == experts or "experts" in path)
+            ):
                 part, sides = "experts", _expert_sides(f"{path}.{name}", weight.shape, hidden)
             else:
                 part = "other"
@@ -279,7 +293,14 @@ def _expert_sides(name: str, shape, hidden: int) -> tuple[int, int]:
 
 # -- what a layer keeps for a request -------------------------------------------------------------------------
 
-_FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "qkv", "att_proj")  # queries, keys and values in one
+_FUSED = (
+    "query_key_value",
+    "qkv_proj",
+    "c_attn",
+    "Wqkv",
+    "qkv",
+    "att_proj",
+)  # queries, keys and values in one
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")  # layers that keep a state and no keys
 _COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")  # along the context, too
 _STATE_BYTES = 4  # states are kept in 32 bits where the model was trained so; the most that it can be
@@ -352,7 +373,9 @@ def _state(module) -> int:
     convolutions = [
         one.weight
         for name, one in module.named_children()
-        if name.endswith(("conv", "conv1d")) and getattr(one, "weight", None) is not None and one.weight.ndim == 3
+        if name.endswith(("conv", "conv1d"))
+        and getattr(one, "weight", None) is not None
+        and one.weight.ndim == 3
     ]
     looked_back = sum(weight.shape[0] * (weight.shape[2] - 1) * 2 for weight in convolutions)
     decay = getattr(module, "A_log", None)

@@ -1,6 +1,6 @@
 """The quantization schemes: what each stores, how this machine runs it, the bytes it should take.
 
-A scheme is one entry of ``SCHEMES``; nothing else in the project branches on a scheme's name. Each
+A scheme is one entry of ``SCHEMES`` (what the lessons measure) or ``DEPLOYED``; nothing else in the project branches on a scheme's name. Each
 entry lists its ways of running, best first, and the first whose condition holds for the machine is
 taken. The conditions and their sources are read from vLLM 0.32.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from helpers.base.figure import DOTTED
 from helpers.base.machine import Machine
 
 
@@ -27,7 +28,8 @@ class Way:
     scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
     zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
     multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
-    widened first. ``onednn`` is false where torch must not leave the products to oneDNN.
+    widened first. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the
+    scheme and the variant in ``notebooks/reference`` whose kernel this is: what a step takes beyond reading.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Way:
     group_bytes: float | None = None
     arithmetic_bits: int = 16
     onednn: bool = True
+    timed: tuple[str, str] = ("baseline", "vLLM's defaults")
 
     @property
     def plain_bytes(self) -> int:
@@ -52,10 +55,10 @@ class Scheme:
 
     ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
     ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
-    weights (a scale, and half a byte of zero point). ``recipe`` names the checkpoint that
-    ``model.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what
-    one key or value takes in its KV cache. The last three are the guide's words: when to take it, what
-    overrules that, and the notebook that measures it.
+    weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that. ``recipe``
+    names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are
+    matplotlib's colour, marker and line. The last three are the guide's words: when to take it, what overrules
+    that, and the notebook that measures it.
     """
 
     name: str
@@ -66,9 +69,16 @@ class Scheme:
     group_bytes: float = 0.0
     recipe: str | None = None
     kv_bytes: int = 2
+    group: int = 0
+    look: tuple = ("#444444", "*", "-")
     best_for: str = ""
     unless: str = ""
     lesson: str = ""
+
+    @property
+    def file(self) -> bool:
+        """Whether it needs a checkpoint: vLLM does not make one while it loads."""
+        return bool(self.recipe or self.group)
 
     def way(self, machine: Machine) -> Way:
         """Return how this machine runs the scheme.
@@ -100,6 +110,7 @@ _ONEDNN = "vllm/model_executor/layers/utils.py: dispatch_cpu_unquantized_gemm"
 
 BASELINE = Scheme(
     name="baseline",
+    look=("#0072B2", "o", "-"),
     title="Baseline (16-bit)",
     weight_bits=16,
     best_for="the yardstick; a model that fits with room to spare",
@@ -109,8 +120,8 @@ BASELINE = Scheme(
         Way("BF16 tensor cores", _cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
         Way(
             "FP16 tensor cores",
-            _cuda(7.0, 8.0),
-            "Turing and Volta multiply FP16 but not BF16.",
+            _cuda(7.5, 8.0),
+            "Turing multiplies FP16 but not BF16.",
             _PLATFORM,
             {"dtype": "float16"},
         ),
@@ -129,6 +140,12 @@ BASELINE = Scheme(
             "the 16-bit weights are widened to 32 as they are loaded.",
             _ONEDNN,
             _FP32,
+        ),
+        Way(
+            "",
+            lambda machine: False,
+            "vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
+            _PLATFORM,
         ),
     ),
 )
@@ -162,6 +179,7 @@ _FP8_EMULATED = Way(
 
 FP8 = Scheme(
     name="fp8",
+    look=("#D55E00", "s", "--"),
     title="FP8, quantized while loading",
     weight_bits=8,
     best_for="many users at once, on hardware that multiplies FP8",
@@ -172,12 +190,14 @@ FP8 = Scheme(
     channel_bytes=4,
     ways=(
         Way(
-            "FP8 tensor cores",
+            "FP8 tensor cores, a scale a channel",
             _cuda(8.9),
-            "From SM 8.9 on the GPU multiplies FP8 by FP8.",
+            "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations are "
+            "scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
             _FP8_GPU,
-            _BF16 | {"quantization": "fp8_per_tensor"},
+            _BF16 | {"quantization": "fp8_per_channel"},
             arithmetic_bits=8,
+            timed=("fp8", "per channel"),
         ),
         Way(
             "FP8 weights, 16-bit arithmetic",
@@ -185,14 +205,26 @@ FP8 = Scheme(
             "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
             _FP8_GPU,
             {"dtype": "auto", "quantization": "fp8_per_tensor"},
+            timed=("fp8", "Marlin (W8A16)"),
         ),
         _FP8_AMX,
         _FP8_EMULATED,
+        Way(
+            "FP8 tensor cores",
+            lambda machine: False,  # what earlier records are of
+            "One scale a matrix is the quick way to round while loading; the answers are a little further off.",
+            _FP8_GPU,
+            _BF16 | {"quantization": "fp8_per_tensor"},
+            arithmetic_bits=8,
+            timed=("fp8", "vLLM's defaults"),
+        ),
+        Way("", lambda machine: False, "FP8 weights need SM 7.5 on a GPU.", _FP8_GPU),
     ),
 )
 
 FP8_FILE = Scheme(
     name="fp8_file",
+    look=("#AD7A00", "D", "-."),
     title="FP8 checkpoint",
     weight_bits=8,
     channel_bytes=2,
@@ -209,7 +241,8 @@ FP8_FILE = Scheme(
             ),
             _FP8_EMULATED,
         )
-    ),
+    )
+    + FP8.ways[-1:],
 )
 
 _W4 = (
@@ -220,13 +253,15 @@ _W4 = (
         _WNA16,
         {"dtype": "auto"},
         group_bytes=4.0,
+        timed=("awq", "vLLM's defaults"),
     ),
     Way(
-        "W4A16 kernel on tensor cores",
+        "W4A16 kernel on tensor cores (Marlin)",
         _cuda(7.5),
         "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         {"dtype": "auto"},
+        timed=("awq", "Marlin"),
     ),
     Way(
         "W4A8 kernel of the CPU (CPUWNA16)",
@@ -260,21 +295,31 @@ _W4 = (
 
 AWQ = Scheme(
     name="awq",
+    look=("#009E73", "^", "-"),
     title="W4A16 (AWQ)",
     weight_bits=4,
     ways=_W4,
     group_bytes=2.5,
     recipe="awq",
     best_for="a model that fits no other way; few users at once",
-    unless="the batch is large, the model small, the arithmetic scarce; or eight bits are faster even for "
-    "one user (03_awq has that on record)",
+    unless="the batch is large, the model small or the arithmetic scarce; or the GPU is a Hopper, where eight "
+    "bits are as fast for one user (03_awq has that on record)",
     lesson="03_awq",
 )
 
-ROUNDED = Scheme("rounded", "W4A16 (plain rounding)", 4, _W4, group_bytes=2.5, recipe="rtn")
+ROUNDED = Scheme(
+    "rounded",
+    "W4A16 (plain rounding)",
+    4,
+    _W4,
+    group_bytes=2.5,
+    recipe="rtn",
+    look=("#808080", "X", (0, (2, 1))),
+)
 
 INT8 = Scheme(
     name="int8",
+    look=("#BF6795", "P", "--"),
     title="INT8 W8A8",
     weight_bits=8,
     best_for="many users at once, where there is no FP8 arithmetic: T4, A100, CPUs with AVX-512",
@@ -290,6 +335,7 @@ INT8 = Scheme(
             _INT8,
             {"dtype": "auto"},
             arithmetic_bits=8,
+            timed=("fp8", "per channel"),  # INT8 was not timed; the same bytes and rates
         ),
         *(
             Way(
@@ -334,49 +380,127 @@ INT8 = Scheme(
 
 _KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
 
-_KV_WHY = {
-    "cpu": "The cache stores FP8 and is widened when it is read.",
-    "cuda": "The cache stores FP8; a GPU of Hopper's generation rounds the queries, too, and multiplies FP8, "
-    "others widen the cache as they read it.",
-}
 
-FP8_KV = Scheme(
-    name="fp8_kv",
-    title="16-bit weights, FP8 KV cache",
-    weight_bits=16,
-    kv_bytes=1,
+def _caches_fp8(machine: Machine) -> bool:
+    """Whether vLLM has an attention kernel there that reads an FP8 KV cache."""
+    return (machine.sm or 0) >= 8.0 if machine.kind == "cuda" else bool(machine.isa & BF16_ISA)
+
+
+def _in_fp8(way: Way) -> Way:
+    """The same way of running, with an FP8 KV cache."""
+    return replace(
+        way,
+        name=f"{way.name}, FP8 KV cache",
+        when=lambda machine: way.when(machine) and _caches_fp8(machine),
+        why=f"{way.why} The cache stores FP8: Hopper and the data-centre Blackwells round the queries, too, "
+        "and multiply FP8, other hardware widens it as it reads.",
+        source=_KV_SOURCE,
+        args=way.args | {"kv_cache_dtype": "fp8"},
+    )
+
+
+def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
+    """A scheme's weights with an FP8 KV cache: a scheme of its own, on hardware that runs both."""
+    refused = "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU."
+    refused = " ".join(why for why in (base.ways[-1].why * (not base.ways[-1].name), refused) if why)
+    ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
+    ways.append(Way("", lambda machine: False, refused, _KV_SOURCE))
+    return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)
+
+
+FP8_KV = with_fp8_cache(
+    BASELINE,
+    "fp8_kv",
+    "16-bit weights, FP8 KV cache",
+    look=("#2F93CF", "v", (0, (4, 1, 1, 1, 1, 1))),  # dots alone are the bounds
     best_for="long contexts and many users: twice the tokens in the same memory",
     unless="the answers suffer: what is rounded here are keys and values alone",
     lesson="02_fp8",
-    ways=(
-        *(
-            Way(
-                f"{way.name}, FP8 KV cache",
-                way.when,
-                _KV_WHY["cuda" if "tensor" in way.name else "cpu"],
-                _KV_SOURCE,
-                way.args | {"kv_cache_dtype": "fp8"},
-            )
-            for way in BASELINE.ways
-            if way.name not in ("FP16 tensor cores", "FP32, weights widened once")
-        ),
-        Way(
-            "",
-            lambda machine: False,
-            "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.",
-            _KV_SOURCE,
-        ),
-    ),
 )
 
+# The schemes that the lessons measure, one by one.
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme for scheme in (BASELINE, FP8, FP8_FILE, AWQ, ROUNDED, INT8, FP8_KV)
 }
+
+# -- what one deploys besides: two of them at once, and formats that come as checkpoints --------------------
+
+_FP4 = "vllm/model_executor/kernels/linear/nvfp4 and fused_moe/oracle/mxfp4.py: is_supported of each kernel"
+_MARLIN = replace(_W4[1], name="4-bit floats, 16-bit arithmetic (Marlin)", source=_FP4)
+
+NVFP4 = Scheme(
+    name="nvfp4",
+    title="NVFP4 checkpoint",
+    weight_bits=4,
+    group=16,
+    group_bytes=1,
+    look=("#5B4A9E", "h", "-."),
+    best_for="Blackwell: four bits that its matrix units multiply",
+    unless="nobody published a checkpoint; or the GPU is older, where it is as fast as AWQ",
+    ways=(
+        Way(
+            "NVFP4 tensor cores",
+            _cuda(10.0),
+            "Blackwell multiplies FP4 by FP4.",
+            _FP4,
+            {"dtype": "auto"},
+            arithmetic_bits=4,
+            timed=("fp8", "per channel"),
+        ),
+        replace(
+            _MARLIN, why="Before Blackwell no matrix unit knows FP4: Marlin widens the weights as it reads."
+        ),
+        Way("", lambda machine: False, "FP4 weights need SM 7.5 on a GPU.", _FP4),
+    ),
+)
+MXFP4 = replace(
+    NVFP4,
+    name="mxfp4",
+    title="MXFP4 checkpoint",
+    group=32,
+    look=("#7A4A2B", "<", (0, (2, 1))),
+    best_for="models that were trained for it (gpt-oss)",
+    unless="there is no such checkpoint",
+    ways=(
+        replace(
+            _MARLIN,
+            name="MXFP4 experts, 16-bit arithmetic",
+            when=_cuda(8.0),
+            why="The experts' weights are widened as they are read: by Triton's kernels on Hopper, by Marlin "
+            "elsewhere.",
+        ),
+        Way("", lambda machine: False, "MXFP4 experts need SM 8.0 on a GPU.", _FP4),
+    ),
+)
+
+DEPLOYED: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        with_fp8_cache(FP8, "fp8_fp8_kv", "FP8 weights, FP8 KV cache", look=("#8A3200", "p", "--")),
+        with_fp8_cache(AWQ, "awq_fp8_kv", "AWQ weights, FP8 KV cache", look=("#00563F", "d", "-")),
+        with_fp8_cache(INT8, "int8_fp8_kv", "INT8 weights, FP8 KV cache", look=("#8C2D62", "H", "--")),
+        NVFP4,
+        with_fp8_cache(NVFP4, "nvfp4_fp8_kv", "NVFP4 checkpoint, FP8 KV cache", look=("#2E2263", "8", "-.")),
+        MXFP4,
+    )
+}
+EVERY = SCHEMES | DEPLOYED
 
 
 def scheme(name: str) -> Scheme:
     """Return the scheme called ``name``, or say which there are."""
     try:
-        return SCHEMES[name]
+        return EVERY[name]
     except KeyError:
-        raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(SCHEMES)}.") from None
+        raise SchemeError(f"There is no scheme {name!r}. There are: {', '.join(EVERY)}.") from None
+
+
+def look(name: str) -> dict:
+    """Matplotlib's arguments for a scheme's line: the same everywhere."""
+    colour, marker, line = EVERY[name].look if name in EVERY else Scheme.look
+    return {"color": colour, "marker": marker, "linestyle": line}
+
+
+def bound_look(name: str) -> dict:
+    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
+    return look(name) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
