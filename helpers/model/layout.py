@@ -66,6 +66,7 @@ class Layout:
 
     tensors: tuple[Tensor, ...]
     caches: tuple[Cache, ...]
+    layers: int = 0
     experts: int = 0
     per_token: int = 0
 
@@ -185,6 +186,7 @@ def _counted(text: str) -> Layout:
     return Layout(
         tensors=tensors,
         caches=_caches(decoder, written),
+        layers=written.num_hidden_layers,
         experts=experts if has_experts else 0,
         per_token=per_token if has_experts else 0,
     )

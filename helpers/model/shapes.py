@@ -97,7 +97,10 @@ HUB = {
 def known_as(name: str) -> str | None:
     """The shape that a name means: its own, or the hub's of the same model; in capitals or not."""
     wanted = name.lower()
-    return next((key for key, hub in HUB.items() if wanted in (key, hub.lower(), hub.lower().split("/")[1])), None)
+    return next(
+        (key for key, hub in HUB.items() if wanted in (key, hub.lower(), hub.lower().split("/")[1])), None
+    )
+
 
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -318,8 +321,10 @@ CONFIGS: dict[str, dict] = {
             "head_dim": 128,
             "query_pre_attn_scalar": 168,
             "sliding_window": 1024,
-            "layer_types": ["sliding_attention"] * 5 + (["full_attention"] + ["sliding_attention"] * 5) * 9
-            + ["full_attention"] + ["sliding_attention"] * 2,
+            "layer_types": ["sliding_attention"] * 5
+            + (["full_attention"] + ["sliding_attention"] * 5) * 9
+            + ["full_attention"]
+            + ["sliding_attention"] * 2,
             "max_position_embeddings": 131072,
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
@@ -334,6 +339,7 @@ CONFIGS: dict[str, dict] = {
             "num_attention_heads": 16,
             "image_size": 896,
             "patch_size": 14,
+            "vision_use_head": False,
         },
     },
 }
