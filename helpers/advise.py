@@ -8,20 +8,20 @@ import logging
 import os
 import sys
 
+from helpers.compare.advise import GOALS, advise
+from helpers.compare.cards import CARDS, FOUR
+from helpers.model.model import ModelError
+
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from helpers.compare.cards import CARDS, FOUR
-
     found = argparse.ArgumentParser(prog="python -m helpers.advise", description=__doc__.split(":")[0])
     found.add_argument("model", help="a folder with a config.json, a hub name, or a shape such as qwen3-8b")
     found.add_argument("--gpu", default="L4", help=f"one of {', '.join(CARDS)}; or {FOUR} (%(default)s)")
     found.add_argument("--gpus", type=int, default=1, help="how many there are (%(default)s)")
     found.add_argument("--context", type=int, help="tokens each user holds (4096, or the model's longest)")
     found.add_argument("--users", type=int, default=16, help="requests at once (%(default)s)")
-    found.add_argument(
-        "--goal", default="throughput", help="fit, latency, throughput or quality (%(default)s)"
-    )
+    found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
     found.add_argument("--price", type=float, help="dollars a GPU and day, such as 10.80")
     found.add_argument("--json", action="store_true", help="for programs")
     return found
@@ -33,9 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.WARNING)  # what transformers says of configs is not the answer
     asked = vars(parser().parse_args(arguments))
     as_json = asked.pop("json")
-    from helpers.compare.advise import advise
-    from helpers.model.model import ModelError
-
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
         refused = None if answer.chosen else answer.sentence

@@ -1,9 +1,8 @@
-"""Which quantization for this model on this GPU: one recommendation, what would overrule it, and every way's figures."""
+"""Which quantization for this model on this GPU: one recommendation, and what would overrule it."""
 
 from __future__ import annotations
 
 import html
-import json
 import textwrap
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ from helpers.base.page import Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.options import AS_IT_IS, Counted, Load, Option
+from helpers.compare.options import Counted, Load, Option
 from helpers.compare.published import GAINED
+from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
 
 GOALS = ("fit", "latency", "throughput", "quality")
@@ -41,7 +41,8 @@ class Advice:
         load = self.load
         gpus = f"{load.gpus} {load.card.name}s" if load.gpus > 1 else f"one {load.card.name}"
         users = f"{load.users} users" if load.users > 1 else "one user"
-        return f"{self.model.model.title} on {gpus} ({load.card.memory / GIB:.0f} GiB): {users}, {load.context:,} tokens each, for {self.goal}"
+        asked = f"{users}, {load.context:,} tokens each, for {self.goal}"
+        return f"{self.model.model.title} on {gpus} ({load.card.memory / GIB:.0f} GiB): {asked}"
 
     @property
     def sentence(self) -> str:
@@ -95,8 +96,8 @@ class Advice:
         best = max(faster, key=lambda other: _score(other, "throughput"), default=one)
         ratio = _score(best, "throughput") / _score(one, "throughput")
         return ratio > SAME and (
-            f"speed counts more than accuracy: {best.title} gives {ratio:.1f} times its tokens (accuracy kept: "
-            f"{best.kept.says})"
+            f"speed counts more than accuracy: {best.title} gives {ratio:.1f} times the tokens (accuracy "
+            f"kept: {best.kept.says})"
         )
 
     def _if_accuracy(self, one: Option, others: list[Option]) -> str:
@@ -113,7 +114,7 @@ class Advice:
         return not one.fits and one.needs and f"nobody may wait: {one.needs} GPUs hold {self._all}"
 
     def _if_close(self, one: Option, others: list[Option]) -> str:
-        close = one.fits and one.spare < options.MARGIN
+        close = one.fits and one.spare < MARGIN
         return (
             close
             and f"vLLM stops as it starts, for only {one.spare / GIB:.1f} GiB are left: allow less context"
@@ -167,7 +168,7 @@ class Advice:
 
     def _fits(self, one: Option) -> str:
         if one.fits:
-            return f"{'close' if one.spare < options.MARGIN else 'yes'}, room for {one.users}"
+            return f"{'close' if one.spare < MARGIN else 'yes'}, room for {one.users}"
         if one.users:
             return f"{one.users}, others wait"
         return f"no, {-one.spare / GIB:.1f} GiB short"
@@ -178,7 +179,7 @@ class Advice:
         kinds = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
         found = ["Weights, KV cache: counted from the config, with vLLM's rules."]
         found += [
-            f"Gains (tokens/s a GPU, 16 bits = 1): {'; '.join(kinds)}. Short of these on real load; measure yours (05)."
+            f"Gains (tokens/s a GPU, 16 bits = 1): {'; '.join(kinds)}. Lesson 05 measures yours."
         ] * bool(kinds)
         cited = [
             g for g in GAINED if g.card == self.load.card.name and any(o.scheme == g.scheme for o in shown)
@@ -209,9 +210,11 @@ class Advice:
         if self.chosen:
             page += f"<pre>{html.escape(self.chosen.command)}</pre>"
         if self.overruled_by:
-            page += f"<p>Unless</p><ul>{''.join(f'<li>{html.escape(why)}</li>' for why in self.overruled_by)}</ul>"
+            items = "".join(f"<li>{html.escape(why)}</li>" for why in self.overruled_by)
+            page += f"<p>Unless</p><ul>{items}</ul>"
         small = html.escape(" ".join(self.sources()))
-        return f"<div{as_it_is(page + small)}>{page}{self.table()._repr_html_()}<p><small>{small}</small></p></div>"
+        page += f"{self.table()._repr_html_()}<p><small>{small}</small></p>"
+        return f"<div{as_it_is(page)}>{page}</div>"
 
 
 def advise(
@@ -274,7 +277,7 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
 
 
 def _score(one: Option, goal: str) -> float:
-    """What a way gives of what is asked, a GPU; for one user's latency it is the answer's speed that counts."""
+    """What a way gives of what is asked, a GPU; of latency it is one user's tokens a second."""
     if goal == "fit":
         return one.users / one.gpus
     return one.alone_per_s if goal == "latency" else one.per_s / one.gpus
@@ -326,7 +329,7 @@ def _aligned(table: Table) -> str:
 def explorer(
     model: str = "qwen3-8b", gpu: str = "L4", context: int = 4096, users: int = 16, goal: str = "throughput"
 ):
-    """The question with controls: any model (a folder, a hub name, a shape), any card; see ``widgets.explore``."""
+    """The question with controls: any model (a folder, a hub name, a shape) on any card."""
     chosen = shapes.known_as(model) or model
     name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)
 

@@ -92,8 +92,8 @@ def label(name: str) -> str:
 
 
 def card(name: str) -> Card:
-    """Return a card by its name, also as a driver spells it (``NVIDIA A100-SXM4-80GB``), in part (``4090``), or
-    by four numbers. An H100 of which no more is said is the SXM module.
+    """Return a card by its name, as a driver spells it (``NVIDIA A100-SXM4-80GB``), in part (``4090``), or by
+    four numbers. An H100 of which no more is said is the SXM module.
 
     Raises:
         SizingError: there is no data sheet of it here, or the name fits several; the message says which.

@@ -9,6 +9,7 @@ case was measured, here or on record, the measured ratio stands instead.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import shlex
@@ -20,7 +21,7 @@ from helpers.compare import cards, recorded, roofline
 from helpers.compare.cards import Card, SizingError
 from helpers.compare.published import ACCURACY, CHECKPOINTS, Kept
 from helpers.compare.roofline import Step
-from helpers.compare.sizing import MARGIN, UTILIZATION
+from helpers.compare.sizing import UTILIZATION
 from helpers.model import formats, schemes, shapes, sizes
 from helpers.model.formats import Quantized
 from helpers.model.layout import MATRICES, Layout, LayoutError, full_config
@@ -30,7 +31,8 @@ from helpers.model.schemes import Scheme, SchemeError, Way
 _KV = "_fp8_kv"
 # What one deploys, the gentlest first. A checkpoint that is quantized already goes as it is.
 OFFERED = (
-    "baseline", "fp8_kv", "fp8", "fp8_fp8_kv", "int8", "int8_fp8_kv", "awq", "awq_fp8_kv", "nvfp4", "nvfp4_fp8_kv",
+    "baseline", "fp8_kv", "fp8", "fp8_fp8_kv", "int8", "int8_fp8_kv", "awq", "awq_fp8_kv",
+    "nvfp4", "nvfp4_fp8_kv",
 )  # fmt: skip
 AS_IT_IS = "as_it_is"
 GPUS = (1, 2, 4, 8)
@@ -75,8 +77,8 @@ class Option:
     """One way to deploy. Bytes are those of all GPUs together; ``users`` run at once, others wait their turn.
 
     ``gpus`` is how many it is counted for, ``needs`` the fewest that hold the load (None: more than eight).
-    ``spare`` are bytes that the load leaves, below 0 what it lacks. ``per_s`` are tokens a second of all users
-    together, ``alone_per_s`` of one alone, both estimated from above.
+    ``spare`` are bytes that the load leaves, below 0 what it lacks. ``per_s`` are tokens a second of all
+    users together, ``alone_per_s`` of one alone, both estimated from above.
     """
 
     scheme: str
@@ -99,15 +101,15 @@ class Option:
     way: Way | None = field(default=None, repr=False)
 
 
-# -- the model ------------------------------------------------------------------------------------------------
+# -- the model ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Counted:
     """A model as it can be counted: its layout, how it is quantized already, and how far it can be split.
 
-    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made for;
-    among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
+    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made
+    for; among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
     """
 
     model: Model
@@ -153,7 +155,9 @@ def counted(model: Model) -> Counted:
     if quantized:
         stored = formats.stored_bytes(counts, quantized.of)
         if index and abs(stored / index - 1) > NEAR:
-            note = f"The index of its files says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
+            note = (
+                f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
+            )
         stored = index or stored
 
     def first(*names, default):
@@ -171,7 +175,7 @@ def counted(model: Model) -> Counted:
     return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)
 
 
-# -- the options ----------------------------------------------------------------------------------------------
+# -- the options --------------------------------------------------------------------------------------------
 
 
 def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[Option]:
@@ -197,7 +201,7 @@ def _option(model: Counted, name: str, load: Load) -> Option:
         rule = model.rule(name)
         one = Option(name, model.title(name), _kept(rule, as_it_is))
         if model.quantized and not as_it_is:
-            why = f"The checkpoint is quantized already ({model.quantized.title}); vLLM does not do it once more."
+            why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
             return replace(one, refused=why)
         way = rule.way(load.card.machine)
         held = model.quantized.of if as_it_is else _everywhere(sizes.format_of(rule, model.layout, way))
@@ -246,10 +250,8 @@ def _placed(model: Counted, one: Option, load: Load) -> Option:
     gpus = needs if needs and needs <= load.gpus else max(n for n in several if n <= load.gpus)
     users, spare = _at_once(model, one.weights, one.step.value_bytes, load, gpus)
     command, to_make = _command(model, one, needs or gpus, load)
-    return replace(
-        one, gpus=gpus, needs=needs, users=users, fits=users >= load.users, spare=round(spare), command=command,
-        to_make=to_make,
-    )  # fmt: skip
+    placed = replace(one, gpus=gpus, needs=needs, users=users, spare=round(spare))
+    return replace(placed, fits=users >= load.users, command=command, to_make=to_make)
 
 
 def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, bool]:
@@ -277,7 +279,7 @@ def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, b
     return shlex.join(words), to_make
 
 
-# -- what they should give ------------------------------------------------------------------------------------
+# -- what they should give ----------------------------------------------------------------------------------
 
 
 def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None) -> Option:
@@ -343,10 +345,10 @@ def _beyond(scheme: str, variant: str) -> dict[int, float]:
 
 
 def _rest(way: Way, batch: float, layers: int) -> float:
-    """Seconds that a step of ``batch`` tokens takes beyond the roofline, on a line between what is on record."""
+    """Seconds that a step of ``batch`` tokens takes beyond the roofline, on a line between two records."""
     found = sorted(_beyond(*way.timed).items())
     (low, before), (high, after) = next(
-        ((one, other) for one, other in zip(found, found[1:], strict=False) if batch <= other[0]), found[-2:]
+        ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
     )
     return layers * max(0.0, before + (after - before) * (batch - low) / (high - low))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of the 16-bit model's accuracy a format keeps, in words; ``loss`` orders them, 0 for nothing."""
+    """How much of the 16-bit model's accuracy a format keeps, in words; ``loss`` orders them, 0 is none."""
 
     says: str
     loss: int

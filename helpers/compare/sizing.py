@@ -24,8 +24,8 @@ from helpers.model.shapes import CONFIGS
 def kv_token_bytes(config: dict, value_bytes: int = 2) -> int:
     """Bytes that one token's keys and values take in all layers that keep them, windows ignored.
 
-    Of the usual attention that is 2 x layers x KV heads x head size x bytes. *KV heads* are what grouped-query
-    attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads, Phi-2 one for each.
+    Of the usual attention that is 2 x layers x KV heads x head size x bytes. *KV heads* are what
+    grouped-query attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads, Phi-2 one for each.
 
     Raises:
         LayoutError: the config cannot be counted; the message says why.

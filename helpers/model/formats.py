@@ -47,7 +47,7 @@ class Format:
 
 
 def stored_bytes(layout: Layout, of: Callable[[Tensor], Format | None], plain: int = 2) -> int:
-    """Bytes of all weights: each matrix in the format that ``of`` gives for it, the rest ``plain`` bytes each."""
+    """Bytes of all weights: each matrix in the format that ``of`` gives for it, the rest ``plain``."""
     total = 0.0
     for one in layout.tensors:
         format = of(one)
@@ -93,7 +93,7 @@ def quantized(config: dict) -> Quantized | None:
     except KeyError:
         known = ", ".join(sorted(_READERS))
         raise LayoutError(
-            f"The checkpoint is quantized as {method or 'nothing that its config names'}, whose bytes are not "
+            f"The checkpoint is quantized as {method or 'its config does not say'}, whose bytes are not "
             f"counted here. Counted are: {known}."
         ) from None
     return Quantized(title, kind, rules, kv)
@@ -108,7 +108,7 @@ def index_bytes(folder: Path) -> int | None:
     return int(total) if isinstance(total, int | float) and total > 0 else None
 
 
-# -- the methods ----------------------------------------------------------------------------------------------
+# -- the methods --------------------------------------------------------------------------------------------
 
 _INSIDE, _EVERYWHERE = ("linear", "experts"), ("linear", "experts", "tower")
 
@@ -150,7 +150,7 @@ def _names(one: Tensor) -> list[str]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether an entry of a list of modules means this one: a name, a part of it, a wildcard or an expression."""
+    """Whether an entry of a list of modules means this one: a name, a part of it, an expression."""
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
     if any(sign in pattern for sign in "*?["):
@@ -281,7 +281,7 @@ def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format
     bits, strategy = int(weights["num_bits"]), weights.get("strategy") or "tensor"
     group, floats = weights.get("group_size") or 0, weights.get("type") == "float"
     zero = 0 if weights.get("symmetric", True) else bits / 8
-    if "fp4" in packed or floats and bits == 4:
+    if "fp4" in packed or (floats and bits == 4):
         name = "mxfp4" if "mxfp4" in packed or group == 32 else "nvfp4"
         return Format(4, group=group, group_bytes=1, tensor=8 if name == "nvfp4" else 0), name.upper(), name
     name = "FP8" if floats else f"INT{bits}"

@@ -32,7 +32,7 @@ def from_hub(name: str) -> Model:
 
 
 def config_from_hub(name: str) -> Model:
-    """A model of the hub by its config alone: nothing else is fetched, but the index of its weights if it has one.
+    """A model of the hub by its config alone; of its weights nothing is fetched but their index.
 
     Raises:
         ModelError: the hub cannot be reached, has no such model, or that has no ``config.json``.
@@ -46,8 +46,8 @@ def config_from_hub(name: str) -> Model:
         config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
     except EntryNotFoundError:
         raise ModelError(
-            f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be counted. "
-            "Name the model that it was made from."
+            f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
+            "counted. Name the model that it was made from."
         ) from None
     except (OSError, httpx.TransportError, HFValidationError) as error:
         raise ModelError(_why_not(repository, revision or None, error)) from error

@@ -25,10 +25,10 @@ class LayoutError(ValueError):
 class Tensor:
     """One tensor: its name in transformers, the part it belongs to, and its shape.
 
-    ``part`` is ``linear`` (a matrix of the blocks), ``experts`` (a matrix an expert: ``copies`` of them in one
-    tensor), ``embedding``, ``head``, ``tower`` (whatever reads pictures or sound) or ``other``: norms, biases,
-    routers, convolutions. ``outputs`` and ``width`` are a matrix's two sides, its output channels and its
-    input width.
+    ``part`` is ``linear`` (a matrix of the blocks), ``experts`` (a matrix an expert: ``copies`` of them in
+    one tensor), ``embedding``, ``head``, ``tower`` (whatever reads pictures or sound) or ``other``: norms,
+    biases, routers, convolutions. ``outputs`` and ``width`` are a matrix's two sides, its output channels and
+    its input width.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Cache:
     """What one layer keeps for a request: ``values`` numbers a token, of the last ``window`` tokens (None: of
-    all); ``fixed`` bytes a token whatever the cache's type, ``state`` bytes that do not grow with the context.
+    all); ``fixed`` bytes a token whatever the cache's type, ``state`` bytes that do not grow.
     """
 
     values: int = 0
@@ -153,7 +153,7 @@ def full_config(text: str):
     except Exception as error:  # each class checks its own fields, with errors of any kind
         if "Unrecognized model identifier" in str(error):
             raise LayoutError(
-                f"{named} (model_type {kind!r}) is a class that transformers does not have: it needs code from "
+                f"{named} (model_type {kind!r}) is a class that transformers does not have: it needs code of "
                 "its own repository, which is not run here, so nothing can be counted."
             ) from None
         raise LayoutError(f"transformers does not accept this config of {named}: {_short(error)}") from None
@@ -198,7 +198,7 @@ def _built(config):
     import transformers
 
     named = (config.architectures or [None])[0]
-    if named and not _WRITES.search(named) or getattr(config, "is_encoder_decoder", False):
+    if (named and not _WRITES.search(named)) or getattr(config, "is_encoder_decoder", False):
         raise LayoutError(
             f"{named or type(config).__name__} does not write text token by token: vLLM serves it otherwise."
         )
@@ -293,7 +293,7 @@ def _expert_sides(name: str, shape, hidden: int) -> tuple[int, int]:
     return (first, second) if second == into else (second, first)
 
 
-# -- what a layer keeps for a request -------------------------------------------------------------------------
+# -- what a layer keeps for a request -----------------------------------------------------------------------
 
 _FUSED = (
     "query_key_value",
@@ -352,10 +352,10 @@ def _kept(layer, kind: str | None, config) -> list[Cache]:
             size = getattr(config, "head_dim", None) or config.hidden_size // heads
             found.append(Cache(max(own[fused].shape) - heads * size, _window(kind, module, config)))
     known = found or kind in ("mlp", "moe")  # layers without any attention
-    if not known or kind in _RECURRENT and not any(one.state for one in found) or kind in _COMPRESSED:
+    if not known or (kind in _RECURRENT and not any(one.state for one in found)) or kind in _COMPRESSED:
         raise LayoutError(
-            f"{type(layer).__name__} keeps something for each request ({kind or 'its kind has no name'}) that is "
-            "not known here, so its cache cannot be counted."
+            f"{type(layer).__name__} keeps something for each request ({kind or 'a kind without a name'}) "
+            "that is not known here, so its cache cannot be counted."
         )
     return found
 

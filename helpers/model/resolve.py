@@ -56,8 +56,8 @@ def sized(name: str) -> Model:
         return replace(shapes.shape(known), name=shapes.HUB[known])
     if name.startswith((".", "/", "~", f"{SHAPE}:")) or name.count("/") != 1:
         raise ModelError(
-            f"There is no folder {name!r}, and no shape of that name. Give a folder with a config.json, a hub "
-            f"name with one slash, or one of: {', '.join(shapes.CONFIGS)}."
+            f"There is no folder {name!r}, and no shape of that name. Give a folder with a config.json, a "
+            f"hub name with one slash, or one of: {', '.join(shapes.CONFIGS)}."
         )
     return _readable(hub.config_from_hub(name))
 

@@ -1,106 +1,17 @@
 """The quantization schemes: what each stores, how this machine runs it, the bytes it should take.
 
-A scheme is one entry of ``SCHEMES`` (what the lessons measure) or ``DEPLOYED``; nothing else in the project branches on a scheme's name. Each
-entry lists its ways of running, best first, and the first whose condition holds for the machine is
-taken. The conditions and their sources are read from vLLM 0.32.
+A scheme is one entry of ``SCHEMES`` (what the lessons measure) or of ``DEPLOYED``, its look in figures
+included; nothing else in the project branches on a scheme's name. Each entry lists its ways of running, best
+first, and the first whose condition holds for the machine is taken. The conditions and their sources are read
+from vLLM 0.32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from helpers.base.figure import DOTTED
-from helpers.base.machine import Machine
-
-
-class SchemeError(ValueError):
-    """A scheme that does not exist or does not run on this machine; the message says why."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way a scheme runs on some hardware.
-
-    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
-    ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
-    scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
-    scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
-    zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
-    multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
-    widened first. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the
-    scheme and the variant in ``notebooks/reference`` whose kernel this is: what a step takes beyond reading.
-    """
-
-    name: str
-    when: Callable[[Machine], bool]
-    why: str
-    source: str
-    args: dict = field(default_factory=dict)
-    expanded: bool = False
-    group_bytes: float | None = None
-    arithmetic_bits: int = 16
-    onednn: bool = True
-    timed: tuple[str, str] = ("baseline", "vLLM's defaults")
-
-    @property
-    def plain_bytes(self) -> int:
-        """Bytes that a weight which is not quantized takes in memory."""
-        return 4 if self.args.get("dtype") == "float32" else 2
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A quantization scheme.
-
-    ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
-    ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
-    weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that. ``recipe``
-    names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are
-    matplotlib's colour, marker and line. The last three are the guide's words: when to take it, what overrules
-    that, and the notebook that measures it.
-    """
-
-    name: str
-    title: str
-    weight_bits: int
-    ways: tuple[Way, ...]
-    channel_bytes: float = 0.0
-    group_bytes: float = 0.0
-    recipe: str | None = None
-    kv_bytes: int = 2
-    group: int = 0
-    look: tuple = ("#444444", "*", "-")
-    best_for: str = ""
-    unless: str = ""
-    lesson: str = ""
-
-    @property
-    def file(self) -> bool:
-        """Whether it needs a checkpoint: vLLM does not make one while it loads."""
-        return bool(self.recipe or self.group)
-
-    def way(self, machine: Machine) -> Way:
-        """Return how this machine runs the scheme.
-
-        Raises:
-            SchemeError: it does not; the message says what the machine lacks.
-        """
-        for way in self.ways:
-            if way.when(machine):
-                return way
-        raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
-
-
-def _cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
-    return lambda machine: machine.kind == "cuda" and low <= (machine.sm or 0) < high
-
-
-def _cpu(*flags: str) -> Callable[[Machine], bool]:
-    return lambda machine: machine.kind == "cpu" and (not flags or bool(machine.isa & set(flags)))
-
-
-BF16_ISA = frozenset({"amx_bf16", "avx512_bf16", "avx512f"})  # what oneDNN has BF16 kernels for
+from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, with_fp8_cache
 
 _BF16, _FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
 
@@ -117,25 +28,25 @@ BASELINE = Scheme(
     unless="the memory or the bandwidth is short",
     lesson="01_baseline",
     ways=(
-        Way("BF16 tensor cores", _cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
+        Way("BF16 tensor cores", cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
         Way(
             "FP16 tensor cores",
-            _cuda(7.5, 8.0),
+            cuda(7.5, 8.0),
             "Turing multiplies FP16 but not BF16.",
             _PLATFORM,
             {"dtype": "float16"},
         ),
-        Way("BF16 with AMX tiles", _cpu("amx_bf16"), "The CPU has BF16 matrix units.", _ONEDNN, _BF16),
+        Way("BF16 with AMX tiles", cpu("amx_bf16"), "The CPU has BF16 matrix units.", _ONEDNN, _BF16),
         Way(
             "BF16 with AVX-512",
-            _cpu("avx512_bf16", "avx512f"),
+            cpu("avx512_bf16", "avx512f"),
             "oneDNN has BF16 kernels for AVX-512.",
             _ONEDNN,
             _BF16,
         ),
         Way(
             "FP32, weights widened once",
-            _cpu(),
+            cpu(),
             "No AVX-512: there is no BF16 kernel, and emulating one is several times slower than FP32, so "
             "the 16-bit weights are widened to 32 as they are loaded.",
             _ONEDNN,
@@ -161,7 +72,7 @@ _INT8 = "vllm/model_executor/kernels/linear/scaled_mm: is_supported of each INT8
 # A scale a block: the kernel takes one a tensor, too, but vLLM's CPU build cannot round so as it loads.
 _FP8_AMX = Way(
     "FP8 weights, BF16 arithmetic in AMX tiles",
-    _cpu("amx_bf16"),
+    cpu("amx_bf16"),
     "The CPU has BF16 matrix units, and a kernel that widens FP8 for them, with one scale for each "
     "block of 128 x 128 weights.",
     _FP8_CPU,
@@ -170,7 +81,7 @@ _FP8_AMX = Way(
 
 _FP8_EMULATED = Way(
     "FP8 emulated",
-    _cpu(),
+    cpu(),
     "No kernel of this CPU takes the format: PyTorch widens every weight for every step.",
     _FP8_CPU,
     _BF16 | {"quantization": "fp8_per_channel"},
@@ -191,9 +102,9 @@ FP8 = Scheme(
     ways=(
         Way(
             "FP8 tensor cores, a scale a channel",
-            _cuda(8.9),
-            "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations are "
-            "scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
+            cuda(8.9),
+            "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations "
+            "are scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
             _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_channel"},
             arithmetic_bits=8,
@@ -201,7 +112,7 @@ FP8 = Scheme(
         ),
         Way(
             "FP8 weights, 16-bit arithmetic",
-            _cuda(7.5, 8.9),
+            cuda(7.5, 8.9),
             "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
             _FP8_GPU,
             {"dtype": "auto", "quantization": "fp8_per_tensor"},
@@ -212,7 +123,7 @@ FP8 = Scheme(
         Way(
             "FP8 tensor cores",
             lambda machine: False,  # what earlier records are of
-            "One scale a matrix is the quick way to round while loading; the answers are a little further off.",
+            "One scale a matrix is the quick way to round while loading, and a little further off.",
             _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_tensor"},
             arithmetic_bits=8,
@@ -235,7 +146,7 @@ FP8_FILE = Scheme(
             *FP8.ways[:2],
             replace(
                 _FP8_EMULATED,
-                when=_cpu("amx_bf16"),
+                when=cpu("amx_bf16"),
                 why="Such a checkpoint has one scale a channel, and the kernel for AMX takes one a block or "
                 "a matrix: PyTorch widens every weight for every step.",
             ),
@@ -248,7 +159,7 @@ FP8_FILE = Scheme(
 _W4 = (
     Way(
         "W4A16 kernel on tensor cores",
-        _cuda(9.0, 10.0),
+        cuda(9.0, 10.0),
         "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, too.",
         _WNA16,
         {"dtype": "auto"},
@@ -257,7 +168,7 @@ _W4 = (
     ),
     Way(
         "W4A16 kernel on tensor cores (Marlin)",
-        _cuda(7.5),
+        cuda(7.5),
         "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         {"dtype": "auto"},
@@ -265,7 +176,7 @@ _W4 = (
     ),
     Way(
         "W4A8 kernel of the CPU (CPUWNA16)",
-        _cpu("amx_bf16"),
+        cpu("amx_bf16"),
         "With AMX vLLM's CPU kernel rounds the activations to 8 bits as well, step by step, and multiplies "
         "integers; VLLM_CPU_INT4_W4A8=0 keeps them in 16 bits.",
         "vllm/model_executor/kernels/linear/mixed_precision/cpu.py: use_w4a8",
@@ -276,14 +187,14 @@ _W4 = (
     ),
     Way(
         "W4A16 kernel of the CPU (CPUWNA16)",
-        _cpu("avx512f"),
+        cpu("avx512f"),
         "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
         _WNA16,
         _BF16,
     ),
     Way(
         "W4A16 emulated: rounded weights written out in FP32",
-        _cpu(),
+        cpu(),
         "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
         "AVX-512: the rounded weights run as the baseline's do, with their answers but without their saving.",
         _WNA16,
@@ -302,8 +213,8 @@ AWQ = Scheme(
     group_bytes=2.5,
     recipe="awq",
     best_for="a model that fits no other way; few users at once",
-    unless="the batch is large, the model small or the arithmetic scarce; or the GPU is a Hopper, where eight "
-    "bits are as fast for one user (03_awq has that on record)",
+    unless="the batch is large, the model small or the arithmetic scarce; or the GPU is a Hopper, where "
+    "eight bits are as fast for one user (03_awq has that on record)",
     lesson="03_awq",
 )
 
@@ -330,7 +241,7 @@ INT8 = Scheme(
     ways=(
         Way(
             "INT8 tensor cores",
-            _cuda(7.5, 10.0),
+            cuda(7.5, 10.0),
             "The GPU multiplies INT8 natively.",
             _INT8,
             {"dtype": "auto"},
@@ -349,20 +260,20 @@ INT8 = Scheme(
             for name, when, args, why in (
                 (
                     "INT8 in vLLM's own CPU kernel",
-                    _cpu("amx_bf16"),
+                    cpu("amx_bf16"),
                     _BF16,
                     "With AMX vLLM has a kernel of its own, for matrices of the usual sizes "
                     "(check_cpu_sgl_kernel).",
                 ),
                 (
                     "INT8 in oneDNN",
-                    _cpu(*BF16_ISA),
+                    cpu(*BF16_ISA),
                     _BF16,
                     "The CPU multiplies INT8 integers in its vector units.",
                 ),
                 (
                     "INT8 in oneDNN",
-                    _cpu(),
+                    cpu(),
                     _FP32,
                     "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
                     "for each product, and the activations have to be rounded at every step.",
@@ -377,36 +288,6 @@ INT8 = Scheme(
         ),
     ),
 )
-
-_KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
-
-
-def _caches_fp8(machine: Machine) -> bool:
-    """Whether vLLM has an attention kernel there that reads an FP8 KV cache."""
-    return (machine.sm or 0) >= 8.0 if machine.kind == "cuda" else bool(machine.isa & BF16_ISA)
-
-
-def _in_fp8(way: Way) -> Way:
-    """The same way of running, with an FP8 KV cache."""
-    return replace(
-        way,
-        name=f"{way.name}, FP8 KV cache",
-        when=lambda machine: way.when(machine) and _caches_fp8(machine),
-        why=f"{way.why} The cache stores FP8: Hopper and the data-centre Blackwells round the queries, too, "
-        "and multiply FP8, other hardware widens it as it reads.",
-        source=_KV_SOURCE,
-        args=way.args | {"kv_cache_dtype": "fp8"},
-    )
-
-
-def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
-    """A scheme's weights with an FP8 KV cache: a scheme of its own, on hardware that runs both."""
-    refused = "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU."
-    refused = " ".join(why for why in (base.ways[-1].why * (not base.ways[-1].name), refused) if why)
-    ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
-    ways.append(Way("", lambda machine: False, refused, _KV_SOURCE))
-    return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)
-
 
 FP8_KV = with_fp8_cache(
     BASELINE,
@@ -440,7 +321,7 @@ NVFP4 = Scheme(
     ways=(
         Way(
             "NVFP4 tensor cores",
-            _cuda(10.0),
+            cuda(10.0),
             "Blackwell multiplies FP4 by FP4.",
             _FP4,
             {"dtype": "auto"},
@@ -465,7 +346,7 @@ MXFP4 = replace(
         replace(
             _MARLIN,
             name="MXFP4 experts, 16-bit arithmetic",
-            when=_cuda(8.0),
+            when=cuda(8.0),
             why="The experts' weights are widened as they are read: by Triton's kernels on Hopper, by Marlin "
             "elsewhere.",
         ),

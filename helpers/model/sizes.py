@@ -70,7 +70,7 @@ def format_of(rule: Scheme, counts: Layout, way: Way | None = None) -> Format | 
 
 
 def weights_bytes(counts: Layout, format: Format | None, plain: int = 2) -> int:
-    """Bytes of all weights with the matrices in one format, and ``plain`` bytes for each weight beside them."""
+    """Bytes of all weights: the matrices in one format, ``plain`` bytes for each weight beside them."""
     return formats.stored_bytes(counts, lambda one: format if one.part in MATRICES else None, plain)
 
 
