@@ -244,7 +244,8 @@ def _tensors(model, decoder, config) -> tuple[Tensor, ...]:
     from transformers.pytorch_utils import Conv1D
 
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    inside = {id(weight) for weight in decoder.parameters()}
+    only_text = type(model.config) is type(config)
+    inside = {id(weight) for weight in (model if only_text else decoder).parameters()}
     experts, hidden = _routed(config)[0], getattr(config, "hidden_size", 0)
     found, seen = [], set()
     for path, module in model.named_modules():
@@ -257,7 +258,7 @@ def _tensors(model, decoder, config) -> tuple[Tensor, ...]:
                 part = "embedding"
             elif head is not None and weight is head.weight:
                 part = "head"
-            elif id(weight) not in inside:
+            elif id(weight) not in inside and module is not head:
                 part = "tower"
                 sides = (
                     tuple(weight.shape) if isinstance(module, torch.nn.Linear) and weight.ndim == 2 else sides
