@@ -1,0 +1,107 @@
+"""A real nginx with the shipped configuration, in front of whatever listens on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks/deploy"
+MAIN = """daemon off; master_process on; worker_processes 1; error_log stderr warn; pid {folder}/nginx.pid;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    include {folder}/conf.d/*.conf;
+}}
+"""
+
+
+def tool(name: str) -> str:
+    """The path of a program that `make system` installs; without it the test is skipped, in CI it fails."""
+    if found := shutil.which(name) or shutil.which(f"/usr/sbin/{name}"):
+        return found
+    missing = f"{name} is not installed: make system (Debian's packages nginx and prometheus)"
+    pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
+    """nginx.conf and an upstream's file as they are shipped, but for ``replaced``; return the main file."""
+    (folder / "conf.d").mkdir()
+    for name in ("nginx.conf", upstream):
+        text = (FOLDER / name).read_text()
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        (folder / "conf.d" / name).write_text(text)
+    main = folder / "main.conf"
+    main.write_text(MAIN.format(folder=folder))
+    return main
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, *servers: int, **replaced: str) -> Iterator[int]:
+    """Run nginx before the servers on these ports of this machine; yields its own port.
+
+    Its process is ``nginx.pid`` in the folder. Keyword: a word of the configuration and what stands there instead.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listed = "\n".join(f"server 127.0.0.1:{server} max_fails=0;" for server in servers)
+    replaced |= {"listen 8080": f"listen 127.0.0.1:{port}", "server 127.0.0.1:8000 max_fails=0;": listed}
+    main = configured(folder, "upstream-static.conf", replaced)
+    process = subprocess.Popen([tool("nginx"), "-p", folder, "-c", main])
+    try:
+        stop = time.monotonic() + 10
+        while time.monotonic() < stop:
+            assert process.poll() is None, "nginx did not start: its reason stands above"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+def said(port: int, method: str, path: str, body: str | None = None, **headers: str) -> tuple:
+    """Status, headers and body of a request whose path is sent exactly as it stands."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body.encode() if body is not None else None)
+        reply = connection.getresponse()
+        return reply.status, reply.headers, reply.read().decode()
+
+
+def writings(route: str) -> set[str]:
+    """The ways there are to write a path, or to hide it behind or before ``/v1``."""
+    bare, first = route.removeprefix("/"), f"/%{ord(route[1]):02x}{route[2:]}"
+    dots = ("..", "%2e%2e", ".%2e", "%252e%252e", "..;", "..%00", "%c0%ae%c0%ae")
+    slashes = ("/", "%2f", "%2F", "//", "%5c", "%252f")
+    found = {route, f"/{route}", route.upper(), first, f"{route}/", f"{route};/v1/x", f"{route}?/v1/x"}
+    found |= {f"http://127.0.0.1{route}", f"/v1{route}", f"/v1/{route}", f"/.{route}", f"/v1/x/../..{route}"}
+    for up in dots:
+        for slash in slashes:
+            found |= {f"{route}{slash}{up}{slash}v1{slash}x", f"{route};{slash}{up}/v1/x", f"/v1{slash}{up}{slash}{bare}"}
+    return found
+
+
+def names(text: str, pattern: str) -> set[str]:
+    """What a pattern finds in a configuration without its comments."""
+    return set(re.findall(pattern, re.sub(r"#.*", "", text)))

@@ -1,0 +1,185 @@
+"""The shipped nginx.conf in a real nginx: what it lets through, what it says itself, where it tries again."""
+
+import contextlib
+import json
+import posixpath
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+import httpx
+import openai
+import pytest
+
+from tests.nginx import configured, nginx, said, tool, writings
+
+# What vLLM answers without the key, and with its own dots resolved (a Mount takes all that is below it).
+ROUTES = ("/metrics", "/invocations", "/tokenize", "/health", "/docs", "/v2/chat", "/inference/v1/generate")
+ANY_RATE = {"rate=20r/s": "rate=10000r/s"}
+
+
+class Upstream(ThreadingHTTPServer):
+    """A small server in vLLM's place that notes what reaches it and answers with a given status."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int = 200, after_s: float = 0.0):
+        self.status, self.after_s, self.asked = status, after_s, []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                time.sleep(self.server.after_s)
+                self.server.asked.append((self.path, dict(self.headers)))
+                body = json.dumps({"error": {"message": f"vLLM says {self.server.status}"}}).encode()
+                self.send_response(self.server.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@contextlib.contextmanager
+def proxied(folder, *statuses: int, **options):
+    """Upstreams with these answers behind nginx; yields its port and them."""
+    with contextlib.ExitStack() as stack:
+        upstreams = [stack.enter_context(Upstream(status)) for status in statuses]
+        ports = [upstream.server_port for upstream in upstreams]
+        yield stack.enter_context(nginx(folder, *ports, **options)), upstreams
+
+
+@pytest.mark.parametrize("upstream", ["upstream.conf", "upstream-static.conf"])
+def test_nginx_accepts_the_configuration(tmp_path, upstream):
+    program = tool("nginx")
+    version = subprocess.run([program, "-v"], capture_output=True, text=True).stderr.rpartition("/")[2]
+    if upstream == "upstream.conf" and tuple(map(int, version.split()[0].split("."))) < (1, 27, 3):
+        pytest.skip(f"`resolve` needs 1.27.3, this is {version}")
+    main = configured(tmp_path, upstream, {})
+    done = subprocess.run([program, "-t", "-p", tmp_path, "-c", main], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_whatever_is_written_nothing_but_v1_reaches_the_server(tmp_path):
+    with proxied(tmp_path, 200, **ANY_RATE) as (port, [upstream]):
+        tried = [path for route in ROUTES for path in writings(route)]
+        answered = {path for path in tried if said(port, "GET", path)[0] == 200}
+        reached = {path.partition("?")[0] for path, _ in upstream.asked}
+    assert len(tried) > 500
+    assert any("/v1" in path for path in answered), "it passes something on"
+    for path in reached:
+        while path != unquote(path):
+            path = posixpath.normpath(unquote(path))
+        assert path.startswith("/v1/") or path == "/health", path
+
+
+def test_methods_that_the_key_does_not_guard_are_refused(tmp_path):
+    with proxied(tmp_path, 200) as (port, [upstream]):
+        assert {said(port, method, "/v1/models")[0] for method in ("OPTIONS", "PUT", "TRACE")} <= {403, 404, 405}
+        assert not upstream.asked
+
+
+def test_the_key_reaches_the_server_from_either_header(tmp_path):
+    with proxied(tmp_path, 200) as (port, [upstream]):
+        said(port, "GET", "/v1/models", Authorization="Bearer one")
+        said(port, "GET", "/v1/models", x_api_key="two")
+        said(port, "GET", "/v1/models", Authorization="Bearer one", x_api_key="two")
+        said(port, "GET", "/v1/models")
+    sent = [headers.get("Authorization") for _, headers in upstream.asked]
+    assert sent == ["Bearer one", "Bearer two", "Bearer one", None]
+    assert all(len(headers["X-Request-Id"]) == 32 for _, headers in upstream.asked)
+
+
+def test_the_proxys_own_errors_are_openais(tmp_path):
+    """Each kind once: no such path, too large, too many, nobody there."""
+    body = "x" * 1_100_000
+    with proxied(tmp_path, 200, **{"rate=20r/s": "rate=1r/m", "burst=100": "burst=3"}) as (port, _):
+        replies = [said(port, "GET", "/metrics"), said(port, "POST", "/v1/completions", body)]
+        while replies[-1][0] != 429 and len(replies) < 10:
+            replies.append(said(port, "GET", "/v1/models"))
+    (tmp_path / "2").mkdir()
+    with nginx(tmp_path / "2", 9) as port:  # nobody listens there
+        replies.append(said(port, "GET", "/v1/models"))
+    found = {status: (headers, json.loads(text)["error"]) for status, headers, text in replies if status != 200}
+    assert list(found) == [404, 413, 429, 502]
+    for headers, error in found.values():
+        assert headers["Content-Type"] == "application/json"
+        assert set(error) == {"message", "type", "param", "code"}
+    assert [found[status][0]["Retry-After"] for status in found] == [None, None, "1", "5"]
+
+
+@pytest.mark.parametrize("refusal", [500, 503])
+def test_a_server_that_refuses_is_passed_over_and_is_not_forgotten(tmp_path, refusal):
+    """What one says that drains or is full; the other answers all, and the first again once it can."""
+    with proxied(tmp_path, refusal, 200) as (port, [first, second]):
+        codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
+        assert set(codes) == {200}
+        assert len(first.asked) > 5, "asked, each time"
+        assert len(second.asked) == 20
+        first.status = 200
+        before = len(first.asked)
+        codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
+        assert set(codes) == {200}
+        assert len(first.asked) - before > 5, "no penalty time"
+
+
+def test_a_server_that_is_gone_costs_nobody_an_answer(tmp_path):
+    with proxied(tmp_path, 200, 200) as (port, [first, second]):
+        first.__exit__()
+        codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
+        assert set(codes) == {200}
+        assert len(second.asked) == 20
+
+
+def test_what_the_server_says_passes_with_the_time_to_wait(tmp_path):
+    with proxied(tmp_path, 503) as (port, _):
+        status, headers, text = said(port, "POST", "/v1/completions", "{}")
+    assert (status, headers["Retry-After"]) == (503, "2")
+    assert json.loads(text)["error"]["message"] == "vLLM says 503"
+
+
+def test_openais_client_tries_again_as_it_is_told(tmp_path):
+    """Full, then not: the library alone gets its answer, after the seconds that the header says."""
+    with proxied(tmp_path, 503) as (port, [upstream]):
+        client = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="k", http_client=httpx.Client(trust_env=False)
+        )
+        threading.Timer(1.0, setattr, (upstream, "status", 200)).start()
+        begun = time.monotonic()
+        client.completions.with_raw_response.create(model="m", prompt="Hi")
+        assert len(upstream.asked) == 2
+        assert 2 <= time.monotonic() - begun < 3
+
+
+def test_a_reload_and_a_polite_end_lose_no_request(tmp_path):
+    """SIGHUP under load, then SIGQUIT: what runs is answered."""
+    import os
+    import signal
+
+    with Upstream(after_s=0.5) as upstream, nginx(tmp_path, upstream.server_port) as port:
+        codes = []
+        ask = lambda: codes.append(said(port, "POST", "/v1/completions", "{}")[0])  # noqa: E731
+        for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGQUIT):
+            clients = [threading.Thread(target=ask) for _ in range(16)]
+            for client in clients:
+                client.start()
+            time.sleep(0.25)
+            os.kill(int((tmp_path / "nginx.pid").read_text()), signum)
+            for client in clients:
+                client.join()
+    assert codes == [200] * 48
