@@ -38,7 +38,7 @@ def tool(name: str) -> str:
 
 def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
     """nginx.conf and an upstream's file as they are shipped, but for ``replaced``; return the main file."""
-    (folder / "conf.d").mkdir()
+    (folder / "conf.d").mkdir(exist_ok=True)
     for name in ("nginx.conf", upstream):
         text = (FOLDER / name).read_text()
         for old, new in replaced.items():
@@ -53,7 +53,7 @@ def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
 def nginx(folder: Path, *servers: int, **replaced: str) -> Iterator[int]:
     """Run nginx before the servers on these ports of this machine; yields its own port.
 
-    Its process is ``nginx.pid`` in the folder. Keyword: a word of the configuration and what stands there instead.
+    Keyword: a word of the configuration, and what stands there instead.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -98,7 +98,8 @@ def writings(route: str) -> set[str]:
     found |= {f"http://127.0.0.1{route}", f"/v1{route}", f"/v1/{route}", f"/.{route}", f"/v1/x/../..{route}"}
     for up in dots:
         for slash in slashes:
-            found |= {f"{route}{slash}{up}{slash}v1{slash}x", f"{route};{slash}{up}/v1/x", f"/v1{slash}{up}{slash}{bare}"}
+            found |= {f"{route}{slash}{up}{slash}v1{slash}x", f"{route};{slash}{up}/v1/x"}
+            found |= {f"/v1{slash}{up}{slash}{bare}"}
     return found
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import posixpath
+import signal
 import subprocess
 import threading
 import time
@@ -90,7 +92,8 @@ def test_whatever_is_written_nothing_but_v1_reaches_the_server(tmp_path):
 
 def test_methods_that_the_key_does_not_guard_are_refused(tmp_path):
     with proxied(tmp_path, 200) as (port, [upstream]):
-        assert {said(port, method, "/v1/models")[0] for method in ("OPTIONS", "PUT", "TRACE")} <= {403, 404, 405}
+        codes = {said(port, method, "/v1/models")[0] for method in ("OPTIONS", "PUT", "TRACE")}
+        assert codes <= {403, 404, 405}
         assert not upstream.asked
 
 
@@ -105,6 +108,26 @@ def test_the_key_reaches_the_server_from_either_header(tmp_path):
     assert all(len(headers["X-Request-Id"]) == 32 for _, headers in upstream.asked)
 
 
+def test_a_key_is_changed_without_a_gap(tmp_path):
+    """Two keys are taken, then one, by a file and a reload; requests all the while are answered."""
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "keys").mkdir()
+    theirs = "t" * 43
+    file = tmp_path / "keys/users.map"
+    file.write_text(f'"Bearer {theirs}" "Bearer vllms";\n')
+    with proxied(tmp_path, 200) as (port, [upstream]):
+        said(port, "GET", "/v1/models", Authorization=f"Bearer {theirs}")
+        said(port, "GET", "/v1/models", x_api_key=theirs)
+        file.unlink()
+        os.kill(int((tmp_path / "nginx.pid").read_text()), signal.SIGHUP)
+        stop = time.monotonic() + 10
+        while upstream.asked[-1][1]["Authorization"] != f"Bearer {theirs}" and time.monotonic() < stop:
+            assert said(port, "GET", "/v1/models", Authorization=f"Bearer {theirs}")[0] == 200
+    sent = [headers["Authorization"] for _, headers in upstream.asked]
+    assert sent[:2] == ["Bearer vllms"] * 2
+    assert sent[-1] == f"Bearer {theirs}", "which vLLM answers with 401"
+
+
 def test_the_proxys_own_errors_are_openais(tmp_path):
     """Each kind once: no such path, too large, too many, nobody there."""
     body = "x" * 1_100_000
@@ -115,12 +138,12 @@ def test_the_proxys_own_errors_are_openais(tmp_path):
     (tmp_path / "2").mkdir()
     with nginx(tmp_path / "2", 9) as port:  # nobody listens there
         replies.append(said(port, "GET", "/v1/models"))
-    found = {status: (headers, json.loads(text)["error"]) for status, headers, text in replies if status != 200}
+    found = {status: (headers, text) for status, headers, text in replies if status != 200}
     assert list(found) == [404, 413, 429, 502]
-    for headers, error in found.values():
+    for headers, text in found.values():
         assert headers["Content-Type"] == "application/json"
-        assert set(error) == {"message", "type", "param", "code"}
-    assert [found[status][0]["Retry-After"] for status in found] == [None, None, "1", "5"]
+        assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+    assert [headers["Retry-After"] for headers, _ in found.values()] == [None, None, "1", "5"]
 
 
 @pytest.mark.parametrize("refusal", [500, 503])
@@ -168,12 +191,12 @@ def test_openais_client_tries_again_as_it_is_told(tmp_path):
 
 def test_a_reload_and_a_polite_end_lose_no_request(tmp_path):
     """SIGHUP under load, then SIGQUIT: what runs is answered."""
-    import os
-    import signal
-
     with Upstream(after_s=0.5) as upstream, nginx(tmp_path, upstream.server_port) as port:
         codes = []
-        ask = lambda: codes.append(said(port, "POST", "/v1/completions", "{}")[0])  # noqa: E731
+
+        def ask() -> None:
+            codes.append(said(port, "POST", "/v1/completions", "{}")[0])
+
         for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGQUIT):
             clients = [threading.Thread(target=ask) for _ in range(16)]
             for client in clients:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would be told the key
 POLL_S = 0.5
@@ -26,11 +27,19 @@ def ask(url: str, path: str, timeout_s: float, body: dict | None = None) -> byte
     Raises:
         OSError: no answer within ``timeout_s``, or an HTTP error.
     """
-    headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
+    headers = {"Authorization": f"Bearer {_key()}"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, headers | {"Content-Type": "application/json"})
     with DIRECT.open(request, timeout=timeout_s) as reply:
         return reply.read()
+
+
+def _key() -> str:
+    """The key where ``settings`` has it from: a variable, or a file of the folder SECRETS_DIR."""
+    if key := os.environ.get("VLLM_API_KEY"):
+        return key
+    file = Path(os.environ.get("SECRETS_DIR") or ".") / "VLLM_API_KEY"
+    return file.read_text().strip() if file.is_file() else ""
 
 
 def written(url: str, timeout_s: float) -> float:
@@ -62,7 +71,7 @@ def alive(url: str, deadline_s: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code is 0 if the server writes tokens."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.serve.probe", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m helpers.serve.probe", description=__doc__.partition("\n")[0])
     parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('SERVER_PORT') or 8000}")
     parser.add_argument("--deadline", type=float, default=20.0, metavar="SECONDS")
     given = parser.parse_args(arguments)
