@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import yaml
 
 from helpers.base import records
 from helpers.model.model import TITLE
@@ -24,6 +23,7 @@ from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
 from helpers.serve.server import TEARDOWN_S, _ending, open_server
 from helpers.serve.settings import Settings
+from tests.nginx import nginx, said, writings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -36,7 +36,8 @@ def small(**more) -> Settings:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One server for the tests of this file; the last of them stop it under load."""
-    with open_server(small(), log_dir=tmp_path_factory.mktemp("logs")) as server:
+    folder = tmp_path_factory.mktemp("logs")
+    with open_server(small(max_answer_tokens=128), log_dir=folder, disable_fastapi_docs=False) as server:
         yield server
 
 
@@ -279,14 +280,57 @@ def test_the_security_page_names_exactly_the_routes_that_are_open(server):
     assert "Paris" in doors.generates_without_key(server)
 
 
-def test_every_metric_of_the_alerts_exists(server):
+def test_behind_the_proxy_nothing_but_v1_answers_and_that_not_without_the_key(server, tmp_path):
+    """Every route that the server lists, in every way of writing it."""
+    routes = {re.sub("[{}]", "", path) for _, path in doors.routes(server)}
+    with nginx(tmp_path, server.args["port"], **{"rate=20r/s": "rate=10000r/s"}) as port:
+        for path in set().union(*map(writings, routes)) - {"/health"}:
+            for method, body in (("GET", None), ("POST", "{}")):
+                status, _, text = said(port, method, path, body)
+                assert status in (400, 401, 403, 404), (method, path, text)
+                if "/v1/" not in path and "/v1%" not in path.lower():
+                    status, _, text = said(port, method, path, body, **server.headers)
+                    assert status in (400, 403, 404), (method, path, text)
+        key = {"x_api_key": server.settings.api_key, "Content_Type": "application/json"}
+        body = {"model": server.name, "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+        assert said(port, "POST", "/v1/messages", json.dumps(body), **key)[0] == 200
+        assert said(port, "GET", "/health")[0] == 200
+    bypassed = said(server.args["port"], "GET", "/metrics/../v1/x")
+    assert "vllm:num_requests_running" in bypassed[2], "this is why the proxy passes on what it matched"
+
+
+def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
+    for wanted in ({"max_tokens": 400}, {}):
+        reply = server.client().completions.create(
+            model=server.name, prompt="Once", extra_body={"ignore_eos": True}, **wanted
+        )
+        assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (128, "length")
+
+
+def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
+    with clients.crowd(server, clients.long(40, 60), concurrency=40) as crowd:
+        outcomes = crowd.outcomes()
+    found = clients.count(outcomes)
+    assert (found["answered"], found["refused"]) == (32, 8), found
+    refused = [outcome for outcome in outcomes if outcome.how == "refused"]
+    assert {outcome.status for outcome in refused} == {503}
+    assert max(outcome.seconds for outcome in refused) < min(
+        o.seconds for o in outcomes if o.how == "answered"
+    )
+    greedy = {"model": server.name, "prompt": "Hi", "n": 1000, "max_tokens": 1}
+    reply = httpx.post(server.url + "/v1/completions", json=greedy, headers=server.headers, trust_env=False)
+    assert (reply.status_code, "4" in clients.message(reply)) == (400, True)
+
+
+def test_every_metric_that_is_watched_exists(server):
     clients.crowd(server, clients.numbered(1), concurrency=1).outcomes()
-    have = set(server.metrics()) | {"up"}  # Prometheus makes that one itself
-    for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]:
-        for rule in group["rules"]:
-            named = set(re.findall(r"\b(?:vllm:\w+|http_\w+|up)\b(?=[\[{ ])", rule["expr"]))
-            assert named, rule["alert"]
-            assert named <= have, rule["alert"]
+    text = server.get("/metrics").text
+    files = "".join((DEPLOY / name).read_text() for name in ("alerts.yml", "grafana.json"))
+    named = set(re.findall(r"\b(?:vllm:\w+|http_\w+_total)\b(?![:\w])", files))
+    assert len(named) > 10
+    assert {name for name in named if f"\n{name}{{" not in text} == set()
+    for metric, bound in re.findall(r'(vllm:\w+_bucket)\{le="([\d.]+)"', files):
+        assert re.search(rf'^{metric}\{{.*le="{bound}"', text, re.M), (metric, bound)
 
 
 def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(server, tmp_path):

@@ -44,7 +44,7 @@ def checked() -> Settings:
         )
     if found.drain_s < found.longest_s:
         problems.append(
-            f"SHUTDOWN_TIMEOUT={found.drain_s}: an answer may take {found.longest_s} s, and clients of one that "
+            f"SHUTDOWN_TIMEOUT={found.drain_s}: an answer may take {found.longest_s} s, and clients of what "
             "takes longer than the drain hang. Lower MAX_ANSWER_TOKENS or SECONDS_PER_TOKEN instead."
         )
     if problems:
