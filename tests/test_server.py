@@ -1,8 +1,10 @@
 """The real server: what it answers, what it refuses, how it ends, and what is left of it then."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 
 from helpers.base import records
 from helpers.model.model import TITLE
-from helpers.serve import clients, command, doors, load, load_tables, settings
+from helpers.serve import clients, command, doors, load, load_tables, probe, settings
 from helpers.serve.clients import HOWS, Request, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
@@ -559,6 +561,93 @@ def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
     assert found["hung"] + found["refused"] + found["aborted"] + found["cut off"] == 4, found
     assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
     assert gone(processes)
+
+
+class Behind:
+    """A server as clients see it that come through a proxy."""
+
+    def __init__(self, server, port: int):
+        self.name, self.headers, self.metrics = server.name, server.headers, server.metrics
+        self.url = f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch):
+    """A hang-up, a reader who does not read, a reload, an engine that is stopped and one that is killed."""
+    (tmp_path / "nginx").mkdir()
+    server = open_server(small(max_num_seqs=8), log_dir=tmp_path).start()
+    monkeypatch.setenv("VLLM_API_KEY", server.settings.api_key)
+    story = {"model": server.name, "prompt": "Once", "max_tokens": 400, "stream": True}
+    story["ignore_eos"] = True
+    with nginx(tmp_path / "nginx", server.args["port"]) as port:
+        behind = Behind(server, port)
+        asked = {"json": story, "headers": server.headers, "timeout": 60}
+        with httpx.Client(base_url=behind.url, trust_env=False) as http:
+            with http.stream("POST", "/v1/completions", **asked) as hung_up:
+                next(hung_up.iter_lines())
+            begun = time.monotonic()
+            while clients.in_flight(server):
+                assert time.monotonic() - begun < 2, "nobody reads it: the engine stops writing"
+            with http.stream("POST", "/v1/completions", **asked) as unread:
+                next(unread.iter_raw())
+                with clients.crowd(behind, clients.numbered(24), concurrency=6) as crowd:
+                    time.sleep(0.5)
+                    os.kill(int((tmp_path / "nginx/nginx.pid").read_text()), signal.SIGHUP)
+                    assert clients.count(crowd.outcomes())["answered"] == 24
+        [core] = [process for process in server.processes() if process.name() == "VLLM::EngineCore"]
+        core.suspend()
+        assert server.get("/health").status_code == 200, "this is why the probe asks for a token"
+        with pytest.raises(OSError, match="no token was written within 3 s"):
+            probe.alive(server.url, 3)
+        core.resume()
+        assert "token came through" in probe.alive(server.url, 20)
+        with clients.crowd(behind, clients.long(4, 400), concurrency=4, timeout_s=30) as crowd:
+            crowd.wait_until_writing()
+            with httpx.stream("POST", f"{behind.url}/v1/completions", **asked, trust_env=False) as cut:
+                lines = cut.iter_lines()
+                next(lines)
+                core.kill()
+                last = [line for line in lines if line]
+            outcomes = crowd.outcomes()
+    assert {(outcome.how, outcome.status) for outcome in outcomes} <= {("refused", 500), ("refused", 502)}
+    assert cut.status_code == 200
+    assert "error" in last[-2], "this is how a client tells a cut stream from a finished one"
+    assert last[-1] == "data: [DONE]"
+    server.kill()
+
+
+@pytest.mark.slow
+def test_started_by_the_script_alone_nothing_outlives_what_answers(tmp_path, monkeypatch):
+    """Its API process is killed: the engine and its memory go with it, without an owner that is Python."""
+    server = open_server(small())  # its arguments; it is not started
+    variables = {"MODEL_NAME": str(server.checkpoint.folder), "VLLM_API_KEY": server.settings.api_key}
+    variables |= {"SERVER_PORT": str(server.args["port"]), "MAX_MODEL_LEN": "512", "MAX_NUM_SEQS": "16"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHON", sys.executable)
+    with (tmp_path / "log").open("w") as log:
+        launched = subprocess.Popen(["sh", str(DEPLOY / "serve.sh")], stdout=log, stderr=log)
+    try:
+        stop = time.monotonic() + 300
+        while "token" not in _alive(server.url):
+            left = (tmp_path / "log").read_text()[-2000:]
+            assert launched.poll() is None, left
+            assert time.monotonic() < stop, left
+            time.sleep(0.5)
+        owned = psutil.Process(launched.pid).children(recursive=True)
+        [api] = psutil.Process(launched.pid).children()
+        assert len(owned) >= 2
+        api.kill()
+        assert gone(owned)
+        assert launched.wait(15) == 128 + signal.SIGKILL
+    finally:
+        launched.kill()
+
+
+def _alive(url: str) -> str:
+    with contextlib.suppress(OSError):
+        return probe.alive(url, 5)
+    return ""
 
 
 @pytest.mark.slow
