@@ -10,8 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,42 @@ def tool(name: str) -> str:
         return found
     missing = f"{name} is not installed: make system (Debian's packages nginx and prometheus)"
     pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+class Upstream(ThreadingHTTPServer):
+    """A small server in vLLM's place that notes what reaches it and answers with a given status."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int = 200, after_s: float = 0.0, host: str = "127.0.0.1", port: int = 0):
+        self.status, self.after_s, self.asked = status, after_s, []
+        self.says = '{"error": {"message": "as I say"}}'
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                time.sleep(self.server.after_s)
+                self.server.asked.append((self.path, dict(self.headers)))
+                body = self.server.says.encode()
+                self.send_response(self.server.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+        super().__init__((host, port), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 def newer() -> str:

@@ -1,5 +1,6 @@
 """What a deployer copies: valid by its schema, agreeing with the settings and with itself, and started."""
 
+import importlib.util
 import json
 import os
 import re
@@ -195,6 +196,15 @@ def test_it_chooses_what_open_server_chooses(monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     args = command.flags(server.args | {"model": folder})
     assert launch.command_line(launch.checked()) == [sys.executable, "-c", command.START, *args]
+
+
+def test_a_gpu_is_found_where_only_vllm_is_installed(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: real(name) if name == "vllm" else None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    launch.find_nvml()
+    assert sys.modules["pynvml"].__file__.endswith("vllm/third_party/pynvml.py")
+    assert callable(sys.modules["pynvml"].nvmlDeviceGetCudaComputeCapability)
 
 
 def test_a_checkpoint_without_a_kernel_is_refused_before_the_start(tmp_path):

@@ -6,56 +6,19 @@ import os
 import posixpath
 import signal
 import socket
-import subprocess
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import httpx
 import openai
 import pytest
 
-from tests.nginx import configured, newer, nginx, said, tool, writings
+from tests.nginx import Upstream, newer, nginx, said, writings
 
 # What vLLM answers without the key, and with its own dots resolved (a Mount takes all that is below it).
 ROUTES = ("/metrics", "/invocations", "/tokenize", "/health", "/docs", "/v2/chat", "/inference/v1/generate")
 ANY_RATE = {"rate=20r/s": "rate=10000r/s"}
-
-
-class Upstream(ThreadingHTTPServer):
-    """A small server in vLLM's place that notes what reaches it and answers with a given status."""
-
-    daemon_threads = True
-
-    def __init__(self, status: int = 200, after_s: float = 0.0, host: str = "127.0.0.1", port: int = 0):
-        self.status, self.after_s, self.asked = status, after_s, []
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                time.sleep(self.server.after_s)
-                self.server.asked.append((self.path, dict(self.headers)))
-                body = json.dumps({"error": {"message": f"vLLM says {self.server.status}"}}).encode()
-                self.send_response(self.server.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.do_GET()
-
-        super().__init__((host, port), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def __exit__(self, *_) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 @contextlib.contextmanager
@@ -65,12 +28,6 @@ def proxied(folder, *statuses: int, **options):
         upstreams = [stack.enter_context(Upstream(status)) for status in statuses]
         ports = [upstream.server_port for upstream in upstreams]
         yield stack.enter_context(nginx(folder, *ports, **options)), upstreams
-
-
-def test_nginx_accepts_the_configuration(tmp_path):
-    main = configured(tmp_path, "upstream-static.conf", {})
-    done = subprocess.run([tool("nginx"), "-t", "-p", tmp_path, "-c", main], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def names(answer: list[str], done: threading.Event) -> int:
@@ -205,13 +162,6 @@ def test_a_server_that_is_gone_costs_nobody_an_answer(tmp_path):
         codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
         assert set(codes) == {200}
         assert len(second.asked) == 20
-
-
-def test_what_the_server_says_passes_with_the_time_to_wait(tmp_path):
-    with proxied(tmp_path, 503) as (port, _):
-        status, headers, text = said(port, "POST", "/v1/completions", "{}")
-    assert (status, headers["Retry-After"]) == (503, "2")
-    assert json.loads(text)["error"]["message"] == "vLLM says 503"
 
 
 def test_openais_client_tries_again_as_it_is_told(tmp_path):

@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -19,13 +17,13 @@ import pytest
 
 from helpers.base import records
 from helpers.model.model import TITLE
-from helpers.serve import clients, command, doors, load, load_tables, probe, settings
-from helpers.serve.clients import HOWS, Request, Watch
+from helpers.serve import clients, doors, load, load_tables, probe, settings
+from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
-from helpers.serve.server import TEARDOWN_S, _ending, open_server
+from helpers.serve.server import TEARDOWN_S, open_server
 from helpers.serve.settings import Settings
-from tests.nginx import nginx, said, writings
+from tests.nginx import Upstream, nginx, said, writings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -45,19 +43,6 @@ def server(tmp_path_factory):
 
 def gone(processes: list) -> bool:
     return not psutil.wait_procs(processes, timeout=15)[1]
-
-
-def test_arguments_are_what_vllms_command_line_reads():
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
-    args |= {"compilation_config": {"compile_sizes": [1]}}
-    said = command.flags(args)
-    assert said[:4] == ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching"]
-    read = EngineArgs.from_cli_args(EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(said))
-    assert (read.max_model_len, read.enforce_eager, read.enable_prefix_caching) == (64, True, False)
-    assert read.compilation_config.compile_sizes == [1]
 
 
 # ---- before anything starts
@@ -132,39 +117,19 @@ def test_ctrl_c_while_its_process_is_made_leaves_none(tmp_path, monkeypatch):
     assert not left
 
 
-ANSWER = b'{"paths": {}, "choices": [{"message": {"content": "Paris"}}]}'
-
-
 def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
     """The server is on this machine; the proxy would be told the key, and could not reach it."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(ANSWER)))
-            self.end_headers()
-            self.wfile.write(ANSWER)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-        server = open_server(small(), log_dir=tmp_path)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    server = open_server(small(), log_dir=tmp_path)
+    with Upstream() as listener:
+        listener.says = '{"paths": {}, "data": [{"id": "m"}], "choices": [{"message": {"content": "Paris"}}]}'
         server.args["port"] = listener.server_port
         assert server._healthy()
         server.client().completions.create(model=server.name, prompt="Hello", max_tokens=1)
-        with clients.crowd(server, [Request({}, lambda reply: True)], 1) as crowd:
+        with clients.crowd(server, [clients.Request({}, lambda reply: True)], 1) as crowd:
             assert [outcome.how for outcome in crowd.outcomes()] == ["answered"]
         with Watch(server, every_s=0.05) as watch:
             time.sleep(0.5)
@@ -172,15 +137,7 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
         assert {refusal.status for refusal in doors.refusals(server)} == {200}
         assert all(door.with_key == door.without_key == 200 for door in doors.open_doors(server))
         assert doors.generates_without_key(server) == "Paris"
-        listener.shutdown()
-    assert {"/health", "/v1/completions", "/v1/chat/completions", "/invocations", "/docs"} <= set(asked)
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [(137, "was killed by SIGKILL"), (255, "exit code 255"), (1, "exit code 1")]
-)
-def test_an_exit_code_in_words(code, said):
-    assert said in _ending(code)
+        assert probe.alive(server.url, 5) == "a token came through"
 
 
 # ---- the running server
@@ -302,9 +259,10 @@ def test_behind_the_proxy_nothing_but_v1_answers_and_that_not_without_the_key(se
 
 
 def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
+    story = [{"role": "user", "content": "Tell a story."}]
     for wanted in ({"max_tokens": 400}, {}):
-        reply = server.client().completions.create(
-            model=server.name, prompt="Once", extra_body={"ignore_eos": True}, **wanted
+        reply = server.client().chat.completions.create(
+            model=server.name, messages=story, extra_body={"ignore_eos": True}, **wanted
         )
         assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (128, "length")
 
@@ -319,9 +277,9 @@ def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     assert max(outcome.seconds for outcome in refused) < min(
         o.seconds for o in outcomes if o.how == "answered"
     )
-    greedy = {"model": server.name, "prompt": "Hi", "n": 1000, "max_tokens": 1}
+    greedy = {"model": server.name, "prompt": "Hi", "n": 5, "max_tokens": 1}
     reply = httpx.post(server.url + "/v1/completions", json=greedy, headers=server.headers, trust_env=False)
-    assert (reply.status_code, "4" in clients.message(reply)) == (400, True)
+    assert (reply.status_code, "at most 4" in clients.message(reply)) == (400, True), reply.text
 
 
 def test_every_metric_that_is_watched_exists(server):
@@ -417,7 +375,7 @@ def test_a_level_that_is_over_at_once_is_repeated_for_longer():
 
 
 def test_an_answer_lasts_as_long_as_its_context_allows():
-    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 800, 800]
+    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 500, 500]
 
 
 def test_a_95th_percentile_of_few_requests_is_not_shown():

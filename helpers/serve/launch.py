@@ -9,6 +9,7 @@ the engine below it ends, too, and when this one is asked to end, the server dra
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -74,12 +75,24 @@ def config_of(model: str, revision: str | None) -> dict:
         return {}  # vLLM asks again, and says why not
 
 
+def find_nvml() -> None:
+    """Where no NVML bindings are installed let ``detect`` have vLLM's own: no GPU found would mean a CPU."""
+    vllm = importlib.util.find_spec("vllm")
+    if importlib.util.find_spec("pynvml") or vllm is None:
+        return
+    file = Path(vllm.submodule_search_locations[0]) / "third_party/pynvml.py"
+    spec = importlib.util.spec_from_file_location("pynvml", file)
+    sys.modules["pynvml"] = found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+
+
 def command_line(settings: Settings) -> list[str]:
     """The program and its arguments.
 
     Raises:
         SchemeError: this machine does not run the quantization, or has no kernel for the checkpoint's.
     """
+    find_nvml()
     here, (model, revision) = machine.detect(), named(settings.model_name)
     with command.token(settings):
         config = config_of(model, revision)
