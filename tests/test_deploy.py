@@ -32,7 +32,7 @@ def text(name: str) -> str:
 
 
 def compose() -> dict:
-    return yaml.safe_load(text("compose.yaml"))["services"]
+    return yaml.safe_load(text("compose.yaml"))
 
 
 def kustomized() -> dict:
@@ -44,8 +44,9 @@ def kustomized() -> dict:
     return made
 
 
-def manifest(kind: str) -> dict:
-    (found,) = [m for m in yaml.safe_load_all(text("kubernetes.yaml")) if m["kind"] == kind]
+def manifest(kind: str, name: str = "llm") -> dict:
+    found = yaml.safe_load_all(text("kubernetes.yaml"))
+    (found,) = [m for m in found if (m["kind"], m["metadata"]["name"]) == (kind, name)]
     return found
 
 
@@ -67,10 +68,10 @@ def seconds(duration: str) -> int:
     return int(filled.removesuffix("s"))
 
 
-def commented(after: str) -> list:
-    """The YAML documents in kubernetes.yaml's last comments, from the line that starts with ``after``."""
-    lines = text("kubernetes.yaml").partition(f"# {after}")[2].splitlines()
-    return list(yaml.safe_load_all(after + "\n".join(re.sub("^# ?", "", line) for line in lines)))
+def commented(after: str, text: str) -> list:
+    """The YAML documents in the comments from the line that starts with ``after`` to the file's end."""
+    lines = text[text.index(f"# {after}") :].splitlines()
+    return list(yaml.safe_load_all("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)))
 
 
 # ---- by the platforms' own schemas
@@ -113,7 +114,8 @@ def test_the_examples_names_and_values_are_the_settings_defaults():
     assert set(example()) == set(fields) - {"SERVER_HOST"}, "in a container the address is not the deployer's"
     for name, value in example().items():
         if name not in SECRETS | {"MODEL_NAME"}:
-            assert value == ("" if fields[name].default is None else str(fields[name].default)), name
+            default = None if fields[name].default_factory else fields[name].default
+            assert value == ("" if default is None else str(default)), name
     found = settings.load(FOLDER / ".env.example")
     assert found.model_name.startswith(GPU_DEFAULT + "@")
     assert not any(example()[name] for name in SECRETS)
@@ -243,25 +245,29 @@ def test_whatever_ends_or_cuts_an_answer_waits_for_the_longest():
     """Tokens x seconds a token x batches = the drain; proxies wait as long, grace periods longer."""
     found = settings.load(FOLDER / ".env.example")
     longest = found.longest_s
-    assert longest == found.drain_s == 2 * 500 * 0.3
+    assert longest == found.shutdown_timeout == 2 * 500 * 0.3
     assert names(text("nginx.conf"), r"proxy_read_timeout (\w+);") == {f"{longest}s"}
     for service in ("vllm", "proxy"):
-        assert seconds(compose()[service]["stop_grace_period"]) >= longest + TEARDOWN_S
-    assert compose()["proxy"]["stop_signal"] == "SIGQUIT", "nginx drops every connection on SIGTERM"
-    assert "vllm" in compose()["proxy"]["depends_on"], "stopped first, it holds every answer that runs"
+        assert seconds(compose()["services"][service]["stop_grace_period"]) >= longest + TEARDOWN_S
+    assert compose()["services"]["proxy"]["stop_signal"] == "SIGQUIT", (
+        "nginx drops every connection on SIGTERM"
+    )
+    assert "vllm" in compose()["services"]["proxy"]["depends_on"], (
+        "stopped first, it holds every answer that runs"
+    )
     before = containers()["vllm"]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert before >= 5, "time for every proxy to learn that the pod is going"
     assert pod()["terminationGracePeriodSeconds"] >= before + longest + TEARDOWN_S
     assert manifest("Ingress")["metadata"]["annotations"][
         "nginx.ingress.kubernetes.io/proxy-read-timeout"
     ] == str(longest)
-    route, _ = commented("apiVersion: gateway.networking.k8s.io")
+    route, _ = commented("apiVersion: gateway.networking.k8s.io", text("kubernetes.yaml"))
     assert seconds(route["spec"]["rules"][0]["timeouts"]["request"]) == longest
     assert f'le="{found.seconds_per_token}"' in rules()["vllm:slow_tokens:ratio5m"]["expr"]
 
 
 def test_ready_and_alive_mean_that_a_token_came_through():
-    vllm, health = containers()["vllm"], compose()["vllm"]["healthcheck"]
+    vllm, health = containers()["vllm"], compose()["services"]["vllm"]["healthcheck"]
     asked = [vllm[probe]["exec"]["command"] for probe in ("startupProbe", "livenessProbe")]
     for line in (*asked, health["test"][1:]):
         assert line[:3] == ["python3", "-m", "helpers.serve.probe"]
@@ -277,18 +283,18 @@ def test_ready_and_alive_mean_that_a_token_came_through():
 
 
 def test_images_are_pinned():
-    images = [found["image"] for found in (*compose().values(), *containers().values())]
+    images = [found["image"] for found in (*compose()["services"].values(), *containers().values())]
     assert all(PINNED.fullmatch(image) for image in images), images
     assert {image for image in images if "vllm" in image} == {"vllm/vllm-openai:v0.32.0"}
 
 
 def test_no_process_runs_as_root_or_may_become_it_or_writes_beside_its_volumes():
     for name in ("vllm", "proxy", "prometheus"):
-        service = compose()[name]
+        service = compose()["services"][name]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True
-    assert not compose()["vllm"]["user"].startswith("0")
+    assert not compose()["services"]["vllm"]["user"].startswith("0")
     assert pod()["securityContext"]["runAsNonRoot"] is True
     for container in containers().values():
         assert container["securityContext"] == {
@@ -301,8 +307,8 @@ def test_no_process_runs_as_root_or_may_become_it_or_writes_beside_its_volumes()
 
 def test_the_server_itself_is_out_of_reach():
     """No port on a host; in a pod it listens on loopback, and what others reach is the proxy's."""
-    assert "ports" not in compose()["vllm"]
-    for service in compose().values():
+    assert "ports" not in compose()["services"]["vllm"]
+    for service in compose()["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     variables = {variable["name"] for variable in containers()["vllm"]["env"]}
     assert not {"SERVER_HOST", *SECRETS} & (variables | set(kustomized()["llm-settings"]))
@@ -337,7 +343,7 @@ def test_its_parts_find_each_other():
     (spread,) = pod()["topologySpreadConstraints"]
     assert spread["labelSelector"]["matchLabels"] == labels
     (path,) = manifest("Ingress")["spec"]["rules"][0]["http"]["paths"]
-    route, monitor = commented("apiVersion: gateway.networking.k8s.io")
+    route, monitor = commented("apiVersion: gateway.networking.k8s.io", text("kubernetes.yaml"))
     (rule,) = route["spec"]["rules"]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path["path"]}}]
     name = manifest("Service")["metadata"]["name"]

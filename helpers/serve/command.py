@@ -47,7 +47,7 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
         "override_generation_config": {"max_new_tokens": settings.max_answer_tokens},
-        "shutdown_timeout": settings.drain_s,
+        "shutdown_timeout": settings.shutdown_timeout,
         "disable_fastapi_docs": True,
         "enable_request_id_headers": True,
         "disable_access_log_for_endpoints": "/health,/metrics",

@@ -43,10 +43,10 @@ def checked() -> Settings:
         problems.append(
             "QUANTIZATION=awq: nothing here makes a checkpoint. Name one in MODEL_NAME, and none here."
         )
-    if found.drain_s < found.longest_s:
+    if found.shutdown_timeout < found.longest_s:
         problems.append(
-            f"SHUTDOWN_TIMEOUT={found.drain_s}: an answer may take {found.longest_s} s, and clients of what "
-            "takes longer than the drain hang. Lower MAX_ANSWER_TOKENS or SECONDS_PER_TOKEN instead."
+            f"SHUTDOWN_TIMEOUT={found.shutdown_timeout}: an answer may take {found.longest_s} s. What takes longer "
+            "than the drain leaves its client hanging. Lower MAX_ANSWER_TOKENS or SECONDS_PER_TOKEN instead."
         )
     if problems:
         raise SettingsError("\n".join(problems))
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
     if "--enforce-eager" in line:
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing to compile, and no compiler asked for
     start = lambda: os.execve(line[0], [*line, *arguments], environment)  # noqa: E731
-    return processes.supervised(start, "launch", settings.drain_s + TEARDOWN_S)
+    return processes.supervised(start, "launch", settings.shutdown_timeout + TEARDOWN_S)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import functools
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from helpers.model.model import EMBEDDED, Model
 from helpers.serve import command
 from helpers.serve.command import START, flags, server_environment
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
+from helpers.serve.ports import refuse_taken_port
 from helpers.serve.settings import Settings, load
 
 TEARDOWN_S = 20  # from the last request's end to the process's end, at most
@@ -195,7 +195,7 @@ class Server:
                 f"An engine ({engine.opened().scheme}) is open in this process and holds its memory. "
                 "Leave its with block first."
             )
-        _refuse_taken_port(self.args["host"], self.args["port"])
+        refuse_taken_port(self.args["host"], self.args["port"])
         self.end = self._process = None  # a process of before has ended: its number may be another's by now
         scheme = self.settings.scheme
         self.log_file = logfile.new_log_file(self.log_dir, f"server-{scheme}")
@@ -216,7 +216,7 @@ class Server:
 
     def _start(self) -> None:
         command = [sys.executable, "-c", START, *flags(self.args)]
-        grace_s = self.settings.drain_s + TEARDOWN_S
+        grace_s = self.settings.shutdown_timeout + TEARDOWN_S
         with self.log_file.open("a") as log:
             self._begun = time.perf_counter()
             self._process = subprocess.Popen(
@@ -266,8 +266,8 @@ class Server:
         self.stop()
 
     def stop(self) -> Stop:
-        """Send SIGTERM and wait: it drains for the settings' ``drain_s`` seconds, then it is killed."""
-        return self._finish(signal.SIGTERM, self.settings.drain_s + TEARDOWN_S, "stopped")
+        """Send SIGTERM and wait: it drains for ``shutdown_timeout`` seconds, then it is killed."""
+        return self._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
 
     def kill(self) -> Stop:
         """Send the server SIGKILL; what it started is ended, too."""
@@ -345,26 +345,3 @@ def _ending(code: int) -> str:
     if killed := _signal(code):
         return f"was killed by {killed.name}"
     return f"ended by itself with exit code {code}"
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    """Say at once, and who has it, what vLLM would say after importing for half a minute."""
-    with command.tcp_socket(host) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServerStartError(
-                f"The server cannot listen on {host}, port {port}: {error.strerror}.{_listener(port)} "
-                "Choose another SERVER_PORT; 0 takes a free one."
-            ) from None
-
-
-def _listener(port: int) -> str:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        for found in psutil.net_connections("tcp"):
-            if found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
-                return f" {psutil.Process(found.pid).name()} ({found.pid}) listens there."
-    return ""

@@ -37,6 +37,12 @@ class SettingsError(ValueError):
     """Settings that cannot be used; one line a problem, with the variable, its value and what is allowed."""
 
 
+def _longest_s(max_num_seqs=1, max_num_queued_reqs=0, max_answer_tokens=1, seconds_per_token=1.0, **_) -> int:
+    """``Settings.longest_s``; a field that is missing here is wrong, and said to be so elsewhere."""
+    batches = math.ceil((max_num_queued_reqs or 2 * max_num_seqs) / max_num_seqs)
+    return math.ceil(batches * max_answer_tokens * seconds_per_token)
+
+
 class Settings(BaseSettings):
     """Everything a deployer may set. The variable's name is the field's, in capitals.
 
@@ -65,8 +71,11 @@ class Settings(BaseSettings):
     )
     vllm_max_n_sequences: int = Field(4, ge=1, le=16384, description="the largest n: answers to one request")
     tool_call_parser: _Name | None = Field(None, description="how it writes tool calls, such as hermes")
-    shutdown_timeout: int | None = Field(
-        None, ge=0, le=86400, description="seconds to drain after SIGTERM; 0 aborts; enough if empty"
+    shutdown_timeout: int = Field(
+        default_factory=lambda found: _longest_s(**found),
+        ge=0,
+        le=86400,
+        description="seconds to drain after SIGTERM; 0 aborts; the longest answer's if empty",
     )
     start_timeout: int = Field(600, ge=1, le=7200, description="seconds until it must be ready")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format")
@@ -98,13 +107,7 @@ class Settings(BaseSettings):
         It may wait until the batches before it are through. The drain, the grace periods and the proxy's
         timeout in notebooks/deploy follow from this.
         """
-        batches = math.ceil(self.in_flight / self.max_num_seqs)
-        return math.ceil(batches * self.max_answer_tokens * self.seconds_per_token)
-
-    @property
-    def drain_s(self) -> int:
-        """Seconds that a server may take to finish what it has taken, once it is asked to end."""
-        return self.longest_s if self.shutdown_timeout is None else self.shutdown_timeout
+        return _longest_s(**self.model_dump())
 
     @property
     def scheme(self) -> str:
@@ -152,7 +155,9 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     try:
         found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **values)
     except ValidationError as error:
-        problems += [_sentence(problem) for problem in error.errors()]
+        # What a default could not follow from has an error of its own.
+        wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        problems += [_sentence(problem) for problem in wrong]
     if problems:
         raise SettingsError("\n".join(problems))
     return found
