@@ -23,7 +23,7 @@ def settings(found) -> Table:
 
 def _default(field) -> str:
     if field.default_factory:
-        return "generated"
+        return "generated" if "generated" in field.description else "follows"
     return "-" if field.default is None else str(field.default)
 
 
