@@ -39,7 +39,7 @@ COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb"
 # is compared must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
-FILES = ["notebook_files", "prose_figures", "links", "book"]  # tests that only read the committed notebooks
+FILES = ["notebook_files", "kinds", "prose_figures", "links", "book"]  # they only read what is committed
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
