@@ -60,9 +60,10 @@ def test_a_70b_is_quantized_or_gets_more_gpus():
     assert (found["baseline"].fits, found["baseline"].needs) == (False, 2)
     assert found["fp8"].fits
     assert found["baseline on 2 GPUs"].command.endswith("--tensor-parallel-size 2")
-    # On record: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0.
+    # Measured once: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0. An estimate for
+    # several GPUs leaves out what they tell each other, and is further above.
     assert found["fp8"].alone_per_s == pytest.approx(48.5, rel=0.1)
-    assert found["baseline on 2 GPUs"].alone_per_s == pytest.approx(47.0, rel=0.15)
+    assert 1 < found["baseline on 2 GPUs"].alone_per_s / 47.0 < 1.25
 
 
 def test_a_checkpoint_that_is_quantized_is_served_as_it_is():
@@ -101,7 +102,7 @@ def test_every_estimate_keeps_its_order(model):
 
 
 def test_estimates_agree_with_what_is_on_record():
-    """Of a model that no estimate was fitted to: tokens/s on the H200, 16 tokens in, every scheme and batch."""
+    """Of a model that no estimate was fitted to, every scheme and batch, on an H200."""
     rows = [
         row for row in options.recorded_rows() if row["model"] == "Qwen2.5-14B" and row["prompt_tokens"] == 16
     ]
@@ -135,7 +136,7 @@ def test_measured_rows_stand_before_an_estimate():
     assert gain.source == "measured here, 1024 tokens in"
 
 
-# -- the command ----------------------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------------------
 
 
 def test_the_command_needs_a_config_alone_and_no_vllm(tmp_path):
@@ -261,7 +262,7 @@ def test_vllm_itself_understands_every_line():
     assert done.returncode == 0, done.stderr
 
 
-# -- what a reader sees ---------------------------------------------------------------------------------------
+# -- what a reader sees -------------------------------------------------------------------------------------
 
 
 def test_a_table_has_at_most_seven_columns_and_twelve_rows():

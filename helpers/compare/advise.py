@@ -6,7 +6,7 @@ import html
 import textwrap
 from dataclasses import dataclass
 
-from helpers.base.page import Table, as_it_is
+from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
@@ -14,6 +14,7 @@ from helpers.compare.options import Counted, Load, Option
 from helpers.compare.published import GAINED
 from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
+from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
@@ -327,7 +328,10 @@ def explorer(
     name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)
 
     def draw(of, on, tokens, requests, aim):
-        return advise(of, on, context=tokens, users=requests, goal=aim)
+        try:
+            return advise(of, on, context=tokens, users=requests, goal=aim)
+        except ModelError as error:  # no such folder, no network: a sentence, as for every other refusal
+            return Note(error)
 
     return explore(
         draw,
