@@ -18,7 +18,7 @@ from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
-A_LITTLE = 1.1  # one that rounds a little more: the cache besides
+A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 SAME = 1.05  # and of two that round alike, one is better only beyond this
 GIB = 2**30
 
@@ -285,7 +285,7 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
 def _wanted(one: Option, other: Option) -> float:
     """How many times as much a way has to give as one that rounds less, or as much."""
     more = one.kept.loss - other.kept.loss
-    return MORE if more >= 1 else A_LITTLE if more > 0 else SAME
+    return MORE if more >= 1.5 else A_LITTLE if more > 0 else SAME
 
 
 def _score(one: Option, goal: str) -> float:
