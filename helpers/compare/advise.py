@@ -270,14 +270,12 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
     if not holding and running:
         most = max(one.users for one in running)
         holding = [one for one in running if one.users * SAME >= most]
+    holding = sorted(holding, key=lambda one: one.kept.loss)  # stable: the simpler stands first
+    if goal == "quality":
+        holding = [one for one in holding if one.kept.loss == holding[0].kept.loss]
     best = None
-    for one in sorted(holding, key=lambda one: one.kept.loss):  # stable: the simpler stands first
-        others = [other for other in holding if other.kept.loss <= one.kept.loss and other is not one]
-        if goal == "quality":
-            others = [other for other in others if other.kept.loss == one.kept.loss]
-            if best and one.kept.loss > best.kept.loss:
-                break
-        if best is None or all(_score(one, goal) >= _wanted(one, o) * _score(o, goal) for o in others):
+    for place, one in enumerate(holding):
+        if all(_score(one, goal) >= _wanted(one, other) * _score(other, goal) for other in holding[:place]):
             best = one
     return best
 
