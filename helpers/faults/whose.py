@@ -1,0 +1,150 @@
+"""Whose fault an exception is: the reader's own line, a library's that it called, or the engine's.
+
+"Your own code" is said only where the frame that raised is the reader's and the error is of Python's own
+kinds, or the reader's own `raise`. What a notebook's runner quotes is opened.
+"""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from helpers.faults import log
+
+ROOT = Path(__file__).resolve().parent.parent  # the helpers
+# Where an error that is not the reader's own code comes from.
+_MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
+              "safetensors", "openai", "triton", "flashinfer", "ray")  # fmt: skip
+_PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
+_RUNNERS = ("nbclient.", "papermill.", "nbconvert.")
+
+
+def frames(error: BaseException | None) -> list[traceback.FrameSummary]:
+    """The frames that an exception came through, the one that raised it last."""
+    return list(traceback.extract_tb(error.__traceback__)) if error is not None else []
+
+
+def package(path: str) -> str | None:
+    """The installed package that a file belongs to, "Python" for the standard library, None for the reader's."""
+    parts = Path(path).parts
+    for folder in _PACKAGES:
+        if folder in parts:
+            return parts[parts.index(folder) + 1].removesuffix(".py")
+    if Path(path).is_relative_to(ROOT):
+        return "helpers"
+    library = path.startswith((sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__"))
+    return "Python" if library else None
+
+
+def of_machinery(error: BaseException | None) -> bool:
+    """Whether vLLM, or what it stands on, is among the frames."""
+    return any(package(frame.filename) in (*_MACHINERY, "helpers") for frame in frames(error))
+
+
+def readers_line(error: BaseException | None) -> str:
+    """The line of the reader's own that raised the exception; empty where a library's did."""
+    found = frames(error)
+    return _line(found[-1]) if found and package(found[-1].filename) is None else ""
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    return (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip() or "(its text is not known)"
+
+
+def _raised(error: BaseException) -> bool:
+    """Whether a `raise` or an `assert` raised it: C code, such as torch's, raises in a call.
+
+    By the instruction that the traceback ends in.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def own_code(error: BaseException | None) -> str | None:
+    """A sentence on an error of the reader's own line, or None."""
+    if error is None or of_machinery(error) or not readers_line(error):
+        return None
+    if type(error).__module__ not in ("builtins", "__main__") and not _raised(error):
+        return None
+    frame = frames(error)[-1]
+    return f"{type(error).__name__} in {_place(frame)}: vLLM has no part in it."
+
+
+def called(error: BaseException | None) -> str | None:
+    """A sentence on an error of a library that the reader's own code called, or None."""
+    if error is None or of_machinery(error):
+        return None
+    found = frames(error)
+    own = [frame for frame in found if package(frame.filename) is None]
+    if not own or found[-1] is own[-1]:
+        return None
+    whose = package(found[-1].filename)
+    where = "Python's own library" if whose == "Python" else whose
+    return f"{type(error).__name__} of {where}, called in {_place(own[-1])}: no file of vLLM is among its frames."
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return f"line {frame.lineno} of your own code" + (f", `{line}`" if line else "")
+
+
+def made_up(error: BaseException) -> bool:
+    """Whether a line of the reader's own raised it (`raise`, `assert`), with words of the reader's own.
+
+    What hides the error that it came from (`raise ... from None`) may repeat its words.
+    """
+    if error.__traceback__ is None or (error.__context__ is not None and before(error) is None):
+        return False
+    return _raised(error) and own_code(error) is not None
+
+
+def before(error: BaseException) -> BaseException | None:
+    """The error that led to this one. One that was only being handled and has its report did not."""
+    if error.__cause__ or error.__suppress_context__:
+        return error.__cause__
+    return None if getattr(error.__context__, "report", None) is not None else error.__context__
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """An exception and those that led to it, its own first."""
+    found: list[BaseException] = []
+    while error is not None and error not in found and len(found) < 1000:
+        found.append(error)
+        error = before(error)
+    return found
+
+
+def quoted(error: BaseException | None) -> str:
+    """What the error of a notebook's runner quotes: the traceback of the cell, without the cell's source."""
+    if error is None or not type(error).__module__.startswith(_RUNNERS):
+        return ""
+    said = log.plain(str(error))
+    traceback_ = re.split(r"^-{10,}$", said, flags=re.MULTILINE)[-1]
+    return traceback_ if traceback_.strip() else said
+
+
+def cell_of(text: str) -> str | None:
+    """A sentence on a slip in a notebook's cell, from the traceback that IPython wrote, or None.
+
+    Only where the frame that raised is the cell and the error is of Python's own kinds.
+    """
+    lines = [line for line in log.plain(text).splitlines() if line.strip()]
+    last = next((number for number in range(len(lines) - 1, -1, -1) if log.named(lines[number])), None)
+    if last is None:
+        return None
+    name = log.named(lines[last]).partition(":")[0]
+    if not isinstance(kind := getattr(__import__("builtins"), name, None), type) or not issubclass(kind, Exception):
+        return None
+    places = [line for line in lines[:last] if re.match(r"(?:Cell |Input )?In ?\[\d+\]|File |<ipython-input|[\w./~-]+\.py in |/tmp/ipykernel", line.strip())]
+    if not places or not re.match(r"Cell In ?\[\d+\]|Input In|In ?\[\d+\]|<ipython-input|/tmp/ipykernel", places[-1].strip()):
+        return None
+    if re.search(r"[/\\](?:vllm|torch|transformers|helpers)[/\\]", "\n".join(places)):
+        return None
+    at = re.search(r"-+> ?(\d+) (.+)", "\n".join(lines[:last]))
+    return f"{name} in a cell of the notebook" + (f", `{at[2].strip()}`" if at else "") + ": vLLM has no part in it."
