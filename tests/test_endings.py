@@ -17,16 +17,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import diagnose, hardware, models, ownership
+from helpers.base import holders, machine
+from helpers.faults import explain
+from helpers.model import embedded
 from tests.test_interrupt import Kernel
 from tests.test_run import as_from_a_terminal, command, environment, worker_of, write_notebook
 
 pytestmark = pytest.mark.slow
-MACHINE = hardware.detect()
+MACHINE = machine.detect()
 
 IMPORTS = """
 import time
-from helpers.engine import open_engine
+from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
 print("READY")
 """
@@ -194,7 +196,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
     """A bare LLM's process outlives its owner and keeps the memory: the report says so, its advice works."""
     (tmp_path / "bare.py").write_text(BARE)
     owner = subprocess.Popen(
-        [sys.executable, str(tmp_path / "bare.py"), str(models.prepare())], text=True,
+        [sys.executable, str(tmp_path / "bare.py"), str(embedded.prepare())], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **BARE_ENVIRONMENT},
     )  # fmt: skip
     while "READY" not in owner.stdout.readline():
@@ -202,12 +204,12 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
     engines = psutil.Process(owner.pid).children(recursive=True)
     shared = shared_by([*engines, psutil.Process(owner.pid)])
     try:
-        assert not [holder for holder in ownership.holders(MACHINE) if holder.orphan], "its owner lives"
+        assert not [holder for holder in holders.who_holds(MACHINE) if holder.orphan], "its owner lives"
         owner.kill()
         owner.wait()
-        (orphan,) = [holder for holder in ownership.holders(MACHINE) if holder.orphan]
+        (orphan,) = [holder for holder in holders.who_holds(MACHINE) if holder.orphan]
         assert orphan.pid in [process.pid for process in engines]
-        report = diagnose.explain(log=FREE_CPU, machine=MACHINE)
+        report = explain.explain(log=FREE_CPU, machine=MACHINE)
         assert f"an engine whose owner has ended; end it with `kill {orphan.pid}`" in str(report)
         subprocess.run(["kill", str(orphan.pid)], check=True)
         left = gone(engines, set())[0]
@@ -225,7 +227,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
 
 WITH_ENGINE = """
 import pathlib, time
-from helpers.engine import open_engine
+from helpers.engine.engine import open_engine
 with open_engine(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir=out_dir, in_process=False):
     pathlib.Path(out_dir, "open").write_text("")
     time.sleep(600)

@@ -12,10 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import engine as engine_room
-from helpers import hardware, measure, models, parameters, schemes
-from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
-from helpers.hardware import MIB
+from helpers.base.machine import MIB, Machine, anonymous_memory, detect
+from helpers.base.parameters import ParameterError
+from helpers.engine import release
+from helpers.engine.arguments import SOONER, check_gpus, default_args
+from helpers.engine.engine import Engine, open_engine
+from helpers.engine.errors import EngineClosedError, EngineError, EngineStartError, MemoryHeldError
+from helpers.engine.release import LEFT_FIRST
+from helpers.measure import perplexity
+from helpers.measure.speed import measure_speed
+from helpers.model import embedded, resolve, schemes, shapes
+from helpers.model.model import ModelError, ShapeOnlyError
 from tests.conftest import SWAP, children, left_behind, shared_memory
 
 CAPITAL = "What is the capital of France? Answer with one word."
@@ -26,8 +33,7 @@ def text_of(output) -> str:
 
 
 def test_importing_the_helpers_imports_neither_torch_nor_vllm():
-    rooms = "capture diagnose engine hardware measure models ownership parameters records schemes show"
-    code = f"import sys\nfrom helpers import {rooms.replace(' ', ', ')}\n"
+    code = "import sys\nfrom helpers.measure import trial\nfrom helpers.compare import cost\n"
     code += (
         "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
     )
@@ -37,7 +43,7 @@ def test_importing_the_helpers_imports_neither_torch_nor_vllm():
 def test_it_answers_and_the_memory_comes_back(small, memory_back, capfd):
     with open_engine(**small) as engine:
         answer = engine.ask(CAPITAL, 20)
-        held = hardware.anonymous_memory()
+        held = anonymous_memory()
         log, tokens = engine.log, engine.kv_cache_tokens
     assert "Paris" in text_of(answer)
     assert held - engine.release.after > 500 * MIB, "weights and KV cache take more than 500 MiB while open"
@@ -57,7 +63,7 @@ def _number_before(log: str, words: str) -> str:
 
 def test_the_first_engine_is_marked_and_what_it_leaves_is_bounded(warm):
     assert warm.first
-    assert warm.release.left_mib * MIB < engine_room.LEFT_FIRST
+    assert warm.release.left_mib * MIB < LEFT_FIRST
     assert warm.import_s > 0
 
 
@@ -66,7 +72,7 @@ def test_the_code_shown_builds_the_same_engine(small):
     shown = {}
     exec(code.replace("from vllm import LLM", "").replace("LLM(", "dict("), shown)
     arguments = shown["llm"]
-    assert arguments["dtype"] == schemes.scheme("baseline").way(hardware.detect()).args["dtype"]
+    assert arguments["dtype"] == schemes.scheme("baseline").way(detect()).args["dtype"]
     assert arguments["max_model_len"] == 512
     assert arguments["enable_prefix_caching"] is False
     assert "trust_remote_code" not in code
@@ -84,13 +90,13 @@ def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, sch
 
 
 def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_path):
-    config = models.resolve("embedded").config | {"num_hidden_layers": 4}
+    config = resolve.resolve("embedded").config | {"num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with open_engine(f"shape:{tmp_path}", "int8", **small) as engine:
-        (speed,) = measure.speed(engine, [2], seconds=0.1, runs=1)
+        (speed,) = measure_speed(engine, [2], seconds=0.1, runs=1)
         assert speed.output_tokens_per_s > 0
-        for ask in (lambda: engine.ask(CAPITAL), lambda: measure.perplexity(engine)):
-            with pytest.raises(models.ShapeOnlyError, match="would mean nothing"):
+        for ask in (lambda: engine.ask(CAPITAL), lambda: perplexity.measure_perplexity(engine)):
+            with pytest.raises(ShapeOnlyError, match="would mean nothing"):
                 ask()
     assert "load_format='dummy'" in engine.code
 
@@ -98,27 +104,27 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
 @pytest.mark.parametrize(
     ("machine", "wanted", "message"),
     [
-        (hardware.Machine("cpu", "a CPU", 2**34), 2, "this machine shows no GPU. Lower it to 1"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=2), 4, "needs 4 GPUs; this machine shows 2"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 2, "does not divide the 9 attention heads"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 0, "a whole number from 1"),
+        (Machine("cpu", "a CPU", 2**34), 2, "this machine shows no GPU. Lower it to 1"),
+        (Machine("cuda", "a GPU", 2**34, count=2), 4, "needs 4 GPUs; this machine shows 2"),
+        (Machine("cuda", "a GPU", 2**34, count=8), 2, "does not divide the 9 attention heads"),
+        (Machine("cuda", "a GPU", 2**34, count=8), 0, "a whole number from 1"),
     ],
 )
 def test_gpus_that_are_not_there_are_not_asked_for(machine, wanted, message):
-    with pytest.raises((EngineError, parameters.ParameterError), match=message):
-        engine_room.check_gpus(machine, wanted, models.resolve("embedded"))
+    with pytest.raises((EngineError, ParameterError), match=message):
+        check_gpus(machine, wanted, resolve.resolve("embedded"))
 
 
 def test_any_number_of_gpus_that_divides_the_heads():
-    engine_room.check_gpus(hardware.Machine("cuda", "a GPU", 2**34, count=3), 3, models.resolve("embedded"))
+    check_gpus(Machine("cuda", "a GPU", 2**34, count=3), 3, resolve.resolve("embedded"))
 
 
 def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
-    gpu, shape = hardware.Machine("cuda", "a GPU", 2**34, sm=8.9), models.shape("phi-2")
-    args = engine_room.default_args(gpu, shape)
+    gpu, shape = Machine("cuda", "a GPU", 2**34, sm=8.9), shapes.shape("phi-2")
+    args = default_args(gpu, shape)
     assert {1, 8, 32} <= set(args["compilation_config"]["cudagraph_capture_sizes"])  # 01 to 03
     assert args["kernel_config"] == {"enable_jit_warmup": False}
-    assert not set(engine_room.SOONER) & set(engine_room.default_args(hardware.Machine("cpu", "x", 1), shape))
+    assert not set(SOONER) & set(default_args(Machine("cpu", "x", 1), shape))
 
 
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back, table):
@@ -151,18 +157,18 @@ def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_b
 
 def test_truncated_weights_are_refused_before_anything_starts(small, tmp_path, table):
     folder = tmp_path / "cut"
-    shutil.copytree(models.prepare(), folder)
+    shutil.copytree(embedded.prepare(), folder)
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    with pytest.raises(models.ModelError, match="134,530,276 bytes long, its header says") as caught:
+    with pytest.raises(ModelError, match="134,530,276 bytes long, its header says") as caught:
         open_engine(str(folder), **small)
     table.check("system", "weights cut in half", "open_engine", caught.value, "damaged-weights")
 
 
 def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back, table):
     folder = tmp_path / "cut"
-    shutil.copytree(models.prepare(), folder)
+    shutil.copytree(embedded.prepare(), folder)
     engine = open_engine(str(folder), **small)
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(10**8)
@@ -250,7 +256,7 @@ def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, 
 
 @pytest.mark.parametrize("where", ["in this process", pytest.param("in a child", marks=pytest.mark.slow)])
 def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch, table, where):
-    real = engine_room.own.forget_caches
+    real = release.forget_caches
 
     def interrupted():
         for _ in range(3):  # whoever presses it again and again gets the release all the same
@@ -259,7 +265,7 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
 
     in_process = where == "in this process"
     with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=in_process) as engine:
-        monkeypatch.setattr(engine_room.own, "forget_caches", interrupted)
+        monkeypatch.setattr(release, "forget_caches", interrupted)
     left = int(engine.release.left_mib * MIB)
     table.check("engine", "Ctrl+C three times", f"release, {where}", caught.value, "interrupted",
                 left=left, processes=len(children()))  # fmt: skip
@@ -267,9 +273,9 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
 
 
 def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch, table):
-    monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(release, "DEADLINE_S", 0.2)
     with (
-        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
+        pytest.raises(MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
         open_engine(**small),
     ):
         hoard = bytearray(os.urandom(160 * MIB))
@@ -328,5 +334,5 @@ def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
     readings = iter(seen)
     engine = SimpleNamespace(_before=0, _allowed=lambda: 96 * MIB, _memory=lambda: next(readings) * MIB)
-    assert engine_room.Engine._wait_for_memory(engine) == after * MIB
+    assert Engine._wait_for_memory(engine) == after * MIB
     assert next(readings, None) is None
