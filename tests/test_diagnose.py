@@ -23,7 +23,7 @@ from helpers.base import holders, parameters, redact
 from helpers.base.holders import Holder
 from helpers.base.parameters import ParameterError
 from helpers.faults import explain
-from helpers.faults.catalogue import CATALOGUE
+from helpers.faults import catalogue
 from helpers.faults.log import ECHOES, error_lines, root_cause, short
 from helpers.faults.report import LONGEST_EVIDENCE, Report
 from tests.test_interrupt import Kernel
@@ -75,9 +75,9 @@ def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
 
 def test_there_are_enough_of_them_and_every_entry_is_whole():
     assert len({recorded(path)[0] for path in LOGS}) >= 24
-    names = [entry.name for entry in CATALOGUE]
+    names = [entry.name for entry in catalogue.entries()]
     assert len(names) == len(set(names))
-    for entry in CATALOGUE:
+    for entry in catalogue.entries():
         assert 1 <= len(entry.do) <= 3, entry.name
         assert entry.what.endswith("."), entry.name
         assert entry.read, entry.name

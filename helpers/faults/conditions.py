@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Found = dict[str, str]
 
@@ -32,6 +32,10 @@ class Seen:
     holders: Sequence | None = None
     reader: str = ""
 
+    def of(self, lines: list[str]) -> Seen:
+        """The same, with other lines to search."""
+        return replace(self, text="\n".join(lines))
+
     @property
     def line(self) -> str:
         """The line of the match, from its beginning."""
@@ -45,8 +49,13 @@ class Seen:
 
     def setting(self, name: str) -> str | None:
         """The value of an argument in the configuration that vLLM logs when it starts."""
-        found = re.search(rf"\b{name}['\"]?[=:] ?['\"]?([\w./-]+)", self.log)
-        return found[1] if found and found[1] != "None" else None
+        value = re.compile(r"['\"]?[=:] ?['\"]?([\w./-]+)")
+        at = self.log.find(name)  # a log may have 100 MB: a pattern would be tried at each of its characters
+        while at >= 0:
+            if found := value.match(self.log, at + len(name)):
+                return found[1] if found[1] != "None" else None
+            at = self.log.find(name, at + 1)
+        return None
 
 
 # -- a GPU's memory, by the numbers of the message ---------------------------------------------------------
@@ -279,3 +288,9 @@ def openai(found: Found, seen: Seen) -> Found:
 def with_log(found: Found, seen: Seen) -> Found | None:
     """A log was given and read."""
     return {} if seen.log.strip() else None
+
+
+def refused(found: Found, seen: Seen) -> Found:
+    """The argument that pydantic names, and why."""
+    text = found.get("said") or f"{found['field'].partition('.')[0]}: {found['why']}"
+    return {"said": text if len(text) <= 300 else text[:296] + " ..."}

@@ -6,18 +6,19 @@ container's name, a cluster's time, a colour. What is read is the message.
 
 from __future__ import annotations
 
+import collections
+import functools
 import json
 import re
-from collections.abc import Iterator
 
-MOST = 2_000_000  # characters of error lines from either end of a log that are searched
+MOST = 1_000_000  # characters of error lines from either end of a log that are searched
 LONGEST = 4_000  # characters from either end of a line: some messages list every tensor of a model
 
 _COLOUR = re.compile(r"(?:\x1b|\^\[)\[[\d;]*[A-Za-z]")
 _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
 # One of the things that stand before a message; they are taken off until none is left.
 _BEFORE = re.compile(
-    r"[\w./-]+ +\| ?(?=\S|$|  )"  # docker compose: vllm-1  |
+    r"(?:[\w./-]+|\[[\w.-]+\]) +\| ?(?=\S|$|  )"  # docker compose: vllm-1  |
     r"|\[pod/[^\]]+\] "  # kubectl logs --prefix
     rf"|\[?{_TIME}\]?(?: std(?:out|err) [FP])? ?"  # kubectl --timestamps, CRI, a cloud's
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [\w.-]+(?:\[\d+\])?: ?"  # journald
@@ -110,15 +111,29 @@ def _of_json(line: str) -> str:
     return line
 
 
-def _lines(log: str) -> Iterator[tuple[str, str]]:
+@functools.lru_cache(maxsize=2)  # a diagnosis asks the same log several times
+def _read(log: str) -> tuple[tuple[str, str], ...]:
+    """Level and message of the lines that may report an error; of very many the first and the last."""
+    first: list[tuple[str, str]] = []
+    last: collections.deque[tuple[str, str]] = collections.deque()
+    head = tail = 0
     for line in log.splitlines():
         if not line or line.isspace():
             continue
         if len(line) > 2 * LONGEST:
             line = line[:LONGEST] + " ... " + line[-LONGEST:]
         level, said = message(line)
-        if level not in _CALM and said:
-            yield level, said
+        if level in _CALM or not said:
+            continue
+        if head < MOST:
+            first.append((level, said))
+            head += len(said)
+        else:
+            last.append((level, said))
+            tail += len(said)
+            while tail > MOST:
+                tail -= len(last.popleft()[1])
+    return (*first, *last)
 
 
 def error_lines(log: str) -> list[str]:
@@ -126,20 +141,7 @@ def error_lines(log: str) -> list[str]:
 
     Of a log with more than twice ``MOST`` characters in such lines the middle is left out.
     """
-    lines = [said for _, said in _lines(log)]
-    size = sum(map(len, lines))
-    if size <= 2 * MOST:
-        return lines
-    ends = []
-    for part in (lines, reversed(lines)):
-        taken, kept = 0, []
-        for line in part:
-            taken += len(line)
-            if taken > MOST:
-                break
-            kept.append(line)
-        ends.append(kept)
-    return ends[0] + ends[1][::-1]
+    return [said for _, said in _read(log)]
 
 
 _FRAME = re.compile(r'\s*File "[^"]*", line \d+')
@@ -195,7 +197,7 @@ def first_error(log: str) -> str | None:
     """Return ``root_cause``; without one the first line that reports an error in other words."""
     if found := root_cause(log):
         return found
-    told = [(level, said.strip()) for level, said in _lines(log) if not is_echo(said)]
+    told = [(level, said.strip()) for level, said in _read(log) if not is_echo(said)]
     for wanted in (
         lambda level, said: _OTHER.search(said),
         lambda level, said: level in ("ERROR", "CRITICAL", "FATAL") and not said.startswith(("Traceback", "File ")),
