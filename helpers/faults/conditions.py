@@ -60,7 +60,15 @@ class Seen:
 
 # -- a GPU's memory, by the numbers of the message ---------------------------------------------------------
 
-_UNIT = {"bytes": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1, "TiB": 2**10, "MB": 1e6 / 2**30, "GB": 1e9 / 2**30}
+_UNIT = {
+    "bytes": 2**-30,
+    "KiB": 2**-20,
+    "MiB": 2**-10,
+    "GiB": 1,
+    "TiB": 2**10,
+    "MB": 1e6 / 2**30,
+    "GB": 1e9 / 2**30,
+}
 _SIZE = r"([\d.]+) (bytes|[KMGT]iB|[MG]B)"
 _NUMBERS = {
     "asked": rf"Tried to allocate {_SIZE}",
@@ -118,8 +126,9 @@ def full(found: Found, seen: Seen, when: str = "") -> Found | None:
     if "others" in numbers and numbers["others"] < NOBODY:
         alone = f" By the message's own numbers this process holds all that is in use, {told['own']} of {told['total']}."
     stored = _stored(seen)
-    fewer = "" if stored else 'Fewer bytes of weights: a quantized checkpoint, or scheme="fp8", "awq" or "int8" here'
-    has = f"The weights are {stored} already: a smaller model, or more GPUs" if stored else ""
+    fewer = 'Fewer bytes of weights: a smaller model, a quantized checkpoint, or scheme="fp8", "awq" or "int8" here'
+    has = f"The weights are {stored} already: fewer bytes of them only by a smaller model" if stored else ""
+    fewer = "" if stored else fewer
     return told | {"alone": alone, "fewer": fewer, "has": has, "more": _more(seen)}
 
 
@@ -127,7 +136,10 @@ def _stored(seen: Seen) -> str:
     """The format that the weights are in already, where the log or the traceback names it."""
     if said := seen.setting("quantization"):
         return said
-    frames = re.search(r"layers/quantization/(?:utils/)?(?:auto_)?(awq|gptq|fp8|mxfp4|modelopt|compressed_tensors)", seen.frames())
+    frames = re.search(
+        r"layers/quantization/(?:utils/)?(?:auto_)?(awq|gptq|fp8|mxfp4|modelopt|compressed_tensors)",
+        seen.frames(),
+    )
     name = re.search(_FORMATS, seen.setting("model") or "")
     return (frames or name)[1] if frames or name else ""
 
@@ -157,7 +169,9 @@ def others(found: Found, seen: Seen) -> Found | None:
     """Somebody else holds a part: by the message's own numbers, or because the driver names them."""
     numbers = _numbers(seen)
     if numbers.get("others", 0) >= NOBODY:
-        return {"held": f" {_size(numbers['others'])} of {_size(numbers['total'])}, by the message's own numbers"}
+        return {
+            "held": f" {_size(numbers['others'])} of {_size(numbers['total'])}, by the message's own numbers"
+        }
     asked = any(holder.where.startswith("GPU") for holder in seen.holders or ())
     return {"held": " a part of it (below)"} if asked else None
 
@@ -209,7 +223,9 @@ def dtypes(found: Found, seen: Seen) -> Found:
 def width(found: Found, seen: Seen) -> Found:
     """Advice on a width that is no multiple of a block: what one GPU gets, or the layer's own."""
     parallel = seen.setting("tensor_parallel_size")
-    several = "" if parallel == "1" else "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1"
+    several = (
+        "" if parallel == "1" else "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1"
+    )
     return {"several": several, "part": "" if parallel == "1" else ", or what one GPU gets of it,"}
 
 
@@ -229,7 +245,11 @@ def reasons(found: Found, seen: Seen) -> Found:
         if found["layer"] not in ("ScaledMM",)
         else "The 16-bit model, or another format: 00_start_here names those that run here"
     )
-    facts["several"] = "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1" if wide and seen.setting("tensor_parallel_size") != "1" else ""
+    facts["several"] = (
+        "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1"
+        if wide and seen.setting("tensor_parallel_size") != "1"
+        else ""
+    )
     facts["short"] = short[1] if short else ""
     return facts
 
@@ -260,14 +280,17 @@ def sampling_argument(found: Found, seen: Seen) -> Found | None:
 def here(found: Found, seen: Seen) -> Found | None:
     """An address that is no hub's and no public service's: a server of the reader's."""
     host = found.get("host", "")
-    return None if re.search(r"huggingface|hf-mirror|modelscope|pypi|pythonhosted|github", host + seen.line) else {"host": host}
+    return (
+        None
+        if re.search(r"huggingface|hf-mirror|modelscope|pypi|pythonhosted|github", host + seen.line)
+        else {"host": host}
+    )
 
 
 def said(found: Found, seen: Seen) -> Found:
     """The message itself, for entries whose message says what to do."""
     text = re.sub(r"^(?:[\w.]+: )?(?:Value error, )?", "", seen.line.strip()).split(" [type=")[0]
     return {"said": text if len(text) <= 300 else text[:296] + " ..."}
-
 
 
 def not_vllm(found: Found, seen: Seen) -> Found | None:
@@ -294,3 +317,10 @@ def refused(found: Found, seen: Seen) -> Found:
     """The argument that pydantic names, and why."""
     text = found.get("said") or f"{found['field'].partition('.')[0]}: {found['why']}"
     return {"said": text if len(text) <= 300 else text[:296] + " ..."}
+
+
+def interrupted(found: Found, seen: Seen) -> Found:
+    """Who interrupted: the reader, where an exception says so; of a log nobody knows."""
+    if seen.where:
+        return {"who": "You interrupted it. Nothing failed, and the engine was released."}
+    return {"who": "It was interrupted, by Ctrl+C or by what stops it. No other error is reported."}

@@ -61,9 +61,14 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
         evidence = logs.first_error(quoted or log) if quoted or error is None else said[0]
         name, step = ("own-code", "Mend that line and run the cell again.")
         if own.endswith("frames."):
-            name, step = "library-error", "Compare what that line passes with what the library's message asks for."
+            name, step = (
+                "library-error",
+                "Compare what that line passes with what the library's message asks for.",
+            )
         return Report(name, redact(own), cut(redact(evidence or said[0])), (step,), raw_log=log)
-    return _unknown(error, (logs.first_error(quoted or log) or "") if elsewhere or quoted else "", said, log, held)
+    return _unknown(
+        error, (logs.first_error(quoted or log) or "") if elsewhere or quoted else "", said, log, held
+    )
 
 
 def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:
@@ -105,9 +110,13 @@ def _unknown(error, first: str, said: list[str], log: str, held: Sequence | None
     trace = logs.first_traceback(log) or ("".join(traceback.format_exception(error)) if error else "")
     steps = ["Read the traceback below, from its end."] if trace else []
     if not first and not said:
-        steps = ["Give the log from its beginning; of a container that was started again: kubectl logs --previous"]
+        steps = [
+            "Give the log from its beginning; of a container that was started again: kubectl logs --previous"
+        ]
     if error is not None and not log and any(logs.is_echo(line) for line in said):
-        steps.insert(0, "explain(error, log=...) with what the engine's process wrote: the cause is said to be there.")
+        steps.insert(
+            0, "explain(error, log=...) with what the engine's process wrote: the cause is said to be there."
+        )
     return Report(
         "unknown",
         "Not in the catalogue: this failure is not known here, and nothing is guessed.",

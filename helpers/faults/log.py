@@ -44,8 +44,12 @@ _ERROR = re.compile(
     r"(?:: (.+))?$"
 )
 # What reports an error without being a Python exception: argparse, a shell, a container, a server's logger.
-_OTHER = re.compile(r"^(?:[\w./ -]+: )?error: |^(?:FATAL|fatal)[: ]|: command not found$|^Error response from ")
-_WORDS = re.compile(r"(?i)\berrors?\b|\bexception\b|\bfail(?:ed|ure)\b|\bkilled\b|\bfatal\b|core dumped|exit code")
+_OTHER = re.compile(
+    r"^(?:[\w./ -]+: )?error: |^(?:FATAL|fatal)[: ]|: command not found$|^Error response from "
+)
+_WORDS = re.compile(
+    r"(?i)\berrors?\b|\bexception\b|\bfail(?:ed|ure)\b|\bkilled\b|\bfatal\b|core dumped|exit code"
+)
 # Errors that only say that another one happened.
 ECHOES = (
     "Engine core initialization failed",
@@ -153,7 +157,11 @@ def said(lines: list[str]) -> list[str]:
     kept, after_frame, indented = [], False, False
     for line in lines:
         frame = _FRAME.match(line)
-        if not frame and (after_frame or indented) and (_SOURCE.match(line) or (after_frame and not _ends(line))):
+        if (
+            not frame
+            and (after_frame or indented)
+            and (_SOURCE.match(line) or (after_frame and not _ends(line)))
+        ):
             after_frame, indented = False, bool(_SOURCE.match(line))
             continue
         kept.append(line)
@@ -162,7 +170,9 @@ def said(lines: list[str]) -> list[str]:
 
 
 def _ends(line: str) -> bool:
-    return bool(_ERROR.match(line.strip())) or line.startswith(("Traceback ", "During handling", "The above exception"))
+    return bool(_ERROR.match(line.strip())) or line.startswith(
+        ("Traceback ", "During handling", "The above exception")
+    )
 
 
 def is_echo(line: str) -> bool:
@@ -200,7 +210,9 @@ def first_error(log: str) -> str | None:
     told = [(level, said.strip()) for level, said in _read(log) if not is_echo(said)]
     for wanted in (
         lambda level, said: _OTHER.search(said),
-        lambda level, said: level in ("ERROR", "CRITICAL", "FATAL") and not said.startswith(("Traceback", "File ")),
+        lambda level, said: (
+            level in ("ERROR", "CRITICAL", "FATAL") and not said.startswith(("Traceback", "File "))
+        ),
         lambda level, said: _WORDS.search(said) and not said.startswith(("File ", "raise ", "except ")),
     ):
         for level, said in told:
@@ -229,7 +241,9 @@ def short(error: BaseException) -> str:
 def first_traceback(log: str) -> str:
     """Return the first traceback of a log, up to and with its error."""
     lines = error_lines(log)
-    start = next((n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), None)
+    start = next(
+        (n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), None
+    )
     if start is None:
         return ""
     ends = (n for n in range(start, len(lines)) if _ERROR.match(lines[n].strip()))

@@ -43,7 +43,13 @@ class Report:
 
     def facts(self) -> dict[str, object]:
         """What a program is told."""
-        return {"name": self.name, "what": self.what, "evidence": self.evidence, "do": list(self.do), "read": self.read}
+        return {
+            "name": self.name,
+            "what": self.what,
+            "evidence": self.evidence,
+            "do": list(self.do),
+            "read": self.read,
+        }
 
     @property
     def known(self) -> bool:

@@ -36,7 +36,9 @@ def package(path: str) -> str | None:
             return parts[parts.index(folder) + 1].removesuffix(".py")
     if Path(path).is_relative_to(ROOT):
         return "helpers"
-    library = path.startswith((sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__"))
+    library = path.startswith(
+        (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__")
+    )
     return "Python" if library else None
 
 
@@ -52,7 +54,9 @@ def readers_line(error: BaseException | None) -> str:
 
 
 def _line(frame: traceback.FrameSummary) -> str:
-    return (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip() or "(its text is not known)"
+    return (
+        frame.line or linecache.getline(frame.filename, frame.lineno or 0)
+    ).strip() or "(its text is not known)"
 
 
 def _raised(error: BaseException) -> bool:
@@ -139,12 +143,27 @@ def cell_of(text: str) -> str | None:
     if last is None:
         return None
     name = log.named(lines[last]).partition(":")[0]
-    if not isinstance(kind := getattr(__import__("builtins"), name, None), type) or not issubclass(kind, Exception):
+    if not isinstance(kind := getattr(__import__("builtins"), name, None), type) or not issubclass(
+        kind, Exception
+    ):
         return None
-    places = [line for line in lines[:last] if re.match(r"(?:Cell |Input )?In ?\[\d+\]|File |<ipython-input|[\w./~-]+\.py in |/tmp/ipykernel", line.strip())]
-    if not places or not re.match(r"Cell In ?\[\d+\]|Input In|In ?\[\d+\]|<ipython-input|/tmp/ipykernel", places[-1].strip()):
+    places = [
+        line
+        for line in lines[:last]
+        if re.match(
+            r"(?:Cell |Input )?In ?\[\d+\]|File |<ipython-input|[\w./~-]+\.py in |/tmp/ipykernel",
+            line.strip(),
+        )
+    ]
+    if not places or not re.match(
+        r"Cell In ?\[\d+\]|Input In|In ?\[\d+\]|<ipython-input|/tmp/ipykernel", places[-1].strip()
+    ):
         return None
     if re.search(r"[/\\](?:vllm|torch|transformers|helpers)[/\\]", "\n".join(places)):
         return None
     at = re.search(r"-+> ?(\d+) (.+)", "\n".join(lines[:last]))
-    return f"{name} in a cell of the notebook" + (f", `{at[2].strip()}`" if at else "") + ": vLLM has no part in it."
+    return (
+        f"{name} in a cell of the notebook"
+        + (f", `{at[2].strip()}`" if at else "")
+        + ": vLLM has no part in it."
+    )
