@@ -79,7 +79,8 @@ SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """Import vLLM and take the first engine's lazy imports out of the other tests' way."""
-    with open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512) as engine:
+    engine = open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512)
+    with engine:
         pass
     return engine
 
@@ -95,7 +96,7 @@ def memory_back(warm):
 
 def settled() -> int:
     """Bytes of anonymous memory of this process, all garbage given back."""
-    return release._settled_memory()
+    return release.settled_memory()
 
 
 def children() -> set:

@@ -207,13 +207,13 @@ def ownership_faults(logs: Path) -> None:
 
     def release():
         with engine() as open_:
-            open_.ask("Hello", 4)
+            open_.engine.ask("Hello", 4)
             after(0.3)
             time.sleep(0.25)
 
     def killed():
         with engine(max_model_len=8192) as open_:
-            pid = open_._llm.llm_engine.engine_core.resources.engine_manager.processes[0].pid
+            pid = open_.llm_engine.engine_core.resources.engine_manager.processes[0].pid
             after(2.0, signal.SIGKILL, pid)
             open_.generate(["Tell a long story."] * 32, _long())
 
@@ -221,7 +221,7 @@ def ownership_faults(logs: Path) -> None:
         with engine() as open_:
             print(
                 "the next engine says:",
-                open_.ask("What is the capital of France? Answer with one word.", 10).outputs[0].text,
+                open_.engine.ask("What is the capital of France? Answer with one word.", 10).outputs[0].text,
                 flush=True,
             )
 
@@ -248,7 +248,8 @@ import sys, time
 from tests.gpu_faults import LITTLE
 from helpers.engine.engine import open_engine
 if __name__ == "__main__":
-    with open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE) as engine:
+    engine = open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE)
+    with engine:
         print("open", flush=True); time.sleep(300)
 """
 

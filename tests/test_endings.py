@@ -33,10 +33,12 @@ small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs
 print("READY")
 """
 IN_CHILD = (
-    'with open_engine(**small, in_process=False) as engine:\n    print("GO", flush=True)\n    time.sleep(600)'
+    "engine = open_engine(**small, in_process=False)\nwith engine:\n"
+    '    print("GO", flush=True)\n    time.sleep(600)'
 )
 PARIS = """
-with open_engine(**small{more}) as engine:
+engine = open_engine(**small{more})
+with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 """
 
@@ -123,7 +125,7 @@ def test_a_kernel_that_is_shut_down_politely_leaves_nothing(kernel, table):
 
 def test_ctrl_c_again_and_again_while_generating(kernel, table):
     cell = (
-        'with open_engine(**small) as engine:\n    print("GO", flush=True)\n'
+        'engine = open_engine(**small)\nwith engine:\n    print("GO", flush=True)\n'
         '    engine.ask("Tell a long story.", 450)\nprint("PAST")'
     )
     for pause in (0.01, 0.05, 0.3):

@@ -196,7 +196,7 @@ def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_
 
 def test_after_all_these_the_next_engine_starts(small, memory_back):
     with engine.open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_without_the_check_a_model_without_a_matrix_starts_and_answers_nonsense(
     folder = changed_copy(lacking(*every), tmp_path / "model")
     unchecked = Model(str(folder), "half", folder, "local")
     with engine.open_engine(unchecked, **small) as open_:
-        assert "Paris" not in open_.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" not in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
@@ -236,7 +236,7 @@ def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(
     table.check("engine", "a disk without room for the log", "start", caught.value, "disk-full",
                 left=left, processes=len(children()))  # fmt: skip
     with engine.open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 SECRET = "planted-5ecret-value"
@@ -276,7 +276,7 @@ def running(warm, tmp_path_factory):
     with engine.open_engine(
         log_dir=tmp_path_factory.mktemp("logs"), max_model_len=512, kv_cache_memory_bytes=256 * MIB
     ) as open_:
-        yield open_
+        yield open_.engine
 
 
 class TestWhatARunningEngineIsGiven:
@@ -285,7 +285,7 @@ class TestWhatARunningEngineIsGiven:
         self, running, table, name, prompts, expected
     ):
         with pytest.raises(ANY) as caught:
-            running.generate(prompts)
+            running.llm.generate(prompts)
         report = explain.explain(caught.value, running.log)
         table.add("engine", name, "generate; the engine goes on", report.name, expected)
         assert report.name == expected, report
@@ -297,15 +297,15 @@ class TestWhatARunningEngineIsGiven:
     def test_no_prompts_give_no_answers_and_special_tokens_are_text(self, running):
         from vllm import SamplingParams
 
-        assert running.generate([]) == []
+        assert running.llm.generate([]) == []
         spoken = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
-        (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
+        (answer,) = running.llm.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
         assert "Paris" in answer.outputs[0].text
         assert "<|im_" not in answer.outputs[0].text
 
     def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(self, running):
         try:
-            print(running.generate(["Hello"])[0].outputs[0].txt)
+            print(running.llm.generate(["Hello"])[0].outputs[0].txt)
         except AttributeError as error:
             report = explain.explain(error, running.log)
         assert report.name == "own-code"
@@ -322,7 +322,7 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back, 
 
     before = settled()
     with engine.open_engine(**small) as open_:
-        generator = tokens(open_.llm.llm_engine)
+        generator = tokens(open_.llm_engine)
         for _ in range(3):
             next(generator)
     assert next(generator, "over") == "over"  # its request was dropped with the engine
@@ -339,7 +339,7 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
 
     def generate(engine_: Engine) -> None:
         try:
-            engine_.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
+            engine_.llm.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
         except Exception as error:
             raised.append(error)
 
@@ -352,7 +352,7 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
     assert [type(error) for error in raised] == [EngineClosedError], raised
     where = "generate, " + ("in this process" if in_process else "in a child")
     table.check("engine", "the block is left while a thread generates", where, raised[0], "engine-finished",
-                left=int(open_.release.left_mib * MIB), processes=len(children()))  # fmt: skip
+                left=int(open_.engine.release.left_mib * MIB), processes=len(children()))  # fmt: skip
     raised.clear()  # its traceback holds the thread's frames
 
 
@@ -369,7 +369,7 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
     folder = changed_copy(change, tmp_path / "a möbel & a space")
     monkeypatch.chdir("/proc")
     with pytest.raises(ANY) as caught, engine.open_engine(str(folder), **small) as open_:
-        assert open_.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
+        assert open_.engine.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
         open_.chat([{"role": "user", "content": "Hello"}])
     name = explain.explain(caught.value).name
     table.add("engine", "no chat template", "chat", name, "no-chat-template", processes=len(children()))
@@ -383,9 +383,9 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm, table):
     shared, before, held = shared_memory(), children(), settled()
     with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_process=False) as open_:
-        child = open_.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
+        child = open_.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
-        open_.ask("Tell a long story.", 400)
+        open_.engine.ask("Tell a long story.", 400)
     report, left, processes = caught.value.report, settled() - held, children() - before
     table.add(
         "engine", "the engine's process is killed", "generate, in a child", report.name, "killed",
@@ -397,7 +397,7 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
     assert left < SWAP
     assert not left_behind(shared)
     with engine.open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 def test_memory_that_the_system_refuses_is_named(warm, table):

@@ -32,7 +32,9 @@ import sys
 from helpers.measure.perplexity import measure_perplexity
 from helpers.engine.engine import open_engine
 
-with open_engine(log_dir=sys.argv[1], max_model_len=512) as engine:
+engine = open_engine(log_dir=sys.argv[1], max_model_len=512)
+
+with engine:
     print(measure_perplexity(engine, 256).value > 1)
     from vllm import SamplingParams
 

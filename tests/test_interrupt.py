@@ -18,12 +18,13 @@ from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
 with open_engine(**small):
     pass
-print("SETTLED", room._settled_memory())
+print("SETTLED", room.settled_memory())
 """
 AGAIN = """
-with open_engine(**small) as engine:
+engine = open_engine(**small)
+with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
-print("SETTLED", room._settled_memory())
+print("SETTLED", room.settled_memory())
 """
 
 
@@ -84,10 +85,11 @@ def kernel(tmp_path_factory):
 
 
 GENERATING = (
-    'with open_engine(**small) as engine:\n    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
+    "engine = open_engine(**small)\nwith engine:\n"
+    '    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
 )
-LOADING = 'print("GO", flush=True)\nwith open_engine(**small) as engine:\n    print("LOADED")'
-RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
+LOADING = 'print("GO", flush=True)\nengine = open_engine(**small)\nwith engine:\n    print("LOADED")'
+RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST")'
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from helpers.tools import variants
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    with open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20) as engine:
+    engine = open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20)
+    with engine:
         yield engine
 
 

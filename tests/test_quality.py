@@ -249,7 +249,8 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
 def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_path, monkeypatch):
     few = {"Sums": task.task()["Sums"][:8]}  # the whole task takes some 20 s
     monkeypatch.setattr(task, "task", lambda: few)
-    with open_engine(**small) as engine:  # the first of a process leaves modules behind
+    engine = open_engine(**small)
+    with engine:  # the first of a process leaves modules behind
         from vllm import SamplingParams  # not before the engine: what vLLM does then, it would do unwatched
 
         kept = divergence.keep_reference(engine, tmp_path, tokens=128, window=64)
@@ -257,11 +258,12 @@ def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         own = [
             -logprobs[token].logprob
-            for output in engine.generate(prompts, params)
+            for output in engine.llm.generate(prompts, params)
             for token, logprobs in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
         ]
         assert kept.nll == pytest.approx(own, abs=1e-2)
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         found = divergence.compare(engine, divergence.load_reference(tmp_path), top_k=(20,))
         again = task.answer(engine)
     assert abs(found.kl_mean) < 1e-4

@@ -39,7 +39,8 @@ def test_a_config_that_does_not_say_is_refused_in_words(tmp_path):
 
 
 def test_vllm_finds_the_cache_that_the_formula_predicts(small):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         row = {"scheme": "baseline", "dtype": engine.args["dtype"]}
         token = sizing.recorded_token_bytes(row, engine.model)
         block = engine.llm.llm_engine.vllm_config.cache_config.block_size

@@ -196,12 +196,17 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def gpu_memory_used() -> int:
-    """Bytes in use on the visible GPUs by everyone, as the driver counts them."""
+def gpu_memory_each() -> tuple[int, ...]:
+    """Bytes in use on each visible GPU by everyone, as the driver counts them."""
     import pynvml
 
     handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible_gpus()]
-    return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+
+
+def gpu_memory_used() -> int:
+    """Bytes in use on all visible GPUs together."""
+    return sum(gpu_memory_each())
 
 
 def anonymous_memory(pid: int | str = "self") -> int:

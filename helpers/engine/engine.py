@@ -1,8 +1,9 @@
 """One vLLM engine, owned by a ``with`` block that gives all its memory back.
 
-    with open_engine("embedded", scheme="baseline") as engine:
-        print(engine.code)                     # the vLLM code a reader would write
-        outputs = engine.generate(prompts, sampling_params)
+    engine = open_engine("embedded", scheme="baseline")
+    with engine as llm:                                      # a vllm.LLM
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=50))
+    print(engine.release)
 
 On a CPU the engine lives in this process (starts in seconds, once vLLM is imported); on a GPU in a
 spawned child. After the block, however it ended, the memory is back where it was, checked against the
@@ -13,8 +14,6 @@ too, goes to ``engine.log_file``.
 from __future__ import annotations
 
 import contextlib
-import gc
-import math
 import os
 import re
 import sys
@@ -22,10 +21,8 @@ import time
 from pathlib import Path
 
 from helpers.base import files, redact
-from helpers.base.holders import who_holds
-from helpers.base.machine import MIB, Machine, anonymous_memory, detect, gpu_memory_used
-from helpers.engine import arguments, borrowed, children, interrupts, logfile, release
-from helpers.engine.arguments import OURS, SOONER
+from helpers.base.machine import Machine, detect
+from helpers.engine import arguments, borrowed, children, interrupts, llm, logfile, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
 from helpers.engine.errors import (
@@ -36,15 +33,31 @@ from helpers.engine.errors import (
     MemoryHeldError,
 )
 from helpers.engine.logfile import CHATTY, Progress
-from helpers.engine.release import FEW, LEFT_CPU, LEFT_FIRST, LEFT_GPU, Release, Released
+from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import explain, log
 from helpers.model import checkpoints, resolve, schemes, weights
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.schemes import Way
 
-open_engine_now: Engine | None = None  # one engine a process: a second would fight it for the memory
-
+_open: Engine | None = None  # one engine a process: a second would fight it for the memory
 _engines_built = 0
+
+
+def opened() -> Engine | None:
+    """The engine that is open in this process, if one is."""
+    return _open
+
+
+def owner_of(llm) -> Engine:
+    """The engine of the ``llm`` that a ``with open_engine(...) as llm`` block gave, or the engine itself.
+
+    Raises:
+        TypeError: a ``vllm.LLM`` that was built without ``open_engine``.
+    """
+    owner = llm if isinstance(llm, Engine) else getattr(llm, "engine", None)
+    if not isinstance(owner, Engine):
+        raise TypeError(f"This needs the llm of `with open_engine(...) as llm:`, not {type(llm).__name__}.")
+    return owner
 
 
 def open_engine(
@@ -55,7 +68,7 @@ def open_engine(
     in_process: bool | None = None,
     **llm_args,
 ) -> Engine:
-    """Return an engine for ``with``; it starts when the block is entered.
+    """Return an engine for ``with``, whose block gets a ``vllm.LLM``; it starts when the block is entered.
 
     Args:
         model: ``embedded``, a folder, a hub name, or what ``resolve.resolve`` returned.
@@ -101,7 +114,7 @@ def resolve_checkpoint(model: str | Model, scheme: str, machine: Machine) -> tup
 
 
 class Engine:
-    """A vLLM engine and everything it holds; made by ``open_engine``, used inside its ``with`` block."""
+    """A vLLM engine and everything it holds; made by ``open_engine``, open inside its ``with`` block."""
 
     def __init__(self, model, checkpoint, scheme, way, machine, args, log_dir, in_process):
         self.model: Model = model
@@ -109,18 +122,18 @@ class Engine:
         self.scheme: str = scheme
         self.way: Way = way
         self.machine: Machine = machine
-        self.args: dict = args
+        self.args: dict = args  # of vllm.LLM, all of them
         self.in_process: bool = in_process
         self.log_dir: Path = log_dir
         self.log_file: Path | None = None  # a new one each time the engine starts
         self.start_s: float | None = None  # seconds from vLLM imported to ready
         self.import_s: float = 0.0  # seconds to import vLLM; 0 when this process had it already
-        self.first = False  # the first engine of this process
-        self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, first engine only
+        self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, in this process
         self.release: Release | None = None
+        self.memory = MemoryWatch(machine, in_process)
+        self.runner = lambda: None  # a weak reference to the in-process model runner
         self._llm = None
-        self._runner = lambda: None  # a weak reference to the in-process model runner
-        self._own = Belongings()
+        self._children = Belongings()
         self._end_watch = lambda: None  # of the engine's process, if it has one
         self._finished: str | None = "not started: use it in a with block"
 
@@ -128,7 +141,7 @@ class Engine:
 
     @property
     def llm(self):
-        """The ``vllm.LLM`` itself.
+        """The ``vllm.LLM``.
 
         Raises:
             EngineClosedError: before the block, after it, or after an interrupt.
@@ -144,14 +157,20 @@ class Engine:
 
     @property
     def code(self) -> str:
-        """The vLLM code that builds the same engine without these helpers."""
-        ours = self.checkpoint.kind in (EMBEDDED, "made")  # its folder is in a cache of ours
-        named = self.checkpoint.title if ours else self.checkpoint.name
-        shown = {**self.args, "model": named}
-        lessons = OURS | SOONER  # what a reader would not write
-        shown = {key: value for key, value in shown.items() if (key, value) not in lessons.items()}
-        lines = [f"    {key}={value!r}," for key, value in shown.items()]
-        return redact.remove("\n".join(["from vllm import LLM", "", "llm = LLM(", *lines, ")"]))
+        """vLLM code that builds the same engine without these helpers, and runs when it is pasted."""
+        shown = {key: value for key, value in self.args.items() if key not in arguments.OURS}
+        lines = [f"    {key}={value!r}," for key, value in shown.items() if key != "model"]
+        folder, home = self.checkpoint.folder, Path.home()
+        if self.checkpoint.kind == "hub":
+            name, _, revision = self.checkpoint.name.partition("@")
+            model = repr(name)
+            lines += [f"    revision={revision!r},"] if revision else []
+        else:
+            inside = folder.is_relative_to(home)
+            model = f'str(Path.home() / "{folder.relative_to(home)}")' if inside else repr(str(folder))
+        path = ["from pathlib import Path", ""] if "Path" in model else []
+        head = [*path, "from vllm import LLM", "", "llm = LLM(", f"    model={model},"]
+        return redact.remove("\n".join([*head, *lines, ")"]))
 
     @property
     def log(self) -> str:
@@ -172,22 +191,6 @@ class Engine:
         cache = self.llm.llm_engine.vllm_config.cache_config
         return cache.num_gpu_blocks * cache.block_size
 
-    def generate(self, prompts, sampling_params=None, **kwargs):
-        """Call ``LLM.generate``; an interrupt aborts what is queued and finishes the engine."""
-        self.model.check_words()
-        if prompts is None or isinstance(prompts, int | float | bytes):
-            raise TypeError(f"prompts must be a text, or a list of texts, not {prompts!r}.")
-        kwargs.setdefault("use_tqdm", False)
-        with self._finished_if_interrupted():
-            return self.llm.generate(prompts, sampling_params, **kwargs)
-
-    def chat(self, messages, sampling_params=None, **kwargs):
-        """Call ``LLM.chat``: the model's chat template around ``messages``."""
-        self.model.check_words()
-        kwargs.setdefault("use_tqdm", False)
-        with self._finished_if_interrupted():
-            return self.llm.chat(messages, sampling_params, **kwargs)
-
     def ask(self, question: str, max_tokens: int = 100):
         """Answer one question greedily; return vLLM's ``RequestOutput``.
 
@@ -201,11 +204,21 @@ class Engine:
 
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         if self.model.has_chat_template:
-            return self.chat([{"role": "user", "content": question}], params)[0]
-        return self.generate([question], params)[0]
+            return self.llm.chat([{"role": "user", "content": question}], params)[0]
+        return self.llm.generate([question], params)[0]
 
     @contextlib.contextmanager
-    def _finished_if_interrupted(self):
+    def guarded(self):
+        """Work with the engine inside: after an interrupt or its process's death it is finished, and says so.
+
+        vLLM keeps interrupted requests queued, and the next ``generate`` would never return.
+
+        Raises:
+            EngineClosedError: it is finished, or was released meanwhile by another thread.
+            EngineDiedError: its process ended, with the cause.
+        """
+        if self._finished:
+            raise self._closed()
         try:
             yield
         except KeyboardInterrupt:
@@ -222,7 +235,7 @@ class Engine:
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
-            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from _quotable(error)
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from redact.quotable(error)
         if self._llm is None:  # dropped requests end as if they were done: half an answer is none
             raise self._closed()
 
@@ -241,22 +254,21 @@ class Engine:
         with contextlib.suppress(Exception):  # a dead child has nothing left to abort
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
-    # -- owning it ------------------------------------------------------------------------------
+    # -- opening it -----------------------------------------------------------------------------
 
-    def __enter__(self) -> Engine:
+    def __enter__(self):
         global _open
-        if open_engine_now is not None:
+        if _open is not None:
             raise EngineError(
-                f"An engine ({open_engine_now.scheme}) is still open in this process and holds its memory. "
+                f"An engine ({_open.scheme}) is still open in this process and holds its memory. "
                 "Leave its with block first: two engines at once is how the second runs out of memory."
             )
-        with (
-            interrupts.interrupts_deferred()
-        ):  # what a release needs is there before anything can be interrupted
+        # What a release needs is there before anything can be interrupted.
+        with interrupts.interrupts_deferred():
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
             self._log = logfile.open_log(self.log_file)
             self._settings = Settings.save()
-            self._before = self._memory()
+            self.memory.start()
         try:
             _open = self
             self._start()
@@ -264,39 +276,37 @@ class Engine:
             self._finished = "finished: it did not start"
             self._let_go_despite(error)
             if isinstance(error, Exception):
-                raise self._start_error(error) from _quotable(error)
+                raise self._diagnosed(
+                    EngineStartError, "vLLM could not start the engine", error
+                ) from redact.quotable(error)
             raise
         finally:
             if self._finished:
                 _open = None
-        return self
+        return self._llm
 
     def _start(self) -> None:
         global _engines_built
-        os.environ.update(
-            arguments.environment(self.in_process) | arguments.compiling(self.machine, self.args)
-        )
+        os.environ |= arguments.environment(self.in_process)
+        os.environ |= arguments.compiling(self.machine, self.args)
         with Progress(self.log_file), self._log.capturing():
             try:
-                self.import_s = 0.0 if "vllm" in sys.modules else _import_vllm()
+                self.import_s = 0.0 if "vllm" in sys.modules else llm.import_vllm()
             finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
-                self._before = self._memory()
-            self.first = _engines_built == 0
+                self.memory.start(first=_engines_built == 0)
             _engines_built += 1
             self._log.follow(*CHATTY)  # their handlers were bound when they were imported
             begun = time.perf_counter()
-            insisting = contextlib.nullcontext() if self.in_process else interrupts.interrupts_that_insist()
-            with (
-                release.watched_loading(self),
-                self._own.watched(),
-                children.children_bound_to_this(),
-                insisting,
-            ):
-                from vllm import LLM
-
-                if self.in_process and not self.way.onednn:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(release.watched_loading(self))
+                stack.enter_context(self._children.watched())
+                stack.enter_context(children.children_bound_to_this())
+                if not self.in_process:
+                    stack.enter_context(interrupts.interrupts_that_insist())
+                elif not self.way.onednn:
                     borrowed.without_onednn()
-                self._llm = LLM(**self.args)
+                self._llm = llm.owned_llm()(**self.args)
+                self._llm.engine = self
                 if not self.in_process:
                     self._end_watch = children.wake_on_death(self._llm.llm_engine.engine_core)
         self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
@@ -305,9 +315,6 @@ class Engine:
         self._settings.engine_started()
         imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
-
-    def _start_error(self, error: Exception) -> EngineStartError:
-        return self._diagnosed(EngineStartError, "vLLM could not start the engine", error)
 
     def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
         """An error that says what happened, why, who holds the memory, and what to do."""
@@ -323,6 +330,8 @@ class Engine:
         )
         found.report = report
         return found
+
+    # -- closing it -----------------------------------------------------------------------------
 
     def __exit__(self, kind, error, tb) -> None:
         global _open
@@ -345,113 +354,33 @@ class Engine:
     def _let_go(self, error: BaseException | None) -> None:
         """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
         with interrupts.interrupts_deferred():
-            begun, held = time.perf_counter(), self._memory()
+            begun, held = time.perf_counter(), self.memory.in_use()
             with self._log.capturing():
                 if error is not None:
                     release.clear_frames(error)
                 self._shut_down()
             self._log.close()
             self._settings.restore()
-            after = self._wait_for_memory()
-            seconds = time.perf_counter() - begun
-            self.release = Release(self._before, held, after, seconds, self.first)
-        if after - self._before > self._allowed():
-            raise MemoryHeldError(self._held_message(after))
+            self.release = self.memory.wait_until_back(held, begun)
+        if self.memory.too_much(self.release):
+            raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
 
     def _shut_down(self) -> None:
         self._end_watch()
-        llm, self._llm, torn_down = self._llm, None, False
-        if llm is not None:
-            core = llm.llm_engine
+        kept, self._llm, torn_down = self._llm, None, False
+        if kept is not None:
+            core = kept.llm_engine
             with contextlib.suppress(Exception):
                 core.abort_request(list(core.output_processor.request_states), internal=True)
             with contextlib.suppress(Exception):  # a child that died has shut down already
                 core.engine_core.shutdown()
                 torn_down = True
             children.wake(core.engine_core)  # another thread may still wait for what will not come
-            vars(llm).update(
-                dict.fromkeys(vars(llm), Released(self))
-            )  # a kept `llm` holds nothing, and says so
+            # A kept `llm` holds nothing, and says so.
+            vars(kept).update(dict.fromkeys(vars(kept), Released(self)) | {"engine": self})
         if self.in_process:
-            release.empty_runner(self._runner())
+            release.empty_runner(self.runner())
             if not torn_down:
                 release.leave_distributed()
-        self._own.end()
+        self._children.end()
         release.forget_caches()
-
-    # -- its memory -----------------------------------------------------------------------------
-
-    def _memory(self) -> int:
-        if self.machine.kind == "cuda":
-            return gpu_memory_used()
-        import psutil
-
-        total = anonymous_memory()
-        for child in psutil.Process().children(recursive=True) if not self.in_process else []:
-            with contextlib.suppress(OSError, psutil.Error):
-                total += anonymous_memory(child.pid)
-        return total
-
-    def _allowed(self) -> int:
-        if self.machine.kind == "cuda":
-            return LEFT_GPU
-        return LEFT_FIRST if self.first else LEFT_CPU
-
-    def _wait_for_memory(self) -> int:
-        """Wait until the memory is back or the deadline is over; return the bytes in use then.
-
-        Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
-        """
-        stop, last, most = time.monotonic() + release.DEADLINE_S, math.inf, self._before + self._allowed()
-        while True:
-            gc.collect()  # only here: whoever shut the engine down has let go of it by now
-            release.trim_heap()
-            now = self._memory()
-            if last <= most and last - now <= MIB:
-                return now
-            if now - self._before < FEW or time.monotonic() >= stop:
-                return now
-            last = now
-            time.sleep(0.1)
-
-    def _held_message(self, after: int) -> str:
-        left = (after - self._before) / MIB
-        if self.machine.kind == "cuda":
-            holders = [str(holder) for holder in who_holds(self.machine)]
-        else:
-            holders = [
-                f"this process ({os.getpid()}): a variable that still refers to the model or its outputs"
-            ]
-        return (
-            f"{left:,.0f} MiB did not come back within {release.DEADLINE_S:.0f} s of releasing the engine "
-            f"({self.scheme}). Held by: {'; '.join(holders) or 'no process the driver can name'}. "
-            "Delete what refers to it, or restart the kernel."
-        )
-
-
-def _quotable(error: Exception) -> Exception | None:
-    """An error that may be shown as the cause of another: none that quotes a secret, as vLLM's own may."""
-    link: BaseException | None = error
-    while link is not None:
-        if redact.remove(str(link)) != str(link):
-            return None
-        link = link.__cause__ or link.__context__
-    return error
-
-
-def _import_vllm() -> float:
-    """Import vLLM (9 s with compiled bytecode, 20 s without); return the seconds it took.
-
-    Two fifths of it are torch, its compiler included, a fifth transformers, a tenth vLLM's own modules and
-    the rest a hundred small ones: there is no part to leave out.
-
-    Ctrl+C waits for the import: torch cannot be imported again in a process where it was cut short.
-    """
-    begun = time.perf_counter()
-    release.one_heap()
-    with interrupts.interrupts_deferred():
-        import vllm
-        import vllm.entrypoints.llm
-        import vllm.v1.engine.core
-        import vllm.v1.worker.worker_base  # noqa: F401  imported here, they do not count as start
-    return time.perf_counter() - begun

@@ -6,13 +6,15 @@ import contextlib
 import ctypes
 import functools
 import gc
+import os
 import sys
+import time
 import traceback
 import weakref
 from dataclasses import dataclass
 
-from helpers.base import machine
-from helpers.base.machine import MIB
+from helpers.base.holders import who_holds
+from helpers.base.machine import MIB, Machine, anonymous_memory, gpu_memory_each
 
 
 def clear_frames(error: BaseException | None) -> None:
@@ -92,43 +94,116 @@ def trim_heap() -> None:
 
 
 DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
-
 FEW = 4 * MIB  # nobody waits for the last of these
-
-LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release
-
+LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release, a GPU
 # The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
 LEFT_CPU = 96 * MIB
-
 LEFT_FIRST = 256 * MIB  # the first engine of a process leaves modules behind that vLLM imports late
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a release gave back.
+    """What a release gave back, in bytes; a figure for each GPU, or one for a CPU.
 
-    ``before`` and ``after`` are bytes in use before the engine and after its release (this process's
-    anonymous memory on a CPU, the driver's count on a GPU); ``held`` the bytes while it was open.
+    ``before`` and ``after`` were in use before the engine and after its release (this process's
+    anonymous memory on a CPU, the driver's count on a GPU), ``held`` while it was open.
     ``first`` marks the first engine in this process, which leaves lazily imported modules behind.
     """
 
-    before: int
-    held: int
-    after: int
+    before: tuple[int, ...]
+    held: tuple[int, ...]
+    after: tuple[int, ...]
     seconds: float
     first: bool
 
     @property
+    def left(self) -> int:
+        """Bytes that stayed behind, on the GPU where most did; negative when more came back than taken."""
+        return max(after - before for before, after in zip(self.before, self.after, strict=True))
+
+    @property
     def left_mib(self) -> float:
-        """What stayed behind, in MiB; negative when more came back than was taken."""
-        return (self.after - self.before) / MIB
+        """``left`` in MiB."""
+        return self.left / MIB
 
     def __str__(self) -> str:
         note = ", modules that vLLM imports late" if self.first and self.left_mib > 1 else ""
+        before, held, after = (
+            " + ".join(f"{size / MIB:,.0f}" for size in sizes) + " MiB"
+            for sizes in (self.before, self.held, self.after)
+        )
         return (
-            f"Released in ‹{self.seconds:.1f} s›. Memory before ‹{self.before / MIB:,.0f} MiB›, open "
-            f"‹{self.held / MIB:,.0f} MiB›, after ‹{self.after / MIB:,.0f} MiB›. "
+            f"Released in ‹{self.seconds:.1f} s›. Memory before ‹{before}›, open ‹{held}›, after ‹{after}›. "
             f"Left behind: ‹{self.left_mib:+,.0f} MiB{note}›."
+        )
+
+
+class MemoryWatch:
+    """Memory in use before, while and after an engine: of each GPU, or of this process and its children."""
+
+    def __init__(self, machine: Machine, in_process: bool):
+        self._machine, self._in_process = machine, in_process
+        self.before: tuple[int, ...] = ()
+        self.first = False
+
+    def start(self, first: bool = False) -> None:
+        """Note what is in use without the engine: garbage and freed heap pages are given back first."""
+        self.first = first
+        gc.collect()
+        trim_heap()
+        self.before = self.in_use()
+
+    def in_use(self) -> tuple[int, ...]:
+        """Bytes in use now."""
+        if self._machine.kind == "cuda":
+            return gpu_memory_each()
+        import psutil
+
+        total = anonymous_memory()
+        for child in psutil.Process().children(recursive=True) if not self._in_process else []:
+            with contextlib.suppress(OSError, psutil.Error):
+                total += anonymous_memory(child.pid)
+        return (total,)
+
+    def added(self) -> int:
+        """Bytes in use now that were not before, on all GPUs together."""
+        return sum(self.in_use()) - sum(self.before)
+
+    def _allowed(self) -> int:
+        if self._machine.kind == "cuda":
+            return LEFT_GPU
+        return LEFT_FIRST if self.first else LEFT_CPU
+
+    def too_much(self, release: Release) -> bool:
+        """Whether more stayed behind than a release may leave."""
+        return release.left > self._allowed()
+
+    def wait_until_back(self, held: tuple[int, ...], begun: float) -> Release:
+        """Wait until the memory is back or the deadline is over.
+
+        Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
+        """
+        stop, last = time.monotonic() + DEADLINE_S, None
+        while True:
+            gc.collect()  # only here: whoever shut the engine down has let go of it by now
+            trim_heap()
+            now = self.in_use()
+            found = Release(self.before, held, now, time.perf_counter() - begun, self.first)
+            settled = last is not None and sum(last) - sum(now) <= MIB and not self.too_much(found)
+            if settled or found.left < FEW or time.monotonic() >= stop:
+                return found
+            last = now
+            time.sleep(0.1)
+
+    def held_message(self, release: Release, scheme: str) -> str:
+        """A sentence on memory that did not come back, and who holds it."""
+        holders = [f"this process ({os.getpid()}): a variable that still refers to the model or its outputs"]
+        if self._machine.kind == "cuda":
+            holders = [str(holder) for holder in who_holds(self._machine)]
+        return (
+            f"{release.left_mib:,.0f} MiB did not come back within {DEADLINE_S:.0f} s of releasing the "
+            f"engine ({scheme}). Held by: {'; '.join(holders) or 'no process the driver can name'}. "
+            "Delete what refers to it, or restart the kernel."
         )
 
 
@@ -160,10 +235,10 @@ def watched_loading(engine):
 
     @functools.wraps(original)
     def load_model(self, *args, **kwargs):
-        engine._runner = weakref.ref(self)
-        before = _settled_memory()
+        engine.runner = weakref.ref(self)
+        before = settled_memory()
         result = original(self, *args, **kwargs)
-        engine.loading_bytes = _settled_memory() - before
+        engine.loading_bytes = settled_memory() - before
         return result
 
     CPUModelRunner.load_model = load_model
@@ -173,8 +248,8 @@ def watched_loading(engine):
         CPUModelRunner.load_model = original
 
 
-def _settled_memory() -> int:
+def settled_memory() -> int:
     """This process's anonymous memory in bytes, garbage and freed heap pages given back first."""
     gc.collect()
     trim_heap()
-    return machine.anonymous_memory()
+    return anonymous_memory()

@@ -1,8 +1,11 @@
 """What a scheme did to the model's answers: exact KL divergence, perplexity, and a task with known answers.
 
-    with open_engine() as engine:                                          # the baseline, once
+    engine = open_engine()
+
+    with engine:                                          # the baseline, once
         reference = quality.keep_reference(engine, "runs/reference")
-    with open_engine(scheme="fp8") as engine:
+    engine = open_engine(scheme="fp8")
+    with engine:
         print(quality.compare(engine, reference), quality.recovery(reference.answers, quality.answer(engine)))
 
 A served model returns the log-probabilities of its 20 likeliest tokens; the divergence of two models
@@ -22,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.base.machine import detect
-from helpers.engine.engine import Engine, open_engine
+from helpers.engine.engine import Engine, open_engine, owner_of
 from helpers.measure import tap, task
 from helpers.measure.perplexity import Perplexity
 from helpers.measure.tap import QualityError
@@ -143,12 +146,13 @@ class Reference:
         return self
 
 
-def keep_reference(engine: Engine, folder: str | Path, tokens: int = 4096, window: int = 512) -> Reference:
+def keep_reference(llm, folder: str | Path, tokens: int = 4096, window: int = 512) -> Reference:
     """Measure the baseline on text and task, and keep it in ``folder`` (2 bytes x tokens x vocabulary).
 
     float16 keeps a log-probability to three or four digits; renormalised, a baseline compared with its
     own reference has a KL of about 1e-6 nats. bfloat16 would keep two, float32 take twice the room.
     """
+    engine = owner_of(llm)
     engine.model.check_words()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +182,8 @@ def reference_of(
         enough = len(kept.ids) >= tokens // kept.window * kept.window
         if enough and kept.text == text.held_out_text()[1] and _same(kept.identity, _identity(model)):
             return kept
-    with open_engine(model, log_dir=log_dir, **llm_args) as engine:
+    engine = open_engine(model, log_dir=log_dir, **llm_args)
+    with engine:
         return keep_reference(engine, folder, tokens)
 
 
@@ -248,7 +253,7 @@ class Quality:
 
 
 def compare(
-    engine: Engine,
+    llm,
     reference: Reference,
     *,
     beside: int = 0,
@@ -256,6 +261,7 @@ def compare(
     top_k: tuple[int, ...] = (),
 ) -> Quality:
     """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
+    engine = owner_of(llm)
     engine.model.check_words()
     seen = collect(engine, reference=reference, beside=beside, windows=windows, top_k=top_k)
     count = len(seen.nll)
@@ -282,8 +288,10 @@ def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> 
     """
     machine = detect()
     if machine.kind == "cuda":
-        with open_engine(model, **llm_args) as engine:
+        engine = open_engine(model, **llm_args)
+        with engine:
             return compare(engine, reference, beside=reference.window)
     widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
-    with open_engine(model, **{"dtype": "bfloat16" if widened else "float32"} | llm_args) as engine:
+    engine = open_engine(model, **{"dtype": "bfloat16" if widened else "float32"} | llm_args)
+    with engine:
         return compare(engine, reference, windows=max(1, reference.windows // 4) if widened else None)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from helpers.base.files import ROOT
-from helpers.engine.engine import Engine, open_engine
+from helpers.engine.engine import open_engine, owner_of
 from helpers.measure.speed import MeasureError
 from helpers.model.model import Model
 
@@ -28,14 +28,15 @@ class Memory:
     total: int
 
 
-def measure_memory(engine: Engine) -> Memory:
+def measure_memory(llm) -> Memory:
     """Measure an open engine's memory.
 
     On a GPU the weights are vLLM's own figure, to the byte. On a CPU they are the anonymous memory that
     loading added to the process: summing the tensors would miss what oneDNN repacked. ``weigh`` gives the
     same figure from a fresh process.
     """
-    total = engine._memory() - engine._before
+    engine = owner_of(llm)
+    total = engine.memory.added()
     if engine.machine.kind == "cuda":
         figures = [figure for figure in engine.llm.collective_rpc("weights_bytes") if figure]
         return Memory(sum(figures) or None, "vLLM", engine.kv_cache_tokens, total)
@@ -60,7 +61,7 @@ def _main(arguments: list[str]) -> None:
     import tempfile
 
     _, name, scheme = arguments
-    with tempfile.TemporaryDirectory() as logs, open_engine(name, scheme, log_dir=logs) as engine:
+    with tempfile.TemporaryDirectory() as logs, (engine := open_engine(name, scheme, log_dir=logs)):
         print(json.dumps({"loading_bytes": engine.loading_bytes}))
 
 

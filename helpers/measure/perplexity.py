@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from helpers.engine.engine import Engine
+from helpers.engine.engine import owner_of
 from helpers.measure.speed import MeasureError
 from helpers.model.text import held_out_text
 
@@ -24,11 +24,12 @@ class Perplexity:
     text: str
 
 
-def measure_perplexity(engine: Engine, tokens: int = 1024, window: int = 256) -> Perplexity:
+def measure_perplexity(llm, tokens: int = 1024, window: int = 256) -> Perplexity:
     """Measure perplexity on held-out text, in windows that do not see each other.
 
     A small sample: good for comparing schemes on the same text, not for comparing with papers.
     """
+    engine = owner_of(llm)
     engine.model.check_words()
     from vllm import SamplingParams
 
@@ -41,7 +42,7 @@ def measure_perplexity(engine: Engine, tokens: int = 1024, window: int = 256) ->
     prompts = [{"prompt_token_ids": ids[start : start + window]} for start in starts]
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
     losses = []
-    for output in engine.generate(prompts, params):
+    for output in engine.llm.generate(prompts, params):
         for token, logprobs in zip(output.prompt_token_ids, output.prompt_logprobs, strict=True):
             if logprobs is not None:  # the first token of a window is given, not predicted
                 losses.append(-logprobs[token].logprob)

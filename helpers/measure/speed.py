@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helpers.base import parameters
-from helpers.engine.engine import Engine
+from helpers.engine.engine import Engine, owner_of
 
 
 class MeasureError(ValueError):
@@ -48,7 +48,7 @@ class Speed:
 
 
 def measure_speed(
-    engine: Engine,
+    llm,
     batch_sizes: list[int],
     *,
     prompt_tokens: int = 16,
@@ -68,6 +68,7 @@ def measure_speed(
 
     ``output_tokens`` ends a run when each request has that many, whatever the time: a given workload.
     """
+    engine = owner_of(llm)
     if output_tokens is not None:
         parameters.whole("output_tokens", output_tokens, 2, 2**20)
     rng = random.Random(0)
@@ -151,7 +152,7 @@ def decode(
     ttft: dict[str, float] = {}
     tokens = steps = 0
     started = now = begun
-    with engine._finished_if_interrupted():
+    with engine.guarded():
         while core.has_unfinished_requests():
             outputs = core.step()
             now = time.perf_counter()

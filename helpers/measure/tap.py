@@ -36,7 +36,7 @@ def prefill(engine: Engine, ids: list[int], predicted: int, **job) -> dict[str, 
 
     llm.collective_rpc("tap_arm", args=({"targets": ids[1 : predicted + 1], **job},))
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-    output = engine.generate([{"prompt_token_ids": ids}], params)[0]
+    output = engine.llm.generate([{"prompt_token_ids": ids}], params)[0]
     found = next(filter(None, llm.collective_rpc("tap_take")), None)
     own = [-seen[token].logprob for token, seen in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
     if found is None or not np.allclose(found["nll"], own[:predicted], rtol=0, atol=ALIGNED):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.engine.engine import Engine
+from helpers.engine.engine import owner_of
 from helpers.measure import tap
 from helpers.measure.tap import QualityError
 
@@ -78,7 +78,7 @@ class Answers:
         return {kind: float(self.correct[np.array(self.kinds) == kind].mean()) for kind in task()}
 
 
-def answer(engine: Engine) -> Answers:
+def answer(llm) -> Answers:
     """Have the model answer ``task()``; nothing is generated, so nothing has to be parsed.
 
     Each kind is one document, a line an item: "France: Paris", "Spain: Madrid". What the model gives the
@@ -89,6 +89,7 @@ def answer(engine: Engine) -> Answers:
     inside one the embedded model scored the same. Items of a kind share their context and the first
     ones have few examples: good for comparing schemes, not for comparing with other benchmarks.
     """
+    engine = owner_of(llm)
     engine.model.check_words()
     begun, tokenizer = time.perf_counter(), engine.llm.get_tokenizer()
     kinds: list[str] = []

@@ -125,7 +125,8 @@ def run(
     Raises:
         SchemeError, CheckpointError, EngineError, QualityError: the scheme does not run here, and why.
     """
-    with open_engine(model, scheme, log_dir=out / "logs", **llm_args) as engine:
+    engine = open_engine(model, scheme, log_dir=out / "logs", **llm_args)
+    with engine:
         reply = engine.ask(question, max_tokens)
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
@@ -149,7 +150,8 @@ def baseline(
     **llm_args,
 ) -> Reference:
     """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
-    with open_engine(model, "baseline", log_dir=out / "logs", **llm_args) as engine:
+    engine = open_engine(model, "baseline", log_dir=out / "logs", **llm_args)
+    with engine:
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
         reference = divergence.keep_reference(engine, out / "reference", quality_tokens)

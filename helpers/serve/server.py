@@ -188,9 +188,9 @@ class Server:
         """
         if self._process is not None and self.end is None:
             raise ServerError("This server is running already.")
-        if engine.open_engine_now is not None:
+        if engine.opened() is not None:
             raise ServerError(
-                f"An engine ({engine.open_engine_now.scheme}) is open in this process and holds its memory. "
+                f"An engine ({engine.opened().scheme}) is open in this process and holds its memory. "
                 "Leave its with block first."
             )
         refuse_taken_port(self.args["host"], self.args["port"])

@@ -116,7 +116,7 @@ def _generate(engine: Engine, batch: int, prompt: int, output: int) -> float:
     drawn = SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=output, detokenize=False)
     prompts = speed.random_prompts(engine, batch, prompt, random.Random())
     begun = time.perf_counter()
-    with engine._finished_if_interrupted():
+    with engine.guarded():
         engine.llm.generate(prompts, drawn, use_tqdm=False)
     return time.perf_counter() - begun
 

@@ -80,7 +80,8 @@ def write(path: Path, rows: list[dict]) -> None:
 def opened(model: str | Model, scheme: str, *, log_dir: Path, **args):
     """``open_engine``, and a line in ``swaps.jsonl`` once it is released: each engine here is a swap."""
     begun = time.perf_counter()
-    with open_engine(model, scheme, log_dir=log_dir, **args) as engine:
+    engine = open_engine(model, scheme, log_dir=log_dir, **args)
+    with engine:
         yield engine
     row = {
         "swap": len(_swapped) + 1,
@@ -89,9 +90,9 @@ def opened(model: str | Model, scheme: str, *, log_dir: Path, **args):
         "scheme": scheme,
         "start_s": round(engine.start_s, 2),
         "release_s": round(engine.release.seconds, 2),
-        "device_before_mib": round(engine.release.before / MIB, 1),
-        "device_open_mib": round(engine.release.held / MIB, 1),
-        "device_after_mib": round(engine.release.after / MIB, 1),
+        "device_before_mib": round(sum(engine.release.before) / MIB, 1),
+        "device_open_mib": round(sum(engine.release.held) / MIB, 1),
+        "device_after_mib": round(sum(engine.release.after) / MIB, 1),
         "seconds": round(time.perf_counter() - begun, 2),
     }
     write(log_dir.parent / "swaps.jsonl", [stamp() | row])
