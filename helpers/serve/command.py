@@ -39,6 +39,8 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     if settings.dtype != "auto":
         args["dtype"] = settings.dtype
+    if settings.tensor_parallel_size > 1:
+        args["tensor_parallel_size"] = settings.tensor_parallel_size
     return args
 
 

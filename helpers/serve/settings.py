@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import secrets
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, Validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from helpers.model.model import EMBEDDED
+from helpers.serve import aliases
 
 # What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
 SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
@@ -33,6 +35,10 @@ _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 class SettingsError(ValueError):
     """Settings that cannot be used; one line a problem, with the variable, its value and what is allowed."""
+
+
+class SettingsWarning(UserWarning):
+    """A variable that somebody set and nothing reads."""
 
 
 class Settings(BaseSettings):
@@ -52,6 +58,7 @@ class Settings(BaseSettings):
     served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
     server_host: IPvAnyAddress = Field("127.0.0.1", validate_default=True, description="address to listen on")
     server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that one server is spread over")
     shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds to drain after SIGTERM; 0 aborts")
     start_timeout: int = Field(600, ge=1, le=7200, description="seconds until it must be ready")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format")
@@ -111,10 +118,16 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     problems = _misspelt(env_file)
     if unknown := [name for name in values if name not in Settings.model_fields]:
         problems += [_unknown(name, "an argument") for name in unknown]
+    taken, others, stored = aliases.read(env_file, set(Settings.model_fields) - set(values))
+    if stored and "quantization" not in values:
+        problems += stored
+        values = values | {"quantization": "none"}
     try:
-        found = Settings(_env_file=env_file, **values)
+        found = Settings(_env_file=env_file, **taken | values)
     except ValidationError as error:
         problems += [_sentence(problem) for problem in error.errors()]
+    for other in others:
+        warnings.warn(other, SettingsWarning, stacklevel=2)
     if problems:
         raise SettingsError("\n".join(problems))
     return found
@@ -127,7 +140,7 @@ def _sentence(problem: dict) -> str:
     shown = "(not shown)" if "SecretStr" in str(field.annotation) else repr(problem["input"])
     said = problem["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:]
-    return f"{name.upper()}={shown}: {said} ({field.description})."
+    return f"{name.upper()}={shown}: {said} ({field.description}).{aliases.hint(name, problem['input'])}"
 
 
 def _misspelt(env_file: str | Path | None) -> list[str]:
@@ -136,6 +149,7 @@ def _misspelt(env_file: str | Path | None) -> list[str]:
         return []
     known = {name.upper() for name in Settings.model_fields}
     given = [name for name in dotenv_values(env_file) if name.upper() not in known | set(os.environ)]
+    given = [name for name in given if name not in aliases.NAMES]
     near = [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
     return [_unknown(name, Path(env_file).name) for name in near]
 
