@@ -324,3 +324,9 @@ def interrupted(found: Found, seen: Seen) -> Found:
     if seen.where:
         return {"who": "You interrupted it. Nothing failed, and the engine was released."}
     return {"who": "It was interrupted, by Ctrl+C or by what stops it. No other error is reported."}
+
+
+def raised_in(found: Found, seen: Seen, place: str) -> Found | None:
+    """Raised by a file of that place itself: other errors only pass through it."""
+    files = re.findall(r'File "([^"]*)", line', seen.frames())
+    return said(found, seen) if files and re.search(place, files[-1]) else None
