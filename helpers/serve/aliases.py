@@ -92,7 +92,8 @@ def _warning(name: str, inside: bool, known: set[str]) -> str:
         return f"{where} {ELSEWHERE[name]}."
     flag = name.removeprefix("VLLM_")
     if flag in FLAGS.split() and (inside or name != flag):
-        return f"{where} is no variable that anything reads: the flag is --{flag.lower().replace('_', '-')}."
+        flag = flag.lower().replace("_", "-")
+        return f"{where} is no variable that anything reads: the flag is --{flag}."
     if inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
         near = difflib.get_close_matches(flag, known, 1, cutoff=0.75)
         hint = f" Did you mean {near[0]}?" if near else ""
