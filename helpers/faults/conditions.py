@@ -20,8 +20,8 @@ class Seen:
     """What is known of a failure when an entry is asked.
 
     ``text`` is what is searched, an exception's words or a log's error lines, and ``start`` where the match
-    begins in it. ``log`` is the whole log, ``where`` the frames that an exception came through. ``holders`` of
-    memory are None where nobody was asked, because a log may come from anywhere. ``reader`` is the line of
+    begins in it. ``log`` is the whole log, ``where`` the frames that an exception came through.
+    ``holders`` of memory are None where nobody was asked, because a log may come from anywhere. ``reader`` is the line of
     the reader's own that the exception was raised in, empty where a library raised it.
     """
 
@@ -85,7 +85,7 @@ _PHASES = {
     "weights": r"load_model|load_weights|initialize_model|create_weights|process_weights",
     "running": r"execute_model|_process_engine_step|run_busy_loop|\bgenerate\b",
 }
-_FORMATS = r"(?i)\b(awq|gptq|fp8|mxfp4|nvfp4|modelopt\w*|compressed[-_]tensors|bitsandbytes|bnb|int4|int8|w4a16|w8a8|4bit)\b"
+_FORMATS = r"(?i)\b(awq|gptq|fp8|mxfp4|nvfp4|bitsandbytes|bnb|int4|int8|w4a16|w8a8|4bit)\b"
 
 
 def _numbers(seen: Seen) -> dict[str, float]:
@@ -117,16 +117,19 @@ def phase(seen: Seen) -> str:
 
 
 def full(found: Found, seen: Seen, when: str = "") -> Found | None:
-    """Facts of a full GPU: who holds what by the message's own numbers. None in another phase than ``when``."""
+    """Facts of a full GPU: who holds what, by the message's own numbers. None in another phase."""
     numbers = _numbers(seen)
     if when and phase(seen) != when:
         return None
     told = {name: _size(value) for name, value in numbers.items()}
     alone = ""
     if "others" in numbers and numbers["others"] < NOBODY:
-        alone = f" By the message's own numbers this process holds all that is in use, {told['own']} of {told['total']}."
+        alone = " By the message's own numbers this process holds all that is in use, "
+        alone += f"{told['own']} of {told['total']}."
     stored = _stored(seen)
-    fewer = 'Fewer bytes of weights: a smaller model, a quantized checkpoint, or scheme="fp8", "awq" or "int8" here'
+    fewer = (
+        'Fewer bytes of weights: a smaller model, a quantized checkpoint; here scheme="fp8", "awq" or "int8"'
+    )
     has = f"The weights are {stored} already: fewer bytes of them only by a smaller model" if stored else ""
     fewer = "" if stored else fewer
     return told | {"alone": alone, "fewer": fewer, "has": has, "more": _more(seen)}
@@ -232,7 +235,7 @@ def width(found: Found, seen: Seen) -> Found:
 def reasons(found: Found, seen: Seen) -> Found:
     """What each kernel says on the lines below "Reasons:", and advice on the one that most of them give."""
     below = seen.text[seen.start : seen.start + 6000]
-    said = re.findall(r"(\w+?)(?:LinearKernel|Kernel)?:? (?:cannot implement due to|is not supported due to)?:? ?(.+)",
+    said = re.findall(r"(\w+?)(?:LinearKernel|Kernel)?:? (?:(?:cannot implement|is not supported) due to)?:? ?(.+)",
                       below.partition("Reasons:")[2])  # fmt: skip
     wide = re.search(r"(?:size_per_partition|K|N|size) ?= ?(\d+) is not divisible by \w+ ?= ?(\d+)", below)
     short = re.search(r"(?i)(?:requires|need|least|minimum)[^.\n]{0,30}(?:capability|SM) ?(\d[\d.]*)", below)
@@ -241,7 +244,7 @@ def reasons(found: Found, seen: Seen) -> Found:
     if wide:
         facts["cause"] = f" The width {wide[1]} is no multiple of {wide[2]}."
     facts["stored"] = (
-        "The files are in this format: take the 16-bit original, or a checkpoint in another format or group size"
+        "The files are in this format: take the 16-bit original, or another format or group size"
         if found["layer"] not in ("ScaledMM",)
         else "The 16-bit model, or another format: 00_start_here names those that run here"
     )
@@ -272,7 +275,7 @@ def sampling_argument(found: Found, seen: Seen) -> Found | None:
     if "SamplingParams" not in seen.reader + seen.text:
         return None
     known = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "do_sample": "temperature",
-             "max_length": "max_tokens", "num_beams": "llm.beam_search", "stop_sequences": "stop"}  # fmt: skip
+             "max_length": "max_tokens", "num_beams": "llm.beam_search"}  # fmt: skip
     hint = known.get(found["name"], "")
     return {"hint": f"{hint} is vLLM's name for it" if hint else ""}
 

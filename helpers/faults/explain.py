@@ -135,6 +135,6 @@ def _said(chain: list[BaseException]) -> list[str]:
 
 
 def _where(error: BaseException | None) -> str:
-    """The frames that the error came through, and those of the errors that led to it, as a traceback has them."""
+    """The frames that the error came through, and those of what led to it, as a traceback has them."""
     frames = [frame for link in reversed(whose.chain(error)) for frame in whose.frames(link)]
     return "".join(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n' for frame in frames)

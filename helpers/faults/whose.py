@@ -29,7 +29,7 @@ def frames(error: BaseException | None) -> list[traceback.FrameSummary]:
 
 
 def package(path: str) -> str | None:
-    """The installed package that a file belongs to, "Python" for the standard library, None for the reader's."""
+    """The package that a file is of, "Python" for the standard library, None for the reader's own."""
     parts = Path(path).parts
     for folder in _PACKAGES:
         if folder in parts:
@@ -90,7 +90,8 @@ def called(error: BaseException | None) -> str | None:
         return None
     whose = package(found[-1].filename)
     where = "Python's own library" if whose == "Python" else whose
-    return f"{type(error).__name__} of {where}, called in {_place(own[-1])}: no file of vLLM is among its frames."
+    name, place = type(error).__name__, _place(own[-1])
+    return f"{name} of {where}, called in {place}: no file of vLLM is among its frames."
 
 
 def _place(frame: traceback.FrameSummary) -> str:
