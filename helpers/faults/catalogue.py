@@ -82,7 +82,7 @@ class Hit:
 
 
 def lookup(seen: Seen) -> Hit | None:
-    """Return what explains ``seen.text``: of the entries that match the most special, earliest in the text."""
+    """Return what explains ``seen.text``: of what matches the most special, earliest in the text."""
     best: tuple | None = None
     for order, entry in enumerate(entries()):
         tier = TIERS[entry.tier]

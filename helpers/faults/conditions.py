@@ -21,8 +21,8 @@ class Seen:
 
     ``text`` is what is searched, an exception's words or a log's error lines, and ``start`` where the match
     begins in it. ``log`` is the whole log, ``where`` the frames that an exception came through.
-    ``holders`` of memory are None where nobody was asked, because a log may come from anywhere. ``reader`` is the line of
-    the reader's own that the exception was raised in, empty where a library raised it.
+    ``holders`` of memory are None where nobody was asked, because a log may come from anywhere. ``reader`` is
+    the line of the reader's own that the exception was raised in, empty where a library raised it.
     """
 
     text: str
@@ -235,8 +235,8 @@ def width(found: Found, seen: Seen) -> Found:
 def reasons(found: Found, seen: Seen) -> Found:
     """What each kernel says on the lines below "Reasons:", and advice on the one that most of them give."""
     below = seen.text[seen.start : seen.start + 6000]
-    said = re.findall(r"(\w+?)(?:LinearKernel|Kernel)?:? (?:(?:cannot implement|is not supported) due to)?:? ?(.+)",
-                      below.partition("Reasons:")[2])  # fmt: skip
+    each = r"(\w+?)(?:LinearKernel|Kernel)?:? (?:(?:cannot implement|is not supported) due to)?:? ?(.+)"
+    said = re.findall(each, below.partition("Reasons:")[2])
     wide = re.search(r"(?:size_per_partition|K|N|size) ?= ?(\d+) is not divisible by \w+ ?= ?(\d+)", below)
     short = re.search(r"(?i)(?:requires|need|least|minimum)[^.\n]{0,30}(?:capability|SM) ?(\d[\d.]*)", below)
     facts = {"reasons": "; ".join(f"{name}: {why.split('. ')[0]}" for name, why in said[:4])}

@@ -45,30 +45,19 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
+    quoted = whose.quoted(error)  # by what runs a notebook: its own words are only about that
     said = _said(whose.chain(error))
-    asked = _said([link for link in whose.chain(error) if not whose.made_up(link)])
+    asked = [] if quoted else _said([link for link in whose.chain(error) if not whose.made_up(link)])
     elsewhere = error is None or any(logs.is_echo(line) for line in asked)
-    log = log if elsewhere else ""  # an old log beside an exception does not count
+    read = quoted or (log if elsewhere else "")  # an old log beside an exception does not count
     held = None if error is None and machine is None else _held(machine)
-    seen = Seen("", 0, log, _where(error), held, whose.readers_line(error))
-    quoted = whose.quoted(error)
-    if hit := _lookup(asked, [*logs.error_lines(quoted), *logs.error_lines(log)], seen, logs.root_cause(log)):
+    seen = Seen("", 0, read, _where(error), held, whose.readers_line(error))
+    if hit := _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read)):
         return _known(hit, held, log)
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
-        return Report("ours", redact(str(error)), cut(redact(said[0])))
-    own = whose.own_code(error) or whose.cell_of(quoted or (log if error is None else ""))
-    if own or (own := whose.called(error) if not elsewhere else None):
-        evidence = logs.first_error(quoted or log) if quoted or error is None else said[0]
-        name, step = ("own-code", "Mend that line and run the cell again.")
-        if own.endswith("frames."):
-            name, step = (
-                "library-error",
-                "Compare what that line passes with what the library's message asks for.",
-            )
-        return Report(name, redact(own), cut(redact(evidence or said[0])), (step,), raw_log=log)
-    return _unknown(
-        error, (logs.first_error(quoted or log) or "") if elsewhere or quoted else "", said, log, held
-    )
+        return Report("ours", redact(str(error)), cut(redact(said[0])), raw_log=log)
+    first = logs.first_error(read) or (said[0] if said else "")
+    return _own(error, read, elsewhere, first, log) or _unknown(error, first, read, held, log)
 
 
 def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:
@@ -105,23 +94,34 @@ def _known(hit: catalogue.Hit, held: Sequence | None, log: str) -> Report:
     )
 
 
-def _unknown(error, first: str, said: list[str], log: str, held: Sequence | None) -> Report:
+def _own(error: BaseException | None, read: str, elsewhere: bool, first: str, log: str) -> Report | None:
+    """A slip of the reader's own line, or of what it passes to a library that is none of vLLM's."""
+    if sentence := whose.own_code(error) or whose.cell_of(read):
+        step = "Mend that line and run the cell again."
+        return Report("own-code", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+    if not elsewhere and (sentence := whose.called(error)):
+        step = "Compare what that line passes with what the library's message asks for."
+        return Report("library-error", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+    return None
+
+
+def _unknown(error, first: str, read: str, held: Sequence | None, log: str) -> Report:
     """What is not in the catalogue, with the first error of where the cause is said to be."""
-    trace = logs.first_traceback(log) or ("".join(traceback.format_exception(error)) if error else "")
-    steps = ["Read the traceback below, from its end."] if trace else []
-    if not first and not said:
+    trace = logs.first_traceback(read) or ("".join(traceback.format_exception(error)) if error else "")
+    steps = ["report.bundle()      # a file to attach to a bug report"]
+    if trace:
+        steps.insert(0, "Read the traceback below, from its end.")
+    if not first:
         steps = [
             "Give the log from its beginning; of a container that was started again: kubectl logs --previous"
         ]
-    if error is not None and not log and any(logs.is_echo(line) for line in said):
-        steps.insert(
-            0, "explain(error, log=...) with what the engine's process wrote: the cause is said to be there."
-        )
+    elif error is not None and not read and logs.is_echo(first):
+        steps.insert(0, "explain(error, log=...): what the engine's process wrote is said to have the cause.")
     return Report(
         "unknown",
         "Not in the catalogue: this failure is not known here, and nothing is guessed.",
-        cut(redact(first or (said[0] if said else "no line of the log reports an error"))),
-        (*steps, "report.bundle()      # a file to attach to a bug report"),
+        cut(redact(first or "no line of the log reports an error")),
+        tuple(steps),
         ISSUES,
         None if held is None else tuple(held),
         redact(trace[-8000:])[-4000:],
