@@ -15,10 +15,13 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import jsonschema
+import nbclient
+import nbformat
 import pytest
 
 from helpers.base import holders, parameters
@@ -30,6 +33,7 @@ from helpers.faults.report import Report
 from tests.test_interrupt import Kernel
 
 TEXTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text(encoding="utf-8"))
+REPO = Path(__file__).resolve().parent.parent
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
 SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 06 reads
 HERE = object()  # a machine whose memory ``held`` says who holds
@@ -394,6 +398,70 @@ def test_an_error_of_vllms_own_is_not_called_the_readers(packages, tmp_path):
         exec(compile("step()", "<cell>", "exec"), scope)
     assert explain.explain(caught.value).name == "unknown"
     assert whose.package(file) == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        ("d = {}\nprint(d['CUDA out of memory.'])", "own-code"),
+        (
+            "# No available memory for the cache blocks\nraise ValueError('Address already in use')",
+            "own-code",
+        ),
+        ("open('/dev/full', 'w').write('x' * 10**6)", "disk-full"),
+        ("import json\njson.loads('{')", "unknown"),
+        ("import os\nos.kill(os.getpid(), 9)", "kernel-died"),
+    ],
+)
+def test_what_a_notebooks_runner_quotes_is_diagnosed(cell, name):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        nbclient.NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
+    report = explain.explain(caught.value, FREE.format(free="1.0"))
+    assert report.name == name, report
+    assert report.evidence.partition(":")[0] in (
+        "KeyError",
+        "ValueError",
+        "OSError",
+        "JSONDecodeError",
+        "Kernel died",
+    )
+
+
+def test_a_hundred_megabytes_are_read_in_linear_time():
+    """A fifth of that here, with room for a busy machine; every line reports an error, and none is known."""
+    line = (
+        "(APIServer pid=1) ERROR 11-23 18:00:00 [serving.py:3] Error code: 404 not divisible by nothing {}\n"
+    )
+    started = time.process_time()
+    report = explain.explain(log="".join(line.format(number) for number in range(200_000)) + CHILD)
+    assert time.process_time() - started < 6
+    assert report.name == "unknown"
+
+
+def test_the_command_reads_a_pipe_and_answers_in_a_moment():
+    text = "vllm-1  | \x1b[31mERROR\x1b[0m 11-23 18:00:00 [x.py:1] "
+    text += "ValueError: LoRA rank 64 is greater than max_lora_rank 16."
+    command = [sys.executable, "-X", "importtime", "-m", "helpers.explain", "--json", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=REPO, check=True)
+    said = json.loads(done.stdout)
+    assert list(said) == ["name", "what", "evidence", "do", "read"]
+    assert (said["name"], said["do"]) == (
+        "lora-rank",
+        ["max_lora_rank=64      # a server: --max-lora-rank 64"],
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "vllm", "numpy", "transformers"} & imported
+
+
+def test_the_command_asks_for_a_log_and_says_where_it_is():
+    command = [sys.executable, "-m", "helpers.explain", "--json"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=REPO, check=True)
+    said = json.loads(done.stdout)
+    assert said["name"] == "unknown"
+    assert "kubectl logs" in " ".join(said["do"])
+    done = subprocess.run([*command, "no-such.log"], capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, "no-such.log cannot be read" in done.stderr) == (2, True)
 
 
 def test_a_calm_log_has_no_diagnosis():

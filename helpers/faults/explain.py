@@ -52,12 +52,13 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     read = quoted or (log if elsewhere else "")  # an old log beside an exception does not count
     held = None if error is None and machine is None else _held(machine)
     seen = Seen("", 0, read, _where(error), held, whose.readers_line(error))
-    if hit := _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read)):
+    hit = _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read))
+    if hit and not whose.cell_of(read, by_raise=True):
         return _known(hit, held, log)
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
         return Report("ours", redact(str(error)), cut(redact(said[0])), raw_log=log)
     first = logs.first_error(read) or (said[0] if said else "")
-    return _own(error, read, elsewhere, first, log) or _unknown(error, first, read, held, log)
+    return _own(error, read, elsewhere or bool(quoted), first, log) or _unknown(error, first, read, held, log)
 
 
 def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:

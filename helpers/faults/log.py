@@ -150,12 +150,15 @@ def error_lines(log: str) -> list[str]:
 
 _FRAME = re.compile(r'\s*File "[^"]*", line \d+')
 _SOURCE = re.compile(r"\s{4,}\S|\s*[~^]+$|\s*\.\.\.<|\s*raise \w|-+> ?\d+ |\s{3,}\d+ ")
+_NUMBERED = re.compile(r"(?:-{2,}> ?|\s{4,})\d+(?:\s|$)")  # IPython's source lines
 
 
 def said(lines: list[str]) -> list[str]:
     """The lines without a traceback's source, which may quote any message before it is filled in."""
     kept, after_frame, indented = [], False, False
     for line in lines:
+        if _NUMBERED.match(line):
+            continue
         frame = _FRAME.match(line)
         if (
             not frame

@@ -6,6 +6,7 @@ kinds, or the reader's own `raise`. What a notebook's runner quotes is opened.
 
 from __future__ import annotations
 
+import builtins
 import dis
 import linecache
 import re
@@ -20,6 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent  # the helpers
 _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
               "safetensors", "openai", "triton", "flashinfer", "ray")  # fmt: skip
 _PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
+# Errors whose message is a name or a key of the line that raised them.
+_SLIPS = (
+    "KeyError",
+    "IndexError",
+    "NameError",
+    "UnboundLocalError",
+    "AttributeError",
+    "SyntaxError",
+    "ZeroDivisionError",
+)
 _RUNNERS = ("nbclient.", "papermill.", "nbconvert.")
 
 
@@ -100,13 +111,13 @@ def _place(frame: traceback.FrameSummary) -> str:
 
 
 def made_up(error: BaseException) -> bool:
-    """Whether a line of the reader's own raised it (`raise`, `assert`), with words of the reader's own.
+    """Whether a line of the reader's own raised it, with words of the reader's own: `raise`, `assert`, a key.
 
     What hides the error that it came from (`raise ... from None`) may repeat its words.
     """
     if error.__traceback__ is None or (error.__context__ is not None and before(error) is None):
         return False
-    return _raised(error) and own_code(error) is not None
+    return (_raised(error) or type(error).__name__ in _SLIPS) and own_code(error) is not None
 
 
 def before(error: BaseException) -> BaseException | None:
@@ -134,37 +145,30 @@ def quoted(error: BaseException | None) -> str:
     return traceback_ if traceback_.strip() else said
 
 
-def cell_of(text: str) -> str | None:
-    """A sentence on a slip in a notebook's cell, from the traceback that IPython wrote, or None.
+_CELL = re.compile(r"(?:Cell |Input )?In ?\[\d+\]|<ipython-input|(?:File )?/tmp/(?:ipykernel|ipython-input)")
+_PLACE = re.compile(_CELL.pattern + r"|File |[\w./~-]+\.py in ")
 
-    Only where the frame that raised is the cell and the error is of Python's own kinds.
+
+def cell_of(text: str, by_raise: bool = False) -> str | None:
+    """A sentence on a slip in a cell, from the traceback that IPython wrote, or None.
+
+    Only where the frame that raised is the cell and the error is of Python's kinds; with ``by_raise`` only
+    where the cell raised it with words of its own.
     """
-    lines = [line for line in log.plain(text).splitlines() if line.strip()]
+    if not re.search(r"In ?\[\d|ipython|ipykernel", text):
+        return None
+    lines = [line.strip() for line in log.plain(text).splitlines() if line.strip()]
     last = next((number for number in range(len(lines) - 1, -1, -1) if log.named(lines[number])), None)
     if last is None:
         return None
     name = log.named(lines[last]).partition(":")[0]
-    if not isinstance(kind := getattr(__import__("builtins"), name, None), type) or not issubclass(
-        kind, Exception
-    ):
-        return None
-    places = [
-        line
-        for line in lines[:last]
-        if re.match(
-            r"(?:Cell |Input )?In ?\[\d+\]|File |<ipython-input|[\w./~-]+\.py in |/tmp/ipykernel",
-            line.strip(),
-        )
-    ]
-    if not places or not re.match(
-        r"Cell In ?\[\d+\]|Input In|In ?\[\d+\]|<ipython-input|/tmp/ipykernel", places[-1].strip()
-    ):
+    places = [line for line in lines[:last] if _PLACE.match(line)]
+    if not isinstance(getattr(builtins, name, None), type) or not places or not _CELL.match(places[-1]):
         return None
     if re.search(r"[/\\](?:vllm|torch|transformers|helpers)[/\\]", "\n".join(places)):
         return None
-    at = re.search(r"-+> ?(\d+) (.+)", "\n".join(lines[:last]))
-    return (
-        f"{name} in a cell of the notebook"
-        + (f", `{at[2].strip()}`" if at else "")
-        + ": vLLM has no part in it."
-    )
+    at = re.findall(r"-+> ?\d+ (.+)", "\n".join(lines[:last]))
+    if by_raise and name not in _SLIPS and not (at and re.match(r"raise\b|assert\b", at[-1].strip())):
+        return None
+    line = f", `{at[-1].strip()}`" if at else ""
+    return f"{name} in a cell of the notebook{line}: vLLM has no part in it."
