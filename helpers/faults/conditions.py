@@ -101,6 +101,7 @@ def _numbers(seen: Seen) -> dict[str, float]:
         found["others"] = found.get("others", 0) + float(process[1]) * _UNIT[process[2]]
     if not 0 < found.get("own", 0) <= found.get("total", 0):
         found.pop("own", None)  # in some containers the driver cannot tell: 0 bytes, or more than there are
+        found.pop("others", None)  # then one of the processes that it names is this one
     if "others" not in found and found.keys() >= {"total", "free", "own"}:
         found["others"] = max(0.0, found["total"] - found["free"] - found["own"])
     return found
@@ -333,3 +334,13 @@ def raised_in(found: Found, seen: Seen, place: str) -> Found | None:
     """Raised by a file of that place itself: other errors only pass through it."""
     files = re.findall(r'File "([^"]*)", line', seen.frames())
     return said(found, seen) if files and re.search(place, files[-1]) else None
+
+
+def loading(found: Found, seen: Seen) -> Found | None:
+    """A KeyError is of a checkpoint only where weights are loaded."""
+    return {} if "KeyError" not in seen.line or "load_weights" in seen.frames() else None
+
+
+def how(found: Found, seen: Seen) -> Found:
+    """The signal, where the text has its number."""
+    return {"how": f" (signal {found['signal']})" if "signal" in found else ""}

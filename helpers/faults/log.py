@@ -221,7 +221,7 @@ def first_error(log: str) -> str | None:
         for level, said in told:
             if wanted(level, said):
                 return said
-    return None
+    return next((said.strip() for said in error_lines(log) if is_echo(said)), None)
 
 
 def _of_pydantic(said: str, below: list[str]) -> str:
