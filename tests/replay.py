@@ -5,8 +5,7 @@
         --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 The runner's executed copy takes the kernel's place: each cell is "executed" by sending nbval the messages
-that the real kernel sent. Collecting, sanitizing and comparing remain nbval's own. On top of that come
-the pictures, which nbval cannot see.
+that the real kernel sent. Collecting, sanitizing and comparing remain nbval's own.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from collections import deque
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from tests import marks, pictures
+from tests import marks
 
 
 def pytest_addoption(parser):
@@ -88,9 +86,6 @@ class ReplayedNotebook(IPyNbFile):
         if [cell.cell.source for cell in self.cells] != [cell.source for cell in self.executed]:
             raise self.CollectError(f"{self.path.name} was edited since {path} was executed: run it again")
         yield from self.cells
-        for cell in self.cells:
-            if pictures.pictures(cell.cell.outputs) or pictures.pictures(cell.recorded.outputs):
-                yield PictureItem.from_parent(self, name=f"Picture of {cell.name}", cell=cell)
 
     @property
     def next_step(self) -> str:
@@ -137,19 +132,3 @@ class ReplayedCell(IPyNbCell):
     def repr_failure(self, excinfo):
         said = super().repr_failure(excinfo)
         return f"{said}\n{self.parent.next_step}" if isinstance(excinfo.value, NbCellError) else said
-
-
-class PictureItem(pytest.Item):
-    """A cell's pictures, stored and executed: what is drawn, and that it can be seen."""
-
-    def __init__(self, *, cell: ReplayedCell, **more):
-        super().__init__(**more)
-        self.cell = cell
-
-    def runtest(self):
-        found = pictures.problems(self.cell.cell.outputs, self.cell.recorded.outputs)
-        if found:
-            pytest.fail("\n".join([*found, self.parent.next_step]), pytrace=False)
-
-    def reportinfo(self):
-        return self.path, 0, f"{self.path.name}::{self.name}"
