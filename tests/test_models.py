@@ -381,7 +381,7 @@ def test_two_real_runs_at_once_make_one_model(tmp_path, table):
     ]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("Another run is preparing the model" in text for text in said) == [False, True]
+    assert sorted("Another run is preparing embedded" in text for text in said) == [False, True]
     assert files.complete(tmp_path / "cache" / "embedded")
     table.add("system", "two runs at once", "preparing the model", "made once", "made once", processes=0)
 
