@@ -130,6 +130,17 @@ def test_the_fastest_that_keeps_the_accuracy_is_recommended():
     assert advise(rows, least_recovery=0.85).scheme == "awq"
 
 
+def test_only_an_interval_below_the_least_is_refused():
+    rows = rows_of(fp8=(150.0, 110, 0.94))
+    rows[1] |= {"recovery_low": 0.91, "recovery_high": 0.98}
+    found = advise(rows)
+    assert found.scheme == "fp8", "seven items of 179 are no difference"
+    assert found.why.endswith("takes more answers to tell.")
+    rows[1]["recovery_high"] = 0.949
+    assert advise(rows).scheme == "baseline"
+    assert "less than 95%" in advise(rows).against["fp8"]
+
+
 def test_equally_fast_means_the_smaller():
     found = advise(rows_of(fp8=(150.0, 110, 0.99), awq=(146.0, 70, 0.99)))
     assert found.scheme == "awq"
