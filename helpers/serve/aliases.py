@@ -106,8 +106,8 @@ def _stored(value: str) -> list[str]:
     if not value.lower().startswith(STORED):
         return []
     return [
-        f"QUANTIZATION={value!r}: a stored format is the checkpoint's own. Name the {value.upper()} checkpoint "
-        "in MODEL_NAME and set none; its config.json says the rest."
+        f"QUANTIZATION={value!r}: a stored format is the checkpoint's own. Name the {value.upper()} "
+        "checkpoint in MODEL_NAME and set none; its config.json says the rest."
     ]
 
 
