@@ -18,6 +18,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import statistics
 import subprocess
@@ -35,6 +36,8 @@ GRAPHS = (1, 8, 32, 64, 256)
 TIMES = 9
 WINDOW_S = 0.12
 READY_S = 210  # an engine that is not ready by then is given up, and its line says so
+MORE_S = 60  # that many seconds after the one before it, too
+GPU = bool(shutil.which("nvidia-smi")) or Path("/dev/nvidiactl").exists()
 
 _QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "head_dim": 128,
@@ -171,19 +174,20 @@ WAYS: dict[str, Way] = {
 
 SHORT = ((16, 1), (16, 8), (16, 64), (16, 256))
 LONG = (*SHORT, (1024, 1), (1024, 8), (1024, 64), (8192, 1), (8192, 8))
+FEW = (*SHORT, (1024, 8), (1024, 64))
 BIG = (*SHORT, (1024, 1), (1024, 8), (1024, 32), (8192, 1), (8192, 4))  # where 64 prompts take minutes
 # Rounds: engines that fit a GPU of 140 GiB together, in the order of what their figures are worth.
 ROUNDS: dict[str, tuple[tuple[str, str, tuple], ...]] = {
-    "8b": tuple(("qwen3-8b", way, LONG) for way in
-                ("bf16", "fp8", "fp8+fp8_cache", "awq_marlin", "awq_machete", "fp8_tensor")),
+    "8b": (*(("qwen3-8b", way, LONG) for way in ("bf16", "fp8", "awq_marlin", "fp8+fp8_cache")),
+           *(("qwen3-8b", way, FEW) for way in ("awq_machete", "fp8_tensor"))),
     "32b": tuple(("qwen3-32b", way, BIG) for way in ("bf16", "fp8")),
     "32b-more": tuple(("qwen3-32b", way, BIG) for way in ("awq_marlin", "fp8+fp8_cache", "awq_machete")),
     "experts": (("qwen3-30b-a3b", "bf16", LONG), ("qwen3-30b-a3b", "fp8", LONG),
                 ("gpt-oss-20b", "mxfp4", LONG)),
     "70b": (("llama-3.1-70b", "fp8", (*SHORT, (1024, 1), (1024, 8), (8192, 1))),
             ("llama-3.1-70b", "awq_marlin", (*SHORT, (1024, 1), (1024, 8), (8192, 1)))),
-    "8b-more": tuple(("qwen3-8b", way, LONG) for way in
-                     ("int8", "awq_marlin+fp8_cache", "nvfp4", "awq_humming", "bf16+fp8_cache")),
+    "8b-more": (*(("qwen3-8b", way, FEW) for way in ("int8", "nvfp4", "awq_humming")),
+                *(("qwen3-8b", way, LONG) for way in ("awq_marlin+fp8_cache", "bf16+fp8_cache"))),
     "7b": tuple(("mistral-7b", way, LONG) for way in ("fp8", "awq_marlin", "fp8+fp8_cache", "bf16")),
     "phi-2": tuple(("phi-2", way, SHORT) for way in ("bf16", "fp8", "awq_marlin")),
     "experts-more": (("qwen3-30b-a3b", "gptq", LONG), ("gpt-oss-20b", "mxfp4_auto", SHORT)),
@@ -211,7 +215,7 @@ def cache_bytes(config: dict, cells: tuple, width: int) -> int:
 
 def engine_args(model: str, way: str, cells: tuple, folder: Path) -> dict:
     """Arguments of ``vllm.LLM``: vLLM's own choices but for what many engines on one GPU need."""
-    config, cpu = shape(model, way, folder), not Path("/dev/nvidiactl").exists()
+    config = shape(model, way, folder)
     longest = min(LONGEST, config["max_position_embeddings"])
     args = {
         "model": str(folder),
@@ -230,7 +234,7 @@ def engine_args(model: str, way: str, cells: tuple, folder: Path) -> dict:
     }
     if "moe_backend" in args:
         args["kernel_config"] = args["kernel_config"] | {"moe_backend": args.pop("moe_backend")}
-    if cpu:
+    if not GPU:
         return args | {"enforce_eager": True, "compilation_config": {}}
     return args | {"gpu_memory_utilization": 0.02}  # checked against what is free; the cache's size is given
 
@@ -262,7 +266,7 @@ def work(model: str, way: str, cells: list) -> None:
     rng, vocabulary = random.Random(0), MODELS[model][1]["vocab_size"]
     for prompt, batch in cells:
         say(**measure(llm, vocabulary, batch, prompt, args["max_model_len"], rng))
-    if Path("/dev/nvidiactl").exists():
+    if GPU:
         for batch in (1, 64):
             say(batch=batch, prompt_tokens=16, **busy(llm, vocabulary, batch, args["max_model_len"], rng))
     say(done=True)
@@ -483,9 +487,10 @@ def run_round(name: str, out: Path, logs: Path, until: float) -> None:
     workers = [Worker(*one, logs) for one in ROUNDS[name]]
     file, common = out / "grid.jsonl", stamp()
     try:
-        ready = []
+        ready, latest = [], begun + READY_S
         for worker in workers:
-            first = worker.line(min(until, begun + READY_S))
+            first = worker.line(min(until, latest))
+            latest = min(latest, time.monotonic() + MORE_S)
             what = {"model": MODELS[worker.model][0], "way": worker.way, "scheme": WAYS[worker.way].scheme}
             if first is None:
                 write(file, common | what | {"error": worker.cause, "after_s": time.monotonic() - begun})

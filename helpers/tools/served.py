@@ -76,7 +76,7 @@ class Server:
                 {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256]}),
             **{key.replace("_", "-"): value for key, value in grid.WAYS[way].args.items()},
         }  # fmt: skip
-        if not Path("/dev/nvidiactl").exists():
+        if not grid.GPU:
             for name in ("gpu-memory-utilization", "compilation-config", "kernel-config"):
                 args.pop(name)
             args["kv-cache-memory-bytes"] = 2**29
