@@ -24,10 +24,10 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup:  ## create the environment from the lock and prepare the embedded model (only what is missing)
-	@"$(PYTHON)" -m helpers.install --venv "$(VENV)" --platform "$(PLATFORM)"
+	@"$(PYTHON)" -m helpers.tools.install --venv "$(VENV)" --platform "$(PLATFORM)"
 
 run: setup  ## run the notebooks in order; executed copies and records under runs/
-	@$(in_venv) -m helpers.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
+	@$(in_venv) -m helpers.tools.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
 		$(if $(PARAMETERS),-f "$(PARAMETERS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume "$(RESUME)")
 
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
@@ -50,16 +50,16 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks $(LAB)
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
-	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.run $(NOTEBOOKS) --store
+	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.tools.run $(NOTEBOOKS) --store
 
 notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
-	@$(in_venv) -m helpers.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
+	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
 
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs
-	@$(in_venv) -m helpers.pictures
+	@$(in_venv) -m helpers.tools.pictures
 
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over an hour)
-	@$(in_venv) -m helpers.reference $(if $(OUT),--out "$(OUT)")
+	@$(in_venv) -m helpers.tools.reference $(if $(OUT),--out "$(OUT)")
 
 lint: setup  ## format and lint, code and notebooks
 	@$(in_venv) -m ruff check --fix . && $(in_venv) -m ruff format .

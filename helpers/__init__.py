@@ -1,7 +1,6 @@
-"""The helpers behind the notebooks: one room a module, read in this order.
+"""The helpers behind the notebooks, in eight rooms; each imports only those below it.
 
-parameters -> hardware -> schemes -> models -> engine -> measure -> records -> sizing -> roofline -> cost
--> ledger -> show, figures, widgets
+tools > compare > serve, measure > engine > model > faults > base
 
 Importing this package imports neither torch nor vLLM: they come with the first engine.
 """

@@ -107,7 +107,7 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
         quick = ("-m", "not browser" if slow else "not slow")
         tests = ("pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
         short = () if slow else tuple(word for pair in SHORT.items() for word in ("-p", *pair))
-        notebooks = ("helpers.run", *names, "--out", str(EXECUTED), *short)
+        notebooks = ("helpers.tools.run", *names, "--out", str(EXECUTED), *short)
         shutil.rmtree(EXECUTED, ignore_errors=True)
         run("tests", *tests)
         try:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from helpers import engine as engine_room
-from helpers import ownership
-from helpers.hardware import MIB
+from helpers.base.machine import MIB
+from helpers.engine import release
+from helpers.engine.children import _mapped
+from helpers.engine.engine import open_engine
 from tests.fault_table import Table
 
 os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ownership.one_heap()  # before any test's threads make heaps of their own, whose free ends look held
+release.one_heap()  # before any test's threads make heaps of their own, whose free ends look held
 
 # The shortest whole safetensors file: a header of two bytes, no tensor.
 NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
@@ -78,7 +79,8 @@ SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """Import vLLM and take the first engine's lazy imports out of the other tests' way."""
-    with engine_room.open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512) as engine:
+    engine = open_engine(log_dir=tmp_path_factory.mktemp("warm"), max_model_len=512)
+    with engine:
         pass
     return engine
 
@@ -94,7 +96,7 @@ def memory_back(warm):
 
 def settled() -> int:
     """Bytes of anonymous memory of this process, all garbage given back."""
-    return engine_room._settled_memory()
+    return release.settled_memory()
 
 
 def children() -> set:
@@ -118,6 +120,6 @@ def left_behind(before: set[Path]) -> set[Path]:
     found = set()
     for path in shared_memory() - before:
         with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
-            if not ownership._mapped(path):
+            if not _mapped(path):
                 found.add(path)
     return found

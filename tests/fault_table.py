@@ -16,8 +16,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers import diagnose
-from helpers.hardware import MIB
+from helpers.base.machine import MIB
+from helpers.faults import explain
 
 # How a fault was had, in the order of the table's parts.
 HOW = {
@@ -65,7 +65,7 @@ class Table:
 
     def check(self, how: str, fault: str, where: str, error: BaseException, expected: str, **left):
         """Diagnose ``error``, note the row, and insist on the diagnosis; return the report."""
-        report = diagnose.explain(error)
+        report = explain.explain(error)
         self.add(how, fault, where, report.name, expected, **left)
         assert report.name == expected, report
         return report

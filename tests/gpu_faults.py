@@ -21,9 +21,12 @@ import time
 import traceback
 from pathlib import Path
 
-from helpers import diagnose, hardware, ownership
-from helpers.capture import LogFile
-from helpers.engine import open_engine
+from helpers.base import machine, processes, redact
+from helpers.base.machine import MIB
+from helpers.engine.engine import open_engine
+from helpers.engine.logfile import LogFile
+from helpers.faults import explain
+from helpers.model import embedded
 
 KEPT = 30_000  # characters of a log; some write every tensor's name
 LITTLE = {"max_model_len": 512, "enforce_eager": True, "gpu_memory_utilization": 0.05}
@@ -40,14 +43,13 @@ def provoked(logs: Path, **args) -> None:
 
 def raw(log: LogFile, **args):
     """The reader's own ``vllm.LLM``, without these helpers; its output goes to a file all the same."""
-    from helpers import models
 
     os.environ["VLLM_LOGGING_COLOR"] = "0"
     with log.capturing():
         from vllm import LLM
 
         log.follow("vllm")
-        return LLM(model=str(models.prepare()), dtype="bfloat16", enforce_eager=True, **args)
+        return LLM(model=str(embedded.prepare()), dtype="bfloat16", enforce_eager=True, **args)
 
 
 # -- faults that end in an error: each raises it ----------------------------------------------------------
@@ -121,7 +123,7 @@ def fork_after_openmp(logs: Path) -> None:
     try:
         raw(log, max_model_len=512, gpu_memory_utilization=0.05)
     except Exception as error:
-        error.add_note("\n" + str(diagnose.explain(error, log.path.read_text(errors="replace"))))
+        error.add_note("\n" + str(explain.explain(error, log.path.read_text(errors="replace"))))
         raise
 
 
@@ -155,15 +157,12 @@ def children() -> list[str]:
 
 
 def ownership_faults(logs: Path) -> None:
-    """One engine after another in one process, each ended badly; a line on what each left.
-
-    One process may stay: the spare that waits for the next engine, with what it shares with this one.
-    """
-    _until(lambda: hardware.gpu_memory_used() < 1024 * ownership.MIB, 30)  # what ran before is still ending
-    shared, start = shared_memory(), hardware.gpu_memory_used()
+    """One engine after another in one process, each ended badly; a line on what each left."""
+    _until(lambda: machine.gpu_memory_used() < 1024 * MIB, 30)  # what ran before is still ending
+    shared, start = shared_memory(), machine.gpu_memory_used()
 
     def line(name: str, raised: BaseException | None) -> None:
-        left = (hardware.gpu_memory_used() - start) / ownership.MIB
+        left = (machine.gpu_memory_used() - start) / MIB
         said = str(raised).splitlines()[0] if raised is not None and str(raised) else ""
         print(
             f"{name}: raised {type(raised).__name__} {said[:90]}; GPU memory left {left:+.0f} MiB; "
@@ -208,13 +207,13 @@ def ownership_faults(logs: Path) -> None:
 
     def release():
         with engine() as open_:
-            open_.ask("Hello", 4)
+            open_.engine.ask("Hello", 4)
             after(0.3)
             time.sleep(0.25)
 
     def killed():
         with engine(max_model_len=8192) as open_:
-            pid = open_._llm.llm_engine.engine_core.resources.engine_manager.processes[0].pid
+            pid = open_.llm_engine.engine_core.resources.engine_manager.processes[0].pid
             after(2.0, signal.SIGKILL, pid)
             open_.generate(["Tell a long story."] * 32, _long())
 
@@ -222,7 +221,7 @@ def ownership_faults(logs: Path) -> None:
         with engine() as open_:
             print(
                 "the next engine says:",
-                open_.ask("What is the capital of France? Answer with one word.", 10).outputs[0].text,
+                open_.engine.ask("What is the capital of France? Answer with one word.", 10).outputs[0].text,
                 flush=True,
             )
 
@@ -247,9 +246,10 @@ def _long():
 OWNER = """
 import sys, time
 from tests.gpu_faults import LITTLE
-from helpers.engine import open_engine
+from helpers.engine.engine import open_engine
 if __name__ == "__main__":
-    with open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE) as engine:
+    engine = open_engine("embedded", log_dir=sys.argv[1], in_process=False, **LITTLE)
+    with engine:
         print("open", flush=True); time.sleep(300)
 """
 
@@ -260,12 +260,12 @@ def owner_killed(logs: Path) -> None:
 
     script = logs / "owner.py"
     script.write_text(OWNER)
-    start, shared = hardware.gpu_memory_used(), shared_memory()
+    start, shared = machine.gpu_memory_used(), shared_memory()
     owner = subprocess.Popen([sys.executable, str(script), str(logs)], stdout=subprocess.PIPE, text=True,
                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     while owner.stdout.readline().strip() not in ("open", ""):
         pass
-    held = hardware.gpu_memory_used()
+    held = machine.gpu_memory_used()
     for child in psutil.Process(owner.pid).children(recursive=True):  # what each does about signals
         signals = [
             line for line in Path(f"/proc/{child.pid}/status").read_text().splitlines() if "Sig" in line
@@ -275,13 +275,13 @@ def owner_killed(logs: Path) -> None:
     owner.wait()
     begun = time.monotonic()
     while True:
-        left = hardware.gpu_memory_used() - start
+        left = machine.gpu_memory_used() - start
         new = [path.name for path in shared_memory() - shared]
-        if (left < 64 * ownership.MIB and not new) or time.monotonic() - begun > 20:
+        if (left < 64 * MIB and not new) or time.monotonic() - begun > 20:
             break
         time.sleep(0.2)
     print(
-        f"owner killed: held {(held - start) / ownership.MIB:.0f} MiB, left {left / ownership.MIB:+.0f} MiB "
+        f"owner killed: held {(held - start) / MIB:.0f} MiB, left {left / MIB:+.0f} MiB "
         f"after {time.monotonic() - begun:.1f} s; shared memory left: {new}",
         flush=True,
     )
@@ -296,12 +296,12 @@ def runner_ended(logs: Path) -> None:
 def _ended(number: signal.Signals, logs: Path) -> None:
     import psutil
 
-    start, shared = hardware.gpu_memory_used(), shared_memory()
+    start, shared = machine.gpu_memory_used(), shared_memory()
 
     def held() -> float:
-        return (hardware.gpu_memory_used() - start) / ownership.MIB
+        return (machine.gpu_memory_used() - start) / MIB
 
-    command = [sys.executable, "-m", "helpers.run", "01_baseline", "-p", "quick_look", "true"]
+    command = [sys.executable, "-m", "helpers.tools.run", "01_baseline", "-p", "quick_look", "true"]
     with (logs / f"{number.name}.log").open("w") as log:
         runner = subprocess.Popen(
             [*command, "--out", str(logs / number.name)], stdout=log, stderr=log, start_new_session=True,
@@ -359,7 +359,7 @@ def one(name: str, out: Path) -> None:
         globals()[name](logs)
     except BaseException as error:
         raised = "".join(traceback.format_exception(error))[-6000:]
-        report = diagnose.explain(error, _log(logs))
+        report = explain.explain(error, _log(logs))
     found = {
         "raised": raised,
         "report": str(report),
@@ -381,14 +381,14 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(EXPECTED):
         parser.error(f"no fault {', '.join(sorted(unknown))}")
-    if hardware.detect().kind != "cuda":
+    if machine.detect().kind != "cuda":
         parser.error("these faults need a GPU, and this machine shows none")
     out, names = given.out.absolute(), given.names or list(EXPECTED)
     out.mkdir(parents=True, exist_ok=True)
     found, begun = {}, time.monotonic()
     for name in names:  # one after another: each must find the GPU empty
         found[name] = {
-            key: diagnose.redact(value) if isinstance(value, str) else value
+            key: redact.redact(value) if isinstance(value, str) else value
             for key, value in _provoke(name, out).items()
         }
         text = "\n\n".join(f"== {key}\n{value}" for key, value in found[name].items())
@@ -403,7 +403,7 @@ def main(arguments: list[str]) -> None:
 
 def _provoke(name: str, out: Path) -> dict:
     """Run one fault in a process group of its own, end whatever is left, and wait for the GPU's memory."""
-    before, printed, path = hardware.gpu_memory_used(), out / f"{name}.printed", out / f"{name}.json"
+    before, printed, path = machine.gpu_memory_used(), out / f"{name}.printed", out / f"{name}.json"
     command = [sys.executable, "-m", "tests.gpu_faults", "--one", name, str(out)]
     with printed.open("w") as file:
         process = subprocess.Popen(
@@ -422,12 +422,12 @@ def _provoke(name: str, out: Path) -> dict:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
-    while (left := hardware.gpu_memory_used() - before) > 64 * ownership.MIB and time.monotonic() < deadline:
+    while (left := machine.gpu_memory_used() - before) > 64 * MIB and time.monotonic() < deadline:
         _end_orphans()
         time.sleep(0.2)
     result |= {"printed": printed.read_text(errors="replace")[-8000:], "expected": EXPECTED[name]}
     printed.unlink()
-    return result | {"left_mib": round(left / ownership.MIB)}
+    return result | {"left_mib": round(left / MIB)}
 
 
 def _end_orphans() -> None:
@@ -445,7 +445,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         one(sys.argv[2], Path(sys.argv[3]))
     else:
-        from helpers import processes
-
         with processes.owned_processes():
             main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """A pytest plugin: nbval judges an execution that was recorded, instead of running the notebook again.
 
-    python -m helpers.run --out build/executed
+    python -m helpers.tools.run --out build/executed
     pytest -p tests.nbval_gate -p tests.replay --replay build/executed \
         --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 

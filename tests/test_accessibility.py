@@ -11,9 +11,18 @@ import json
 import numpy as np
 import pytest
 
-from helpers import cost, figures, models, schemes, show, show_serving, sizing, widgets
-from helpers.load import Level, Objective
-from helpers.measure import Speed
+from helpers.base import widgets
+from helpers.base.figure import COLOURS
+from helpers.base.widgets import Choice, Slider
+from helpers.compare import cards, comparison_figures, recorded_tables, sizing
+from helpers.compare.cost import Offer
+from helpers.compare.recorded_tables import KINDS
+from helpers.measure import result_figures
+from helpers.measure.speed import Speed
+from helpers.model import shapes
+from helpers.model.schemes import SCHEMES
+from helpers.serve import load_tables
+from helpers.serve.load import Level, Objective
 from tests import accessible
 from tests.test_prose_figures import NOTEBOOKS
 from tests.test_show import a_row
@@ -25,7 +34,7 @@ LOAD = {"context": 4096, "concurrency": 16}
 def rows() -> list[dict]:
     """Records of every scheme, of the sizes that the embedded model has on a CPU."""
     found = []
-    for place, name in enumerate(schemes.SCHEMES):
+    for place, name in enumerate(SCHEMES):
         for batch in BATCHES:
             rate, size = 60 * batch**0.8 / (1 + place), 260 - 25 * place
             more = {"kl_mean": 0.05 * place, "top1": 1 - 0.05 * place, "recovery": 0.9, "prompt_tokens": 16}
@@ -52,50 +61,48 @@ def levels(scale: float) -> list[Level]:
 
 
 def budgets() -> dict:
-    return sizing.budgets(models.shape("mistral-7b"), [*schemes.SCHEMES], sizing.card("L4"), **LOAD)
+    return sizing.budgets(shapes.shape("mistral-7b"), [*SCHEMES], cards.card("L4"), **LOAD)
 
 
-def offers() -> list[cost.Offer]:
-    ways = [(card, name) for card in ("L4", "A100 80GB") for name in schemes.SCHEMES]
-    return [
-        cost.Offer(*way, 10.0 + n, count=1 + n, tokens_per_s=900.0, used=0.4) for n, way in enumerate(ways)
-    ]
+def offers() -> list[Offer]:
+    ways = [(card, name) for card in ("L4", "A100 80GB") for name in SCHEMES]
+    return [Offer(*way, 10.0 + n, count=1 + n, tokens_per_s=900.0, used=0.4) for n, way in enumerate(ways)]
 
 
 # Every function of the helpers that draws, on data like a reader's.
 DRAWN = {
-    "roofline": lambda: figures.roofline(
+    "roofline": lambda: comparison_figures.roofline(
         [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in BATCHES], 40.0, 700.0
     ),
-    "grids": lambda: figures.grids(np.random.default_rng(0).normal(size=(64, 64)), "layers.10.mlp.down_proj"),
-    "compared": lambda: figures.compared(rows()),
-    "outliers": lambda: figures.outliers(np.geomspace(1, 99, 99), np.geomspace(1, 9, 99), "layers.10.mlp"),
-    "fits": lambda: figures.fits(budgets(), "Mistral-7B on L4"),
-    "memory": lambda: figures.memory(rows(), dict.fromkeys(schemes.SCHEMES, 46_080)),
-    "speed": lambda: figures.speed(
-        rows(), {n: [90 * b / (i + 1) for b in BATCHES] for i, n in enumerate(schemes.SCHEMES)}, BATCHES
+    "grids": lambda: comparison_figures.grids(np.random.default_rng(0).normal(size=(64, 64)), "down_proj"),
+    "compared": lambda: result_figures.compared(rows()),
+    "outliers": lambda: comparison_figures.outliers(np.geomspace(1, 99, 99), np.geomspace(1, 9, 99), "mlp"),
+    "fits": lambda: comparison_figures.fits(budgets(), "Mistral-7B on L4"),
+    "memory": lambda: result_figures.memory(rows(), dict.fromkeys(SCHEMES, 46_080)),
+    "speed": lambda: result_figures.speed(
+        rows(), {n: [90 * b / (i + 1) for b in BATCHES] for i, n in enumerate(SCHEMES)}, BATCHES
     ),
-    "quality": lambda: figures.quality(rows()),
-    "gains": lambda: figures.gains(
+    "quality": lambda: result_figures.quality(rows()),
+    "gains": lambda: comparison_figures.gains(
         {f"Mistral-7B on NVIDIA {card}, 16 tokens in": rows() for card in ("H200", "L4", "A100", "H100")},
         {"Mistral-7B on NVIDIA H200, 16 tokens in": {"fp8": {1: 1.9, 64: 1.9}, "awq": {1: 3.5, 64: 2.0}}},
     ),
-    "costs": lambda: figures.costs(
-        {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(schemes.SCHEMES)}, "This machine"
+    "costs": lambda: comparison_figures.costs(
+        {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(SCHEMES)}, "This machine"
     ),
-    "rents": lambda: figures.rents(offers(), "Mistral-7B: 2 requests/s of 200 tokens, 50% used at most"),
-    "steps": lambda: figures.steps(
-        {n: dict.fromkeys(figures.KINDS, 900 - 90 * i) for i, n in enumerate(schemes.SCHEMES)},
-        {n: 1200 - 100 * i for i, n in enumerate(schemes.SCHEMES)}, "Mistral-7B on NVIDIA H200",
+    "rents": lambda: comparison_figures.rents(offers(), "Mistral-7B: 2 requests/s of 200 tokens, 50% used"),
+    "steps": lambda: recorded_tables.steps(
+        {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
+        {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
     ),
-    "load": lambda: show_serving.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
+    "load": lambda: load_tables.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
 }  # fmt: skip
 
 
 def test_every_function_that_draws_is_drawn_here():
     found = {
         name
-        for module in (figures, show_serving)
+        for module in (comparison_figures, load_tables, recorded_tables, result_figures)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if "Figure" in str(function.__annotations__.get("return"))
     }
@@ -119,9 +126,9 @@ def test_stored_outputs_and_controls_have_words(path):
 
 
 @pytest.mark.parametrize(("control", "nameless"), [
-    (widgets.Slider("requests at once", 1, 256, 16), widgets.Slider("", 1, 256, 16)),
-    (widgets.Slider("utilization", 0.05, 1.0, 0.5, 0.05), widgets.Slider(" ", 0.05, 1.0, 0.5, 0.05)),
-    (widgets.Choice("GPU", ["L4", "T4"], "L4"), widgets.Choice("", ["L4", "T4"], "L4")),
+    (Slider("requests at once", 1, 256, 16), Slider("", 1, 256, 16)),
+    (Slider("utilization", 0.05, 1.0, 0.5, 0.05), Slider(" ", 0.05, 1.0, 0.5, 0.05)),
+    (Choice("GPU", ["L4", "T4"], "L4"), Choice("", ["L4", "T4"], "L4")),
 ])  # fmt: skip
 def test_each_control_has_a_name(control, nameless):
     drawn = DRAWN["roofline"]()
@@ -130,9 +137,7 @@ def test_each_control_has_a_name(control, nameless):
 
 
 def test_colours_of_schemes_stand_out_from_the_page():
-    assert {
-        n: c for n, c in show.COLOURS.items() if accessible.contrast(c, "white") < accessible.GRAPHICS
-    } == {}
+    assert {n: c for n, c in COLOURS.items() if accessible.contrast(c, "white") < accessible.GRAPHICS} == {}
     assert accessible.contrast("black", "white") == pytest.approx(21)
     assert accessible.contrast("#767676", "white") == pytest.approx(4.54, abs=0.01)  # WCAG's own example
 

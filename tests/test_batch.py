@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import batch, run
+from helpers.tools import batch, run
+from helpers.tools.batch import FILE, Running, Set
+from helpers.tools.plan import RESULTS, Result, write_result
 from tests.test_run import (
     ROOT,
     SLEEP,
@@ -76,7 +78,7 @@ def test_a_failing_set_stops_no_other_and_the_exit_code_says_so(eight):
     ]
     assert statuses(first.stdout) == wanted
     assert "    cell 4: AssertionError: set 3 is not mended\n    with steps=3, rate='2'\n" in first.stdout
-    assert f"go on    {sys.executable} -m helpers.run --resume runs/" in first.stdout
+    assert f"go on    {sys.executable} -m helpers.tools.run --resume runs/" in first.stdout
 
 
 def test_no_more_than_three_at_once(eight):
@@ -134,7 +136,7 @@ def test_a_notebook_or_value_that_changed_is_not_finished(eight, monkeypatch):
 
 def test_one_process_at_a_time_runs_a_batch(eight, capsys):
     out, _, _ = eight
-    with (out / batch.FILE).open() as other:
+    with (out / FILE).open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert batch.work(batch.resume(out, 1, 9, out.parent.parent / "notebooks")) == 2
     assert "is being run by another process" in capsys.readouterr().err
@@ -189,7 +191,7 @@ def test_a_refusal_from_the_command_line_is_one_sentence_and_names_the_last_list
     (tmp_path / "sets.yaml").write_text("- {steps: 1}\n- {stesp: 2}\n")
     wrong = start(folder, "-f", "sets.yaml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("helpers.run: set 2: no parameter 'stesp' here")
+    assert wrong.stderr.startswith("helpers.tools.run: set 2: no parameter 'stesp' here")
     (tmp_path / "sets.yaml").write_text("- {steps: 1}\n")
     start(folder, "-f", "sets.yaml", "--out", "runs/list")
     start(folder)
@@ -236,14 +238,14 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
 
 
 def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
-    one = batch.Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"}, {"01_a": set(), "02_b": set()})
-    running = object.__new__(batch.Running)  # as if it had been started
+    one = Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"}, {"01_a": set(), "02_b": set()})
+    running = object.__new__(Running)  # as if it had been started
     running.set, running.names, running.log, running._before = one, ["01_a", "02_b"], tmp_path / "1.log", 0
     running.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
     running.process.wait()
     one.folder.mkdir()
-    run.write_result(one.folder, run.Result("01_a", "failed", error="one\u2028two"), "x")
-    with (one.folder / run.RESULTS).open("a") as file:
+    write_result(one.folder, Result("01_a", "failed", error="one\u2028two"), "x")
+    with (one.folder / RESULTS).open("a") as file:
         file.write('{"notebook": "02_')
     running.account()
     errors = {name: row["error"] for name, row in one.last().items()}
@@ -251,7 +253,7 @@ def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
         "01_a": "one\u2028two",
         "02_b": f"its runner ended with exit code 9; see {tmp_path}/1.log",
     }
-    run.write_result(one.folder, run.Result("02_b", "ok"), "x")
+    write_result(one.folder, Result("02_b", "ok"), "x")
     assert one.open() == ["01_a"]
 
 
@@ -279,7 +281,7 @@ def test_sets_over_two_notebooks_of_the_collection(tmp_path):
     out = tmp_path / "out"
     arguments = ["00_start_here", "01_baseline", "-f", str(tmp_path / "sets.yaml"), "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.run", *arguments, "--jobs", "2"],
+        [sys.executable, "-m", "helpers.tools.run", *arguments, "--jobs", "2"],
         env=environment(TUTORIAL_MODEL="embedded"), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from helpers import pictures
+from helpers.tools import pictures
+from helpers.tools.pictures import WIDTH
 from tests.scratch import REPO
 from tests.test_links import prose
 
@@ -101,7 +102,7 @@ def test_a_picture_of_another_output_is_stale(tmp_path):
         assert pictures.is_stale(copy)
         made = pictures.make(copy).read_bytes()
         assert pictures.make(copy).read_bytes() == made
-        assert Image.open(pictures.path_of(copy)).width == pictures.WIDTH
+        assert Image.open(pictures.path_of(copy)).width == WIDTH
         (tmp_path / "other.ipynb").write_bytes((REPO / "notebooks/02_fp8.ipynb").read_bytes())
         pictures.path_of(copy).replace(pictures.path_of(tmp_path / "other.ipynb"))
         assert pictures.is_stale(tmp_path / "other.ipynb")

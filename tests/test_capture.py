@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
-from helpers import capture
-from helpers.capture import LogFile, Progress
+from helpers.base import page
+from helpers.engine.logfile import PHASES, LogFile, Progress
 
 
 def test_prints_descriptors_children_and_loggers_all_go_to_the_file(tmp_path, capfd):
@@ -45,17 +45,17 @@ def test_output_comes_back_when_the_block_fails(tmp_path, capfd):
 
 
 def test_the_bar_follows_the_log_and_leaves_nothing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(capture, "watched", lambda: True)
+    monkeypatch.setattr(page, "watched", lambda: True)
     file = tmp_path / "engine.log"
     with Progress(file):
-        for marker, _ in capture.PHASES[:3]:
+        for marker, _ in PHASES[:3]:
             with file.open("a") as log:
                 log.write(f"INFO {marker} ...\n")
             time.sleep(0.5)
     said = capfd.readouterr().err
-    for _, label in capture.PHASES[:3]:
+    for _, label in PHASES[:3]:
         assert label in said
-    assert capture.PHASES[3][1] not in said
+    assert PHASES[3][1] not in said
     assert said.rstrip(" \r") == "" or said.endswith("\r")
 
 

@@ -13,8 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, hardware, measure, models, once
-from helpers.checkpoints import CheckpointError, make, recognise
+from helpers.base import files, machine
+from helpers.base.files import ROOT
+from helpers.compare import rounding
+from helpers.model import checkpoints, quantize, resolve, shapes
+from helpers.model.checkpoints import CheckpointError
+from helpers.model.embedded import prepare
+from helpers.model.model import Model
+from helpers.model.quantize import EFFORT, RECIPES
+from helpers.model.text import calibration_text, held_out_text
 from tests.conftest import NO_WEIGHTS
 
 LLAMA = {
@@ -37,16 +44,16 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def _model(folder: Path, **config) -> models.Model:
+def _model(folder: Path, **config) -> Model:
     """A model folder whose weights nobody may open."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(LLAMA | config))
     (folder / "model.safetensors").write_bytes(b"not weights")
-    return models.Model(str(folder), folder.name, folder, "local")
+    return Model(str(folder), folder.name, folder, "local")
 
 
 @pytest.fixture
-def tiny(tmp_path) -> models.Model:
+def tiny(tmp_path) -> Model:
     return _model(tmp_path / "tiny")
 
 
@@ -70,7 +77,7 @@ def made(monkeypatch) -> list[dict]:
 @pytest.fixture
 def no_child(monkeypatch):
     """Nothing is started: what is refused is refused before anything is loaded."""
-    monkeypatch.setattr(checkpoints.subprocess, "Popen", lambda *_, **__: pytest.fail("a process started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process started"))
 
 
 # --- What a folder says about itself --------------------------------------------------------------
@@ -97,17 +104,20 @@ def _compressed(kind: str, bits: int, activations: int | None) -> dict:
     ],
 )
 def test_recognise(tmp_path, config, expected):
-    assert recognise(_model(tmp_path / "model", **config).folder) == expected
+    assert checkpoints.recognise(_model(tmp_path / "model", **config).folder) == expected
 
 
 def test_its_own_checkpoints_are_told_apart(tiny, made):
-    assert [recognise(make(tiny, recipe).folder) for recipe in ("awq", "rtn")] == ["awq", "rtn"]
+    assert [checkpoints.recognise(checkpoints.make(tiny, recipe).folder) for recipe in ("awq", "rtn")] == [
+        "awq",
+        "rtn",
+    ]
 
 
 @pytest.mark.parametrize("config", [{"quant_method": "awq"}, _compressed("int", 4, None)])
 def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
     ready = _model(tmp_path / "ready", quantization_config=config)
-    assert make(ready, "awq") is ready
+    assert checkpoints.make(ready, "awq") is ready
 
 
 @pytest.mark.parametrize(("recipe", "found"), [("rtn", "w4a16"), ("int8", "w4a16"), ("awq", "fp8")])
@@ -115,7 +125,7 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, fo
     config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
     with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
-        make(ready, recipe)
+        checkpoints.make(ready, recipe)
     table.check(
         "system", f"{recipe} of a model that is {found} already", "make", at.value, "quantized-already"
     )
@@ -126,7 +136,7 @@ def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, fo
 
 def test_an_unknown_recipe_names_the_known(tiny, no_child):
     with pytest.raises(CheckpointError, match=r"no recipe 'gguf'\. There are: awq, rtn, int8, fp8"):
-        make(tiny, "gguf")
+        checkpoints.make(tiny, "gguf")
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
@@ -135,7 +145,7 @@ def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
     with pytest.raises(
         CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"
     ) as at:
-        make(phi, recipe)
+        checkpoints.make(phi, recipe)
     table.check(
         "system",
         f"{recipe} of a class that llm-compressor does not know",
@@ -147,12 +157,12 @@ def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
 
 def test_phi_2_can_be_rounded(tmp_path, made):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
-    assert make(phi, "rtn").title == "phi-2-rtn-g64"
+    assert checkpoints.make(phi, "rtn").title == "phi-2-rtn-g64"
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
 def test_the_classes_that_can_be_scaled_are_found(recipe):
-    classes = checkpoints.known_classes(recipe)
+    classes = quantize.known_classes(recipe)
     assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3_5ForCausalLM", "Phi3ForCausalLM"} <= classes
     assert "PhiForCausalLM" not in classes
 
@@ -162,36 +172,36 @@ def test_the_classes_that_can_be_scaled_are_found(recipe):
 )
 def test_the_largest_group_that_divides_every_width(tmp_path, made, hidden, inner, expected):
     model = _model(tmp_path / "model", hidden_size=hidden, intermediate_size=inner, head_dim=hidden // 4)
-    assert make(model, "rtn").title.endswith(f"-g{expected}")
+    assert checkpoints.make(model, "rtn").title.endswith(f"-g{expected}")
     assert made[0]["group_size"] == expected
 
 
 def test_a_smaller_group_can_be_chosen(tiny, made):
-    make(tiny, "awq", group_size=32)
+    checkpoints.make(tiny, "awq", group_size=32)
     assert made[0]["group_size"] == 32
 
 
 def test_widths_no_group_divides(tmp_path, no_child):
     odd = _model(tmp_path / "odd", hidden_size=80, head_dim=20)
     with pytest.raises(CheckpointError, match=r"80, 192 wide: no group size of 128, 64, 32 .*fp8"):
-        make(odd, "rtn")
+        checkpoints.make(odd, "rtn")
 
 
 def test_groups_that_cannot_be(tiny, no_child, table):
     with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
-        make(tiny, "awq", group_size=128)
+        checkpoints.make(tiny, "awq", group_size=128)
     table.check("system", "a group size that does not divide the layers", "make", at.value, "group-size")
     with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
-        make(tiny, "awq", group_size=48)
+        checkpoints.make(tiny, "awq", group_size=48)
     with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
-        make(tiny, "fp8", group_size=64)
+        checkpoints.make(tiny, "fp8", group_size=64)
 
 
 # --- Calibration ----------------------------------------------------------------------------------
 
 
 def test_calibration_and_evaluation_text_are_disjoint():
-    (calibration, name), (evaluation, other) = checkpoints.calibration_text(), measure.held_out_text()
+    (calibration, name), (evaluation, other) = calibration_text(), held_out_text()
     assert name != other
     assert len(calibration) > 100_000
     paragraphs = [{" ".join(p.split()) for p in text.split("\n\n")} for text in (calibration, evaluation)]
@@ -199,10 +209,10 @@ def test_calibration_and_evaluation_text_are_disjoint():
 
 
 def test_what_is_calibrated_and_how(tiny, made):
-    for recipe in checkpoints.RECIPES:
-        make(tiny, recipe)
+    for recipe in RECIPES:
+        checkpoints.make(tiny, recipe)
     found = {settings["recipe"]: settings["calibration"] for settings in made}
-    effort = checkpoints.EFFORT[hardware.detect().kind] | {"text": checkpoints.calibration_text()[1]}
+    effort = EFFORT[machine.detect().kind] | {"text": calibration_text()[1]}
     assert found["awq"] == effort
     assert found["int8"] == {"smoothing": 0.8} | {key: effort[key] for key in ("samples", "tokens", "text")}
     assert found["rtn"] is found["fp8"] is None
@@ -212,11 +222,11 @@ def test_what_is_calibrated_and_how(tiny, made):
 
 
 def test_made_once(tiny, made, cache):
-    first, second = make(tiny, "awq"), make(tiny, "awq")
+    first, second = checkpoints.make(tiny, "awq"), checkpoints.make(tiny, "awq")
     assert first == second
     assert len(made) == 1
     assert (first.kind, first.title, first.folder.parent) == ("made", "tiny-awq-g64", cache)
-    assert models.resolve(first.name).folder == first.folder  # as measure.weigh does
+    assert resolve.resolve(first.name).folder == first.folder  # as measure.weigh does
     manifest = json.loads((first.folder / "manifest.json").read_text())
     assert manifest["settings"] == made[0]
     assert set(manifest["settings"]["versions"]) == {"llmcompressor", "compressed-tensors"}
@@ -224,35 +234,39 @@ def test_made_once(tiny, made, cache):
 
 
 def test_a_damaged_one_is_made_again(tiny, made):
-    weights = make(tiny, "int8").folder / "model.safetensors"
+    weights = checkpoints.make(tiny, "int8").folder / "model.safetensors"
     weights.write_bytes(b"pack")
-    assert make(tiny, "int8").folder == weights.parent
+    assert checkpoints.make(tiny, "int8").folder == weights.parent
     assert weights.read_bytes() == NO_WEIGHTS
     (weights.parent / "manifest.json").unlink()
-    make(tiny, "int8")
+    checkpoints.make(tiny, "int8")
     assert len(made) == 3
 
 
 def test_another_model_recipe_group_or_effort_is_another_checkpoint(tiny, tmp_path, made, monkeypatch):
-    folders = {make(tiny, "awq").folder, make(tiny, "rtn").folder, make(tiny, "awq", group_size=32).folder}
+    folders = {
+        checkpoints.make(tiny, "awq").folder,
+        checkpoints.make(tiny, "rtn").folder,
+        checkpoints.make(tiny, "awq", group_size=32).folder,
+    }
     weights = tiny.folder / "model.safetensors"
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
-    folders.add(make(tiny, "awq").folder)
+    folders.add(checkpoints.make(tiny, "awq").folder)
     _model(tiny.folder, rope_theta=1.0)
-    folders.add(make(tiny, "awq").folder)
-    monkeypatch.setitem(checkpoints.EFFORT, hardware.detect().kind, {"samples": 1, "tokens": 2})
-    folders.add(make(tiny, "awq").folder)
+    folders.add(checkpoints.make(tiny, "awq").folder)
+    monkeypatch.setitem(EFFORT, machine.detect().kind, {"samples": 1, "tokens": 2})
+    folders.add(checkpoints.make(tiny, "awq").folder)
     assert len(folders) == len(made) == 6
 
 
 def test_a_hub_model_is_known_by_its_revision(tiny, made):
-    hub = [models.Model("a/tiny", "tiny", tiny.folder, "hub", revision) for revision in ("1", "2", "1")]
-    assert len({make(model, "fp8").folder for model in hub}) == len(made) == 2
+    hub = [Model("a/tiny", "tiny", tiny.folder, "hub", revision) for revision in ("1", "2", "1")]
+    assert len({checkpoints.make(model, "fp8").folder for model in hub}) == len(made) == 2
     assert made[0]["source"] == {"name": "a/tiny", "revision": "1"}
 
 
 def test_two_at_once_make_it_once(tiny, made):
-    threads = [threading.Thread(target=make, args=(tiny, "fp8")) for _ in range(2)]
+    threads = [threading.Thread(target=checkpoints.make, args=(tiny, "fp8")) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -267,7 +281,7 @@ def _stand_in(monkeypatch, tmp_path, script: str) -> None:
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(checkpoints.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
 
 
 def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatch):
@@ -276,7 +290,7 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
     with pytest.raises(
         CheckpointError, match=r"Cause: OutOfMemoryError: CUDA out of memory\n.*: .*\.log$"
     ) as at:
-        make(tiny, "awq")
+        checkpoints.make(tiny, "awq")
     assert "KeyError" in Path(str(at.value).rsplit(": ", 1)[1]).read_text()
     assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".log"]  # no half a checkpoint
 
@@ -284,7 +298,7 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
 def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch, table):
     _stand_in(monkeypatch, tmp_path, "kill -9 $$")
     with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory") as at:
-        make(tiny, "fp8")
+        checkpoints.make(tiny, "fp8")
     table.check("system", "llm-compressor's process is killed", "make", at.value, "killed")
 
 
@@ -298,7 +312,7 @@ def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "_watch", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make(tiny, "fp8")
+        checkpoints.make(tiny, "fp8")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -315,10 +329,10 @@ def _weights(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def embedded() -> Path:
     """The embedded model, asked for before a test gets a cache of its own."""
-    return models.prepare()
+    return prepare()
 
 
-def _tiny_llama(folder: Path, embedded: Path) -> models.Model:
+def _tiny_llama(folder: Path, embedded: Path) -> Model:
     """Two layers of random weights with the embedded model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -328,45 +342,45 @@ def _tiny_llama(folder: Path, embedded: Path) -> models.Model:
     model = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": len(tokenizer)})).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return models.Model(str(folder), "tiny", folder, "local")
+    return Model(str(folder), "tiny", folder, "local")
 
 
 @pytest.mark.slow  # 03_awq makes a real one in every run, and compares what became of it
 def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     source = _tiny_llama(tmp_path / "tiny", embedded)
-    awq, plain = make(source, "awq"), make(source, "rtn")
-    assert [recognise(made.folder) for made in (awq, plain)] == ["awq", "rtn"]
+    awq, plain = checkpoints.make(source, "awq"), checkpoints.make(source, "rtn")
+    assert [checkpoints.recognise(made.folder) for made in (awq, plain)] == ["awq", "rtn"]
     layer, norm = "model.layers.0.mlp.up_proj", "model.layers.0.post_attention_layernorm.weight"
-    parts = checkpoints.anatomy(awq.folder, layer)
+    parts = rounding.anatomy(awq.folder, layer)
     assert parts["weight_packed"] == ((192, 64 * 4 // 32), "int32", 192 * 64 // 2)
     assert parts["weight_scale"] == ((192, 1), "bfloat16", 192 * 2)
     assert parts["weight_zero_point"][2] == 192 // 2
-    shape = make(models.shape(str(source.folder)), "awq")
-    assert recognise(shape.folder) == "w4a16"
+    shape = checkpoints.make(shapes.shape(str(source.folder)), "awq")
+    assert checkpoints.recognise(shape.folder) == "w4a16"
     said, real = (model.config["quantization_config"] for model in (shape, awq))
     kept = ("ignore", "format", "quant_method", "quantization_status")
     assert {name: said[name] for name in kept} == {name: real[name] for name in kept}
     numbers = ("num_bits", "type", "symmetric", "group_size", "strategy")
     weights = [config["config_groups"]["group_0"]["weights"] for config in (said, real)]
     assert [weights[0][name] for name in numbers] == [weights[1][name] for name in numbers]
-    scales = checkpoints.awq_scales(source.folder, awq.folder, norm)
+    scales = rounding.awq_scales(source.folder, awq.folder, norm)
     assert scales.shape == (64,)
     assert (scales > 0).all()
     assert scales.std() > 0, "AWQ scaled nothing"
-    assert (checkpoints.awq_scales(source.folder, plain.folder, norm) == 1).all()
+    assert (rounding.awq_scales(source.folder, plain.folder, norm) == 1).all()
     before, after = _weights(source.folder), _weights(plain.folder)
     assert (after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]).all()
     step = (before[f"{layer}.weight"].float().amax(1) - before[f"{layer}.weight"].float().amin(1)) / 15
     assert after[f"{layer}.weight_scale"].float()[:, 0].numpy() == pytest.approx(step.numpy(), rel=0.05)
     wide = checkpoints.expand(plain)
-    assert recognise(wide.folder) == "rtn"
+    assert checkpoints.recognise(wide.folder) == "rtn"
     assert "quantization_config" not in wide.config
     written = _weights(wide.folder)
     assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}
     wrong = (written[f"{layer}.weight"].float() - before[f"{layer}.weight"].float()).abs()
     assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
     with pytest.raises(KeyError, match="stores nothing of nowhere"):
-        checkpoints.anatomy(awq.folder, "nowhere")
+        rounding.anatomy(awq.folder, "nowhere")
 
 
 # --- Real ones that cannot be finished --------------------------------------------------------------
@@ -380,12 +394,12 @@ def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(
     small_disk.resize("8m")
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
     with pytest.raises(CheckpointError) as at:
-        make(source, "rtn")
+        checkpoints.make(source, "rtn")
     table.check("system", "a disk of 8 MB", "making a checkpoint", at.value, "disk-full")
     assert not list(small_disk.cache.glob("*.partial*"))
     assert not list(small_disk.cache.glob("*/model.safetensors"))
     small_disk.resize("64m")
-    assert recognise(make(source, "rtn").folder) == "rtn"
+    assert checkpoints.recognise(checkpoints.make(source, "rtn").folder) == "rtn"
 
 
 @pytest.mark.slow
@@ -395,10 +409,9 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     import psutil
 
     source = _tiny_llama(tmp_path / "tiny", embedded)
-    root = Path(checkpoints.__file__).resolve().parent.parent
     for seconds in (0.5, 2, 4, 6, 8, 10, 12, 14):  # importing, loading, calibrating, quantizing, saving
-        command = [sys.executable, "-m", "helpers.checkpoints", "awq", str(source.folder)]
-        maker = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "helpers.model.checkpoints", "awq", str(source.folder)]
+        maker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         time.sleep(seconds)
         mine = [psutil.Process(maker.pid)]
         with contextlib.suppress(psutil.Error):
@@ -412,21 +425,21 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
         ]
         assert not alive
         for folder in cache.glob("*-awq-*/"):
-            assert ".partial" in folder.name or once.complete(folder)
-    made_at_last = make(source, "awq")
-    assert recognise(made_at_last.folder) == "awq"
+            assert ".partial" in folder.name or files.complete(folder)
+    made_at_last = checkpoints.make(source, "awq")
+    assert checkpoints.recognise(made_at_last.folder) == "awq"
     assert not list(cache.glob("*.partial*"))
     table.add("system", "killed at eight points", "making an AWQ", "made again", "made again", processes=0)
     weights = made_at_last.folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 2)
         file.write(b"\xff\xff")
-    assert not once.complete(made_at_last.folder)
-    commands = [[sys.executable, "-m", "helpers.checkpoints", "awq", str(source.folder)]] * 2
-    makers = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert not files.complete(made_at_last.folder)
+    commands = [[sys.executable, "-m", "helpers.model.checkpoints", "awq", str(source.folder)]] * 2
+    makers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     said = [maker.communicate(timeout=240)[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0]
     assert sum("Another run is preparing the model" in text for text in said) == 1
-    assert once.complete(made_at_last.folder)
+    assert files.complete(made_at_last.folder)
     table.add("system", "a byte changed, then two runs at once", "an AWQ in the cache", "made once again",
               "made once again", processes=0)  # fmt: skip

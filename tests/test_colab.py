@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import colab, install
+from helpers.tools import colab, environment
 from tests.scratch import REPO, copy_repository, find_python
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
@@ -101,7 +101,10 @@ def test_a_wrong_address_is_named_and_can_be_corrected(bare, tmp_path):
 
 
 def test_the_second_time_it_finds_everything_and_says_nothing(bare, tmp_path, repository):
-    content, ready = tmp_path / "content", "from helpers import install; from pathlib import Path\n"
+    content, ready = (
+        tmp_path / "content",
+        "from helpers.tools import environment as install; from pathlib import Path\n",
+    )
     ready += "import sys; install.write_stamp(Path(sys.prefix), install.detect_platform())"
     content.mkdir()
     subprocess.run(["git", "clone", "-q", repository, content / "tutorial"], check=True)
@@ -133,13 +136,13 @@ def test_its_front_end_and_what_it_pins_stay(tmp_path):
     put_google_colab(tmp_path)
     for name in ("ipykernel-6.17.1", "pandas-2.2.2", "numpy-2.0.2", "jupyter_client-7.4.9", "torch-2.8.0"):
         (tmp_path / f"{name}.dist-info").mkdir()
-    kept = install.kept(tmp_path)
+    kept = environment.kept(tmp_path)
     assert kept == {"ipykernel", "pandas", "jupyter-client"}
-    shorter = install.lock_without(install.lock_of("cpu"), kept, tmp_path).read_text().splitlines()
+    shorter = environment.lock_without(environment.lock_of("cpu"), kept, tmp_path).read_text().splitlines()
     names = [line.partition("==")[0] for line in shorter if line[:1].isalnum()]
     whole = [
         line.partition("==")[0]
-        for line in install.lock_of("cpu").read_text().splitlines()
+        for line in environment.lock_of("cpu").read_text().splitlines()
         if line[:1].isalnum()
     ]
     assert [name for name in whole if name not in names] == sorted(kept)
@@ -222,7 +225,7 @@ def installed(python: Path) -> dict[str, str]:
 def colabs_python() -> str:
     """Python 3.12, as in Colab, if that and torch's CPU build for it can be had; else this version."""
     uv, python = Path(sys.prefix) / "bin/uv", find_python("3.12")
-    torch = re.search(r"^torch==\S+", install.lock_of("cpu").read_text(), re.MULTILINE)[0]
+    torch = re.search(r"^torch==\S+", environment.lock_of("cpu").read_text(), re.MULTILINE)[0]
     ask = [uv, "pip", "install", "-q", "--dry-run", "--no-deps", torch, "--python", python or ""]
     ask += ["--find-links", links] if (links := os.environ.get("PIP_FIND_LINKS")) else []
     for more in ([], ["--torch-backend", "cpu"]):

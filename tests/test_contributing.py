@@ -60,11 +60,11 @@ def test_the_example_of_a_scheme_still_fits_the_code(copy):
     for block in diffs:
         follow(copy, *block)
     assert len(diffs) == 2
-    program = "from helpers import schemes; print(*schemes.SCHEMES); print(schemes.__file__)"
+    program = "from helpers.model import schemes; print(*schemes.SCHEMES); print(schemes.__file__)"
     said = follow(copy, "sh", f".venv/bin/python -c {shlex.quote(program)}")
     names, file = said.splitlines()
     assert names.split()[-1] == "fp8_channel"
-    assert file == str(copy / "helpers/schemes.py")
+    assert file == str(copy / "helpers/model/schemes.py")
     follow(
         copy,
         "sh",
@@ -92,7 +92,7 @@ def test_a_notebook_can_be_added_as_it_says(copy):
 
 def test_a_name_without_its_place_or_one_that_is_taken_is_refused(copy):
     for name, message in (("my_question", "two digits"), ("00_start_here", "there already")):
-        arguments = [sys.executable, "-m", "helpers.skeleton", name]
+        arguments = [sys.executable, "-m", "helpers.tools.skeleton", name]
         done = subprocess.run(
             arguments, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
         )

@@ -2,11 +2,14 @@
 
 import pytest
 
-from helpers import cost, models, roofline, schemes, sizing
+from helpers.compare import cards, cost, roofline, sizing
+from helpers.compare.cost import MOST_AT_ONCE, CostError
+from helpers.model import shapes
+from helpers.model.schemes import AWQ
 from tests.test_show import a_row
 
 LOAD = {"context": 2048, "most_tpot_s": 0.1, "utilization": 0.5, "rest": 2**30}
-WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
+WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 PRICES = {"L4": 10.80, "A100 80GB": 26.40}
 
 
@@ -20,19 +23,19 @@ def test_a_million_tokens():
     [(0, 1), (-1, 1), (1, 0), (1, -5), (1, 1, 0), (1, 1, 1.5), (float("nan"), 1), ("2", 1), (True, 1)],
 )
 def test_a_cost_without_a_price_is_refused_in_words(arguments):
-    with pytest.raises(cost.CostError, match=r"a number above zero|share of the paid time"):
+    with pytest.raises(CostError, match=r"a number above zero|share of the paid time"):
         cost.per_million(*arguments)
 
 
 def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
-    model = models.shape("mistral-7b")
+    model = shapes.shape("mistral-7b")
     found = cost.offers(model, PRICES, ["baseline", "awq"], requests_per_s=2, tokens_per_request=200, **LOAD)
     assert [offer.per_day for offer in found] == sorted(offer.per_day for offer in found)
     for offer in found:
         assert offer.count * offer.tokens_per_s * LOAD["utilization"] >= 400
         assert (offer.count - 1) * offer.tokens_per_s * LOAD["utilization"] < 400
         assert offer.per_million == pytest.approx(offer.per_day / (400 * 86400) * 1e6)
-    card, work = sizing.card("L4"), roofline.step(model, "awq")
+    card, work = cards.card("L4"), roofline.step(model, "awq")
     offer = next(o for o in found if (o.card, o.scheme) == ("L4", "awq"))
     writing = 200 / work.bound(offer.batch, card.bandwidth, card.rate16, 2048)
     reading = 1848 * work.operations / card.rate16
@@ -42,18 +45,18 @@ def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
 def test_long_prompts_need_more_gpus_than_long_answers():
     """The same tokens a second: a quarter of the answers' length means four times the prompts."""
     load = {"prices_per_day": {"L4": 10.80}, "names": ["awq"]} | LOAD
-    model = models.shape("mistral-7b")
+    model = shapes.shape("mistral-7b")
     [short] = cost.offers(model, requests_per_s=8, tokens_per_request=50, **load)
     [long] = cost.offers(model, requests_per_s=2, tokens_per_request=200, **load)
     [all_answer] = cost.offers(model, requests_per_s=2, tokens_per_request=2048, **load)
     assert short.tokens_per_s < long.tokens_per_s < all_answer.tokens_per_s
     assert short.count > long.count
-    with pytest.raises(cost.CostError, match="do not fit a context of 2,048"):
+    with pytest.raises(CostError, match="do not fit a context of 2,048"):
         cost.offers(model, requests_per_s=2, tokens_per_request=2049, **load)
 
 
 def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
-    model, card = models.shape("mistral-7b"), sizing.card("L4")
+    model, card = shapes.shape("mistral-7b"), cards.card("L4")
 
     def batch(**changed):
         load = LOAD | {"requests_per_s": 2, "tokens_per_request": 200} | changed
@@ -67,7 +70,7 @@ def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
     assert took < room
     step = lambda size: work.seconds(size, card.bandwidth, card.rate16, 2048)  # noqa: E731
     assert step(took) <= 0.03 < step(took + 1)
-    assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == cost.MOST_AT_ONCE
+    assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == MOST_AT_ONCE
     assert "a token takes at least" in batch(most_tpot_s=0.001)
 
 
@@ -88,7 +91,7 @@ def test_an_interval_that_reaches_the_limit_is_said_to_leave_it_open():
 
 
 def test_an_offer_that_does_not_fit_says_by_how_much():
-    model = models.shape("qwen2.5-14b")
+    model = shapes.shape("qwen2.5-14b")
     found = cost.offers(model, PRICES, ["baseline"], requests_per_s=1, tokens_per_request=1, **LOAD)
     assert [offer.card for offer in found] == ["A100 80GB", "L4"]
     assert found[1].why_not.endswith("GiB short for one request")
@@ -103,8 +106,8 @@ def test_an_impossible_load_is_refused_in_words(changed):
         | LOAD
         | changed
     )
-    with pytest.raises(cost.CostError, match="above zero"):
-        cost.offers(models.shape("phi-2"), **given)
+    with pytest.raises(CostError, match="above zero"):
+        cost.offers(shapes.shape("phi-2"), **given)
 
 
 def rows_of(**rates):
@@ -153,5 +156,5 @@ def test_the_nearest_measured_batch_decides_and_no_baseline_is_said():
     assert advise(rows, batch=10).scheme == "fp8"
     assert advise(rows, batch=64).scheme == "baseline"
     for none in ([], rows[1:2]):
-        with pytest.raises(cost.CostError, match="01_baseline"):
+        with pytest.raises(CostError, match="01_baseline"):
             advise(none)

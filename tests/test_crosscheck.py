@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import crosscheck, measure
+from helpers.measure.speed import Speed
+from helpers.tools import crosscheck
+from helpers.tools.crosscheck import CrossCheckError, Pair
 
 # Two cores that others may use as well differ by more from one minute to the next than the two ways of
 # measuring do; on a quiet machine the seconds agree within a few percent (the test prints them).
@@ -40,14 +42,14 @@ def test_a_batch_takes_what_its_speed_says(pairs, number, bench, most):
 
 
 def test_the_seconds_that_follow_from_a_speed():
-    speed = measure.Speed(4, 100.0, 90.0, 110.0, 0.5, 3, 32)  # 4 requests at 25 tokens/s each
+    speed = Speed(4, 100.0, 90.0, 110.0, 0.5, 3, 32)  # 4 requests at 25 tokens/s each
     assert crosscheck.expected(speed, 26) == pytest.approx(0.5 + 25 / 25)
-    assert crosscheck.Pair("latency", 4, 32, 26, 1.5, 1.2).ratio == pytest.approx(1.25)
+    assert Pair("latency", 4, 32, 26, 1.5, 1.2).ratio == pytest.approx(1.25)
 
 
 @pytest.mark.slow
 def test_a_benchmark_that_fails_says_why(tmp_path):
     engine = SimpleNamespace(args={"model": str(tmp_path / "nothing-here")}, in_process=True)
-    with pytest.raises(crosscheck.CrossCheckError, match="vllm bench latency failed") as raised:
+    with pytest.raises(CrossCheckError, match="vllm bench latency failed") as raised:
         crosscheck.bench(engine, "latency", 1, 4, 4, 1, tmp_path)
     assert "nothing-here" in str(raised.value)

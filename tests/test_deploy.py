@@ -13,8 +13,11 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from helpers import models, server, settings
-from helpers.settings import LEAST_KEY, Settings
+from helpers.model.model import GPU_DEFAULT
+from helpers.serve import settings
+from helpers.serve.command import START
+from helpers.serve.server import TEARDOWN_S
+from helpers.serve.settings import LEAST_KEY, SCHEMES, Settings
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -85,7 +88,7 @@ def test_the_examples_values_are_the_defaults_and_load():
         default = Settings.model_fields[name.lower()].default
         if name not in SECRETS | {"MODEL_NAME"}:
             assert value == ("" if default is None else str(default)), name
-    assert found.model_name.startswith(models.GPU_DEFAULT + "@")
+    assert found.model_name.startswith(GPU_DEFAULT + "@")
     assert not any(example()[name] for name in SECRETS)
 
 
@@ -143,7 +146,7 @@ def flags_of(arguments: list[str]) -> dict[str, str]:
 def test_the_script_passes_every_setting_on(tmp_path):
     given = {name: value for name, value in example().items() if value and name not in SECRETS}
     lines = serve(tmp_path, **given).stdout.splitlines()
-    assert lines[:2] == ["-c", server.START]
+    assert lines[:2] == ["-c", START]
     name, _, revision = given["MODEL_NAME"].partition("@")
     assert flags_of(lines) == {
         "--model": name,
@@ -170,7 +173,7 @@ def test_the_scripts_defaults_are_those_of_the_settings(tmp_path):
 def test_the_script_knows_every_quantization(tmp_path, quantization, flag):
     lines = serve(tmp_path, MODEL_NAME="a/b", QUANTIZATION=quantization).stdout.splitlines()
     assert flags_of(lines).get("--quantization") == flag
-    assert quantization in settings.SCHEMES
+    assert quantization in SCHEMES
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,7 @@ def test_vllm_itself_understands_every_flag(tmp_path):
 def test_compose_waits_longer_than_the_drain():
     service = compose()["services"]["vllm"]
     drain = int(example()["SHUTDOWN_TIMEOUT"])
-    assert seconds(service["stop_grace_period"]) >= drain + server.TEARDOWN_S
+    assert seconds(service["stop_grace_period"]) >= drain + TEARDOWN_S
     assert seconds(service["healthcheck"]["start_period"]) == int(example()["START_TIMEOUT"])
 
 
@@ -266,7 +269,7 @@ def test_kubernetes_waits_longer_than_prestop_and_drain():
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = int(manifest("ConfigMap", "llm-settings")["data"]["SHUTDOWN_TIMEOUT"])
     assert before >= 5, "time for every proxy to learn that the pod is going"
-    assert pod()["terminationGracePeriodSeconds"] >= before + drain + server.TEARDOWN_S
+    assert pod()["terminationGracePeriodSeconds"] >= before + drain + TEARDOWN_S
 
 
 def test_kubernetes_asks_the_endpoint_that_needs_no_key():

@@ -19,8 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers import catalogue, diagnose, ownership, secrets
-from helpers.diagnose import explain, redact, root_cause, short
+from helpers.base import holders, parameters, redact
+from helpers.base.holders import Holder
+from helpers.base.parameters import ParameterError
+from helpers.faults import explain
+from helpers.faults.catalogue import CATALOGUE
+from helpers.faults.log import ECHOES, error_lines, root_cause, short
+from helpers.faults.report import LONGEST_EVIDENCE, Report
 from tests.test_interrupt import Kernel
 
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
@@ -29,16 +34,16 @@ HERE = object()  # a machine whose memory ``held`` says who holds
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
 
-def holder(where: str = "GPU 0", ours: bool = False, orphan: bool = False) -> ownership.Holder:
+def holder(where: str = "GPU 0", ours: bool = False, orphan: bool = False) -> Holder:
     whose = "an engine that this process started" if ours else "another process"
-    return ownership.Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours, orphan)
+    return Holder("VLLM::EngineCore", 99, whose, 130_000, where, ours, orphan)
 
 
 @pytest.fixture(autouse=True)
-def held(monkeypatch) -> list[ownership.Holder]:
+def held(monkeypatch) -> list[Holder]:
     """Who holds memory is the test's to say, and nobody unless it does."""
-    found: list[ownership.Holder] = []
-    monkeypatch.setattr(ownership, "holders", lambda machine: found)
+    found: list[Holder] = []
+    monkeypatch.setattr(holders, "who_holds", lambda machine: found)
     return found
 
 
@@ -59,7 +64,7 @@ def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork" if name == "fork-after-openmp" else "spawn")
     if name in ("another-engine", "another-process", "out-of-gpu-memory-taken"):
         held.append(holder(ours=name == "another-engine"))
-    report = explain(log=text, machine=HERE)
+    report = explain.explain(log=text, machine=HERE)
     how = "recorded" if origin.startswith("recorded") else "source"
     table.add(how, path.stem, origin, report.name, name)
     assert report.name == name, report
@@ -70,9 +75,9 @@ def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
 
 def test_there_are_enough_of_them_and_every_entry_is_whole():
     assert len({recorded(path)[0] for path in LOGS}) >= 24
-    names = [entry.name for entry in catalogue.CATALOGUE]
+    names = [entry.name for entry in CATALOGUE]
     assert len(names) == len(set(names))
-    for entry in catalogue.CATALOGUE:
+    for entry in CATALOGUE:
         assert 1 <= len(entry.do) <= 3, entry.name
         assert entry.what.endswith("."), entry.name
         assert entry.read, entry.name
@@ -90,9 +95,9 @@ def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
 def test_a_whole_servers_log_is_told_by_the_child_in_its_middle():
     log = SERVER_LOG.read_text(encoding="utf-8")
     assert log.startswith("# recorded on ")
-    last = [line for line in diagnose.error_lines(log) if "Error: " in line][-1]
-    assert any(echo in last for echo in diagnose.ECHOES), "the last error is an echo"
-    report = explain(log=log)
+    last = [line for line in error_lines(log) if "Error: " in line][-1]
+    assert any(echo in last for echo in ECHOES), "the last error is an echo"
+    report = explain.explain(log=log)
     assert (report.name, report.holders) == ("cpu-memory-share", None)
     assert "1024.0 GiB" in report.what
     assert report.evidence not in "\n".join(log.splitlines()[-30:])
@@ -146,14 +151,14 @@ def test_a_log_without_an_error_has_no_cause(log):
 def test_an_error_without_a_message_or_the_usual_ending_is_a_cause(line, cause):
     log = CHILD.replace("ValueError: Something new (1/2 GiB) is amiss", line)
     assert root_cause(log) == cause
-    report = explain(ECHO, log)
+    report = explain.explain(ECHO, log)
     assert (report.name, report.evidence) == ("unknown", cause)
     assert report.trace.endswith(line)
 
 
 def test_an_engine_that_died_without_a_word_shows_the_traceback_there_is():
     log = 'Traceback (most recent call last):\n  File "core.py", line 1, in run\n' + str(ECHO)
-    report = explain(ECHO, log)
+    report = explain.explain(ECHO, log)
     assert report.name == "engine-died"
     assert 'File "core.py", line 1' in str(report)
 
@@ -172,7 +177,7 @@ def test_pydantics_frame_around_a_message_is_left_out():
 @pytest.mark.parametrize("name", ["fp8-per-tensor-on-cpu", "argument-refused", "script-without-guard"])
 def test_a_servers_last_line_changes_no_diagnosis(name):
     text = recorded(LOGS[0].with_name(f"{name}.log"))[1]
-    report = explain(ECHO, f"{text}\nRuntimeError: {ECHO}\n")
+    report = explain.explain(ECHO, f"{text}\nRuntimeError: {ECHO}\n")
     assert report.name == name
 
 
@@ -182,7 +187,7 @@ def test_a_message_over_several_lines_is_found_beside_an_echo():
         "CPUFP8W8A8ScaledMMLinearKernel requires per-channel scales.",
     ]
     log = "EngineCore encountered a fatal error.\n" + "\n".join(["word " * 200, *said, str(ECHO)])
-    report = explain(ECHO, log)
+    report = explain.explain(ECHO, log)
     assert report.name == "fp8-per-tensor-on-cpu"
     assert report.evidence.startswith("ValueError: Failed to find a kernel")
 
@@ -208,7 +213,7 @@ FREE = (
 )
 def test_who_holds_the_memory_decides(held, free, who, name):
     held += who
-    report = explain(ECHO, FREE.format(free=free))
+    report = explain.explain(ECHO, FREE.format(free=free))
     assert report.name == name
     assert free in report.what
     if name == "orphaned-engine":
@@ -224,15 +229,15 @@ def test_a_failure_on_the_way_out_of_another_has_its_own_cause(held):
     held.append(holder(ours=True))
     first, second = ValueError(FREE.format(free="13.15")), RuntimeError(str(ECHO))
     second.__context__ = first
-    assert explain(second, SEED, HERE).name == "another-engine"
-    first.report = explain(first, machine=HERE)  # it has had its diagnosis
-    assert explain(second, SEED, HERE).name == "out-of-gpu-memory-taken"
+    assert explain.explain(second, SEED, HERE).name == "another-engine"
+    first.report = explain.explain(first, machine=HERE)  # it has had its diagnosis
+    assert explain.explain(second, SEED, HERE).name == "out-of-gpu-memory-taken"
     second.__cause__ = first  # now it says that the first is why
-    assert explain(second, SEED, HERE).name == "another-engine"
+    assert explain.explain(second, SEED, HERE).name == "another-engine"
 
 
 def test_what_fits_is_not_offered_where_nothing_does():
-    assert "free the memory first" in explain(ECHO, FREE.format(free="1.0")).do[2]
+    assert "free the memory first" in explain.explain(ECHO, FREE.format(free="1.0")).do[2]
 
 
 SEED = (
@@ -243,14 +248,14 @@ SEED = (
 
 def test_the_log_this_project_was_made_from(held):
     """It said: "FP8 requires Ampere+ GPUs. Your GPU may not support FP8"."""
-    assert explain(log=SEED, machine=HERE).name == "model-too-large"
+    assert explain.explain(log=SEED, machine=HERE).name == "model-too-large"
     held.append(holder(ours=True))
-    report = explain(log=SEED, machine=HERE)
+    report = explain.explain(log=SEED, machine=HERE)
     assert report.name == "out-of-gpu-memory-taken"
     assert "about memory, not about the formats" in report.what
     assert "130,000 MiB" in str(report)
     held[:] = [holder("memory")]  # who holds a computer's main memory is beside the point
-    assert explain(log=SEED, machine=HERE).name == "model-too-large"
+    assert explain.explain(log=SEED, machine=HERE).name == "model-too-large"
 
 
 @pytest.mark.parametrize(
@@ -263,21 +268,21 @@ def test_the_log_this_project_was_made_from(held):
     ],
 )
 def test_a_full_gpu_in_the_words_of_every_library(held, said):
-    assert explain(ECHO, said).name == "model-too-large"
+    assert explain.explain(ECHO, said).name == "model-too-large"
     held.append(holder(ours=True))
-    assert explain(ECHO, said).name == "out-of-gpu-memory-taken"
+    assert explain.explain(ECHO, said).name == "out-of-gpu-memory-taken"
 
 
 def test_the_context_is_a_number_whatever_the_model_calls_it():
     text = recorded(LOGS[0].with_name("context-too-long--2.log"))[1]
-    assert explain(ECHO, text).do == ("max_model_len=1024 or less",)
+    assert explain.explain(ECHO, text).do == ("max_model_len=1024 or less",)
 
 
 @pytest.mark.parametrize(
     "said", ["OSError: [Errno 122] Disk quota exceeded: '/x'", "x: Disk quota exceeded (os error 122)"]
 )
 def test_a_quota_is_a_full_disk_too(said):
-    assert explain(ECHO, said).name == "disk-full"
+    assert explain.explain(ECHO, said).name == "disk-full"
 
 
 DUMP = (
@@ -299,16 +304,18 @@ ADVICE = (
     ids=["dumped", "advised"],
 )
 def test_only_a_model_with_code_of_its_own_is_said_to_have_some(log):
-    assert explain(ECHO, log).name == "unknown"
+    assert explain.explain(ECHO, log).name == "unknown"
 
 
 def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
     held.append(holder(ours=True))
-    report = explain(log=SEED)
+    report = explain.explain(log=SEED)
     assert (report.name, report.holders) == ("model-too-large", None)
     assert "Who holds" not in str(report) + report._repr_html_()
-    assert explain(log="ERROR 11-02 04:23:37 [core.py:99] RuntimeError: something new").holders is None
-    assert explain(ECHO, SEED).name == "out-of-gpu-memory-taken", "with its exception it failed here"
+    assert (
+        explain.explain(log="ERROR 11-02 04:23:37 [core.py:99] RuntimeError: something new").holders is None
+    )
+    assert explain.explain(ECHO, SEED).name == "out-of-gpu-memory-taken", "with its exception it failed here"
 
 
 # -- the control: failures that are the reader's own -------------------------------------------------------
@@ -373,7 +380,7 @@ def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log, request
     cell = compile(code, "<cell>", "exec")
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         exec(cell, {})
-    report = explain(caught.value, log)
+    report = explain.explain(caught.value, log)
     fault, _, given = request.node.callspec.id.rpartition("-")
     table.add("control", fault, f"own cell, log: {given}", report.name, "own-code")
     assert report.name == "own-code", report
@@ -398,7 +405,7 @@ def test_an_error_that_a_cell_passes_on_keeps_its_diagnosis(again):
 
     with pytest.raises(RuntimeError) as caught:
         exec(compile(code, "<cell>", "exec"), {"torch": torch})
-    assert explain(caught.value).name == "out-of-memory"
+    assert explain.explain(caught.value).name == "out-of-memory"
 
 
 @pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])  # the second: Debian and Colab
@@ -408,25 +415,25 @@ def test_an_error_of_vllms_own_is_not_called_the_readers(packages, tmp_path):
     exec(compile("def step(): raise RuntimeError('something new')", file, "exec"), scope)
     with pytest.raises(RuntimeError) as caught:
         exec(compile("step()", "<cell>", "exec"), scope)
-    assert explain(caught.value).name == "unknown"
-    assert diagnose._is_library(file)
+    assert explain.explain(caught.value).name == "unknown"
+    assert explain._is_library(file)
 
 
 def test_a_calm_log_has_no_diagnosis():
-    assert explain(log=CALM).name == "unknown"
+    assert explain.explain(log=CALM).name == "unknown"
 
 
 def test_what_the_system_says_is_known_whoever_asked_for_it():
     with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w") as file:  # noqa: PTH123
         file.write("x")
         file.flush()
-    assert explain(caught.value).name == "disk-full"
+    assert explain.explain(caught.value).name == "disk-full"
 
 
 def test_a_missing_driver_library_is_known_by_what_the_loader_says():
     with pytest.raises(OSError, match="libcuda") as caught:
         ctypes.CDLL("libcuda.so.000")  # no machine has this one
-    assert explain(caught.value).name == "no-driver"
+    assert explain.explain(caught.value).name == "no-driver"
 
 
 def test_the_limit_of_open_files_is_known_by_what_the_system_says(tmp_path):
@@ -440,14 +447,14 @@ def test_the_limit_of_open_files_is_known_by_what_the_system_says(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for file in files:
             file.close()
-    assert explain(caught.value).name == "too-many-open-files"
+    assert explain.explain(caught.value).name == "too-many-open-files"
 
 
 # -- what is not known -------------------------------------------------------------------------------------
 
 
 def test_an_unknown_failure_says_so_and_shows_the_root_traceback(tmp_path):
-    report = explain(ECHO, CHILD)
+    report = explain.explain(ECHO, CHILD)
     assert not report.known
     assert "not known here, and nothing is guessed" in report.what
     assert report.evidence == "ValueError: Something new (1/2 GiB) is amiss"
@@ -459,16 +466,16 @@ def test_an_unknown_failure_says_so_and_shows_the_root_traceback(tmp_path):
 def test_without_an_error_it_takes_the_last_one_shown(monkeypatch):
     for name in ("last_exc", "last_value"):
         monkeypatch.delattr(sys, name, raising=False)
-    assert explain().name == "nothing"
+    assert explain.explain().name == "nothing"
     monkeypatch.setattr(sys, "last_value", ECHO, raising=False)
-    assert explain().name == "engine-died"
+    assert explain.explain().name == "engine-died"
 
 
 def test_in_a_notebook_the_cell_after_a_failure_asks_without_an_argument():
     kernel = Kernel()
     try:
         assert kernel.run("answer = 1\nanswer / 0")[1] == "ZeroDivisionError"
-        said, error = kernel.run("from helpers import diagnose\nprint(diagnose.explain())")
+        said, error = kernel.run("from helpers.faults import explain\nprint(explain.explain())")
     finally:
         kernel.close()
     assert not error
@@ -479,29 +486,28 @@ def test_a_diagnosis_never_fails_itself(monkeypatch):
     def broken(machine):
         raise OSError("the driver does not answer")
 
-    monkeypatch.setattr(ownership, "holders", broken)
-    assert explain(ECHO, FREE.format(free="1.0")).name == "another-process"
+    monkeypatch.setattr(holders, "who_holds", broken)
+    assert explain.explain(ECHO, FREE.format(free="1.0")).name == "another-process"
 
 
 def test_a_report_travels_with_its_error():
     error = ValueError("x")
-    error.report = diagnose.Report("known", "It is known.", "x")
-    assert explain(error) is error.report
+    error.report = Report("known", "It is known.", "x")
+    assert explain.explain(error) is error.report
 
 
 def test_an_error_of_these_helpers_speaks_for_itself():
-    from helpers.parameters import ParameterError, whole
 
     with pytest.raises(ParameterError) as caught:
-        whole("max_tokens", "abc", 1, 9)
-    report = explain(caught.value)
+        parameters.whole("max_tokens", "abc", 1, 9)
+    report = explain.explain(caught.value)
     assert report.name == "ours"
     assert report.what == "max_tokens must be a whole number from 1 to 9, not 'abc'."
 
 
 def test_the_card_has_all_of_the_text_and_no_markup_of_its_own(held):
     held.append(holder())
-    report = explain(ECHO, FREE.format(free="11.81") + " <b>&")
+    report = explain.explain(ECHO, FREE.format(free="11.81") + " <b>&")
     card = report._repr_html_()
     assert "&lt;b&gt;&amp;" in card
     assert "<b>&" not in card
@@ -533,7 +539,7 @@ TOKEN = "hf_" + "a1B2" * 8
 )
 def test_secrets_are_removed(text, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", PLANTED)
-    shown = redact(text)
+    shown = redact.redact(text)
     assert PLANTED not in shown
     assert TOKEN not in shown
     assert "[removed]" in shown
@@ -560,17 +566,17 @@ def test_secrets_are_removed(text, monkeypatch):
     ],
 )
 def test_a_secret_of_another_process_is_known_by_its_place(text):
-    shown = redact(text.replace("§", "correcthorsebat"))
+    shown = redact.redact(text.replace("§", "correcthorsebat"))
     assert "correcthorsebat" not in shown
     assert "[removed]" in shown
-    assert redact(shown) == shown
+    assert redact.redact(shown) == shown
 
 
 def test_half_a_secret_is_not_left_where_evidence_is_cut(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", PLANTED)
     start = "RuntimeError: "
-    said = start + "y" * (diagnose.LONGEST_EVIDENCE - len(start) - 20) + f" {PLANTED} and more words"
-    for report in (explain(log=said), explain(RuntimeError(said.removeprefix(start)))):
+    said = start + "y" * (LONGEST_EVIDENCE - len(start) - 20) + f" {PLANTED} and more words"
+    for report in (explain.explain(log=said), explain.explain(RuntimeError(said.removeprefix(start)))):
         assert PLANTED[:9] not in report.evidence
 
 
@@ -583,14 +589,14 @@ def test_long_lines_are_searched_for_secrets_in_a_moment():
         "api_key " * 25_000,
         "api_key=" + " " * 200_000,
     ):
-        assert redact(text) == text
+        assert redact.redact(text) == text
     assert time.monotonic() - started < 20  # a second; tried again at every letter it takes minutes
 
 
 @pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
 def test_in_what_vllm_says_nothing_is_taken_for_a_secret(path):
     text = path.read_text(encoding="utf-8")
-    assert secrets.remove(text) == text
+    assert redact.remove(text) == text
 
 
 def test_what_is_no_secret_stays():
@@ -603,20 +609,20 @@ def test_what_is_no_secret_stays():
     )
     text += ", MAX_NUM_BATCHED_TOKENS=8192, TOKENIZERS_PARALLELISM=false, decoded_token='Paris1234'"
     text += ", http://localhost:8000/v1, ssh://git@github.com, task-12345678, stop_token_ids=[151645]"
-    assert redact(text) == text
+    assert redact.redact(text) == text
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=str)
 def test_in_what_the_lessons_say_nothing_is_taken_for_a_secret(path):
     text = path.read_text(encoding="utf-8")
-    assert secrets._notebook(text) == text
+    assert redact._notebook(text) == text
 
 
 def test_a_planted_secret_is_in_no_part_of_a_report_or_its_bundle(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", PLANTED)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     log = CHILD.replace("Something new", f"Something new {PLANTED} {TOKEN}")
-    report = explain(ECHO, log)
+    report = explain.explain(ECHO, log)
     everything = [str(report), report._repr_html_(), report.log, report.trace]
     with zipfile.ZipFile(report.bundle(tmp_path / "diagnosis.zip")) as archive:
         assert set(archive.namelist()) == {"report.txt", "facts.json", "log.txt"}
@@ -630,7 +636,7 @@ def test_a_planted_secret_is_in_no_part_of_a_report_or_its_bundle(tmp_path, monk
 
 
 def test_diagnosing_imports_neither_torch_nor_vllm():
-    code = "import sys\nfrom helpers import diagnose\ndiagnose.explain(log='x')\n"
+    code = "import sys\nfrom helpers.faults import explain\nexplain.explain(log='x')\n"
     code += "assert not {'torch', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -641,5 +647,5 @@ def test_what_pydantic_says_on_the_next_line_is_the_cause():
         "  Value error, Expecting value: line 1 column 1 (char 0) [type=value_error, input_value=Args]\n"
         "    For further information visit the documentation\n"
     )
-    assert diagnose.root_cause(log) == "ValidationError: Expecting value: line 1 column 1 (char 0)"
-    assert diagnose.root_cause(log.splitlines()[0]) == "ValidationError: 1 validation error for VllmConfig"
+    assert root_cause(log) == "ValidationError: Expecting value: line 1 column 1 (char 0)"
+    assert root_cause(log.splitlines()[0]) == "ValidationError: 1 validation error for VllmConfig"

@@ -17,24 +17,28 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import diagnose, hardware, models, ownership
+from helpers.base import holders, machine
+from helpers.faults import explain
+from helpers.model import embedded
 from tests.test_interrupt import Kernel
 from tests.test_run import as_from_a_terminal, command, environment, worker_of, write_notebook
 
 pytestmark = pytest.mark.slow
-MACHINE = hardware.detect()
+MACHINE = machine.detect()
 
 IMPORTS = """
 import time
-from helpers.engine import open_engine
+from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
 print("READY")
 """
 IN_CHILD = (
-    'with open_engine(**small, in_process=False) as engine:\n    print("GO", flush=True)\n    time.sleep(600)'
+    "engine = open_engine(**small, in_process=False)\nwith engine:\n"
+    '    print("GO", flush=True)\n    time.sleep(600)'
 )
 PARIS = """
-with open_engine(**small{more}) as engine:
+engine = open_engine(**small{more})
+with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 """
 
@@ -121,7 +125,7 @@ def test_a_kernel_that_is_shut_down_politely_leaves_nothing(kernel, table):
 
 def test_ctrl_c_again_and_again_while_generating(kernel, table):
     cell = (
-        'with open_engine(**small) as engine:\n    print("GO", flush=True)\n'
+        'engine = open_engine(**small)\nwith engine:\n    print("GO", flush=True)\n'
         '    engine.ask("Tell a long story.", 450)\nprint("PAST")'
     )
     for pause in (0.01, 0.05, 0.3):
@@ -194,7 +198,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
     """A bare LLM's process outlives its owner and keeps the memory: the report says so, its advice works."""
     (tmp_path / "bare.py").write_text(BARE)
     owner = subprocess.Popen(
-        [sys.executable, str(tmp_path / "bare.py"), str(models.prepare())], text=True,
+        [sys.executable, str(tmp_path / "bare.py"), str(embedded.prepare())], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **BARE_ENVIRONMENT},
     )  # fmt: skip
     while "READY" not in owner.stdout.readline():
@@ -202,12 +206,12 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
     engines = psutil.Process(owner.pid).children(recursive=True)
     shared = shared_by([*engines, psutil.Process(owner.pid)])
     try:
-        assert not [holder for holder in ownership.holders(MACHINE) if holder.orphan], "its owner lives"
+        assert not [holder for holder in holders.who_holds(MACHINE) if holder.orphan], "its owner lives"
         owner.kill()
         owner.wait()
-        (orphan,) = [holder for holder in ownership.holders(MACHINE) if holder.orphan]
+        (orphan,) = [holder for holder in holders.who_holds(MACHINE) if holder.orphan]
         assert orphan.pid in [process.pid for process in engines]
-        report = diagnose.explain(log=FREE_CPU, machine=MACHINE)
+        report = explain.explain(log=FREE_CPU, machine=MACHINE)
         assert f"an engine whose owner has ended; end it with `kill {orphan.pid}`" in str(report)
         subprocess.run(["kill", str(orphan.pid)], check=True)
         left = gone(engines, set())[0]
@@ -225,7 +229,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path, t
 
 WITH_ENGINE = """
 import pathlib, time
-from helpers.engine import open_engine
+from helpers.engine.engine import open_engine
 with open_engine(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir=out_dir, in_process=False):
     pathlib.Path(out_dir, "open").write_text("")
     time.sleep(600)

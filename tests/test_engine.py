@@ -8,14 +8,20 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from helpers import engine as engine_room
-from helpers import hardware, measure, models, parameters, schemes
-from helpers.engine import EngineClosedError, EngineError, EngineStartError, open_engine
-from helpers.hardware import MIB
+from helpers.base.machine import MIB, Machine, anonymous_memory, detect
+from helpers.base.parameters import ParameterError
+from helpers.engine import release
+from helpers.engine.arguments import SOONER, check_gpus, default_args
+from helpers.engine.engine import open_engine
+from helpers.engine.errors import EngineClosedError, EngineError, EngineStartError, MemoryHeldError
+from helpers.engine.release import LEFT_FIRST, MemoryWatch
+from helpers.measure import perplexity
+from helpers.measure.speed import measure_speed
+from helpers.model import embedded, resolve, schemes, shapes
+from helpers.model.model import ModelError, ShapeOnlyError
 from tests.conftest import SWAP, children, left_behind, shared_memory
 
 CAPITAL = "What is the capital of France? Answer with one word."
@@ -26,8 +32,7 @@ def text_of(output) -> str:
 
 
 def test_importing_the_helpers_imports_neither_torch_nor_vllm():
-    rooms = "capture diagnose engine hardware measure models ownership parameters records schemes show"
-    code = f"import sys\nfrom helpers import {rooms.replace(' ', ', ')}\n"
+    code = "import sys\nfrom helpers.measure import trial\nfrom helpers.compare import cost\n"
     code += (
         "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
     )
@@ -35,12 +40,15 @@ def test_importing_the_helpers_imports_neither_torch_nor_vllm():
 
 
 def test_it_answers_and_the_memory_comes_back(small, memory_back, capfd):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         answer = engine.ask(CAPITAL, 20)
-        held = hardware.anonymous_memory()
+        held = anonymous_memory()
         log, tokens = engine.log, engine.kv_cache_tokens
     assert "Paris" in text_of(answer)
-    assert held - engine.release.after > 500 * MIB, "weights and KV cache take more than 500 MiB while open"
+    assert held - sum(engine.release.after) > 500 * MIB, (
+        "weights and KV cache take more than 500 MiB while open"
+    )
     assert not engine.release.first
     assert engine.release.left_mib * MIB < SWAP
     assert tokens == int(_number_before(log, "tokens, Maximum concurrency"))
@@ -56,8 +64,8 @@ def _number_before(log: str, words: str) -> str:
 
 
 def test_the_first_engine_is_marked_and_what_it_leaves_is_bounded(warm):
-    assert warm.first
-    assert warm.release.left_mib * MIB < engine_room.LEFT_FIRST
+    assert warm.release.first
+    assert warm.release.left_mib * MIB < LEFT_FIRST
     assert warm.import_s > 0
 
 
@@ -66,7 +74,7 @@ def test_the_code_shown_builds_the_same_engine(small):
     shown = {}
     exec(code.replace("from vllm import LLM", "").replace("LLM(", "dict("), shown)
     arguments = shown["llm"]
-    assert arguments["dtype"] == schemes.scheme("baseline").way(hardware.detect()).args["dtype"]
+    assert arguments["dtype"] == schemes.scheme("baseline").way(detect()).args["dtype"]
     assert arguments["max_model_len"] == 512
     assert arguments["enable_prefix_caching"] is False
     assert "trust_remote_code" not in code
@@ -76,7 +84,8 @@ def test_the_code_shown_builds_the_same_engine(small):
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
 def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, scheme):
     for _ in range(2):  # the first of its kind leaves the modules of its kernels
-        with open_engine("embedded", scheme, **small) as engine:
+        engine = open_engine("embedded", scheme, **small)
+        with engine:
             kernels = engine.kernels
     assert kernels
     assert all("Kernel" in name for name in kernels)
@@ -84,13 +93,14 @@ def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, sch
 
 
 def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_path):
-    config = models.resolve("embedded").config | {"num_hidden_layers": 4}
+    config = resolve.resolve("embedded").config | {"num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with open_engine(f"shape:{tmp_path}", "int8", **small) as engine:
-        (speed,) = measure.speed(engine, [2], seconds=0.1, runs=1)
+    engine = open_engine(f"shape:{tmp_path}", "int8", **small)
+    with engine:
+        (speed,) = measure_speed(engine, [2], seconds=0.1, runs=1)
         assert speed.output_tokens_per_s > 0
-        for ask in (lambda: engine.ask(CAPITAL), lambda: measure.perplexity(engine)):
-            with pytest.raises(models.ShapeOnlyError, match="would mean nothing"):
+        for ask in (lambda: engine.ask(CAPITAL), lambda: perplexity.measure_perplexity(engine)):
+            with pytest.raises(ShapeOnlyError, match="would mean nothing"):
                 ask()
     assert "load_format='dummy'" in engine.code
 
@@ -98,31 +108,32 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
 @pytest.mark.parametrize(
     ("machine", "wanted", "message"),
     [
-        (hardware.Machine("cpu", "a CPU", 2**34), 2, "this machine shows no GPU. Lower it to 1"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=2), 4, "needs 4 GPUs; this machine shows 2"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 2, "does not divide the 9 attention heads"),
-        (hardware.Machine("cuda", "a GPU", 2**34, count=8), 0, "a whole number from 1"),
+        (Machine("cpu", "a CPU", 2**34), 2, "this machine shows no GPU. Lower it to 1"),
+        (Machine("cuda", "a GPU", 2**34, count=2), 4, "needs 4 GPUs; this machine shows 2"),
+        (Machine("cuda", "a GPU", 2**34, count=8), 2, "does not divide the 9 attention heads"),
+        (Machine("cuda", "a GPU", 2**34, count=8), 0, "a whole number from 1"),
     ],
 )
 def test_gpus_that_are_not_there_are_not_asked_for(machine, wanted, message):
-    with pytest.raises((EngineError, parameters.ParameterError), match=message):
-        engine_room.check_gpus(machine, wanted, models.resolve("embedded"))
+    with pytest.raises((EngineError, ParameterError), match=message):
+        check_gpus(machine, wanted, resolve.resolve("embedded"))
 
 
 def test_any_number_of_gpus_that_divides_the_heads():
-    engine_room.check_gpus(hardware.Machine("cuda", "a GPU", 2**34, count=3), 3, models.resolve("embedded"))
+    check_gpus(Machine("cuda", "a GPU", 2**34, count=3), 3, resolve.resolve("embedded"))
 
 
 def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
-    gpu, shape = hardware.Machine("cuda", "a GPU", 2**34, sm=8.9), models.shape("phi-2")
-    args = engine_room.default_args(gpu, shape)
+    gpu, shape = Machine("cuda", "a GPU", 2**34, sm=8.9), shapes.shape("phi-2")
+    args = default_args(gpu, shape)
     assert {1, 8, 32} <= set(args["compilation_config"]["cudagraph_capture_sizes"])  # 01 to 03
     assert args["kernel_config"] == {"enable_jit_warmup": False}
-    assert not set(engine_room.SOONER) & set(engine_room.default_args(hardware.Machine("cpu", "x", 1), shape))
+    assert not set(SOONER) & set(default_args(Machine("cpu", "x", 1), shape))
 
 
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back, table):
-    with pytest.raises(ZeroDivisionError) as caught, open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with pytest.raises(ZeroDivisionError) as caught, engine:
         engine.ask(CAPITAL, 2)
         _ = 1 / 0
     left = int(engine.release.left_mib * MIB)
@@ -151,18 +162,18 @@ def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_b
 
 def test_truncated_weights_are_refused_before_anything_starts(small, tmp_path, table):
     folder = tmp_path / "cut"
-    shutil.copytree(models.prepare(), folder)
+    shutil.copytree(embedded.prepare(), folder)
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
-    with pytest.raises(models.ModelError, match="134,530,276 bytes long, its header says") as caught:
+    with pytest.raises(ModelError, match="134,530,276 bytes long, its header says") as caught:
         open_engine(str(folder), **small)
     table.check("system", "weights cut in half", "open_engine", caught.value, "damaged-weights")
 
 
 def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back, table):
     folder = tmp_path / "cut"
-    shutil.copytree(models.prepare(), folder)
+    shutil.copytree(embedded.prepare(), folder)
     engine = open_engine(str(folder), **small)
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(10**8)
@@ -172,7 +183,8 @@ def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path
 
 
 def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back, table):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
         table.check(
@@ -186,9 +198,10 @@ def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_bac
 
 
 def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back, table):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         kept = engine.llm
-    for use in (lambda: engine.llm, lambda: engine.generate(["x"]), lambda: kept.generate(["x"])):
+    for use in (lambda: engine.llm, lambda: engine.llm.generate(["x"]), lambda: kept.generate(["x"])):
         with pytest.raises(EngineClosedError, match="with block has ended") as caught:
             use()
         table.check(
@@ -223,14 +236,16 @@ def test_what_vllm_changes_in_this_process_is_changed_back(small, memory_back):
 
 
 def test_an_interrupt_while_generating_finishes_the_engine(small, memory_back):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             engine.ask("Tell a long story.", 400)
         with pytest.raises(EngineClosedError, match="interrupted"):
             engine.ask(CAPITAL)
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
@@ -244,13 +259,14 @@ def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, 
         patched.setattr(core, "freeze_gc_heap", interrupted)
         with pytest.raises(KeyboardInterrupt), open_engine(**small):
             pass
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
 @pytest.mark.parametrize("where", ["in this process", pytest.param("in a child", marks=pytest.mark.slow)])
 def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch, table, where):
-    real = engine_room.own.forget_caches
+    real = release.forget_caches
 
     def interrupted():
         for _ in range(3):  # whoever presses it again and again gets the release all the same
@@ -258,8 +274,9 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
         real()
 
     in_process = where == "in this process"
-    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=in_process) as engine:
-        monkeypatch.setattr(engine_room.own, "forget_caches", interrupted)
+    engine = open_engine(**small, in_process=in_process)
+    with pytest.raises(KeyboardInterrupt) as caught, engine:
+        monkeypatch.setattr(release, "forget_caches", interrupted)
     left = int(engine.release.left_mib * MIB)
     table.check("engine", "Ctrl+C three times", f"release, {where}", caught.value, "interrupted",
                 left=left, processes=len(children()))  # fmt: skip
@@ -267,9 +284,9 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
 
 
 def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch, table):
-    monkeypatch.setattr(engine_room, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(release, "DEADLINE_S", 0.2)
     with (
-        pytest.raises(engine_room.MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
+        pytest.raises(MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
         open_engine(**small),
     ):
         hoard = bytearray(os.urandom(160 * MIB))
@@ -280,7 +297,8 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
 @pytest.mark.slow
 def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small, table):
     shared, before = shared_memory(), children()
-    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=False) as engine:
+    engine = open_engine(**small, in_process=False)
+    with pytest.raises(KeyboardInterrupt) as caught, engine:
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
         born = children() - before
         assert born
@@ -327,6 +345,7 @@ def interrupt_as_jupyter_does():
 def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
     readings = iter(seen)
-    engine = SimpleNamespace(_before=0, _allowed=lambda: 96 * MIB, _memory=lambda: next(readings) * MIB)
-    assert engine_room.Engine._wait_for_memory(engine) == after * MIB
+    watch = MemoryWatch(Machine("cpu", "c", 0), in_process=True)
+    watch.before, watch.in_use = (0,), lambda: (round(next(readings) * MIB),)
+    assert watch.wait_until_back((0,), 0.0).left_mib == after
     assert next(readings, None) is None

@@ -16,12 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from helpers import diagnose, engine, hardware, models, once, schemes
-from helpers.engine import EngineClosedError, EngineDiedError, open_engine
-from helpers.hardware import MIB
+from helpers.base import machine
+from helpers.base.files import MANIFEST
+from helpers.base.machine import MIB, Machine
+from helpers.engine import engine
+from helpers.engine.engine import Engine
+from helpers.engine.errors import EngineClosedError, EngineDiedError, EngineError, EngineStartError
+from helpers.faults import explain
+from helpers.model import embedded, schemes
+from helpers.model.model import Model, ModelError
+from helpers.model.schemes import SchemeError
 from tests.conftest import SWAP, children, left_behind, settled, shared_memory
 
-MACHINE = hardware.detect()
+MACHINE = machine.detect()
 ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
 CAPITAL = "What is the capital of France? Answer with one word."
 
@@ -156,8 +163,8 @@ FAULTS = (
 def changed_copy(change: Callable[[Path], None], folder: Path) -> Path:
     """The embedded model's files, linked rather than copied, with one change."""
     folder.mkdir()
-    for path in models.prepare().iterdir():
-        if path.name != once.MANIFEST:
+    for path in embedded.prepare().iterdir():
+        if path.name != MANIFEST:
             (shutil.copyfile if path.suffix != ".safetensors" else os.link)(path, folder / path.name)
     change(folder)
     return folder
@@ -171,11 +178,11 @@ def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_
         pytest.skip(f"no fault on a CPU with {fault.unless}")
     model = str(changed_copy(fault.change, tmp_path / "model")) if fault.change else "embedded"
     before = settled()
-    with pytest.raises(ANY) as caught, open_engine(model, **{**small, **fault.args}):
+    with pytest.raises(ANY) as caught, engine.open_engine(model, **{**small, **fault.args}):
         pass
-    report = diagnose.explain(caught.value)
+    report = explain.explain(caught.value)
     left, processes = settled() - before, children()
-    started = isinstance(caught.value, engine.EngineStartError)  # else it was refused before vLLM was asked
+    started = isinstance(caught.value, EngineStartError)  # else it was refused before vLLM was asked
     how, where = ("engine", "start") if started else ("system", "open_engine, before the start")
     table.add(how, fault.name, where, report.name, fault.expected, left=left, processes=len(processes))
     assert report.name == fault.expected, report
@@ -188,8 +195,8 @@ def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_
 
 
 def test_after_all_these_the_next_engine_starts(small, memory_back):
-    with open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+    with engine.open_engine(**small) as open_:
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 @pytest.mark.slow
@@ -200,9 +207,9 @@ def test_without_the_check_a_model_without_a_matrix_starts_and_answers_nonsense(
     """Why headers are looked at: if vLLM refuses this itself one day, the check can go."""
     every = [name.replace("3", str(number)) for number in range(30)]
     folder = changed_copy(lacking(*every), tmp_path / "model")
-    unchecked = models.Model(str(folder), "half", folder, "local")
-    with open_engine(unchecked, **small) as open_:
-        assert "Paris" not in open_.ask(CAPITAL, 20).outputs[0].text
+    unchecked = Model(str(folder), "half", folder, "local")
+    with engine.open_engine(unchecked, **small) as open_:
+        assert "Paris" not in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
@@ -210,8 +217,8 @@ def test_where_no_log_can_be_written_the_engine_says_so_and_another_starts(
 ):
     monkeypatch.chdir("/proc")
     del small["log_dir"]  # runs/logs, from here
-    with pytest.raises(engine.EngineError, match=r"log cannot be written: .*log_dir=") as caught:
-        open_engine(**small).__enter__()
+    with pytest.raises(EngineError, match=r"log cannot be written: .*log_dir=") as caught:
+        engine.open_engine(**small).__enter__()
     table.check("engine", "a folder for logs that cannot be written", "start", caught.value, "ours")
 
 
@@ -223,13 +230,13 @@ def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(
         while True:
             file.write(bytes(4096))
     before = settled()
-    with pytest.raises(engine.EngineStartError) as caught:
-        open_engine(**small | {"log_dir": small_disk.place}).__enter__()
+    with pytest.raises(EngineStartError) as caught:
+        engine.open_engine(**small | {"log_dir": small_disk.place}).__enter__()
     left = settled() - before
     table.check("engine", "a disk without room for the log", "start", caught.value, "disk-full",
                 left=left, processes=len(children()))  # fmt: skip
-    with open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+    with engine.open_engine(**small) as open_:
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 SECRET = "planted-5ecret-value"
@@ -238,8 +245,8 @@ SECRET = "planted-5ecret-value"
 def test_an_engine_quotes_no_secret(small, memory_back, monkeypatch):
     """Given by name, which vLLM's own error would quote, chained to ours."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    engine_ = open_engine(hf_token=SECRET, **small | {"max_model_len": 10**6})
-    with pytest.raises(engine.EngineStartError) as caught, engine_:
+    engine_ = engine.open_engine(hf_token=SECRET, **small | {"max_model_len": 10**6})
+    with pytest.raises(EngineStartError) as caught, engine_:
         pass
     report = caught.value.report
     shown = ["".join(traceback.format_exception(caught.value)), str(report), report._repr_html_(), report.log]
@@ -266,10 +273,10 @@ INPUTS = (
 @pytest.fixture(scope="class")
 def running(warm, tmp_path_factory):
     """One engine for all that it refuses; it must go on."""
-    with open_engine(
+    with engine.open_engine(
         log_dir=tmp_path_factory.mktemp("logs"), max_model_len=512, kv_cache_memory_bytes=256 * MIB
     ) as open_:
-        yield open_
+        yield open_.engine
 
 
 class TestWhatARunningEngineIsGiven:
@@ -278,8 +285,8 @@ class TestWhatARunningEngineIsGiven:
         self, running, table, name, prompts, expected
     ):
         with pytest.raises(ANY) as caught:
-            running.generate(prompts)
-        report = diagnose.explain(caught.value, running.log)
+            running.llm.generate(prompts)
+        report = explain.explain(caught.value, running.log)
         table.add("engine", name, "generate; the engine goes on", report.name, expected)
         assert report.name == expected, report
         assert not running.llm.llm_engine.has_unfinished_requests(), (
@@ -290,17 +297,17 @@ class TestWhatARunningEngineIsGiven:
     def test_no_prompts_give_no_answers_and_special_tokens_are_text(self, running):
         from vllm import SamplingParams
 
-        assert running.generate([]) == []
+        assert running.llm.generate([]) == []
         spoken = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
-        (answer,) = running.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
+        (answer,) = running.llm.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
         assert "Paris" in answer.outputs[0].text
         assert "<|im_" not in answer.outputs[0].text
 
     def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(self, running):
         try:
-            print(running.generate(["Hello"])[0].outputs[0].txt)
+            print(running.llm.generate(["Hello"])[0].outputs[0].txt)
         except AttributeError as error:
-            report = diagnose.explain(error, running.log)
+            report = explain.explain(error, running.log)
         assert report.name == "own-code"
         assert "running.generate" in report.what
 
@@ -314,8 +321,8 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back, 
             yield core.step()
 
     before = settled()
-    with open_engine(**small) as open_:
-        generator = tokens(open_.llm.llm_engine)
+    with engine.open_engine(**small) as open_:
+        generator = tokens(open_.llm_engine)
         for _ in range(3):
             next(generator)
     assert next(generator, "over") == "over"  # its request was dropped with the engine
@@ -330,13 +337,13 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
 
     raised = []
 
-    def generate(engine_: engine.Engine) -> None:
+    def generate(engine_: Engine) -> None:
         try:
-            engine_.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
+            engine_.llm.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
         except Exception as error:
             raised.append(error)
 
-    with open_engine(**small, in_process=in_process) as open_:
+    with engine.open_engine(**small, in_process=in_process) as open_:
         thread = threading.Thread(target=generate, args=(open_,), daemon=True)
         thread.start()
         time.sleep(0.5)
@@ -345,7 +352,7 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
     assert [type(error) for error in raised] == [EngineClosedError], raised
     where = "generate, " + ("in this process" if in_process else "in a child")
     table.check("engine", "the block is left while a thread generates", where, raised[0], "engine-finished",
-                left=int(open_.release.left_mib * MIB), processes=len(children()))  # fmt: skip
+                left=int(open_.engine.release.left_mib * MIB), processes=len(children()))  # fmt: skip
     raised.clear()  # its traceback holds the thread's frames
 
 
@@ -361,10 +368,10 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 
     folder = changed_copy(change, tmp_path / "a möbel & a space")
     monkeypatch.chdir("/proc")
-    with pytest.raises(ANY) as caught, open_engine(str(folder), **small) as open_:
-        assert open_.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
+    with pytest.raises(ANY) as caught, engine.open_engine(str(folder), **small) as open_:
+        assert open_.engine.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
         open_.chat([{"role": "user", "content": "Hello"}])
-    name = diagnose.explain(caught.value).name
+    name = explain.explain(caught.value).name
     table.add("engine", "no chat template", "chat", name, "no-chat-template", processes=len(children()))
     assert name == "no-chat-template"
 
@@ -375,10 +382,10 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 @pytest.mark.slow
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm, table):
     shared, before, held = shared_memory(), children(), settled()
-    with pytest.raises(EngineDiedError) as caught, open_engine(**small, in_process=False) as open_:
-        child = open_.llm.llm_engine.engine_core.resources.engine_manager.processes[0]
+    with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_process=False) as open_:
+        child = open_.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
-        open_.ask("Tell a long story.", 400)
+        open_.engine.ask("Tell a long story.", 400)
     report, left, processes = caught.value.report, settled() - held, children() - before
     table.add(
         "engine", "the engine's process is killed", "generate, in a child", report.name, "killed",
@@ -389,8 +396,8 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
     assert not processes
     assert left < SWAP
     assert not left_behind(shared)
-    with open_engine(**small) as open_:
-        assert "Paris" in open_.ask(CAPITAL, 20).outputs[0].text
+    with engine.open_engine(**small) as open_:
+        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
 
 
 def test_memory_that_the_system_refuses_is_named(warm, table):
@@ -402,7 +409,7 @@ def test_memory_that_the_system_refuses_is_named(warm, table):
     ):
         with pytest.raises((MemoryError, RuntimeError)) as caught:
             ask()
-        name = diagnose.explain(caught.value).name
+        name = explain.explain(caught.value).name
         table.add("system", "memory that the system refuses", where, name, "out-of-memory", left=0)
         assert name == "out-of-memory"
 
@@ -414,7 +421,10 @@ def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(sm
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 2000 * MIB, limits[1]))
     try:
-        with pytest.raises(ANY) as caught, open_engine(**{**small, "kv_cache_memory_bytes": 2500 * MIB}):
+        with (
+            pytest.raises(ANY) as caught,
+            engine.open_engine(**{**small, "kv_cache_memory_bytes": 2500 * MIB}),
+        ):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -425,15 +435,15 @@ def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(sm
 
 
 def test_the_schemes_that_do_not_run_here_say_so(table):
-    turing = hardware.Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
-    with pytest.raises(schemes.SchemeError) as caught:
+    turing = Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
+    with pytest.raises(SchemeError) as caught:
         schemes.scheme("fp8_kv").way(turing)
     table.check("system", "an FP8 KV cache on a T4", "scheme", caught.value, "no-kernel-for-format")
 
 
 def test_time_is_not_wasted_on_what_cannot_be():
     begun = time.monotonic()
-    for name, kind in (("no/such/folder", models.ModelError), ("embedded", schemes.SchemeError)):
-        with pytest.raises(kind), open_engine(name, "baseline" if kind is models.ModelError else "fp9"):
+    for name, kind in (("no/such/folder", ModelError), ("embedded", SchemeError)):
+        with pytest.raises(kind), engine.open_engine(name, "baseline" if kind is ModelError else "fp9"):
             pass
     assert time.monotonic() - begun < 5

@@ -8,16 +8,23 @@ import re
 import numpy as np
 import pytest
 
-from helpers import cost, figures, models, schemes, show, sizing
-from helpers.measure import Speed
+from helpers.base import figure as figure_module
+from helpers.base.figure import HATCHES, Figure
+from helpers.base.page import Note
+from helpers.compare import cards, comparison_figures, sizing
+from helpers.compare.cost import Offer
+from helpers.measure import result_figures
+from helpers.measure.speed import Speed
+from helpers.model import shapes
+from helpers.model.schemes import AWQ, SCHEMES
 from tests.test_show import a_row, sanitized
 
-WRITTEN_OUT = next(way.name for way in schemes.AWQ.ways if way.expanded)
+WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 
 
 def test_the_roofline_draws_what_was_measured():
     speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in (1, 8)]
-    axes = figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0).axes[0]
+    axes = comparison_figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0).axes[0]
     points = axes.containers[0].lines[0]
     assert list(points.get_ydata()) == [10.0, 80.0]
     bound = next(line for line in axes.lines if "bound" in str(line.get_label()))
@@ -29,7 +36,7 @@ def test_the_roofline_draws_what_was_measured():
 
 def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
     rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
-    left, right = figures.compared(rows).axes
+    left, right = result_figures.compared(rows).axes
     assert [bar.get_height() for bar in left.patches] == [300, 199]
     assert list(left.lines[0].get_ydata()) == [200, 100]
     assert [line.get_label() for line in right.lines] == ["baseline", "awq"]
@@ -37,10 +44,10 @@ def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
 
 def test_every_marker_of_a_speed_is_whole_and_every_tick_has_a_name_of_its_own():
     rows = [a_row("baseline", 1, 600.0, 300, 200), a_row("fp8", 1, 660.0, 199, 100)]
-    right = figures.compared(rows).axes[1]
+    right = result_figures.compared(rows).axes[1]
     assert right.get_ylim() == (0, pytest.approx(1.08 * 1.1))
     # Times of 1.5 to 1.7 ms: between 1, 2 and 5 there are further ticks.
-    figure = figures.speed(rows, {"baseline": [900.0], "fp8": [990.0]}, [1])
+    figure = result_figures.speed(rows, {"baseline": [900.0], "fp8": [990.0]}, [1])
     _ = figure.png
     low, high = figure.axes[1].get_ylim()
     shown = [label.get_text() for label in figure.axes[1].get_yticklabels()]
@@ -51,14 +58,14 @@ def test_every_marker_of_a_speed_is_whole_and_every_tick_has_a_name_of_its_own()
 
 def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
     before = np.array([1.0, 16.0, 2.0, 2.0])
-    left, right = figures.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
+    left, right = comparison_figures.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
     assert list(left.lines[0].get_ydata()) == [8.0, 1.0, 1.0, 0.5]
     assert list(right.lines[0].get_xdata()) == [0.5, 8.0, 1.0, 1.0]
 
 
 def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
-    one, other = figures.compared(rows), figures.compared(rows[:1])
+    one, other = result_figures.compared(rows), result_figures.compared(rows[:1])
     page = one._repr_html_()
     alt, data = re.fullmatch(
         r'<img style="[^"]*" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
@@ -67,35 +74,38 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     assert base64.b64decode(data) == one.png
     assert repr(one) == f"Figure: {one.alt}"
     assert sanitized(page) == sanitized(other._repr_html_())
-    assert sanitized(page) != sanitized(figures.outliers(np.ones(3), np.ones(3), "x")._repr_html_())
+    assert sanitized(page) != sanitized(
+        comparison_figures.outliers(np.ones(3), np.ones(3), "x")._repr_html_()
+    )
     assert one._repr_png_()[1] == {"alt": one.alt}
 
 
 def test_pictures_are_small_and_as_wide_as_a_notebook():
     from PIL import Image
 
-    figure = figures.compared([a_row("baseline", 1, 20.0, 300, 200)])
+    figure = result_figures.compared([a_row("baseline", 1, 20.0, 300, 200)])
     assert len(figure.png) < 40_000
     assert 500 <= Image.open(io.BytesIO(figure.png)).width <= 1100
 
 
 def test_schemes_differ_without_colour():
-    looks = [figures.look(name) for name in schemes.SCHEMES]
+    looks = [figure_module.look(name) for name in SCHEMES]
     assert len({look["marker"] for look in looks}) == len(looks)
     assert len({look["color"] for look in looks}) == len(looks)
-    assert len({*figures.HATCHES.values()}) == len(figures.HATCHES)
-    assert figures.look("unheard of")["marker"] not in {look["marker"] for look in looks}
+    assert len({*HATCHES.values()}) == len(HATCHES)
+    assert figure_module.look("unheard of")["marker"] not in {look["marker"] for look in looks}
 
 
 @pytest.mark.parametrize("name", ["memory", "speed", "quality", "gains", "costs", "rents", "fits"])
 def test_nothing_to_draw_is_a_sentence(name):
     arguments = {
         "memory": ([], {}), "speed": ([], {}, [1]), "quality": ([],), "gains": ({}, {}), "costs": ({}, "x"),
-        "rents": ([cost.Offer("L4", "awq", 1.0, why_not="2.0 GiB short")], "x"),
+        "rents": ([Offer("L4", "awq", 1.0, why_not="2.0 GiB short")], "x"),
         "fits": ({"fp8_kv": "Needs SM 8.0."}, "x"),
     }  # fmt: skip
-    note = getattr(figures, name)(*arguments[name])
-    assert isinstance(note, show.Note)
+    room = result_figures if hasattr(result_figures, name) else comparison_figures
+    note = getattr(room, name)(*arguments[name])
+    assert isinstance(note, Note)
     assert len(str(note).split()) > 5
     assert html.unescape(note._repr_html_()) == f"<p>{note}</p>"
 
@@ -103,19 +113,19 @@ def test_nothing_to_draw_is_a_sentence(name):
 def test_one_scheme_alone_is_drawn_or_said():
     rows = [a_row("baseline", batch, 20.0 * batch, 300, 200, total_bytes=2**30, kv_cache_tokens=9)
             for batch in (1, 8)]  # fmt: skip
-    assert isinstance(figures.memory(rows, {"baseline": 10}), figures.Figure)
-    assert isinstance(figures.speed(rows, {"baseline": [40, 320]}, [1, 8]), figures.Figure)
-    assert isinstance(figures.quality(rows), show.Note)
-    assert isinstance(figures.gains({"m on d": rows}, {}), show.Note)
+    assert isinstance(result_figures.memory(rows, {"baseline": 10}), Figure)
+    assert isinstance(result_figures.speed(rows, {"baseline": [40, 320]}, [1, 8]), Figure)
+    assert isinstance(result_figures.quality(rows), Note)
+    assert isinstance(comparison_figures.gains({"m on d": rows}, {}), Note)
 
 
 def test_records_of_two_machines_are_never_in_one_figure():
     rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 20.0, 300, 200, device="another")]
     for draw in (
-        figures.compared,
-        figures.quality,
-        lambda r: figures.memory(r, {}),
-        lambda r: figures.speed(r, {}, []),
+        result_figures.compared,
+        result_figures.quality,
+        lambda r: result_figures.memory(r, {}),
+        lambda r: result_figures.speed(r, {}, []),
     ):
         with pytest.raises(ValueError, match="m on another"):
             draw(rows)
@@ -124,14 +134,14 @@ def test_records_of_two_machines_are_never_in_one_figure():
 def test_the_memory_bars_add_up_to_what_the_engine_took():
     mib = 2**20
     row = a_row("baseline", 1, 1.0, 300, 200, total_bytes=1000 * mib, kv_cache_tokens=100)
-    axes = figures.memory([row], {"baseline": 5 * mib}).axes[0]
+    axes = result_figures.memory([row], {"baseline": 5 * mib}).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [300, 500, 200]
 
 
 def test_the_fit_is_drawn_and_said_by_scheme():
     load = {"context": 4096, "concurrency": 16}
-    found = sizing.budgets(models.shape("mistral-7b"), ["baseline", "awq"], sizing.card("L4"), **load)
-    figure = figures.fits(found, "Mistral-7B on L4")
+    found = sizing.budgets(shapes.shape("mistral-7b"), ["baseline", "awq"], cards.card("L4"), **load)
+    figure = comparison_figures.fits(found, "Mistral-7B on L4")
     assert "baseline 22.5 GiB, does not fit" in figure.alt
     assert "awq 12.9 GiB, fits" in figure.alt
     usable = next(line for line in figure.axes[0].lines if "share" in line.get_label())
@@ -141,7 +151,7 @@ def test_the_fit_is_drawn_and_said_by_scheme():
 def test_gains_are_ratios_and_leave_out_what_ran_in_16_bits():
     rows = [a_row("baseline", 1, 10.0, 1, 1), a_row("fp8", 1, 15.0, 1, 1)]
     rows.append(a_row("awq", 1, 99.0, 1, 1, way=WRITTEN_OUT))
-    figure = figures.gains({"m on d": rows}, {"m on d": {"fp8": {1.0: 1.9}}})
+    figure = comparison_figures.gains({"m on d": rows}, {"m on d": {"fp8": {1.0: 1.9}}})
     assert max(line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_xdata())) == 1.9
     assert "fp8 1.50" in figure.alt
     assert "awq" not in figure.alt

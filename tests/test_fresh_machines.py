@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import hardware
+from helpers.base import machine
 from tests.fresh_machines import CASES, run_case
 
 
@@ -29,11 +29,13 @@ def test_a_fresh_machine_runs_the_first_notebooks_with_and_without_a_network(cas
 
 WITHOUT_A_COMPILER = """
 import sys
-from helpers import measure
-from helpers.engine import open_engine
+from helpers.measure.perplexity import measure_perplexity
+from helpers.engine.engine import open_engine
 
-with open_engine(log_dir=sys.argv[1], max_model_len=512) as engine:
-    print(measure.perplexity(engine, 256).value > 1)
+engine = open_engine(log_dir=sys.argv[1], max_model_len=512)
+
+with engine:
+    print(measure_perplexity(engine, 256).value > 1)
     from vllm import SamplingParams
 
     print(len(engine.llm.generate("One", SamplingParams(max_tokens=4, top_k=5, seed=1))))
@@ -41,7 +43,7 @@ with open_engine(log_dir=sys.argv[1], max_model_len=512) as engine:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(hardware.detect().kind != "cpu", reason="on a GPU an engine compiles")
+@pytest.mark.skipif(machine.detect().kind != "cpu", reason="on a GPU an engine compiles")
 def test_an_engine_on_a_cpu_needs_no_compiler(tmp_path):
     env = {
         **os.environ,

@@ -1,5 +1,7 @@
 """What the machine is taken for: this one against the system's own tools, others by planted answers."""
 
+import ctypes.util
+import importlib.util
 import mmap
 import os
 import subprocess
@@ -8,22 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import hardware
-from helpers.hardware import GIB, MIB, Machine
+from helpers.base import machine as machine_module
+from helpers.base.machine import GIB, MIB, Machine, anonymous_memory, detect, visible_gpus
+from helpers.compare import bandwidth
+from helpers.engine import arguments
 
 L4 = Machine(kind="cuda", name="NVIDIA L4", memory_bytes=24 * GIB, sm=8.9, driver="580.1", cores=8)
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    hardware.detect.cache_clear()
+    detect.cache_clear()
     yield
-    hardware.detect.cache_clear()
+    detect.cache_clear()
 
 
 def test_this_cpu_is_what_the_system_says(monkeypatch):
-    monkeypatch.setattr(hardware, "visible_gpus", list)
-    machine = hardware.detect()
+    monkeypatch.setattr(machine_module, "visible_gpus", list)
+    machine = detect()
     told = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
     assert machine.kind == "cpu"
     assert machine.name in told
@@ -34,9 +38,9 @@ def test_this_cpu_is_what_the_system_says(monkeypatch):
 
 
 def test_onednns_own_limit_hides_wider_instructions(monkeypatch):
-    monkeypatch.setattr(hardware, "visible_gpus", list)
+    monkeypatch.setattr(machine_module, "visible_gpus", list)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert hardware.detect().isa <= {"avx2"}
+    assert detect().isa <= {"avx2"}
 
 
 def test_a_gpu_is_read_from_the_driver(monkeypatch):
@@ -50,8 +54,8 @@ def test_a_gpu_is_read_from_the_driver(monkeypatch):
         nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: type("Info", (), {"total": 24 * GIB}))
 
     monkeypatch.setitem(sys.modules, "pynvml", Driver)
-    monkeypatch.setattr(hardware, "visible_gpus", lambda: [0, 1])
-    machine = hardware.detect()
+    monkeypatch.setattr(machine_module, "visible_gpus", lambda: [0, 1])
+    machine = detect()
     assert (machine.kind, machine.name, machine.sm, machine.count) == ("cuda", "NVIDIA L4", 8.9, 2)
     assert machine.facts()["Compute capability"] == "SM 8.9"
     assert machine.facts()["GPU"] == "2 x NVIDIA L4"
@@ -96,26 +100,28 @@ def test_only_visible_gpus_count(monkeypatch, chosen, expected):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert hardware.visible_gpus() == expected
+    assert visible_gpus() == expected
 
 
 def test_anonymous_memory_sees_what_is_allocated():
     with mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
-        before = hardware.anonymous_memory()
+        before = anonymous_memory()
         for page in range(0, 64 * MIB, mmap.PAGESIZE):
             block[page] = 1
-        grown = hardware.anonymous_memory() - before
+        grown = anonymous_memory() - before
     assert 60 * MIB < grown < 68 * MIB
 
 
 def test_bandwidth_is_that_of_memory_and_not_of_a_cache_or_a_disk(monkeypatch):
-    monkeypatch.setattr(hardware, "visible_gpus", list)
-    assert 1e8 < hardware.copy_bandwidth(0.2) < 1e12
+    monkeypatch.setattr(machine_module, "visible_gpus", list)
+    assert 1e8 < bandwidth.copy_bandwidth(0.2) < 1e12
 
 
 def test_the_first_measurement_of_a_process_is_worth_as_much_as_the_next():
     """Memory that nobody had touched made it up to forty times smaller, in a virtual machine."""
-    code = "from helpers import hardware as h; print(*(h._cpu_copy_bandwidth(0.1) for _ in range(3)))"
+    code = (
+        "from helpers.compare import bandwidth as h; print(*(h._cpu_copy_bandwidth(0.1) for _ in range(3)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *later = map(float, done.stdout.split())
     assert first > max(later) / 4
@@ -123,22 +129,20 @@ def test_the_first_measurement_of_a_process_is_worth_as_much_as_the_next():
 
 def test_the_compiler_from_pip_finds_its_other_library_and_what_was_set_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
-    monkeypatch.setattr(hardware.ctypes.util, "find_library", {}.get)
+    monkeypatch.setattr(ctypes.util, "find_library", {}.get)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(hardware.importlib.util, "find_spec", {"nvidia": spec}.get)
-    assert hardware.compiling(L4, {}) == {}  # CUDA came another way
+    monkeypatch.setattr(importlib.util, "find_spec", {"nvidia": spec}.get)
+    assert arguments.compiling(L4, {}) == {}  # CUDA came another way
     library = tmp_path / "cu13/lib/libnvrtc.so.13"
     library.parent.mkdir(parents=True)
     library.touch()
     (library.parent / "libnvrtc-builtins.so.13.0").touch()
     for _ in range(2):  # a second engine adds nothing
-        found = hardware.compiling(L4, {})
+        found = arguments.compiling(L4, {})
         assert found == {"LD_LIBRARY_PATH": f"/mine:{library.parent}"}
         monkeypatch.setenv("LD_LIBRARY_PATH", found["LD_LIBRARY_PATH"])
-    monkeypatch.setattr(
-        hardware.ctypes.util, "find_library", {"nvrtc-builtins": "libnvrtc-builtins.so.13.0"}.get
-    )
-    assert hardware.compiling(L4, {}) == {}  # it is where the loader looks anyway
-    monkeypatch.setattr(hardware.ctypes.util, "find_library", {}.get)
-    monkeypatch.setattr(hardware.importlib.util, "find_spec", {}.get)
-    assert hardware.compiling(L4, {}) == {}
+    monkeypatch.setattr(ctypes.util, "find_library", {"nvrtc-builtins": "libnvrtc-builtins.so.13.0"}.get)
+    assert arguments.compiling(L4, {}) == {}  # it is where the loader looks anyway
+    monkeypatch.setattr(ctypes.util, "find_library", {}.get)
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert arguments.compiling(L4, {}) == {}

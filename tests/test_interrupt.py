@@ -8,22 +8,23 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
-from helpers.engine import DEADLINE_S
+from helpers.engine import release
 from tests.conftest import left_behind, shared_memory
 
 SETUP = """
 import os
-from helpers import engine as room
-from helpers.engine import open_engine
+from helpers.engine import release as room
+from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
 with open_engine(**small):
     pass
-print("SETTLED", room._settled_memory())
+print("SETTLED", room.settled_memory())
 """
 AGAIN = """
-with open_engine(**small) as engine:
+engine = open_engine(**small)
+with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
-print("SETTLED", room._settled_memory())
+print("SETTLED", room.settled_memory())
 """
 
 
@@ -84,10 +85,11 @@ def kernel(tmp_path_factory):
 
 
 GENERATING = (
-    'with open_engine(**small) as engine:\n    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
+    "engine = open_engine(**small)\nwith engine:\n"
+    '    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
 )
-LOADING = 'print("GO", flush=True)\nwith open_engine(**small) as engine:\n    print("LOADED")'
-RELEASING = 'with open_engine(**small) as engine:\n    pass\nprint("PAST")'
+LOADING = 'print("GO", flush=True)\nengine = open_engine(**small)\nwith engine:\n    print("LOADED")'
+RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST")'
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(tmp_path
         assert "did not come back" not in kernel.traceback
         said, error = kernel.run("import sys; print('vllm.v1.engine.core' in sys.modules)")
         assert said == "True\n", "the import was cut short"
-        assert took < DEADLINE_S, "it waited for memory that no engine held"
+        assert took < release.DEADLINE_S, "it waited for memory that no engine held"
         said, error = kernel.run(AGAIN)
         assert "Paris" in said
     finally:

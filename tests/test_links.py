@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from helpers import catalogue
+from helpers.faults import catalogue
+from helpers.faults.catalogue import Entry
 from tests.scratch import REPO, files
 
 TRACKED = files()
@@ -74,7 +75,7 @@ def test_a_file_that_is_named_is_there(page):
 
 def test_where_the_diagnosis_sends_a_reader_there_is_that_section():
     entries = [entry for group in vars(catalogue).values() if isinstance(group, tuple) for entry in group]
-    texts = [text for entry in entries if isinstance(entry, catalogue.Entry) for text in vars(entry).values()]
+    texts = [text for entry in entries if isinstance(entry, Entry) for text in vars(entry).values()]
     texts = [text for text in texts if isinstance(text, str)]
     known = {Path(page).stem: page for page in PAGES}
     sent = [text for text in texts if text.partition(":")[0] in known]
@@ -127,7 +128,9 @@ def test_every_work_is_listed_and_every_listed_work_is_cited():
     assert listed == sorted(set(listed)), "each once, in order"
     pages = [page for page in PAGES if page != "notebooks/REFERENCES.md"]
     cited = {page: set(re.findall(r"arXiv (\d{4}\.\d{5})", prose(page))) for page in pages}
-    in_helpers = (re.findall(r"arXiv (\d{4}\.\d{5})", p.read_text()) for p in (REPO / "helpers").glob("*.py"))
+    in_helpers = (
+        re.findall(r"arXiv (\d{4}\.\d{5})", p.read_text()) for p in (REPO / "helpers").rglob("*.py")
+    )
     assert set().union(*cited.values(), *in_helpers) == set(listed)
     for number, _, where in rows:
         assert number in cited[f"notebooks/{where}"], f"{number} is not cited in {where}"

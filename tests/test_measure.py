@@ -7,15 +7,22 @@ import time
 
 import pytest
 
-from helpers import hardware, measure, models, schemes, tuning
-from helpers.engine import open_engine
-from helpers.measure import MeasureError
+from helpers.base.machine import detect
+from helpers.compare import recorded
+from helpers.engine.engine import open_engine
+from helpers.measure import perplexity
+from helpers.measure.memory import measure_memory, weigh
+from helpers.measure.speed import MeasureError, measure_speed
+from helpers.model import resolve, sizes
+from helpers.model.text import held_out_text
+from helpers.tools import variants
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    with open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20) as engine:
+    engine = open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20)
+    with engine:
         yield engine
 
 
@@ -23,7 +30,7 @@ def test_speed_is_that_of_vllms_own_generate(engine):
     """One call of LLM.generate decodes as fast as the figure says, give or take a busy machine."""
     from vllm import SamplingParams
 
-    found = measure.speed(engine, [1, 4], seconds=1.5)
+    found = measure_speed(engine, [1, 4], seconds=1.5)
     assert [speed.batch for speed in found] == [1, 4]
     for speed in found:
         assert 0 < speed.low <= speed.output_tokens_per_s <= speed.high
@@ -52,41 +59,41 @@ def test_a_given_workload_is_decoded_to_its_last_token(engine, monkeypatch):
         core, "add_request", lambda name, prompt, params: asked.append(add(name, prompt, params))
     )
     monkeypatch.setattr(core, "step", counted)
-    (speed,) = measure.speed(engine, [3], runs=2, output_tokens=9, seconds=0.0)
+    (speed,) = measure_speed(engine, [3], runs=2, output_tokens=9, seconds=0.0)
     longer = 2 * 3 * 9  # two runs of three requests; the short one before them stops after a few steps
     assert len(asked) == 3 * 3
     assert longer + 3 * 3 <= got < longer + 3 * 9
     assert (speed.runs, speed.batch) == (2, 3)
     assert not core.has_unfinished_requests()
     with pytest.raises(MeasureError, match="max_model_len for 500 more"):
-        measure.speed(engine, [1], output_tokens=500)
+        measure_speed(engine, [1], output_tokens=500)
 
 
 def test_no_garbage_collection_stops_the_clock(engine, monkeypatch):
     core, collected = engine.llm.llm_engine, []
     step = core.step
     monkeypatch.setattr(core, "step", lambda: collected.append(gc.isenabled()) or step())
-    measure.speed(engine, [1], seconds=0.1)
+    measure_speed(engine, [1], seconds=0.1)
     assert collected
     assert not any(collected)
     assert gc.isenabled()
     with pytest.raises(MeasureError):
-        measure.speed(engine, [1], output_tokens=500)
+        measure_speed(engine, [1], output_tokens=500)
     assert gc.isenabled()
     gc.disable()
     try:
-        measure.speed(engine, [1], seconds=0.1)
+        measure_speed(engine, [1], seconds=0.1)
         assert not gc.isenabled()  # as it was found
     finally:
         gc.enable()
 
 
 def test_a_setting_is_timed_with_short_prompts_and_with_long_ones(engine, monkeypatch):
-    monkeypatch.setattr(tuning, "BATCHES", (1, 2))
-    monkeypatch.setattr(tuning, "LONG", 128)
-    monkeypatch.setattr(tuning, "LONG_BATCHES", (1,))
-    monkeypatch.setattr(tuning, "busy", lambda engine, batch: {"step_us": 1.0})  # a GPU's kernels
-    row = tuning._time(contextlib.nullcontext(engine), bandwidth=1e11)
+    monkeypatch.setattr(recorded, "BATCHES", (1, 2))
+    monkeypatch.setattr(variants, "LONG", 128)
+    monkeypatch.setattr(variants, "LONG_BATCHES", (1,))
+    monkeypatch.setattr(variants, "busy", lambda engine, batch: {"step_us": 1.0})  # a GPU's kernels
+    row = variants.time(contextlib.nullcontext(engine), bandwidth=1e11)
     assert set(row["tokens_per_s"]) == set(row["busy"]) == {1, 2}
     assert row["of_the_bound"] > 0
     (long,) = row["long"].values()
@@ -95,24 +102,24 @@ def test_a_setting_is_timed_with_short_prompts_and_with_long_ones(engine, monkey
 
 
 def test_nothing_is_left_queued_by_a_measurement(engine):
-    measure.speed(engine, [2], seconds=0.1)
+    measure_speed(engine, [2], seconds=0.1)
     assert not engine.llm.llm_engine.has_unfinished_requests()
     assert "Paris" in engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text
 
 
 def test_memory_is_what_the_process_took(engine):
-    memory = measure.memory(engine)
+    memory = measure_memory(engine)
     assert memory.kv_cache_tokens == engine.kv_cache_tokens > 0
     assert memory.total > 256 * 2**20
-    held = schemes.held_weights_bytes("baseline", engine.model.folder, engine.machine)
+    held = sizes.held_weights_bytes("baseline", engine.model.folder, engine.machine)
     # The first engine of a process: loading takes in modules, too.
     assert memory.weights == pytest.approx(held, abs=150e6)
 
 
 def test_perplexity_is_that_of_vllms_own_logprobs(engine):
-    found = measure.perplexity(engine, tokens=128, window=64)
+    found = perplexity.measure_perplexity(engine, tokens=128, window=64)
     assert found.tokens == 2 * 63
-    text, name = measure.held_out_text()
+    text, name = held_out_text()
     assert found.text == name
     ids = engine.llm.get_tokenizer().encode(text[:2000], add_special_tokens=False)[:128]
     from vllm import SamplingParams
@@ -128,20 +135,20 @@ def test_perplexity_is_that_of_vllms_own_logprobs(engine):
 
 def test_what_cannot_be_measured_is_refused(engine):
     with pytest.raises(MeasureError, match="leave no room"):
-        measure.speed(engine, [1], prompt_tokens=510)
+        measure_speed(engine, [1], prompt_tokens=510)
     with pytest.raises(MeasureError, match="at least one window"):
-        measure.perplexity(engine, tokens=10, window=64)
+        perplexity.measure_perplexity(engine, tokens=10, window=64)
     with pytest.raises(ValueError, match="batch_sizes"):
-        measure.speed(engine, [0])
+        measure_speed(engine, [0])
 
 
 @pytest.mark.parametrize("scheme", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_weights_weigh_what_was_predicted_for_this_machine(scheme):
     """Within 3 %, and what they save against the baseline, too: that is what readers compare."""
-    model, machine = models.resolve("embedded"), hardware.detect()
+    model, machine = resolve.resolve("embedded"), detect()
     names = ("baseline", scheme)
-    held = {name: schemes.held_weights_bytes(name, model.folder, machine) for name in names}
-    weighed = {name: measure.weigh(model, name) for name in names}
+    held = {name: sizes.held_weights_bytes(name, model.folder, machine) for name in names}
+    weighed = {name: weigh(model, name) for name in names}
     for name in names:
         assert weighed[name] == pytest.approx(held[name], rel=0.03), name
         saved = weighed["baseline"] - weighed[name]

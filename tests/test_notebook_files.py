@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import schemes
+from helpers.model.schemes import SCHEMES
 from tests import marks, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +119,7 @@ def joined(output: dict) -> dict:
 
 GENERATED = re.compile(f"(?:{'|'.join(MARKED['generated']).replace('$', '')})(?:{marks.UNNAMED})")
 TEXTS = [re.compile(pattern) for pattern in MARKED["texts"]]
-WAYS = {text for one in schemes.SCHEMES.values() for way in one.ways for text in (way.name, way.why)}
+WAYS = {text for one in SCHEMES.values() for way in one.ways for text in (way.name, way.why)}
 
 
 def unexplained(texts: set[str]) -> list[str]:

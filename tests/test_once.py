@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import once
+from helpers.base import files
+from helpers.base.files import MANIFEST, ROOT
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "tokenizer.json": b"[]"}
 
@@ -39,8 +40,8 @@ def folder(tmp_path) -> Path:
 
 
 def test_it_is_made_once_and_says_what_it_is(folder):
-    assert once.made(folder, fill) == once.made(folder, never) == folder
-    manifest = json.loads((folder / once.MANIFEST).read_text())
+    assert files.made(folder, fill) == files.made(folder, never) == folder
+    manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["source"] == "test"
     assert manifest["sizes"] == {name: len(content) for name, content in FILES.items()}
     assert {path.name for path in folder.parent.iterdir()} == {"model", "model.lock", "model.seen"}
@@ -63,7 +64,7 @@ def killed_at(number: int, folder: Path) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(step)
-        once.made(folder, fill)
+        files.made(folder, fill)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
@@ -73,12 +74,12 @@ def test_killed_at_any_point_it_is_whole_or_not_there_and_the_next_run_repairs(f
     points = 0
     for number in range(1, 500):
         if before == "damaged":
-            once.made(folder, fill)
+            files.made(folder, fill)
             (folder / "model.safetensors").write_bytes(b"x" * 5000)
         killed = killed_at(number, folder)
-        if once.complete(folder):
+        if files.complete(folder):
             assert right(folder), f"half a model passed for a whole one after step {number}"
-        once.made(folder, fill)
+        files.made(folder, fill)
         assert right(folder)
         left = {path.name for path in folder.parent.iterdir()} - {"model", "model.lock", "model.seen"}
         assert not [name for name in left if "partial" in name], f"step {number} left {left}"
@@ -91,15 +92,15 @@ def test_killed_at_any_point_it_is_whole_or_not_there_and_the_next_run_repairs(f
 
 
 def test_a_good_one_survives_a_failed_repair_of_another_kind(folder):
-    once.made(folder, fill)
+    files.made(folder, fill)
     for name in ("lock", "seen"):
         folder.with_name(f"model.{name}").unlink()
-    assert once.made(folder, never) == folder  # without its note the checksums are computed, and right
+    assert files.made(folder, never) == folder  # without its note the checksums are computed, and right
 
 
 @pytest.mark.parametrize("keep_time", [False, True], ids=["written", "written, time set back"])
 def test_a_changed_file_of_the_same_size_is_noticed_and_made_again(folder, keep_time):
-    once.made(folder, fill)
+    files.made(folder, fill)
     weights = folder / "model.safetensors"
     stat = weights.stat()
     with weights.open("r+b") as file:
@@ -107,22 +108,22 @@ def test_a_changed_file_of_the_same_size_is_noticed_and_made_again(folder, keep_
         file.write(b"\0")
     if keep_time:
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert not once.complete(folder)
-    once.made(folder, fill)
+    assert not files.complete(folder)
+    files.made(folder, fill)
     assert right(folder)
 
 
 def test_unchanged_files_are_not_read_again_and_copied_ones_once(folder, tmp_path, monkeypatch):
-    once.made(folder, fill)
+    files.made(folder, fill)
     read = []
-    real = once._sha256
-    monkeypatch.setattr(once, "_sha256", lambda path: read.append(path.name) or real(path))
-    assert once.complete(folder)
+    real = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda path: read.append(path.name) or real(path))
+    assert files.complete(folder)
     assert not read
     elsewhere = tmp_path / "elsewhere" / "model"
     subprocess.run(["cp", "-r", folder.parent, elsewhere.parent], check=True)
-    assert once.complete(elsewhere)
-    assert once.complete(elsewhere)
+    assert files.complete(elsewhere)
+    assert files.complete(elsewhere)
     assert sorted(read) == sorted(FILES)
 
 
@@ -133,31 +134,30 @@ def test_a_full_disk_loses_nothing(folder):
         (new / "more").write_bytes(b"x")
         return {}
 
-    once.made(folder, fill)
+    files.made(folder, fill)
     (folder / "config.json").write_text("[]")
     with pytest.raises(OSError, match="No space left on device"):
-        once.made(folder, full)
+        files.made(folder, full)
     assert (folder / "config.json").read_text() == "[]"  # what was there is untouched, and still known as bad
-    assert not once.complete(folder)
+    assert not files.complete(folder)
     assert not list(folder.parent.glob("*.partial-*"))
 
 
 SLOW_MAKER = """
 import sys, time
 from pathlib import Path
-from helpers import once
+from helpers.base import files
 def make(folder, scratch):
     print("making", flush=True); time.sleep(float(sys.argv[2])); folder.mkdir()
     (folder / "made_by").write_text(sys.argv[3]); return {}
-once.made(Path(sys.argv[1]), make)
+files.made(Path(sys.argv[1]), make)
 print("done", flush=True)
 """
 
 
 def maker(folder: Path, seconds: float, name: str) -> subprocess.Popen:
     command = [sys.executable, "-c", SLOW_MAKER, str(folder), str(seconds), name]
-    root = Path(once.__file__).resolve().parent.parent
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def test_a_second_run_waits_and_takes_over_when_the_first_is_killed(folder):
@@ -174,20 +174,20 @@ def test_a_second_run_waits_and_takes_over_when_the_first_is_killed(folder):
 
 
 def test_a_cache_that_cannot_be_written_serves_what_is_in_it(folder, monkeypatch):
-    once.made(folder, fill)
+    files.made(folder, fill)
     folder.with_name("model.seen").unlink()
 
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_text", refused)
-    assert once.made(folder, never) == folder
+    assert files.made(folder, never) == folder
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"sizes": 1}', '{"sizes": {"a": 1}}', "null"])
 def test_a_manifest_that_is_none_means_not_complete(folder, content):
-    once.made(folder, fill)
-    (folder / once.MANIFEST).write_text(content)
-    assert not once.complete(folder)
-    once.made(folder, fill)
-    assert once.complete(folder)
+    files.made(folder, fill)
+    (folder / MANIFEST).write_text(content)
+    assert not files.complete(folder)
+    files.made(folder, fill)
+    assert files.complete(folder)

@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import ownership, schemes
-from helpers.ownership import Belongings
+from helpers.engine import borrowed, children
+from helpers.engine.borrowed import Settings
+from helpers.engine.children import Belongings
+from helpers.model.schemes import FP8_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path("/dev/shm")
@@ -40,12 +42,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 # A notebook's kernel, with an engine's process that takes no SIGTERM, as one that hangs.
 OWNER = """
 import multiprocessing, time
-from helpers import ownership
+from helpers.engine import children
 from tests.test_ownership import deaf
-ownership.PATIENCE_S = 1.0
+children.PATIENCE_S = 1.0
 context = multiprocessing.get_context("spawn")
 ours, theirs = context.Pipe()
-with ownership.children_bound_to_this():
+with children.children_bound_to_this():
     child = context.Process(target=deaf, args=(theirs,))
     child.start()
 ours.recv()
@@ -84,7 +86,7 @@ def test_an_engine_that_takes_no_sigterm_ends_with_its_killed_kernel():
 # The parent is gone before its child says that it wants to end with it.
 LATE = """
 import os, subprocess, sys, time
-child = "import sys, time; time.sleep(1); from helpers import processes; "
+child = "import sys, time; time.sleep(1); from helpers.base import processes; "
 child += "processes.end_with(int(sys.argv[1])); time.sleep(300)"
 print(subprocess.Popen([sys.executable, "-c", child, str(os.getpid())]).pid, flush=True)
 time.sleep(300)
@@ -101,12 +103,12 @@ def main_in_a_child(connection):
 
 SCRIPT = """
 import multiprocessing
-from helpers import ownership
+from helpers.engine import children
 from tests.test_ownership import main_in_a_child
 context = multiprocessing.get_context("spawn")
 ours, theirs = context.Pipe()
 print("the program runs", flush=True)
-with ownership.children_bound_to_this():
+with children.children_bound_to_this():
     context.Process(target=main_in_a_child, args=(theirs,)).start()
 print(ours.recv())
 """
@@ -128,7 +130,7 @@ def test_a_script_without_a_guard_and_a_piped_program_can_start_an_engine(tmp_pa
 def test_the_main_program_is_as_before_once_the_engine_is_built():
     main = sys.modules["__main__"]
     before = {name: vars(main).get(name) for name in ("__file__", "__spec__")}
-    with ownership.children_bound_to_this():
+    with children.children_bound_to_this():
         given = multiprocessing.spawn.get_preparation_data("engine")
         assert not {"init_main_from_path", "init_main_from_name"} & set(given)
     assert {name: vars(main).get(name) for name in before} == before
@@ -173,7 +175,8 @@ def others():
 
 THREAD = """
 import ctypes, sys, threading
-from helpers import hardware, ownership
+from helpers.base import machine
+from helpers.engine import release
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -185,13 +188,13 @@ def work():
     for block in blocks:
         libc.free(block)
 if sys.argv[1] == "one":
-    ownership.one_heap()
-before = hardware.anonymous_memory()
+    release.one_heap()
+before = machine.anonymous_memory()
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-ownership.trim_heap()
-print((hardware.anonymous_memory() - before) >> 20)
+release.trim_heap()
+print((machine.anonymous_memory() - before) >> 20)
 """
 
 
@@ -242,7 +245,7 @@ def test_a_variable_that_the_reader_sets_meanwhile_stays(monkeypatch):
     for name in ("THEIRS", "BOTH", "MINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KEPT", "before")
-    settings = ownership.Settings.save()
+    settings = Settings.save()
     monkeypatch.setenv("KEPT", "the engine's")
     monkeypatch.setenv("THEIRS", "the engine's")
     monkeypatch.setenv("BOTH", "the engine's")
@@ -256,7 +259,7 @@ def test_a_variable_that_the_reader_sets_meanwhile_stays(monkeypatch):
 
 def test_without_that_mark_all_is_as_before(monkeypatch):
     monkeypatch.setenv("KEPT", "before")
-    settings = ownership.Settings.save()
+    settings = Settings.save()
     monkeypatch.setenv("KEPT", "the engine's")
     monkeypatch.setenv("THEIRS", "the engine's")
     settings.restore()
@@ -266,10 +269,10 @@ def test_without_that_mark_all_is_as_before(monkeypatch):
 def test_onednn_is_off_in_torch_for_an_engine_that_asks_and_back_on_afterwards():
     import torch
 
-    settings = ownership.Settings.save()
+    settings = Settings.save()
     assert torch.backends.mkldnn.enabled
-    ownership.without_onednn()
+    borrowed.without_onednn()
     assert not torch.backends.mkldnn.enabled
     settings.restore()
     assert torch.backends.mkldnn.enabled
-    assert {way.name for way in schemes.FP8_FILE.ways if not way.onednn} == {"FP8 emulated"}
+    assert {way.name for way in FP8_FILE.ways if not way.onednn} == {"FP8 emulated"}

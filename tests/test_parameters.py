@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import checkpoints, engine, models, parameters, run
-from helpers.parameters import ParameterError
+from helpers.base import parameters
+from helpers.base.parameters import ParameterError
+from helpers.engine import engine
+from helpers.model import checkpoints, hub
+from helpers.tools import plan
 
 
 @pytest.mark.parametrize("value", ["1,8,32", [1, 8, 32], (1, 8, 32), " 1, 8 ,32 "])
@@ -73,7 +76,7 @@ def code_of(path: Path) -> tuple[str, str, str]:
 def wrong_values() -> list:
     found = []
     for path in NOTEBOOKS:
-        for name, default in run._read(path).defaults.items():
+        for name, default in plan._read(path).defaults.items():
             wrong = NOT_NUMBERS if isinstance(default, int | float) else NOT_TEXTS
             wrong = NOT_BOOLS if isinstance(default, bool) else wrong
             wrong = NOT_LISTS if isinstance(default, str) and re.fullmatch(r"\d+(,\d+)+", default) else wrong
@@ -84,7 +87,7 @@ def wrong_values() -> list:
 @pytest.fixture
 def nothing_starts(monkeypatch):
     """Whatever a check should have refused first fails here instead of working for minutes."""
-    for room, call in ((engine, "open_engine"), (checkpoints, "make"), (models, "_from_hub")):
+    for room, call in ((engine, "open_engine"), (checkpoints, "make"), (hub, "from_hub")):
         monkeypatch.setattr(room, call, lambda *_, **__: pytest.fail("it was not refused"))
 
 

@@ -10,8 +10,9 @@ import pytest
 from nbformat.v4 import new_output
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from helpers import figures
-from helpers.measure import Speed
+from helpers.compare import comparison_figures
+from helpers.measure import result_figures
+from helpers.measure.speed import Speed
 from tests import pictures
 from tests.test_show import a_row
 
@@ -20,19 +21,19 @@ from tests.test_show import a_row
 def roofline(factor: float = 1.0):
     """A measured figure."""
     speeds = [Speed(b, *(factor * b * rate for rate in (10.0, 9.0, 12.0)), 0.1, 3, 16) for b in (1, 8)]
-    return figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0)
+    return comparison_figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0)
 
 
 @functools.cache
 def compared(*names: str):
     """A measured figure of as many schemes as run on a machine."""
-    return figures.compared([a_row(name, 1, 20.0, 300 - 50 * n, 200) for n, name in enumerate(names)])
+    return result_figures.compared([a_row(name, 1, 20.0, 300 - 50 * n, 200) for n, name in enumerate(names)])
 
 
 @functools.cache
 def grids(scale: float = 1.0):
     """A figure of what is the same everywhere."""
-    return figures.grids(np.linspace(-1, 1, 4000) ** 3 * scale + (scale - 1), "x")
+    return comparison_figures.grids(np.linspace(-1, 1, 4000) ** 3 * scale + (scale - 1), "x")
 
 
 def output(figure, png: bytes | None = None, both: bool = True):

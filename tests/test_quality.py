@@ -6,11 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helpers import models, probe, quality
-from helpers.engine import open_engine
-from helpers.measure import held_out_text
-from helpers.probe import PROBE
-from helpers.quality import Answers, QualityError, Reference
+from helpers.engine import probe
+from helpers.engine.engine import open_engine
+from helpers.engine.probe import PROBE, Probe
+from helpers.measure import divergence, task
+from helpers.measure.divergence import Reference
+from helpers.measure.tap import QualityError
+from helpers.measure.task import Answers
+from helpers.model import embedded, text
+from helpers.model import model as model_module
+from helpers.model.text import held_out_text
 
 WORDS = 50  # the vocabulary of the made-up models here
 
@@ -69,7 +74,7 @@ def test_the_tap_takes_the_prompt_not_the_sampled_row_and_lets_go(logits):
         def compute_logits(self, hidden):
             return hidden
 
-    model, worker = Model(), probe.Probe()
+    model, worker = Model(), Probe()
     worker.get_model = lambda: model
     worker.tap_arm({"targets": [1] * 128})
     assert model.compute_logits(logits[1][:1]) is not None
@@ -86,15 +91,15 @@ def answers(correct) -> Answers:
 
 def test_recovery_counts_flips_both_ways_and_is_seeded():
     before, after = answers([1, 1, 1, 0] * 50), answers([1, 1, 0, 1] * 50)
-    found = quality.recovery(before, after)
+    found = task.recovery(before, after)
     assert (found.ratio, found.lost, found.gained, found.items) == (1.0, 50, 50, 200)
     assert 0.8 < found.low < 1 < found.high < 1.25
-    assert found == quality.recovery(before, after)
-    same = quality.recovery(before, before)
+    assert found == task.recovery(before, after)
+    same = task.recovery(before, before)
     assert (same.low, same.ratio, same.high, same.lost) == (1.0, 1.0, 1.0, 0)
     for other in (answers([1] * 3), answers([0] * 200)):
         with pytest.raises(QualityError, match="same items answered twice"):
-            quality.recovery(other, before)
+            task.recovery(other, before)
 
 
 def test_the_interval_holds_the_truth_about_95_times_in_100():
@@ -104,7 +109,7 @@ def test_the_interval_holds_the_truth_about_95_times_in_100():
     for _ in range(200):
         before = rng.random(200) < 0.8
         after = np.where(before, rng.random(200) < 0.9, rng.random(200) < 0.3)
-        found = quality.recovery(answers(before), answers(after), draws=400)
+        found = task.recovery(answers(before), answers(after), draws=400)
         held += found.low <= truth <= found.high
     assert 0.90 <= held / 200 <= 0.99
 
@@ -114,8 +119,8 @@ def test_a_tie_is_not_right():
 
 
 def test_the_task_has_200_items_each_once_and_right():
-    kinds = quality.task()
-    assert kinds == quality.task()
+    kinds = task.task()
+    assert kinds == task.task()
     lines = [(kind, line) for kind, items in kinds.items() for line, _ in items]
     assert len(lines) == len(set(lines)) >= 200
     for line, right in kinds["Sums"]:
@@ -130,11 +135,11 @@ def test_the_task_has_200_items_each_once_and_right():
 def test_the_choices_first_tokens_differ_in_the_embedded_model():
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(models.prepare() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(embedded.prepare() / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     total = 0
-    for kind, items in quality.task().items():
-        ids, placed = quality.place(encode, kind, items)
+    for kind, items in task.task().items():
+        ids, placed = task.place(encode, kind, items)
         different = len({answer for _, answer in items})
         for (position, choices), (line, right) in zip(placed, items, strict=True):
             assert len(set(choices)) == len(choices) == different, (line, right)
@@ -148,15 +153,15 @@ def test_the_choices_first_tokens_differ_in_the_embedded_model():
 def test_a_tokenizer_the_task_cannot_be_scored_with_is_refused():
     letters = lambda text: [*map(ord, text)]  # noqa: E731
     with pytest.raises(QualityError, match="begins alike"):
-        quality.place(letters, "Capitals", [("France:", " Paris"), ("Spain:", " Madrid")])
+        task.place(letters, "Capitals", [("France:", " Paris"), ("Spain:", " Madrid")])
     with pytest.raises(QualityError, match="joins"):
-        quality.place(lambda text: [len(text)], "Capitals", [("France:", " Paris"), ("Spain:", " Madrid")])
+        task.place(lambda text: [len(text)], "Capitals", [("France:", " Paris"), ("Spain:", " Madrid")])
 
 
 # -- the reference ------------------------------------------------------------------------------
 
 
-def a_model(folder, **changed) -> models.Model:
+def a_model(folder, **changed) -> model_module.Model:
     """A model of two tensors: all that a comparison looks at before it starts."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
@@ -167,7 +172,7 @@ def a_model(folder, **changed) -> models.Model:
     (folder / "config.json").write_text(json.dumps(config))
     weights = torch.randn(1001, 64, generator=torch.Generator().manual_seed(seed)).bfloat16()
     save_file({"model.embed_tokens.weight": weights.to(dtype)}, folder / "model.safetensors")
-    return models.Model(str(folder), folder.name, folder, "local")
+    return model_module.Model(str(folder), folder.name, folder, "local")
 
 
 def an_engine(model, encode=None, **args):
@@ -186,7 +191,7 @@ def reference(tmp_path):
     model = a_model(tmp_path / "base")
     return Reference(
         model.title,
-        quality._identity(model),
+        divergence._identity(model),
         held_out_text()[1],
         10,
         [*range(100)],
@@ -212,17 +217,17 @@ def test_another_text_or_tokenizer_is_refused(reference, tmp_path, monkeypatch):
     engine = an_engine(a_model(tmp_path / "copy"), encode=lambda text, **_: [*range(1, 101)])
     with pytest.raises(QualityError, match="tokenizer of copy is not the reference's"):
         reference.check(engine)
-    monkeypatch.setattr(quality, "held_out_text", lambda: ("x", "another text"))
+    monkeypatch.setattr(text, "held_out_text", lambda: ("x", "another text"))
     with pytest.raises(QualityError, match="here the text is another text"):
         reference.check(engine)
 
 
 def test_a_reference_that_is_missing_or_cut_short_says_so(tmp_path):
     with pytest.raises(QualityError, match=r"no complete reference in nowhere.*Run the baseline"):
-        quality.load_reference(tmp_path / "nowhere")
+        divergence.load_reference(tmp_path / "nowhere")
     (tmp_path / "reference.json").write_text('{"model": "half')
     with pytest.raises(QualityError, match="no complete reference"):
-        quality.load_reference(tmp_path)
+        divergence.load_reference(tmp_path)
 
 
 def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
@@ -231,37 +236,39 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
     with pytest.raises(
         QualityError, match=r"512 tokens does not go .* from 5 to 511 do .max_model_len is 512"
     ):
-        quality.collect(long, tokens=1024, window=512)
+        divergence.collect(long, tokens=1024, window=512)
     with pytest.raises(QualityError, match=r"gives 100 tokens .* not 300 in windows of 200"):
-        quality.collect(an_engine(model), tokens=300, window=200)
+        divergence.collect(an_engine(model), tokens=300, window=200)
     with pytest.raises(QualityError, match="has no tap"):
-        quality.collect(an_engine(model, worker_extension_cls=None), tokens=100, window=50)
+        divergence.collect(an_engine(model, worker_extension_cls=None), tokens=100, window=50)
 
 
 # -- the real engine ----------------------------------------------------------------------------
 
 
 def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_path, monkeypatch):
-    few = {"Sums": quality.task()["Sums"][:8]}  # the whole task takes some 20 s
-    monkeypatch.setattr(quality, "task", lambda: few)
-    with open_engine(**small) as engine:  # the first of a process leaves modules behind
+    few = {"Sums": task.task()["Sums"][:8]}  # the whole task takes some 20 s
+    monkeypatch.setattr(task, "task", lambda: few)
+    engine = open_engine(**small)
+    with engine:  # the first of a process leaves modules behind
         from vllm import SamplingParams  # not before the engine: what vLLM does then, it would do unwatched
 
-        kept = quality.keep_reference(engine, tmp_path, tokens=128, window=64)
+        kept = divergence.keep_reference(engine, tmp_path, tokens=128, window=64)
         prompts = [{"prompt_token_ids": kept.ids[start : start + 64]} for start in (0, 64)]
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         own = [
             -logprobs[token].logprob
-            for output in engine.generate(prompts, params)
+            for output in engine.llm.generate(prompts, params)
             for token, logprobs in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
         ]
         assert kept.nll == pytest.approx(own, abs=1e-2)
-    with open_engine(**small) as engine:
-        found = quality.compare(engine, quality.load_reference(tmp_path), top_k=(20,))
-        again = quality.answer(engine)
+    engine = open_engine(**small)
+    with engine:
+        found = divergence.compare(engine, divergence.load_reference(tmp_path), top_k=(20,))
+        again = task.answer(engine)
     assert abs(found.kl_mean) < 1e-4
     assert found.top1 == 1
     assert found.perplexity_ratio == pytest.approx(1, abs=1e-6)
     assert (found.tokens, found.text) == (126, held_out_text()[1])
-    assert quality.recovery(kept.answers, again).ratio == 1
+    assert task.recovery(kept.answers, again).ratio == 1
     assert engine.release.left_mib < 20

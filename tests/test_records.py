@@ -5,13 +5,14 @@ import multiprocessing
 
 import pytest
 
-from helpers import records
-from helpers.hardware import Machine
+from helpers.base import records
+from helpers.base.machine import Machine
+from helpers.base.records import FIELDS
 
 
 def row(**changed) -> dict:
     return (
-        dict.fromkeys(records.FIELDS, None)
+        dict.fromkeys(FIELDS, None)
         | {
             "scheme": "baseline",
             "model": "m",

@@ -1,6 +1,5 @@
 """The script of the reference runs, as far as it goes without a GPU: what it refuses, starts and writes."""
 
-import contextlib
 import json
 import os
 from types import SimpleNamespace
@@ -9,12 +8,23 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import hardware, models, records, reference, roofline, run, schemes, show, sizing, tuning
+from helpers.base import machine, records
+from helpers.base.machine import Machine
+from helpers.base.records import FIELDS, REFERENCE
+from helpers.compare import recorded, recorded_tables, roofline, sizing
+from helpers.measure import speed
+from helpers.model import resolve, shapes, sizes
+from helpers.model.model import EMBEDDED
+from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.tools import reference, sections, variants
+from helpers.tools.plan import NOTEBOOKS, RESULTS
+from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS
+from helpers.tools.variants import MODEL, VARIANTS
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
 LARGER = {("Phi-2", "fp8"): 2, ("Phi-2", "int8"): 2, ("Qwen2.5-14B", "fp8"): 19.5}
-H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
+H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +36,7 @@ H200 = hardware.Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(hardware, "detect", lambda: hardware.Machine("cpu", "a CPU", 2**34))
+    monkeypatch.setattr(machine, "detect", lambda: Machine("cpu", "a CPU", 2**34))
     with pytest.raises(SystemExit) as refused:
         reference.main(arguments)
     assert refused.value.code == 2
@@ -35,34 +45,34 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, me
 
 def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_with():
     wanted = reference.to_warm(["records", "settings"], ["shape:phi-2"])
-    assert ("shape:phi-2", "awq", reference.GRAPHS) in wanted
-    measured = [args for _, _, args in tuning.variants()]
-    warmed = [args for name, _, args in wanted if name == tuning.MODEL]
+    assert ("shape:phi-2", "awq", GRAPHS) in wanted
+    measured = [args for _, _, args in variants.choose_variants()]
+    warmed = [args for name, _, args in wanted if name == MODEL]
     assert warmed == [args for args in measured if "compile_sizes" not in args["compilation_config"]]
     assert len(warmed) == len(measured) - 4  # what is tuned by timing it is compiled alone, and last
-    assert all(args["compilation_config"]["cudagraph_capture_sizes"] == tuning.GRAPHS for args in measured)
-    assert set(tuning.VARIANTS) <= set(schemes.SCHEMES)
+    assert all(args["compilation_config"]["cudagraph_capture_sizes"] == variants.GRAPHS for args in measured)
+    assert set(VARIANTS) <= set(SCHEMES)
     assert [args["linear_backend"] for _, _, args in reference.to_warm(["kernels"], [])[1:]] == [
         "marlin",
         "humming",
     ]
     tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
-    assert tried == [(scheme, reference.CONTEXT | more) for scheme, more in reference.ENVELOPE]
+    assert tried == [(scheme, CONTEXT | more) for scheme, more in ENVELOPE]
 
 
 def test_a_whole_name_is_that_variant_alone_and_a_part_is_all_that_have_it():
-    names = [f"{scheme}: {title}" for scheme, title, _ in tuning.variants(["awq: Marlin"])]
+    names = [f"{scheme}: {title}" for scheme, title, _ in variants.choose_variants(["awq: Marlin"])]
     assert names == ["awq: Marlin"]
-    titles = [title for _, title, _ in tuning.variants(["awq: Marlin,"])]
+    titles = [title for _, title, _ in variants.choose_variants(["awq: Marlin,"])]
     assert len(titles) > 1
     assert all(title.startswith("Marlin, ") for title in titles)
-    assert tuning.variants(["no such"]) == []
+    assert variants.choose_variants(["no such"]) == []
 
 
 def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    with tuning._fresh_caches():
+    with variants._fresh_caches():
         assert os.environ["VLLM_CACHE_ROOT"] != "/mine"
         assert "TRITON_CACHE_DIR" in os.environ
     assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
@@ -76,21 +86,21 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
     matrix rounded while loading then lies whole in what a 16-bit one left behind, which may be up to 20 MiB
     larger: it depends on the sizes, and matters in two of these models.
     """
-    rows, problems = records.read(records.REFERENCE / "h200/records.jsonl")
+    rows, problems = records.read(REFERENCE / "h200/records.jsonl")
     assert not problems
-    known = sizing.known_models(models.resolve(models.EMBEDDED))
+    known = sizing.known_models(resolve.resolve(EMBEDDED))
     seen = {(row["model"], row["scheme"]): row["weights_bytes"] for row in rows}
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
-        held = schemes.held_weights_bytes(scheme, known[model].folder, H200)
+        held = sizes.held_weights_bytes(scheme, known[model].folder, H200)
         held += LARGER.get((model, scheme), 0) * 2**20 * known[model].config["num_hidden_layers"]
         # What kernels pad and the allocator rounds up is some MiB: more than that of the smallest model only.
         assert measured == pytest.approx(held, rel=0.01, abs=10 * 2**20), (model, scheme)
 
 
 def test_no_recorded_engine_is_faster_than_its_bound():
-    rows, _ = records.read(records.REFERENCE / "h200/records.jsonl")
-    known = sizing.known_models(models.resolve(models.EMBEDDED))
+    rows, _ = records.read(REFERENCE / "h200/records.jsonl")
+    known = sizing.known_models(resolve.resolve(EMBEDDED))
     for row in rows:
         model = known[row["model"]]
         bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
@@ -98,22 +108,22 @@ def test_no_recorded_engine_is_faster_than_its_bound():
 
 
 def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
-    rows = tuning.recorded()
+    rows = recorded.recorded()
     assert {row["scheme"] for row in rows} >= {"baseline", "fp8", "awq"}
-    told = [row for row in rows if tuning.breakdown(row)]
+    told = [row for row in rows if recorded.breakdown(row)]
     assert len(told) >= 7
     for row in told:
-        parts, step = tuning.breakdown(row), 1e6 / row["tokens_per_s"]["1"]
+        parts, step = recorded.breakdown(row), 1e6 / row["tokens_per_s"]["1"]
         assert set(parts) == {"matrix products", "attention and cache", "other kernels", "GPU waits"}
         assert min(parts.values()) >= 0
         # The kernels were timed under the profiler, the step without it.
         assert sum(parts.values()) == pytest.approx(max(step, row["busy"]["1"]["gpu_us"]), rel=0.02)
-        read = tuning.least(row, models.shape("mistral-7b"))
+        read = recorded.least(row, shapes.shape("mistral-7b"))
         assert parts["matrix products"] > 0.95 * read, row[
             "variant"
         ]  # nothing reads faster than memory moves
     hidden = told[0] | {"busy": {"1": told[0]["busy"]["1"] | {"longest": {"nvjet": [10.0, 1.0]}}}}
-    assert tuning.breakdown(hidden) is None
+    assert recorded.breakdown(hidden) is None
 
 
 def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path):
@@ -128,11 +138,11 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
             "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
     ]  # fmt: skip
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    (row,) = tuning.recorded(tmp_path)
+    (row,) = recorded.recorded(tmp_path)
     assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 200.0, "64": 990.0}, 0.5)
     assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
-    rows = tuning.recorded()
+    rows = recorded.recorded()
     assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
 
 
@@ -143,10 +153,10 @@ def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_pa
     old, new = (f"2026-11-{day}T11:17:21+00:00" for day in (24, 26))
     runs = [same | {"measured_at": at, "busy": busy} for at, busy in zip((old, new), both, strict=True)]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    (row,) = tuning.recorded(tmp_path)
+    (row,) = recorded.recorded(tmp_path)
     assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
-    assert not tuning.with_prompts(row)
-    assert tuning.with_prompts(runs[0])
+    assert not recorded.with_prompts(row)
+    assert recorded.with_prompts(runs[0])
 
 
 def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path):
@@ -165,49 +175,49 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
         same | old | {"variant": "old", "tokens_per_s": {"64": 80.0, "256": 950.0}, "beside": "another"},
     ]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    both, older = tuning.recorded(tmp_path)
+    both, older = recorded.recorded(tmp_path)
     assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 70.0, "256": 900.0}, {"64": 80.0})
     assert ("beside" in both, "beside" in older) == (False, True)  # one of its runs was alone
-    assert (tuning.fastest([both, older], "fp8", 64), tuning.fastest([both, older], "fp8", 256)) == (
+    assert (recorded.fastest([both, older], "fp8", 64), recorded.fastest([both, older], "fp8", 256)) == (
         "old",
         "both",
     )
-    assert tuning.breakdown(older, 256) is None
-    assert tuning.against_best([both | {"scheme": "baseline"}, older], 256) == [1.0, None]
+    assert recorded.breakdown(older, 256) is None
+    assert recorded.against_best([both | {"scheme": "baseline"}, older], 256) == [1.0, None]
     base = {"scheme": "baseline", "kernels": []}
-    table = show.variants([both | base, older | base], [64, 256])
+    table = recorded_tables.variants([both | base, older | base], [64, 256])
     assert [row[3:5] for row in table.rows] == [["70 (x 0.88)", "900 (x 1.00)"], ["80 (x 1.00)", "-"]]
     assert [row[1] for row in table.rows] == ["both", "old *"]
 
 
 def test_the_fastest_after_long_prompts_may_be_another():
-    assert tuning.arguments("fp8", 64)["attention_backend"] == "TRITON_ATTN"
-    assert tuning.arguments("fp8", 64, long=True) == {}
-    with pytest.raises(schemes.SchemeError, match="'fp8' is on record at batch size 256 after long prompts"):
-        tuning.arguments("fp8", 256, long=True)
+    assert recorded.arguments("fp8", 64)["attention_backend"] == "TRITON_ATTN"
+    assert recorded.arguments("fp8", 64, long=True) == {}
+    with pytest.raises(SchemeError, match="'fp8' is on record at batch size 256 after long prompts"):
+        recorded.arguments("fp8", 256, long=True)
 
 
 def test_the_fastest_variant_depends_on_the_batch():
-    rows = tuning.recorded()
-    assert tuning.fastest(rows, "awq", 1).startswith("Marlin")
-    assert not tuning.fastest(rows, "awq", 64).startswith("Marlin")
-    assert tuning.arguments("awq", 1)["linear_backend"] == "marlin"
+    rows = recorded.recorded()
+    assert recorded.fastest(rows, "awq", 1).startswith("Marlin")
+    assert not recorded.fastest(rows, "awq", 64).startswith("Marlin")
+    assert recorded.arguments("awq", 1)["linear_backend"] == "marlin"
     alone = {"compilation_config": {"compile_sizes": [1]}, "attention_backend": "TRITON_ATTN"}
-    assert tuning.arguments("baseline", 1) == alone
-    assert "kernel_config" not in tuning.arguments("fp8", 64)  # the measurement's own
-    for batch in tuning.BATCHES:  # two rows of one name, from two machines, are told apart
+    assert recorded.arguments("baseline", 1) == alone
+    assert "kernel_config" not in recorded.arguments("fp8", 64)  # the measurement's own
+    for batch in recorded.BATCHES:  # two rows of one name, from two machines, are told apart
         timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
         rates = [row["tokens_per_s"][str(batch)] for row in timed]
-        factors = tuning.against_best(timed, batch)
+        factors = recorded.against_best(timed, batch)
         assert max(f for f, row in zip(factors, timed, strict=True) if row["scheme"] == "baseline") == 1
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
-    with pytest.raises(schemes.SchemeError, match="No variant of 'int8' is on record at batch size 3"):
-        tuning.arguments("int8", 3)
+    with pytest.raises(SchemeError, match="No variant of 'int8' is on record at batch size 3"):
+        recorded.arguments("int8", 3)
 
 
 def test_humming_decodes_faster_but_at_the_largest_batch_and_first_tokens_differ_both_ways():
     """What 04 says of the two kernels, in words."""
-    rows, problems = records.recorded(records.REFERENCE, "kernels.jsonl", (*records.FIELDS, "args"))
+    rows, problems = records.recorded(REFERENCE, "kernels.jsonl", (*FIELDS, "args"))
     assert not problems
     table = {(row["kernel"], row["batch"], row["prompt_tokens"]): row for row in rows}
     loads = {(batch, prompt) for _, batch, prompt in table}
@@ -223,54 +233,37 @@ def test_humming_decodes_faster_but_at_the_largest_batch_and_first_tokens_differ
     assert factor((64, 16), "ttft_s") > 1.75
 
 
-def test_answers_are_not_compared_where_no_baseline_was_measured(tmp_path, monkeypatch, capsys):
-    engine = SimpleNamespace(start_s=1.0, release=SimpleNamespace(left_mib=0.0), kernels=[])
-
-    @contextlib.contextmanager
-    def opened(*_, **__):
-        yield engine
-
-    monkeypatch.setattr(reference, "opened", opened)
-    speeds = [SimpleNamespace(output_tokens_per_s=10.0)]
-    monkeypatch.setattr(reference.measure, "speed", lambda *_, **__: list(speeds))
-    monkeypatch.setattr(reference.measure, "memory", lambda _: SimpleNamespace(weights=1))
-    monkeypatch.setattr(reference.records, "rows", lambda *_, quality, **__: [{"quality": quality}])
-    rows, kept = reference._one(models.resolve(models.EMBEDDED), "int8", None, tmp_path)
-    assert (rows, kept) == ([{"quality": None}], None)
-    assert "answers not compared, no baseline before it" in capsys.readouterr().out
-
-
 def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
-    rows = tuning.recorded()
-    found = tuning.notable(rows, [1, 256])
+    rows = recorded.recorded()
+    found = recorded.notable(rows, [1, 256])
     names = [(row["scheme"], row["variant"]) for row in found]
     assert len(names) == len(set(names)) < len(rows)
     for scheme in {row["scheme"] for row in rows}:
         assert (scheme, "vLLM's defaults") in names
-        assert {tuning.fastest(rows, scheme, batch) for batch in (1, 256)} <= {
+        assert {recorded.fastest(rows, scheme, batch) for batch in (1, 256)} <= {
             v for s, v in names if s == scheme
         }
-    assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*schemes.SCHEMES].index)
+    assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*SCHEMES].index)
 
 
 def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
     kernels = [("cutlass::gemm", 64, 3000.0), ("cutlass::gemm", 32, 1000.0), ("others", 0, 10.0)]
     llm = SimpleNamespace(collective_rpc=lambda name: [{"steps": 2, "kernels": kernels}])
-    monkeypatch.setattr(tuning.measure, "_decode", lambda *_, decoding: (decoding(), (100.0, []))[1])
-    seen = tuning.busy(SimpleNamespace(llm=llm), batch=1)
+    monkeypatch.setattr(speed, "decode", lambda *_, decoding: (decoding(), (100.0, []))[1])
+    seen = variants.busy(SimpleNamespace(llm=llm), batch=1)
     assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
     assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
 
 
 def test_every_lesson_ran_to_its_end_on_a_gpu_and_the_readme_says_in_what_time():
-    lines = (records.REFERENCE / "h200/lessons.jsonl").read_text().splitlines()
+    lines = (REFERENCE / "h200/lessons.jsonl").read_text().splitlines()
     newest = {row["lesson"]: row for row in map(json.loads, lines)}
     assert {row["status"] for row in newest.values()} == {"ok"}
-    assert set(newest) == {path.stem for path in run.NOTEBOOKS.glob("0[0-6]_*.ipynb")}
+    assert set(newest) == {path.stem for path in NOTEBOOKS.glob("0[0-6]_*.ipynb")}
     whole = sum(row["seconds"] for row in newest.values()) / 60
     starts = [seconds for row in newest.values() for seconds in row["starting_s"]]
     made = max(row["checkpoints_s"] for row in newest.values()) / 60
-    said = " ".join((run.NOTEBOOKS.parent / "README.md").read_text().split())
+    said = " ".join((NOTEBOOKS.parent / "README.md").read_text().split())
     assert f"ran to their end on that H200 in {whole:.0f} minutes together" in said
     assert f"checkpoints made before ({made:.0f} minutes more)" in said
     assert f"{sum(starts) / 60:.0f} of the {whole:.0f} were the starts of {len(starts)} engines" in said
@@ -293,7 +286,7 @@ def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):
         "digest": "",
         "records": [0, 0],
     }
-    (tmp_path / run.RESULTS).write_text(json.dumps(result) + "\n")
+    (tmp_path / RESULTS).write_text(json.dumps(result) + "\n")
     assert reference.of_lessons(tmp_path) == [
         {"lesson": "05_x", "status": "ok", "seconds": 20.0, "starting_s": [3.5, 12.0]}
     ]
@@ -306,14 +299,14 @@ def test_the_lessons_run_and_each_has_a_line(tmp_path, monkeypatch):
     assert (line["lesson"], line["status"], line["starting_s"]) == ("00_start_here", "ok", [])
     assert line["seconds"] > 0
     assert line["checkpoints_s"] == 1.5
-    assert line["device"] == hardware.detect().label
+    assert line["device"] == machine.detect().label
     with pytest.raises(RuntimeError, match=r"did not run to its end \(exit code 2\)"):
         reference.lessons(tmp_path, ["99_no_such_lesson"])
 
 
 def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
-    reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 1}])
-    reference.write(tmp_path / "x/lines.jsonl", [reference.stamp() | {"swap": 2}])
+    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 1}])
+    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 2}])
     rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
     assert [row["swap"] for row in rows] == [1, 2]
     assert all(row["device"] and row["vllm"] and row["torch"] and row["measured_at"] for row in rows)

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import run
+from helpers.base.files import ROOT
+from helpers.tools import run
 
-ROOT = Path(run.__file__).resolve().parent.parent
 RULES = ROOT / "tests" / "nbval_sanitize.cfg"
 SOURCES = [
     "import sys",

@@ -5,7 +5,8 @@ import json
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers import run, store
+from helpers.tools import run, store
+from helpers.tools.plan import NOTEBOOKS
 from tests import marks, pictures
 from tests.test_notebook_files import joined
 
@@ -44,7 +45,7 @@ def test_two_runs_differ_only_inside_marks(tmp_path, monkeypatch):
     for turn in ("first", "second"):
         results = run.run_notebooks(CHEAP, out=tmp_path / turn)
         assert [result.status for result in results] == ["ok", "ok"], results
-        paths = [run.NOTEBOOKS / f"{name}.ipynb" for name in CHEAP]
+        paths = [NOTEBOOKS / f"{name}.ipynb" for name in CHEAP]
         stored.append(
             [store.stored_text(path, path.read_text(), tmp_path / turn / path.name) for path in paths]
         )

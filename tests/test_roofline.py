@@ -4,28 +4,32 @@ import math
 
 import pytest
 
-from helpers import hardware, models, roofline, schemes, sizing
+from helpers.base.machine import Machine, detect
+from helpers.compare import bandwidth, cards, roofline
+from helpers.compare.roofline import Hardware, Step
+from helpers.model import shapes, sizes
+from helpers.model.schemes import AWQ
 from tests.test_show import a_row
 
-PHI = models.shape("phi-2")
+PHI = shapes.shape("phi-2")
 
 
 def test_a_step_reads_all_but_an_embedding_that_is_not_the_head():
-    counts = schemes.layout(PHI.folder)
+    counts = sizes.layout(PHI.folder)
     step = roofline.step(PHI, "baseline")
     assert step.weights == 2 * (counts.total - counts.embedding)
     assert step.operations == 2 * (counts.total - counts.embedding)
-    tied = models.shape("qwen2.5-1.5b")
-    assert roofline.step(tied, "baseline").weights == 2 * schemes.layout(tied.folder).total
+    tied = shapes.shape("qwen2.5-1.5b")
+    assert roofline.step(tied, "baseline").weights == 2 * sizes.layout(tied.folder).total
 
 
 def test_the_logs_tokens_are_three_quarters_of_an_l4s_bandwidth():
-    bound = roofline.step(PHI, "baseline").bound(1, sizing.card("L4").bandwidth)
+    bound = roofline.step(PHI, "baseline").bound(1, cards.card("L4").bandwidth)
     assert 42.0 / bound == pytest.approx(0.74, abs=0.01)
 
 
 def test_bytes_bind_below_the_crossover_and_arithmetic_above():
-    step = roofline.Step(weights=1000, operations=20, token=0)
+    step = Step(weights=1000, operations=20, token=0)
     assert step.intensity(10) == 10 * 20 / 1000
     assert step.bound(1, bandwidth=100, rate=1000) == pytest.approx(1 / 10)
     assert step.crossover(100, 1000) == 500
@@ -34,14 +38,14 @@ def test_bytes_bind_below_the_crossover_and_arithmetic_above():
 
 
 def test_a_context_moves_the_crossover_up_and_may_remove_it():
-    step = roofline.Step(weights=1000, operations=20, token=1)
+    step = Step(weights=1000, operations=20, token=1)
     assert step.crossover(100, 1000, context=1) == pytest.approx(1000 / 100 / (0.02 - 0.01))
     assert step.crossover(100, 1000, context=2) == math.inf
 
 
 @pytest.mark.parametrize("name", ["L4", "H100", "H200"])
 def test_w4a16_crosses_at_a_quarter_and_w8a8_where_16_bits_do(name):
-    card, model = sizing.card(name), models.shape("mistral-7b")
+    card, model = cards.card(name), shapes.shape("mistral-7b")
 
     def crossing(scheme):
         bits = roofline.arithmetic_bits(scheme, card.machine)
@@ -52,16 +56,16 @@ def test_w4a16_crosses_at_a_quarter_and_w8a8_where_16_bits_do(name):
 
 
 def test_fp8_on_an_a100_is_multiplied_in_16_bits():
-    assert roofline.arithmetic_bits("fp8", sizing.card("A100 80GB").machine) == 16
-    assert roofline.arithmetic_bits("fp8", sizing.card("L4").machine) == 8
-    assert roofline.arithmetic_bits("int8", sizing.card("A100 80GB").machine) == 8
+    assert roofline.arithmetic_bits("fp8", cards.card("A100 80GB").machine) == 16
+    assert roofline.arithmetic_bits("fp8", cards.card("L4").machine) == 8
+    assert roofline.arithmetic_bits("int8", cards.card("A100 80GB").machine) == 8
 
 
 @pytest.mark.parametrize(
     ("share", "batch", "name"), [(0.9, 1, "memory"), (0.1, 1, "overhead"), (0.9, 4000, "compute")]
 )
 def test_a_step_is_bound_by_what_explains_half_of_it(share, batch, name):
-    machine, work = roofline.of_card(sizing.card("L4")), roofline.step(PHI, "baseline")
+    machine, work = roofline.of_card(cards.card("L4")), roofline.step(PHI, "baseline")
     rate = share * work.bound(batch, machine.bandwidth, machine.rates[16])
     found = roofline.regime({"scheme": "baseline", "batch": batch, "output_tokens_per_s": rate}, PHI, machine)
     assert found.name == name
@@ -69,17 +73,17 @@ def test_a_step_is_bound_by_what_explains_half_of_it(share, batch, name):
 
 
 def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():
-    narrow = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx2"}))
+    narrow = Machine("cpu", "c", 0, isa=frozenset({"avx2"}))
     assert roofline.step(PHI, "baseline", narrow).weights == 2 * roofline.step(PHI, "baseline").weights
     assert roofline.step(PHI, "awq", narrow) == roofline.step(PHI, "baseline", narrow)  # written out
-    wide = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
+    wide = Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
     assert roofline.step(PHI, "awq", wide) == roofline.step(PHI, "awq")
 
 
 def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch):
-    monkeypatch.setattr(hardware, "copy_bandwidth", lambda: 1.0)
-    monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1.0)
-    machine = hardware.Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
+    monkeypatch.setattr(roofline, "copy_bandwidth", lambda: 1.0)
+    monkeypatch.setattr(roofline, "matmul_rate", lambda dtype: 1.0)
+    machine = Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
     rows = [a_row("baseline", 1, 2.0, 1, 1), a_row("baseline", 32, 40.0, 1, 1)]
     step = roofline.step(PHI, "baseline")
     found = roofline.here(machine, rows, PHI)
@@ -91,8 +95,8 @@ def test_what_an_engine_reached_counts_where_the_machine_is_busy_now(monkeypatch
 
 
 def test_the_gain_that_is_allowed_is_that_of_the_way_a_record_ran():
-    machine = roofline.Hardware("m", 100, {16: 1000}, "test")
-    names = ("W4A16 kernel of the CPU (CPUWNA16)", next(w.name for w in schemes.AWQ.ways if w.expanded))
+    machine = Hardware("m", 100, {16: 1000}, "test")
+    names = ("W4A16 kernel of the CPU (CPUWNA16)", next(w.name for w in AWQ.ways if w.expanded))
     rows = [a_row("awq", 1, 1.0, 1, 1, way=name) for name in names]
     base = a_row("baseline", 1, 1.0, 1, 1)
     assert set(roofline.allowed([base, rows[0]], PHI, machine)) == {"awq"}
@@ -104,7 +108,7 @@ def test_the_gain_that_is_allowed_is_that_of_the_way_a_record_ran():
 
 
 def test_four_bits_may_gain_the_ratio_of_the_bytes_and_nothing_beyond_the_baselines_crossover():
-    machine = roofline.of_card(sizing.card("A100 80GB"))
+    machine = roofline.of_card(cards.card("A100 80GB"))
     base, four = roofline.step(PHI, "baseline"), roofline.step(PHI, "awq")
     own = four.crossover(machine.bandwidth, machine.rates[16])
     last = base.crossover(machine.bandwidth, machine.rates[16])
@@ -119,8 +123,8 @@ def test_four_bits_may_gain_the_ratio_of_the_bytes_and_nothing_beyond_the_baseli
 
 
 def test_this_machine_multiplies_something():
-    if hardware.detect().kind == "cpu":
-        assert hardware.matmul_rate(0.05) > 1e6
+    if detect().kind == "cpu":
+        assert bandwidth.matmul_rate(0.05) > 1e6
 
 
 def test_recorded_hardware_is_measured_bandwidth_and_a_data_sheets_rates():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import models, rounding
+from helpers.compare import rounding
+from helpers.model import embedded
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.standard_normal((64, 128)).astype(np.float32)
@@ -46,13 +47,13 @@ def test_fewer_weights_to_a_scale_leave_less_error():
 def test_zeros_stay_zeros_and_a_missing_tensor_is_named():
     assert not rounding.rounded(np.zeros((4, 8), np.float32), "int4", 4).any()
     with pytest.raises(KeyError, match="no tensor 'nothing'"):
-        rounding.tensor(models.prepare(), "nothing")
+        rounding.tensor(embedded.prepare(), "nothing")
 
 
 def test_the_activations_are_those_of_the_layer_in_the_whole_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = models.prepare()
+    folder = embedded.prepare()
     name = rounding.example(folder)
     assert name == "model.layers.10.mlp.down_proj.weight"
     text = "The quick brown fox jumps over the lazy dog. " * 3

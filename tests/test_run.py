@@ -16,9 +16,10 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import run
+from helpers.base.files import ROOT
+from helpers.tools import plan, run
+from helpers.tools.plan import RESULTS, Refused, Result
 
-ROOT = Path(run.__file__).resolve().parent.parent
 DUMP = "import json, os, pathlib, sys\npathlib.Path(out_dir, '{}').write_text(json.dumps({}))"
 
 
@@ -33,7 +34,7 @@ def write_notebook(folder: Path, name: str, *sources: str, parameters="out_dir =
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "helpers.run", "--notebooks", str(folder), *arguments]
+    return [sys.executable, "-m", "helpers.tools.run", "--notebooks", str(folder), *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -166,7 +167,7 @@ def test_refused_before_anything_starts(folder, capsys, arguments, message):
 @pytest.mark.parametrize("parameters", ["steps = 2 * 60", "import os", "steps ="])
 def test_a_parameters_cell_of_more_than_literals_is_refused(folder, parameters):
     write_notebook(folder, "01_a", parameters=parameters)
-    with pytest.raises(run.Refused, match=r"01_a\.ipynb"):
+    with pytest.raises(Refused, match=r"01_a\.ipynb"):
         run.run_notebooks(notebooks=folder)
 
 
@@ -178,7 +179,9 @@ def test_an_unusable_folder_is_refused(folder, capsys):
 
 def test_refusing_does_not_wait_for_papermill(folder):
     write_notebook(folder, "01_a")
-    code = "import sys; from helpers import run; run.main(sys.argv[1:]); print('papermill' in sys.modules)"
+    code = (
+        "import sys; from helpers.tools import run; run.main(sys.argv[1:]); print('papermill' in sys.modules)"
+    )
     arguments = [sys.executable, "-c", code, "nothing", "--notebooks", str(folder)]
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert done.stdout == "False\n"
@@ -221,7 +224,7 @@ def test_parameters_have_the_types_of_the_defaults(folder, tmp_path):
 def test_two_runs_of_one_second_have_folders_of_their_own(folder, monkeypatch):
     write_notebook(folder, "01_a")
     monkeypatch.setattr(time, "strftime", lambda _: "20250101-120000")
-    outs = [run.plan_run([], None, {}, 9, False, folder).out for _ in range(3)]
+    outs = [plan.plan_run([], None, {}, 9, False, folder).out for _ in range(3)]
     assert [out.name for out in outs] == [f"20250101-120000{suffix}" for suffix in ("", "-2", "-3")]
     assert (outs[0].parent / "latest").resolve() == outs[2]
 
@@ -443,27 +446,27 @@ def test_however_a_run_ends_no_process_is_left(endings, name):
 
 
 def test_a_result_after_a_half_line_and_with_an_odd_separator_is_a_line_of_its_own(tmp_path):
-    (tmp_path / run.RESULTS).write_text('{"notebook": "01_')  # the disk was full
-    run.write_result(tmp_path, run.Result("01_a", "failed", error="one\u2028two\x85three"))
-    half, row, end = (tmp_path / run.RESULTS).read_text().split("\n")
+    (tmp_path / RESULTS).write_text('{"notebook": "01_')  # the disk was full
+    plan.write_result(tmp_path, Result("01_a", "failed", error="one\u2028two\x85three"))
+    half, row, end = (tmp_path / RESULTS).read_text().split("\n")
     assert (half, end) == ('{"notebook": "01_', "")
     assert json.loads(row)["error"] == "one\u2028two\x85three"
-    assert run.lines(tmp_path / run.RESULTS) == [half, row]
-    assert run.lines(tmp_path / "none") == []
+    assert plan.lines(tmp_path / RESULTS) == [half, row]
+    assert plan.lines(tmp_path / "none") == []
 
 
 def test_the_seeds_models_are_parameter_sets_that_the_notebooks_know():
     sets = sorted((ROOT / "notebooks" / "parameters").glob("*.yaml"))
     assert [path.stem for path in sets] == ["mistral-7b-awq", "phi-2"]
     for path in sets:
-        parameters = run._from_file(str(path))
+        parameters = plan.from_file(str(path))
         for name in ("00_start_here", "01_baseline"):
-            assert set(parameters) <= set(run._read(ROOT / "notebooks" / f"{name}.ipynb").defaults)
+            assert set(parameters) <= set(plan._read(ROOT / "notebooks" / f"{name}.ipynb").defaults)
 
 
 def test_a_file_of_parameters_is_read_and_p_wins_over_it(tmp_path, capsys):
     (tmp_path / "set.yaml").write_text("steps: 3\nmodel: a\n")
-    assert run._from_file(str(tmp_path / "set.yaml")) == {"steps": 3, "model": "a"}
+    assert plan.from_file(str(tmp_path / "set.yaml")) == {"steps": 3, "model": "a"}
     for text in ("- 1\n", "a: [\n"):
         (tmp_path / "bad.yaml").write_text(text)
         assert run.main(["-f", str(tmp_path / "bad.yaml")]) == 2

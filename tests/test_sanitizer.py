@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from nbval.plugin import get_sanitize_patterns
 
-from helpers import show
+from helpers.base import page
 
 CFG = Path(__file__).parent / "nbval_sanitize.cfg"
 RULES = dict(get_sanitize_patterns(CFG.read_text(encoding="utf-8")))
@@ -18,10 +18,10 @@ MEANT = {
         ("Ready after ‹3.8 s›.", "Ready after ‹measured›."),
         ("‹1 s› and then ‹2 s›", "‹measured› and then ‹measured›"),
         ("Kernel: ‹›", "Kernel: ‹measured›"),
-        ("Answer: " + str(show.measured("a\nb › c")), "Answer: ‹measured›"),
+        ("Answer: " + str(page.measured("a\nb › c")), "Answer: ‹measured›"),
     ],
     "measured in tables": [
-        (f"<td>{show.measured('1 < 2').html()}</td>", "<td><i>measured</i></td>"),
+        (f"<td>{page.measured('1 < 2').html()}</td>", "<td><i>measured</i></td>"),
         ('<i class="measured">a<br>b</i> <i class="measured">c</i>', "<i>measured</i> <i>measured</i>"),
     ],
     "pictures": [

@@ -5,9 +5,17 @@ import json
 import pytest
 from safetensors import safe_open
 
-from helpers import models, schemes
-from helpers.hardware import GIB, Machine
-from helpers.schemes import SchemeError
+from helpers.base.machine import GIB, Machine
+from helpers.model import embedded, schemes
+from helpers.model import shapes as shapes_module
+from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.model.sizes import (
+    group_size,
+    held_weights_bytes,
+    layout,
+    predicted_weights_bytes,
+    single_weights_bytes,
+)
 
 
 def gpu(sm: float) -> Machine:
@@ -62,13 +70,13 @@ def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
 
 def test_a_cpu_with_amx_multiplies_four_bits_in_eight_and_keeps_more_for_each_group():
     """With AMX vLLM's kernel is W4A8: 9 bytes for a group's scale and zero point instead of 2.5."""
-    folder = models.shape("mistral-7b").folder
+    folder = shapes_module.shape("mistral-7b").folder
     bits, held = {}, {}
     for isa in ("avx512f", "amx_bf16"):
         bits[isa] = schemes.scheme("awq").way(cpu(isa)).arithmetic_bits
-        held[isa] = schemes.single_weights_bytes("awq", folder, cpu(isa))
+        held[isa] = single_weights_bytes("awq", folder, cpu(isa))
     assert bits == {"avx512f": 16, "amx_bf16": 8}
-    groups = schemes.layout(folder).linear / 128
+    groups = layout(folder).linear / 128
     assert held["amx_bf16"] - held["avx512f"] == pytest.approx(6.5 * groups)
 
 
@@ -85,10 +93,10 @@ def test_a_cpu_without_avx512_has_no_kernel_for_4_bits_and_none_for_an_fp8_cache
 
 
 def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
-    folder = models.prepare()
-    counts = schemes.layout(folder)
+    folder = embedded.prepare()
+    counts = layout(folder)
     rest = 2 * (counts.embedding + counts.head + counts.other)
-    predict = schemes.predicted_weights_bytes
+    predict = predicted_weights_bytes
     assert counts.widths == (576, 1536)
     assert predict("fp8", folder) == counts.linear + 4 * counts.channels + rest
     assert predict("awq", folder) == counts.linear // 2 + counts.linear // 64 * 5 // 2 + rest
@@ -96,13 +104,13 @@ def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
 
 
 def test_bytes_held_are_those_of_the_file_with_what_the_machine_adds():
-    folder, avx512, avx2 = models.prepare(), cpu("avx2", "avx512f"), cpu("avx2")
-    counts, held = schemes.layout(folder), schemes.held_weights_bytes
+    folder, avx512, avx2 = embedded.prepare(), cpu("avx2", "avx512f"), cpu("avx2")
+    counts, held = layout(folder), held_weights_bytes
     for name in ("baseline", "awq", "int8", "fp8"):
-        added = held(name, folder, avx512) - schemes.predicted_weights_bytes(name, folder)
+        added = held(name, folder, avx512) - predicted_weights_bytes(name, folder)
         assert added == 2 * 2 * counts.embedding
-    assert held("fp8", folder, avx2) == schemes.predicted_weights_bytes("fp8", folder)
-    assert held("baseline", folder, gpu(8.9)) == schemes.predicted_weights_bytes("baseline", folder)
+    assert held("fp8", folder, avx2) == predicted_weights_bytes("fp8", folder)
+    assert held("baseline", folder, gpu(8.9)) == predicted_weights_bytes("baseline", folder)
     assert (
         held("baseline", folder, avx2)
         == held("awq", folder, avx2)
@@ -114,13 +122,13 @@ def test_bytes_held_are_those_of_the_file_with_what_the_machine_adds():
 
 @pytest.mark.parametrize(("widths", "size"), [((4096, 14336), 128), ((576, 1536), 64), ((96,), 32)])
 def test_the_largest_group_that_divides_every_width(widths, size):
-    assert schemes.group_size(widths) == size
+    assert group_size(widths) == size
     with pytest.raises(SchemeError, match="no group size"):
-        schemes.group_size((*widths, 100))
+        group_size((*widths, 100))
 
 
 def test_every_way_says_why_and_where_that_is_decided():
-    for scheme in schemes.SCHEMES.values():
+    for scheme in SCHEMES.values():
         for way in scheme.ways:
             assert way.why.endswith(".")
             assert way.source.startswith(("vllm/", "csrc/"))  # of vLLM's repository
@@ -137,20 +145,20 @@ def test_an_unknown_scheme_is_answered_with_those_there_are():
 
 
 def test_the_layout_is_that_of_the_file():
-    folder = models.prepare()
+    folder = embedded.prepare()
     with safe_open(folder / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     sizes = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in shapes.items()}
-    counts = schemes.layout(folder)
+    counts = layout(folder)
     assert counts.total == sum(sizes.values())
     assert counts.linear == sum(size for name, size in sizes.items() if "_proj" in name)
     assert counts.embedding == sizes["model.embed_tokens.weight"]
     assert counts.head == 0
-    assert schemes.predicted_weights_bytes("baseline", folder) == 2 * counts.total
+    assert predicted_weights_bytes("baseline", folder) == 2 * counts.total
 
 
 def test_an_untied_head_counts(tmp_path):
-    config = json.loads((models.prepare() / "config.json").read_text()) | {"tie_word_embeddings": False}
+    config = json.loads((embedded.prepare() / "config.json").read_text()) | {"tie_word_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    counts = schemes.layout(tmp_path)
+    counts = layout(tmp_path)
     assert counts.head == counts.embedding == 49152 * 576

@@ -8,20 +8,21 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from helpers import run
+from helpers.base.files import ROOT
 
-ROOT = Path(run.__file__).resolve().parent.parent
 PICKLES = ("torch.load", "pickle.load", "pickle.loads")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def sources() -> dict[str, str]:
     """The project's own Python: the helpers, and the code cells of the notebooks."""
-    found = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "helpers").glob("*.py")}
+    found = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in (ROOT / "helpers").rglob("*.py")
+    }
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         found[path.name] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
@@ -79,7 +80,7 @@ PLANTED = {
 def test_a_planted_secret_is_in_nothing_that_a_run_leaves(tmp_path):
     """A whole run of a notebook that measures and of that of failures: copies, logs, records, a bundle."""
     quick = {"seconds": "0.1", "batch_sizes": "1", "perplexity_tokens": "256", "max_tokens": "5"}
-    command = [sys.executable, "-m", "helpers.run", "01_baseline", "06_when_it_fails"]
+    command = [sys.executable, "-m", "helpers.tools.run", "01_baseline", "06_when_it_fails"]
     command += ["--out", str(tmp_path / "out"), *(part for pair in quick.items() for part in ("-p", *pair))]
     environment = {**os.environ, **PLANTED, "PYTHONPATH": str(ROOT), "TUTORIAL_MODEL": "embedded"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

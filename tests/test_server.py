@@ -16,22 +16,20 @@ import psutil
 import pytest
 import yaml
 
-from helpers import clients, exposure, load, models, records, settings, show_serving
-from helpers.server import (
-    TEARDOWN_S,
-    ServerDiedError,
-    ServerError,
-    ServerStartError,
-    _ending,
-    flags,
-    open_server,
-)
+from helpers.base import records
+from helpers.model.model import TITLE
+from helpers.serve import clients, command, doors, load, load_tables, settings
+from helpers.serve.clients import HOWS, Request, Watch
+from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
+from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
+from helpers.serve.server import TEARDOWN_S, _ending, open_server
+from helpers.serve.settings import Settings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
 
 
-def small(**more) -> settings.Settings:
+def small(**more) -> Settings:
     return settings.load(None, **(SMALL | more))
 
 
@@ -52,7 +50,7 @@ def test_arguments_are_what_vllms_command_line_reads():
 
     args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
     args |= {"compilation_config": {"compile_sizes": [1]}}
-    said = flags(args)
+    said = command.flags(args)
     assert said[:4] == ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching"]
     read = EngineArgs.from_cli_args(EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(said))
     assert (read.max_model_len, read.enforce_eager, read.enable_prefix_caching) == (64, True, False)
@@ -93,7 +91,7 @@ def test_an_owner_that_is_killed_while_it_starts_takes_all_with_it(tmp_path):
 def _start_in_an_owner_and_kill_it(tmp_path, until: str) -> list:
     """Start a server in a process of its own and SIGKILL that; return the server's processes."""
     code = (
-        "import time\nfrom helpers import settings\nfrom helpers.server import open_server\n"
+        "import time\nfrom helpers.serve import settings\nfrom helpers.serve.server import open_server\n"
         f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r})\n"
         "server.start()\nprint('READY', flush=True)\ntime.sleep(600)\n"
     )
@@ -163,14 +161,14 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
         server.args["port"] = listener.server_port
         assert server._healthy()
         server.client().completions.create(model=server.name, prompt="Hello", max_tokens=1)
-        with clients.crowd(server, [clients.Request({}, lambda reply: True)], 1) as crowd:
+        with clients.crowd(server, [Request({}, lambda reply: True)], 1) as crowd:
             assert [outcome.how for outcome in crowd.outcomes()] == ["answered"]
-        with clients.Watch(server, every_s=0.05) as watch:
+        with Watch(server, every_s=0.05) as watch:
             time.sleep(0.5)
         assert watch.said("health") == watch.said("tokens") == "200"
-        assert {refusal.status for refusal in exposure.refusals(server)} == {200}
-        assert all(door.with_key == door.without_key == 200 for door in exposure.doors(server))
-        assert exposure.generates_without_key(server) == "Paris"
+        assert {refusal.status for refusal in doors.refusals(server)} == {200}
+        assert all(door.with_key == door.without_key == 200 for door in doors.open_doors(server))
+        assert doors.generates_without_key(server) == "Paris"
         listener.shutdown()
     assert {"/health", "/v1/completions", "/v1/chat/completions", "/invocations", "/docs"} <= set(asked)
 
@@ -186,7 +184,7 @@ def test_an_exit_code_in_words(code, said):
 
 
 def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
-    assert [model.id for model in server.client().models.list()] == [models.TITLE]
+    assert [model.id for model in server.client().models.list()] == [TITLE]
     assert httpx.get(server.url + "/v1/models").status_code == 401
     question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
     reply = server.client().chat.completions.create(
@@ -203,7 +201,7 @@ def test_the_key_is_in_no_command_line_and_in_no_log(server):
     assert key not in server.log
     assert key not in server.command
     assert "--enable-prefix-caching" not in server.command
-    start = f"VLLM_CPU_KVCACHE_SPACE=1 vllm serve /path/to/{models.TITLE} "
+    start = f"VLLM_CPU_KVCACHE_SPACE=1 vllm serve /path/to/{TITLE} "
     assert start in server.command, "its folder differs by machine"
     assert str(server.checkpoint.folder) not in server.command
 
@@ -221,7 +219,7 @@ def test_it_listens_on_this_machine_only(server):
 def test_every_request_of_many_clients_is_answered_and_right(server):
     with clients.crowd(server, clients.numbered(64), concurrency=16) as crowd:
         outcomes = crowd.outcomes()
-    assert clients.count(outcomes) == dict.fromkeys(clients.HOWS, 0) | {"answered": 64}
+    assert clients.count(outcomes) == dict.fromkeys(HOWS, 0) | {"answered": 64}
     numbers = [int(outcome.text.split()[0]) for outcome in outcomes]
     assert numbers == list(range(64)), "each client got the answer to its own question"
 
@@ -254,7 +252,7 @@ def test_none_of_five_hundred_requests_is_lost(server):
 
 
 def test_bad_requests_are_refused_with_a_reason_and_the_next_good_one_is_answered(server):
-    found = {bad.what: bad for bad in exposure.refusals(server)}
+    found = {bad.what: bad for bad in doors.refusals(server)}
     assert {what: bad.status for what, bad in found.items()} == {
         "no key": 401,
         "wrong key": 401,
@@ -272,13 +270,13 @@ def test_bad_requests_are_refused_with_a_reason_and_the_next_good_one_is_answere
 
 
 def test_the_security_page_names_exactly_the_routes_that_are_open(server):
-    found = exposure.doors(server)
+    found = doors.open_doors(server)
     page = (DEPLOY / "SECURITY.md").read_text().partition("<!-- open -->")[2].partition("<!-- end -->")[0]
     listed = set(re.findall(r"`(GET|POST) (/\S*)`", page))
     assert listed == {(door.method, door.path) for door in found if door.open}
     assert all(door.with_key != 401 for door in found)
     assert not any(door.open for door in found if door.path.startswith("/v1/"))
-    assert "Paris" in exposure.generates_without_key(server)
+    assert "Paris" in doors.generates_without_key(server)
 
 
 def test_every_metric_of_the_alerts_exists(server):
@@ -292,7 +290,7 @@ def test_every_metric_of_the_alerts_exists(server):
 
 
 def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(server, tmp_path):
-    objective = load.Objective(ttft_ms=60_000, tpot_ms=60_000)
+    objective = Objective(ttft_ms=60_000, tpot_ms=60_000)
     sizes = {"input_tokens": 16, "output_tokens": 4, "seconds": 2.0}
     levels = load.bench(
         server, concurrencies=[1, 4], shares=[0.5], objective=objective, log_dir=tmp_path, **sizes
@@ -303,16 +301,16 @@ def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(serve
     best = max(level.requests_per_s for level in load.closed(levels))
     assert levels[2].rate == pytest.approx(0.5 * best)
     assert load.highest_kept(levels) == levels[2]
-    path = records.append(tmp_path / "serving.jsonl", load.rows(server, levels, "here"), fields=load.FIELDS)
-    assert [row["concurrency"] for row in records.read(path, load.FIELDS)[0]] == [1, 4, None]
+    path = records.append(tmp_path / "serving.jsonl", load.rows(server, levels, "here"), fields=FIELDS)
+    assert [row["concurrency"] for row in records.read(path, FIELDS)[0]] == [1, 4, None]
     assert server.settings.api_key not in path.read_text()
     assert server.settings.api_key not in next(tmp_path.glob("*.log")).read_text()
 
 
 def test_the_knee_is_where_throughput_per_waiting_is_best():
     def level(concurrency, rate, seconds):
-        figures = dict.fromkeys(load.Level.__annotations__, 0.0)
-        return load.Level(
+        figures = dict.fromkeys(Level.__annotations__, 0.0)
+        return Level(
             **figures | {"concurrency": concurrency, "share": None, "requests_per_s": rate, "e2e_s": seconds}
         )
 
@@ -342,11 +340,11 @@ def test_the_knee_is_where_throughput_per_waiting_is_best():
 def test_a_rate_that_is_only_sustained_until_the_test_ends_is_not_one_to_plan_with(
     closed, opened, sustained, kept
 ):
-    nothing = dict.fromkeys(load.Level.__annotations__, 0.0)
-    levels = [load.Level(**nothing | {"share": None, "requests_per_s": rate}) for rate in closed]
+    nothing = dict.fromkeys(Level.__annotations__, 0.0)
+    levels = [Level(**nothing | {"share": None, "requests_per_s": rate}) for rate in closed]
     for rate, answered, in_time in opened:
         figures = {"share": 1.0, "rate": rate, "requests_per_s": answered, "goodput": in_time * answered}
-        levels.append(load.Level(**nothing | figures))
+        levels.append(Level(**nothing | figures))
     assert load.sustained(levels) == sustained
     best = load.highest_kept(levels)
     assert (best and best.rate) == kept
@@ -362,7 +360,7 @@ def test_a_level_that_is_over_at_once_is_repeated_for_longer():
 
         return run
 
-    assert load._long_enough(server(100.0), 4, 8)["duration"] == 2 * load.SHORTEST_S
+    assert load._long_enough(server(100.0), 4, 8)["duration"] == 2 * SHORTEST_S
     assert asked == [8, 200]
     asked.clear()
     assert load._long_enough(server(2.0), 4, 8)["duration"] == 4.0
@@ -378,9 +376,9 @@ def test_an_answer_lasts_as_long_as_its_context_allows():
 
 def test_a_95th_percentile_of_few_requests_is_not_shown():
     """Of four requests it is all but the slowest one's time, and says nothing of one user in twenty."""
-    figures = dict.fromkeys(load.Level.__annotations__, 0.25) | {"concurrency": 4, "share": None}
-    few, enough = (load.Level(**figures | {"completed": count}) for count in (load.ENOUGH - 1, load.ENOUGH))
-    table = show_serving.levels({"baseline": [few, enough]})
+    figures = dict.fromkeys(Level.__annotations__, 0.25) | {"concurrency": 4, "share": None}
+    few, enough = (Level(**figures | {"completed": count}) for count in (ENOUGH - 1, ENOUGH))
+    table = load_tables.levels({"baseline": [few, enough]})
     for row, shown in zip(table.rows, ("-", "250 ms"), strict=True):
         cells = dict(zip(table.columns, row, strict=True))
         assert cells["requests"].text in (str(few.completed), str(enough.completed))
@@ -408,7 +406,7 @@ def test_a_stop_under_load_loses_nothing(server):
         crowd.wait_until_running(8)
         crowd.wait_until_writing()
         processes = server.processes()
-        with clients.Watch(server) as watch:
+        with Watch(server) as watch:
             end = server.stop()
         outcomes = crowd.outcomes()
     assert clients.count(outcomes)["answered"] == 8, outcomes
@@ -552,7 +550,8 @@ def test_an_interrupted_cell_ends_the_server(tmp_path):
     kernel = Kernel()
     try:
         said, error = kernel.run(
-            "import json, time\nfrom helpers import settings\nfrom helpers.server import open_server\n"
+            "import json, time\nfrom helpers.serve import settings\n"
+            "from helpers.serve.server import open_server\n"
             f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r}).start()\n"
             "print(json.dumps([p.pid for p in server.processes()]))"
         )

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from helpers import schemes, settings
-from helpers.settings import Settings, SettingsError
+from helpers.model import schemes
+from helpers.serve import settings
+from helpers.serve.settings import SCHEMES, Settings, SettingsError
 
 KEY = "a-key-of-more-than-16-characters"
 
@@ -99,12 +100,12 @@ def test_a_short_key_is_refused_and_not_shown(monkeypatch):
 
 def test_every_quantization_is_a_scheme():
     allowed = Settings.model_fields["quantization"].annotation.__args__
-    assert set(settings.SCHEMES) == set(allowed)
-    assert set(settings.SCHEMES.values()) <= set(schemes.SCHEMES)
+    assert set(SCHEMES) == set(allowed)
+    assert set(SCHEMES.values()) <= set(schemes.SCHEMES)
 
 
 def test_importing_the_servers_rooms_imports_neither_torch_nor_vllm():
-    code = "import sys\nfrom helpers import clients, exposure, load, server, settings, show_serving\n"
+    code = "import sys\nfrom helpers.serve import clients, doors, load, server, settings, load_tables\n"
     code += "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\n"
     code += "assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True)

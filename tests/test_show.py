@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import records, show, tuning
+from helpers.base import page as page_module
+from helpers.base import records
+from helpers.base.page import Note, Table, measured, mib
+from helpers.base.records import REFERENCE
+from helpers.compare import comparison_tables, recorded, recorded_tables
+from helpers.measure import result_tables
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
 
@@ -20,10 +25,10 @@ def sanitized(text: str) -> str:
 
 
 def test_a_mark_is_replaced_and_nothing_beside_it():
-    table = show.Table(["a", "b"], [["weights", show.measured("1.5 MiB")], ["fixed", "2.0 MiB"]])
-    other = show.Table(["a", "b"], [["weights", show.measured("9.9 <MiB>")], ["fixed", "2.0 MiB"]])
-    wrong = show.Table(["a", "b"], [["weights", show.measured("1.5 MiB")], ["fixed", "2.1 MiB"]])
-    for form in (repr, show.Table._repr_html_):
+    table = Table(["a", "b"], [["weights", measured("1.5 MiB")], ["fixed", "2.0 MiB"]])
+    other = Table(["a", "b"], [["weights", measured("9.9 <MiB>")], ["fixed", "2.0 MiB"]])
+    wrong = Table(["a", "b"], [["weights", measured("1.5 MiB")], ["fixed", "2.1 MiB"]])
+    for form in (repr, Table._repr_html_):
         assert form(table) != form(other)
         assert sanitized(form(table)) == sanitized(form(other))
         assert sanitized(form(table)) != sanitized(form(wrong))
@@ -31,7 +36,7 @@ def test_a_mark_is_replaced_and_nothing_beside_it():
 
 def test_a_generated_answer_is_marked_across_its_lines():
     output = type("Output", (), {"outputs": [type("Text", (), {"text": "one\ntwo <three>"})]})
-    answer = show.answer("Why?", output, templated=True)
+    answer = page_module.answer("Why?", output, templated=True)
     assert sanitized(repr(answer)).endswith("Answer: ‹measured›")
     assert "one" not in sanitized(answer._repr_html_())
     assert "Why?" in sanitized(answer._repr_html_())
@@ -39,18 +44,18 @@ def test_a_generated_answer_is_marked_across_its_lines():
 
 
 def test_columns_of_sentences_are_left_aligned():
-    page = show.Table(["a", "number", "why"], [["x", 1, "because"]], texts=["why"])._repr_html_()
+    page = Table(["a", "number", "why"], [["x", 1, "because"]], texts=["why"])._repr_html_()
     assert '<td style="text-align:right">1</td><td style="text-align:left">because</td>' in page
 
 
 def test_text_from_outside_cannot_become_html():
-    table = show.Table(["<b>"], [["<script>"], [show.measured("<i>")]], caption="<u>")
+    table = Table(["<b>"], [["<script>"], [measured("<i>")]], caption="<u>")
     assert not re.search(r"<(b|script|u)>", table._repr_html_())
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (20 * 2**30, "20.00 GiB")])
 def test_bytes_in_words(size, text):
-    assert show.mib(size) == text
+    assert mib(size) == text
 
 
 def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
@@ -62,9 +67,9 @@ def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
         }
         for device in ("here", "there")
     ]  # fmt: skip
-    assert "not measured" in repr(show.records(rows[:1]))
+    assert "not measured" in repr(result_tables.records(rows[:1]))
     with pytest.raises(ValueError, match="m on here; m on there"):
-        show.records(rows)
+        result_tables.records(rows)
 
 
 def a_row(scheme, batch, rate, weights, predicted, **more):
@@ -76,38 +81,38 @@ def a_row(scheme, batch, rate, weights, predicted, **more):
 def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
     rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("baseline", 8, 80.0, 300, 200)]
     rows.append(a_row("awq", 1, 30.0, 199, 100, kl_mean=0.125, top1=0.9, recovery=0.95))
-    table = show.side_by_side(rows)
+    table = result_tables.side_by_side(rows)
     cells = [str(cell) for cell in table.rows[1]]
     assert cells[:5] == ["awq", "‹100.0 MiB›", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
     assert cells[5:] == ["‹0.1250 nats›", "‹90.0%›", "‹95.0%›"]
-    shape = show.side_by_side(rows, ["baseline", "fp8_kv", "awq"])
+    shape = result_tables.side_by_side(rows, ["baseline", "fp8_kv", "awq"])
     assert [row[0] for row in shape.rows] == ["baseline", "fp8_kv", "awq"]
     assert {str(cell) for cell in shape.rows[1][1:]} == {"‹not measured here›"}
     assert [len(row) for row in shape.rows] == [len(shape.columns)] * 3
     with pytest.raises(ValueError, match="different models"):
-        show.side_by_side([*rows, a_row("fp8", 1, 1.0, 1, 1, device="another")])
+        result_tables.side_by_side([*rows, a_row("fp8", 1, 1.0, 1, 1, device="another")])
 
 
 def test_prices_are_not_set_as_a_formula():
-    assert show.Table(["a"], [["$1 and $2"]])._repr_html_().startswith('<table class="mathjax_ignore ')
-    assert show.Note("from $1 to $2")._repr_html_().startswith('<p class="mathjax_ignore ')
-    assert show.Table(["a"], [["1"]])._repr_html_().startswith("<table><thead>")
+    assert Table(["a"], [["$1 and $2"]])._repr_html_().startswith('<table class="mathjax_ignore ')
+    assert Note("from $1 to $2")._repr_html_().startswith('<p class="mathjax_ignore ')
+    assert Table(["a"], [["1"]])._repr_html_().startswith("<table><thead>")
 
 
 def test_predictions_are_ratios_to_the_first():
-    table = show.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
+    table = comparison_tables.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
     assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
 
 
 def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
     rows = [a_row(name, batch, rate * batch, 1, 1, kv_cache_tokens=9000)
             for name, rate in (("baseline", 10.0), ("fp8", 15.0)) for batch in (1, 8, 64, 256)]  # fmt: skip
-    table = show.elsewhere({"here": rows, "cited": [rows[0] | {"cited": "a log"}]}, ["fp8", "awq"])
+    table = result_tables.elsewhere({"here": rows, "cited": [rows[0] | {"cited": "a log"}]}, ["fp8", "awq"])
     assert table.rows == [
         ["here", "baseline", "1.0 MiB", "9,000", "x 1.00 (batch 1)", "x 1.00 (batch 64)"],
         ["here", "fp8", "1.0 MiB", "9,000", "x 1.50 (batch 1)", "x 1.50 (batch 64)"],
     ]
-    assert show.elsewhere({"here": rows}, ["awq"]).rows == []
+    assert result_tables.elsewhere({"here": rows}, ["awq"]).rows == []
 
 
 def test_answers_are_shown_once_for_each_machine_that_compared_them():
@@ -117,12 +122,12 @@ def test_answers_are_shown_once_for_each_machine_that_compared_them():
     compared = {"kl_mean": 0.02, "top1": 0.9, "recovery": 0.98, "recovery_low": 0.95, "recovery_high": 1.0}
     there = [one("int8", "GPU", recorded="gpu", prompt_tokens=n, **compared) for n in (16, 1024)]
     here = [one("baseline", "GPU"), one("int8", "GPU", kl_mean=0.03, top1=0.8), one("fp8", "GPU")]
-    table = show.answers(here, there)
+    table = result_tables.answers_table(here, there)
     assert [[getattr(cell, "text", cell) for cell in line] for line in table.rows] == [
         ["int8", "m", "GPU", "a way", "0.0300 nats", "80.0%", "-"],
         ["int8", "m", "GPU, on record", "a way", "0.0200 nats", "90.0%", "98.0% (95% to 100%)"],
     ]
-    assert [isinstance(line[4], show.measured) for line in table.rows] == [True, False]
+    assert [isinstance(line[4], measured) for line in table.rows] == [True, False]
 
 
 def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
@@ -133,7 +138,7 @@ def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
     }
     rows = [{"scheme": "awq", "variant": "x", "long": long}, {"scheme": "fp8", "variant": "y"},
             {"scheme": "baseline", "variant": "z", "long": long}]  # fmt: skip
-    table = show.long_prompts(rows)
+    table = recorded_tables.long_prompts(rows)
     assert table.columns[2:] == [
         "1 of 1,024: TTFT",
         "1 of 1,024: tok/s",
@@ -142,7 +147,7 @@ def test_settings_timed_with_long_prompts_are_shown_in_the_schemes_order():
     ]
     cells = ["30 ms", "263", "1,026 ms", "8,735"]
     assert table.rows == [["baseline", "z", *cells], ["awq", "x", *cells]]
-    assert len(show.long_prompts(tuning.recorded()).rows) >= 7
+    assert len(recorded_tables.long_prompts(recorded.recorded()).rows) >= 7
 
 
 def test_a_kernel_is_compared_with_the_first_load_by_load():
@@ -158,7 +163,7 @@ def test_a_kernel_is_compared_with_the_first_load_by_load():
         }
         for kernel, batch, rate, first in loads
     ]
-    table = show.kernels(rows)
+    table = recorded_tables.kernels(rows)
     heads = [f"{name}, {what}" for name in ("Machete", "Humming") for what in ("tok/s", "TTFT")]
     assert table.columns == ["requests, tokens in", *heads]
     assert table.rows == [
@@ -176,7 +181,7 @@ def test_two_runs_of_one_workload_share_a_row_and_only_a_gpu_shows_its_seconds()
         cpu | {"bench": "latency", "ratio": 1.0, "theirs_s": 3.0},
         gpu | {"bench": "latency", "ratio": 1.1, "theirs_s": 0.3},
     ]
-    table = show.crosschecked(pairs)
+    table = recorded_tables.crosschecked(pairs)
     assert table.columns[3:] == ["generate", "latency", "throughput", "vLLM's own seconds"]
     assert table.rows == [
         ["m on NVIDIA X", "64", "8 in, 4 out", "1.031", "0.970, 1.100", "-", "0.200 to 0.300"],
@@ -193,15 +198,15 @@ def test_engines_in_turn_are_counted_by_process_and_a_leak_shows():
         return row | {"device_after_mib": after}
 
     rows = [swap(1, 600.0), swap(2, 600.0), swap(1, 600.0), swap(2, 600.0), swap(3, 640.0)]
-    table = show.swaps([*rows, swap(1, 600.0, process=8)], least=2)
+    table = recorded_tables.swaps([*rows, swap(1, 600.0, process=8)], least=2)
     assert [row[0] for row in table.rows] == ["3 engines on GPU", "2 engines on GPU"]
     assert [row[4] for row in table.rows] == ["600.0 to 640.0 MiB", "600.0 MiB"]
 
 
 def test_the_recorded_engines_left_nothing_on_the_gpu():
-    rows, problems = records.recorded(records.REFERENCE, "swaps.jsonl", ("process", "swap"))
+    rows, problems = records.recorded(REFERENCE, "swaps.jsonl", ("process", "swap"))
     assert not problems
     assert all(row["device_after_mib"] <= row["device_before_mib"] + 1 for row in rows)
-    table = show.swaps(rows)
+    table = recorded_tables.swaps(rows)
     assert int(table.rows[0][0].split()[0]) >= 20
     assert all(row[2] == row[4] for row in table.rows)

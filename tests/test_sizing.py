@@ -4,9 +4,14 @@ import dataclasses
 
 import pytest
 
-from helpers import models, records, schemes, sizing
-from helpers.engine import open_engine
-from helpers.hardware import GIB, Machine
+from helpers.base import records
+from helpers.base.machine import GIB, Machine
+from helpers.compare import cards, sizing
+from helpers.compare.cards import CARDS, GENERATIONS, SizingError
+from helpers.compare.sizing import MARGIN, Budget
+from helpers.engine.engine import open_engine
+from helpers.model import shapes, sizes
+from helpers.model.model import Model
 
 
 @pytest.mark.parametrize(
@@ -14,7 +19,7 @@ from helpers.hardware import GIB, Machine
     [("phi-2", 327_680), ("mistral-7b", 131_072), ("llama-3.1-8b", 131_072), ("qwen2.5-14b", 196_608)],
 )
 def test_a_token_of_kv_cache(name, bytes_):
-    config = sizing.config_of(models.shape(name))
+    config = sizing.config_of(shapes.shape(name))
     assert (
         sizing.kv_token_bytes(config) == bytes_
     )  # published architectures: 2 x layers x KV heads x size x 2
@@ -25,16 +30,17 @@ def test_a_token_of_kv_cache(name, bytes_):
 
 
 def test_a_config_that_does_not_say_is_refused_in_words(tmp_path):
-    with pytest.raises(sizing.SizingError, match="num_hidden_layers"):
+    with pytest.raises(SizingError, match="num_hidden_layers"):
         sizing.kv_token_bytes({"model_type": "mamba", "hidden_size": 1})
-    with pytest.raises(sizing.SizingError, match="MLA"):
+    with pytest.raises(SizingError, match="MLA"):
         sizing.kv_token_bytes({"kv_lora_rank": 512, "num_hidden_layers": 2, "num_attention_heads": 2})
-    with pytest.raises(sizing.SizingError, match=r"has no config\.json"):
-        sizing.config_of(models.Model("x", "Nothing", tmp_path, "local"))
+    with pytest.raises(SizingError, match=r"has no config\.json"):
+        sizing.config_of(Model("x", "Nothing", tmp_path, "local"))
 
 
 def test_vllm_finds_the_cache_that_the_formula_predicts(small):
-    with open_engine(**small) as engine:
+    engine = open_engine(**small)
+    with engine:
         row = {"scheme": "baseline", "dtype": engine.args["dtype"]}
         token = sizing.recorded_token_bytes(row, engine.model)
         block = engine.llm.llm_engine.vllm_config.cache_config.block_size
@@ -44,8 +50,8 @@ def test_vllm_finds_the_cache_that_the_formula_predicts(small):
 
 def test_the_logs_three_figures_fit_an_l4():
     [row] = [row for row in records.elsewhere()[0] if row.get("cited")]
-    phi = models.shape("phi-2")
-    assert row["predicted_weights_bytes"] == schemes.predicted_weights_bytes("baseline", phi.folder)
+    phi = shapes.shape("phi-2")
+    assert row["predicted_weights_bytes"] == sizes.predicted_weights_bytes("baseline", phi.folder)
     assert row["weights_bytes"] == pytest.approx(row["predicted_weights_bytes"], rel=0.005)
     assert row["kv_cache_tokens"] == 2881 * 16
     [found] = sizing.reconcile([row], {row["model"]: phi})
@@ -53,17 +59,17 @@ def test_the_logs_three_figures_fit_an_l4():
 
 
 def test_a_fit_with_less_room_than_the_rest_has_varied_is_close():
-    model, load = models.shape("mistral-7b"), {"context": 2048, "concurrency": 1}
+    model, load = shapes.shape("mistral-7b"), {"context": 2048, "concurrency": 1}
     need = sizing.budget(model, "awq", 0, utilization=1.0, **load).total
-    for spare, said in ((sizing.MARGIN, "fits"), (sizing.MARGIN - 1, "close"), (0, "close"), (-1, "no")):
+    for spare, said in ((MARGIN, "fits"), (MARGIN - 1, "close"), (0, "close"), (-1, "no")):
         found = sizing.budget(model, "awq", need + spare, utilization=1.0, **load)
         assert found.verdict == said
         assert found.fits == (said != "no")
 
 
 def test_a_budget_fits_to_the_token():
-    model, load = models.shape("mistral-7b"), {"concurrency": 1, "rest": 0, "utilization": 0.9}
-    memory = sizing.card("L4").memory
+    model, load = shapes.shape("mistral-7b"), {"concurrency": 1, "rest": 0, "utilization": 0.9}
+    memory = cards.card("L4").memory
     room = sizing.budget(model, "awq", memory, context=1, **load).tokens
     assert sizing.budget(model, "awq", memory, context=room, **load).fits
     assert not sizing.budget(model, "awq", memory, context=room + 1, **load).fits
@@ -73,9 +79,9 @@ def test_a_budget_fits_to_the_token():
 
 def test_what_does_not_run_on_a_card_says_why():
     found = sizing.budgets(
-        models.shape("phi-2"), ["awq", "fp8_kv"], sizing.card("T4"), context=1, concurrency=1
+        shapes.shape("phi-2"), ["awq", "fp8_kv"], cards.card("T4"), context=1, concurrency=1
     )
-    assert isinstance(found["awq"], sizing.Budget)
+    assert isinstance(found["awq"], Budget)
     assert "SM 8.0" in found["fp8_kv"]
 
 
@@ -85,29 +91,29 @@ def test_what_does_not_run_on_a_card_says_why():
      ("NVIDIA A100-PCIE-40GB", "A100 40GB"), ("NVIDIA H100 80GB HBM3", "H100"), ("L4", "L4")],
 )  # fmt: skip
 def test_cards_are_found_as_drivers_call_them(driver, name):
-    assert sizing.card(driver).name == name
+    assert cards.card(driver).name == name
 
 
 @pytest.mark.parametrize("driver", ["NVIDIA L40S", "NVIDIA A100", "AMD EPYC (2 cores)"])
 def test_other_cards_are_not_taken_for_them(driver):
-    with pytest.raises(sizing.SizingError, match="no data sheet"):
-        sizing.card(driver)
+    with pytest.raises(SizingError, match="no data sheet"):
+        cards.card(driver)
 
 
 def test_every_generation_has_its_row_and_every_machine_its_generation():
-    found = sizing.paths(["baseline", "fp8", "int8", "awq"])
+    found = cards.paths(["baseline", "fp8", "int8", "awq"])
     assert found["Ampere (A100)"]["fp8"] == "FP8 weights, 16-bit arithmetic"
     assert found["Ada (L4, RTX 40)"]["fp8"] == "FP8 tensor cores"
     assert found["Blackwell (B200)"]["int8"] == "-"
-    for title, machine in sizing.GENERATIONS.items():
-        assert sizing.generation(machine) == title
-    assert sizing.generation(Machine("cuda", "H20", 0, sm=9.0)) == "Hopper (H100, H200)"
-    assert sizing.generation(Machine("cuda", "V100", 0, sm=7.0)) is None
+    for title, machine in GENERATIONS.items():
+        assert cards.generation(machine) == title
+    assert cards.generation(Machine("cuda", "H20", 0, sm=9.0)) == "Hopper (H100, H200)"
+    assert cards.generation(Machine("cuda", "V100", 0, sm=7.0)) is None
 
 
 def test_only_records_with_a_gpus_memory_have_a_rest():
     row = {"model": "Phi-2", "device": "d", "scheme": "baseline", "kv_cache_tokens": 10, "weights_bytes": 100}
-    known = {"Phi-2": models.shape("phi-2")}
+    known = {"Phi-2": shapes.shape("phi-2")}
     here = row | {"device_bytes": 10**9}
     [cpu], [gpu] = sizing.reconcile([here], known), sizing.reconcile([here | {"driver": "580"}], known)
     assert cpu.rest is None
@@ -122,7 +128,7 @@ def test_only_records_with_a_gpus_memory_have_a_rest():
 
 
 def test_a_card_says_where_its_figures_are_from():
-    for card in sizing.CARDS.values():
+    for card in CARDS.values():
         assert card.source
         assert card.rate8 > card.rate16
         assert dataclasses.replace(card, memory_bytes=5).memory == 5

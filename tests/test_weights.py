@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import models, weights
+from helpers.model import embedded, resolve, weights
+from helpers.model.model import ModelError
+from helpers.model.weights import INDEX
 
 HEADER = b'{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
 WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
@@ -51,8 +53,8 @@ def folder_of(path: Path, config: dict, **files: list[str]) -> Path:
 def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, table):
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(models.ModelError) as caught:
-        models.resolve(str(folder))
+    with pytest.raises(ModelError) as caught:
+        resolve.resolve(str(folder))
     report = table.check("system", f"weights: {said}", "resolve", caught.value, "damaged-weights")
     assert said in report.evidence
 
@@ -70,13 +72,13 @@ def test_a_header_whose_length_looks_like_another_kind_of_file_is_a_header(tmp_p
 def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a", "b"], two=["c"])
     index = {"weight_map": {"a": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}}
-    (folder / weights.INDEX).write_text(json.dumps(index))
-    with pytest.raises(models.ModelError, match=r"lacks d in two\.safetensors, which its index names") as at:
-        models.resolve(str(folder))
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"lacks d in two\.safetensors, which its index names") as at:
+        resolve.resolve(str(folder))
     table.check("system", "a tensor that is only in the index", "resolve", at.value, "missing-weights")
     del index["weight_map"]["d"]
-    (folder / weights.INDEX).write_text(json.dumps(index))
-    models.resolve(str(folder))
+    (folder / INDEX).write_text(json.dumps(index))
+    resolve.resolve(str(folder))
 
 
 def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
@@ -84,17 +86,17 @@ def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a"])
     folder_of(folder / "sub", {}, two=["b"])
     index = {"weight_map": {"a": "one.safetensors", "b": "sub/two.safetensors"}}
-    (folder / weights.INDEX).write_text(json.dumps(index))
-    with pytest.raises(models.ModelError, match=r"lacks sub/two\.safetensors, .* beside it") as caught:
-        models.resolve(str(folder))
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"lacks sub/two\.safetensors, .* beside it") as caught:
+        resolve.resolve(str(folder))
     table.check("system", "an index that names another folder", "resolve", caught.value, "missing-weights")
 
 
 def test_a_link_whose_file_is_gone(tmp_path, table):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"})
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(models.ModelError, match=f"a link to {tmp_path}/gone, No such file") as caught:
-        models.resolve(str(folder))
+    with pytest.raises(ModelError, match=f"a link to {tmp_path}/gone, No such file") as caught:
+        resolve.resolve(str(folder))
     table.check("system", "a link whose file is gone", "resolve", caught.value, "damaged-weights")
 
 
@@ -144,8 +146,8 @@ def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missi
     half = len(names) // 2  # in two files, so that a layer's matrices lie apart
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
-    with pytest.raises(models.ModelError) as caught:
-        models.resolve(str(folder))
+    with pytest.raises(ModelError) as caught:
+        resolve.resolve(str(folder))
     assert missing in str(caught.value)
     assert "would start without a word and answer nonsense" in str(caught.value)
     table.check("system", f"no {gone} in any file", "resolve", caught.value, "missing-weights")
@@ -192,11 +194,11 @@ WHOLE_MODELS = {
 @pytest.mark.parametrize("name", WHOLE_MODELS)
 def test_what_a_model_leaves_out_on_purpose_is_not_missed(tmp_path, name):
     config, names = WHOLE_MODELS[name]
-    models.resolve(str(folder_of(tmp_path / "model", config, model=names)))
+    resolve.resolve(str(folder_of(tmp_path / "model", config, model=names)))
 
 
 def test_the_embedded_model_is_whole_and_looking_reads_headers_only():
-    folder = models.prepare()
+    folder = embedded.prepare()
     config, before = json.loads((folder / "config.json").read_text()), bytes_read()
     assert weights.problems(folder, config) == []
     assert bytes_read() - before < (folder / "model.safetensors").stat().st_size / 1000

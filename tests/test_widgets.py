@@ -2,18 +2,21 @@
 
 import pytest
 
-from helpers import figures, show, widgets
+from helpers.base import widgets
+from helpers.base.page import Note
+from helpers.base.widgets import VIEW, Choice, Slider
+from helpers.measure import result_figures
 from tests.test_show import a_row
 
 
 def picture(size):
     if size <= 0:
         raise ValueError("The size must be above zero.")
-    return figures.compared([a_row("baseline", 1, 20.0, size, size)])
+    return result_figures.compared([a_row("baseline", 1, 20.0, size, size)])
 
 
 def test_headless_it_is_the_picture_of_the_first_values():
-    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    explorer = widgets.explore(picture, size=Slider("size", 0, 500, 300))
     data, metadata = explorer._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/html", "image/png"}
     assert data["text/plain"] == repr(picture(300))
@@ -22,14 +25,14 @@ def test_headless_it_is_the_picture_of_the_first_values():
 
 def test_a_kernel_with_a_reader_gets_the_controls_too(monkeypatch):
     monkeypatch.setattr(widgets, "_live", lambda: True)
-    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    explorer = widgets.explore(picture, size=Slider("size", 0, 500, 300))
     data, _ = explorer._repr_mimebundle_()
-    assert data[widgets.VIEW]["model_id"] == explorer.box.model_id
+    assert data[VIEW]["model_id"] == explorer.box.model_id
     assert "image/png" in data
 
 
 def test_moving_a_slider_draws_anew_and_a_refused_value_is_a_sentence():
-    explorer = widgets.explore(picture, size=widgets.Slider("size", 0, 500, 300))
+    explorer = widgets.explore(picture, size=Slider("size", 0, 500, 300))
     row, shown = explorer.live().children
     handle = row.children[1]
     before = shown.value
@@ -44,15 +47,15 @@ def test_moving_a_slider_draws_anew_and_a_refused_value_is_a_sentence():
 
 
 def test_a_first_value_that_is_refused_is_a_sentence_and_no_traceback():
-    explorer = widgets.explore(picture, size=widgets.Slider("size", -5, 5, -1))
-    assert isinstance(explorer.first, show.Note)
+    explorer = widgets.explore(picture, size=Slider("size", -5, 5, -1))
+    assert isinstance(explorer.first, Note)
     assert set(explorer._repr_mimebundle_()[0]) == {"text/plain", "text/html"}
 
 
 @pytest.mark.parametrize(("control", "kinds"), [
-    (widgets.Slider("n", 1, 9, 4), ["BoundedIntText", "IntSlider"]),
-    (widgets.Slider("x", 0.5, 2.0, 1.0, 0.5), ["BoundedFloatText", "FloatSlider"]),
-    (widgets.Choice("c", ["a", "b"], "b"), ["Dropdown"]),
+    (Slider("n", 1, 9, 4), ["BoundedIntText", "IntSlider"]),
+    (Slider("x", 0.5, 2.0, 1.0, 0.5), ["BoundedFloatText", "FloatSlider"]),
+    (Choice("c", ["a", "b"], "b"), ["Dropdown"]),
 ])  # fmt: skip
 def test_each_control_starts_at_its_value(control, kinds):
     widget = control.widget()
@@ -62,7 +65,7 @@ def test_each_control_starts_at_its_value(control, kinds):
 
 
 def test_box_and_slider_move_together():
-    box, slider = widgets.Slider("n", 1, 9, 4).widget().children
+    box, slider = Slider("n", 1, 9, 4).widget().children
     slider.value = 7
     assert box.value == 7
     box.value = 2
@@ -70,10 +73,10 @@ def test_box_and_slider_move_together():
 
 
 def test_a_box_shows_no_rounding_of_its_slider():
-    box, slider = widgets.Slider("price", 0.0, 60.0, 26.4, 0.1).widget().children
+    box, slider = Slider("price", 0.0, 60.0, 26.4, 0.1).widget().children
     slider.value = 26.599999999999998
     assert box.value == slider.value == 26.6
 
 
 def test_a_parameter_beyond_the_sliders_end_is_no_error():
-    assert [handle.value for handle in widgets.Slider("n", 1, 9, 40).widget().children] == [9, 9]
+    assert [handle.value for handle in Slider("n", 1, 9, 40).widget().children] == [9, 9]

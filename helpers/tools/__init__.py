@@ -1,0 +1,1 @@
+"""What `make` runs; nobody imports it."""

@@ -1,0 +1,1 @@
+"""What everything stands on: parameters, this machine, records, the page, figures, files, processes."""

@@ -1,0 +1,151 @@
+"""What every figure shares: a colour, marker and line for each scheme, axes, and the alternative text."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+from collections.abc import Sequence
+
+DPI = 200  # twice a notebook's pixels: sharp on any screen
+
+MARKERS = {
+    "baseline": "o",
+    "fp8": "s",
+    "fp8_file": "D",
+    "fp8_kv": "v",
+    "awq": "^",
+    "rounded": "X",
+    "int8": "P",
+}
+
+LINES = {
+    "baseline": "-",
+    "fp8": "--",
+    "fp8_file": "-.",
+    "fp8_kv": (0, (4, 1, 1, 1, 1, 1)),  # dots alone are the bounds
+    "awq": "-",
+    "rounded": (0, (2, 1)),
+    "int8": "--",
+}
+
+DOTTED = (0, (1, 2))
+
+OTHER = {"color": "#444444", "marker": "*", "linestyle": "-"}  # a scheme that has no look of its own
+
+HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
+
+PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
+
+
+def look(scheme: str) -> dict:
+    """Matplotlib's arguments for a scheme's line: the same everywhere."""
+    if scheme not in MARKERS:
+        return OTHER
+    return {"color": COLOURS[scheme], "marker": MARKERS[scheme], "linestyle": LINES[scheme]}
+
+
+def bound_look(scheme: str) -> dict:
+    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
+    return look(scheme) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
+
+
+class Figure:
+    """A figure and its alternative text, shown as ``<img alt=...>`` wherever HTML is, else as a picture.
+
+    ``alt`` says in words what the picture shows; whatever in it depends on the machine is ``measured``.
+    ``exact`` says that what is drawn is computed and the same everywhere.
+    """
+
+    def __init__(self, figure, alt: str, exact: bool = False):
+        import matplotlib.pyplot as plt
+
+        plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
+        self.figure, self.alt, self.exact = figure, " ".join(alt.split()), exact
+
+    @property
+    def axes(self):
+        """The figure's axes."""
+        return self.figure.axes
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """The picture, with its alternative text inside."""
+        from PIL import Image, PngImagePlugin
+
+        raw, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
+        self.figure.savefig(raw, format="png", dpi=DPI)
+        words.add_itxt("Description", self.alt)
+        # 256 colours are more than a plot has, and a third of the bytes; without dithering lines stay clean.
+        few = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(small, "png", optimize=True, pnginfo=words)
+        return small.getvalue()
+
+    @property
+    def _width(self) -> int:
+        """Pixels of a page: half of the picture's."""
+        return round(self.figure.get_figwidth() * DPI / 2)
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.png).decode()
+        return (
+            f'<img width="{self._width}" style="max-width:100%" alt="{html.escape(self.alt)}" '
+            f'src="data:image/png;base64,{data}">'
+        )
+
+    def _repr_png_(self):
+        return self.png, {"alt": self.alt, "width": self._width}
+
+
+def panels(columns: int = 1, size: tuple[float, float] = (7, 4), rows: int = 1):
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+
+
+def batch_axis(axes, batches: Sequence[int]) -> None:
+    """A logarithmic axis of batch sizes, each of them named."""
+    axes.set_xscale("log")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.minorticks_off()
+    axes.set_xlabel("batch size (requests at once)")
+    axes.grid(alpha=0.3, which="major")
+
+
+def log_axis(axes, form: str = "") -> None:
+    """A logarithmic y axis with ticks at 1, 2 and 5, numbers as people write them: 1,000 and not 10^3."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    # Where all values lie close together the ticks do, too: 1.6 and 1.8, which must not both be called 2.
+    axes.yaxis.set_major_formatter(
+        lambda value, _: (form or ("{value:,.0f}" if value >= 100 else "{value:.3g}")).format(value=value)
+    )
+    axes.grid(alpha=0.3, which="major")
+
+
+def label_bar(axes, x: float, y: float, text: str) -> None:
+    """A text to the right of a bar's end, readable across whatever line it meets."""
+    white = {"color": "white", "pad": 0.5}
+    axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", bbox=white, zorder=3)
+
+
+# One colour a scheme, everywhere: Okabe and Ito's palette, which colour-blind readers can tell apart,
+# darkened where its contrast with white was below 3:1 (WCAG 2.2, 1.4.11).
+COLOURS = {
+    "baseline": "#0072B2",
+    "fp8": "#D55E00",
+    "fp8_file": "#AD7A00",
+    "fp8_kv": "#2F93CF",
+    "awq": "#009E73",
+    "rounded": "#808080",
+    "int8": "#BF6795",
+    "bound": "#555555",
+}

@@ -1,0 +1,156 @@
+"""What a page is made of: marks for what was measured, tables, notes, sizes in words."""
+
+from __future__ import annotations
+
+import html
+import os
+import sys
+from collections.abc import Iterable, Mapping
+
+_NO_QUOTES = str.maketrans("‹›", "<>")
+
+
+class measured:
+    """A text that depends on this machine or this run: ‹in angle quotes›, and in italics in tables.
+
+    A mark never spans lines and never contains another: what stands between two marks must not be lost
+    to the eye, or to the comparison of the notebooks' outputs.
+    """
+
+    def __init__(self, text: object):
+        self.text = str(text)
+
+    def __str__(self) -> str:
+        line = " / ".join(filter(None, map(str.strip, self.text.splitlines())))
+        return f"‹{line.translate(_NO_QUOTES)}›"
+
+    def html(self) -> str:
+        """The text as HTML, where italics are the mark."""
+        return f'<i class="measured">{html.escape(self.text)}</i>'
+
+
+def _html(value: object) -> str:
+    return value.html() if isinstance(value, measured) else html.escape(str(value))
+
+
+def as_it_is(page: str) -> str:
+    """The attribute that keeps notebooks from setting what is between two prices, $1 and $2, as a formula.
+
+    MathJax leaves out elements of the one class, its second version and nbconvert's pages those of the other.
+    """
+    return ' class="mathjax_ignore tex2jax_ignore"' if "$" in page else ""
+
+
+class Table:
+    """A small table as HTML and as text. The first column names the row, the others are right-aligned as
+    numbers are; ``texts`` names columns that hold sentences. The first and those are left-aligned.
+    """
+
+    def __init__(
+        self,
+        columns: Iterable[str],
+        rows: Iterable[Iterable[object]],
+        caption: str = "",
+        texts: Iterable[str] = (),
+    ):
+        self.columns = list(columns)
+        self.rows = [list(row) for row in rows]
+        self.caption = caption
+        self.texts = set(texts)
+
+    def __repr__(self) -> str:
+        lines = [self.columns, *self.rows]
+        text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
+        return f"{self.caption}\n{text}" if self.caption else text
+
+    def _cell(self, column: str, value: object) -> str:
+        side = "left" if column in self.texts else "right"
+        return f'<td style="text-align:{side}">{_html(value)}</td>'
+
+    def _repr_html_(self) -> str:
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        left = ' style="text-align:left"'
+        head = "".join(
+            f'<th scope="col"{left if place == 0 or name in self.texts else ""}>{html.escape(name)}</th>'
+            for place, name in enumerate(self.columns)
+        )
+        body = "".join(
+            "<tr>"
+            + f'<th scope="row" style="text-align:left">{_html(row[0])}</th>'
+            + "".join(self._cell(*pair) for pair in zip(self.columns[1:], row[1:], strict=True))
+            + "</tr>"
+            for row in self.rows
+        )
+        page = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table{as_it_is(page)}>{page}"
+
+
+class Note:
+    """A sentence in the place of a figure or a table that has nothing to show."""
+
+    def __init__(self, text: object):
+        self.text = str(text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p{as_it_is(self.text)}>{html.escape(self.text)}</p>"
+
+
+def facts(pairs: Mapping[str, object], caption: str = "") -> Table:
+    """A two-column table of names and values."""
+    return Table(["", "value"], pairs.items(), caption)
+
+
+def machine_facts(found) -> Table:
+    """What ``machine.detect()`` found; all of it is this machine's."""
+    return Table(["This machine", ""], [[measured(k), measured(v)] for k, v in found.facts().items()])
+
+
+def mib(size: float) -> str:
+    """Bytes as MiB, or as GiB from 10 GiB on."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def alike(sizes: Iterable[float]) -> list[str]:
+    """Bytes in one unit, so that a column can be compared: GiB if the largest has 10 of them, else MiB."""
+    sizes = list(sizes)
+    if max(sizes, default=0) >= 10 * 2**30:
+        return [f"{size / 2**30:,.2f} GiB" for size in sizes]
+    return [f"{size / 2**20:,.1f} MiB" for size in sizes]
+
+
+def answer(question: str, output, templated: bool) -> Answer:
+    """A question and the model's answer, marked as generated text."""
+    form = "the model's chat template" if templated else "a plain prompt: a base model continues text"
+    return Answer(question, output.outputs[0].text.strip(), form)
+
+
+class Answer:
+    """A question, the answer, and the form in which it was asked."""
+
+    def __init__(self, question: str, text: str, form: str):
+        self.question, self.text, self.form = question, text, form
+
+    def __repr__(self) -> str:
+        return f"Question (with {self.form}): {self.question}\nAnswer: {measured(self.text)}"
+
+    def _repr_html_(self) -> str:
+        text = measured(self.text).html().replace("\n", "<br>")
+        return (
+            f"<p{as_it_is(self.question)}><b>Question</b> (with {html.escape(self.form)}): "
+            f"{html.escape(self.question)}</p><blockquote{as_it_is(text)}>{text}</blockquote>"
+        )
+
+
+def ms(seconds: float) -> str:
+    """Seconds in whole milliseconds, for a cell."""
+    return f"{1000 * seconds:,.0f} ms"
+
+
+def watched() -> bool:
+    """Whether a person is likely watching: a terminal, or a notebook that is not run headless."""
+    if os.environ.get("TUTORIAL_HEADLESS"):
+        return False
+    return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -1,0 +1,179 @@
+"""One measured result, written and read as JSON lines, stamped with its machine and versions.
+
+The next notebook reads what the last one wrote; prose holds no number that a record does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from helpers.base.files import ROOT
+from helpers.base.machine import Machine
+
+# Every record has these; None where something was not measured.
+FIELDS = (
+    "scheme",
+    "model",
+    "device",
+    "vllm",
+    "torch",
+    "weights_bytes",
+    "predicted_weights_bytes",
+    "kv_cache_tokens",
+    "start_s",
+    "release_s",
+    "left_mib",
+    "batch",
+    "output_tokens_per_s",
+    "ttft_s",
+    "perplexity",
+    "kernel",
+    "measured_at",
+)
+
+
+def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:
+    """Add records to a file, whole lines only, also when two notebooks write at once; return its path.
+
+    Raises:
+        ValueError: a record lacks one of ``fields``; nothing is written.
+    """
+    for row in new:
+        if missing := [name for name in fields if name not in row]:
+            raise ValueError(f"A record lacks {', '.join(missing)}.")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0, os.SEEK_END)
+        if file.tell() and not _ends_with_newline(file):
+            text = "\n" + text  # a line cut short by a killed run stays a line of its own
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _ends_with_newline(file) -> bool:
+    with open(file.name, "rb") as raw:  # noqa: PTH123
+        raw.seek(-1, os.SEEK_END)
+        return raw.read(1) == b"\n"
+
+
+def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], list[str]]:
+    """Return the good records of a file, oldest first, and a sentence for each line that is not one.
+
+    A file that does not exist has no records. ``fields`` are those that a line must have.
+    """
+    path, good, bad = Path(path), [], []
+    if not path.exists():
+        return good, bad
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
+        except ValueError:
+            bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
+            continue
+        if missing:
+            bad.append(f"{path.name}, line {number}: lacks {', '.join(missing[:3])}, left out.")
+        else:
+            good.append(row)
+    return good, bad
+
+
+# What two records must share to stand in one table or figure: prompts of another length are another load.
+ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
+
+
+def origin(row: dict) -> tuple:
+    """What a record is of: model and weights, device, vLLM's version, prompt length, where recorded."""
+    return tuple(row.get(name) for name in ORIGIN)
+
+
+def latest(found: list[dict]) -> list[dict]:
+    """Keep the newest record of each scheme and batch size of an origin, in the order first seen."""
+    newest: dict[tuple, dict] = {}
+    for row in found:
+        newest[(*origin(row), row["scheme"], row["batch"])] = row
+    return list(newest.values())
+
+
+REFERENCE = ROOT / "notebooks" / "reference"
+
+
+def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return what was recorded on other machines, and a sentence for each line that cannot be used.
+
+    They lie in ``notebooks/reference/<machine>/``, whose name each row gets as ``recorded``. Of what was
+    measured more than once the ``latest`` counts. A row with ``cited`` was not measured by these lessons:
+    it says there where its figures were read.
+    """
+    good, bad = recorded(folder, "records.jsonl", FIELDS)
+    return latest(good), bad
+
+
+def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
+    """Return the recorded KV caches of engines that were given no more memory than a smaller GPU has."""
+    names = ("model", "scheme", "device", "memory_bytes", "weights_bytes", "kv_cache_tokens")
+    return recorded(folder, "envelope.jsonl", names)
+
+
+def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
+    """Every machine's lines of a file in the reference folder, with the folder's name as ``recorded``."""
+    good, bad = [], []
+    for path in sorted(folder.glob(f"*/{name}")):
+        found, problems = read(path, fields)
+        good += [{**row, "recorded": path.parent.name} for row in found]
+        bad += [f"{path.parent.name}/{problem}" for problem in problems]
+    return good, bad
+
+
+def of(
+    found: list[dict], model: str, machine: Machine, prompt_tokens: int = 16
+) -> tuple[list[dict], list[str]]:
+    """Return the newest records of one model on one machine, and what was left out of the same file.
+
+    A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
+    length are another load. Where several versions of vLLM were measured, the newest record's counts.
+    """
+    isa, ours, others = sorted(machine.isa), [], {}
+    for row in found:
+        what = f"{row['model']} on {row['device']}"
+        if (row["model"], row["device"]) == (model, machine.label):
+            if row.get("isa", isa) != isa:
+                what += f" with other instruction sets ({', '.join(row['isa'])})"
+            elif row.get("prompt_tokens") != prompt_tokens:
+                what += f" with prompts of {row.get('prompt_tokens')} tokens"
+            else:
+                ours.append(row)
+                continue
+        others[what] = others.get(what, 0) + 1
+    kept = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
+    for row in ours:
+        if row["vllm"] != ours[-1]["vllm"]:
+            what = f"{model} on {machine.label} with vLLM {row['vllm']}"
+            others[what] = others.get(what, 0) + 1
+    return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
+
+
+def by_origin(found: list[dict]) -> dict[str, list[dict]]:
+    """Records by what they are of, named for readers: "Phi-2 on NVIDIA L4"."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in found:
+        groups.setdefault(origin(row), []).append(row)
+    named: dict[str, list[dict]] = {}
+    for rows in groups.values():
+        model, _, device, _, version, prompt, recorded = origin(rows[0])
+        title = f"{model} on {device}" + (f", {prompt} tokens in" if prompt else "")
+        for more in (f", vLLM {version}", f", recorded in {recorded}", f", {len(named)}"):
+            title += more if title in named else ""
+        named[title] = rows
+    return named

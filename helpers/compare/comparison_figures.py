@@ -1,0 +1,260 @@
+"""Figures for readers: each a picture with a text that says the same, and one look for a scheme everywhere.
+
+A scheme has one colour, one marker, one line style and one hatch, so that no figure depends on colour
+alone. Nothing here measures. What cannot be drawn becomes a sentence (``page.Note``), never an empty plot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from helpers.base import page
+from helpers.base.figure import (
+    COLOURS,
+    DOTTED,
+    HATCHES,
+    PARTS,
+    Figure,
+    batch_axis,
+    bound_look,
+    label_bar,
+    log_axis,
+    look,
+    panels,
+)
+from helpers.base.page import Note
+from helpers.compare import rounding
+from helpers.compare.roofline import ratios
+from helpers.model.schemes import SCHEMES
+
+FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
+
+
+# -- 01 to 03 -----------------------------------------------------------------------------------
+
+
+def roofline(
+    speeds_, bound_tokens_per_s: float, most_tokens_per_s: float, scheme: str = "baseline"
+) -> Figure:
+    """Draw measured throughput against batch size beneath the two limits of the roofline.
+
+    Args:
+        bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
+            weights serves every request in it. ``most_tokens_per_s``: what the arithmetic allows, at any.
+    """
+    figure, [[axes]] = panels(size=(7, 4.6))
+    batches = [speed.batch for speed in speeds_]
+    rates = [speed.output_tokens_per_s for speed in speeds_]
+    spread = [
+        [rate - speed.low for rate, speed in zip(rates, speeds_, strict=True)],
+        [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
+    ]
+    axes.errorbar(batches, rates, spread, capsize=4, label=f"{scheme}, measured", **look(scheme))
+    bound = [bound_tokens_per_s * batch for batch in batches]
+    label = "bandwidth bound: weights read once a step"
+    axes.plot(batches, bound, color=COLOURS["bound"], linestyle="--", label=label)
+    label = "arithmetic bound: two operations a weight and token"
+    axes.axhline(most_tokens_per_s, color=COLOURS["bound"], linestyle=DOTTED, label=label)
+    axes.set_ylabel("output tokens per second")
+    batch_axis(axes, batches)
+    log_axis(axes)
+    figure.legend(loc="outside lower center")  # the lines may be anywhere in the axes
+    return Figure(
+        figure,
+        f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
+        "bound, which grows with the batch, and the dotted level line of the arithmetic bound.",
+    )
+
+
+def grids(matrix, name: str) -> Figure:
+    """Draw one matrix's histogram with the values that 8-bit and 4-bit formats can hold beneath it.
+
+    Counts are logarithmic, so that the few large weights, which set the scale, are seen as well.
+    """
+
+    figure, [[axes], [below]] = panels(size=(9, 4.8), rows=2)
+    axes.get_gridspec().set_height_ratios([3, 1])
+    largest = abs(matrix).max()
+    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], log=True)
+    axes.set(ylabel="how many weights", xlim=(-1.02, 1.02), ylim=(0.7, 2 * counts.max()))
+    axes.tick_params(labelbottom=False)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    rows = {"FP8 (E4M3)": ("e4m3", "fp8"), "INT8": ("int8", "int8"), "INT4": ("int4", "awq")}
+    names = []
+    for place, (title, (form, scheme)) in enumerate(rows.items()):
+        values = rounding.grid(form)
+        names.append(f"{title}: {len(values)} values")
+        style = {"color": COLOURS[scheme], "markersize": 13, "markeredgewidth": 0.7}
+        below.plot(values, [place] * len(values), "|", label=names[-1], **style)
+    # The axis names the rows, so that nobody has to tell them by their colours.
+    below.set_yticks(range(len(rows)), names)
+    below.set(xlim=(-1.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
+    below.set_xlabel(f"weight of {name}, largest = 1")
+    return Figure(
+        figure,
+        f"Histogram of the weights of {name}: a bell around zero, and a single largest weight far outside. "
+        "Beneath it the values of FP8, dense around zero and sparse outside, those of INT8, evenly spaced, "
+        "and those of INT4, few and evenly spaced.",
+        exact=True,
+    )
+
+
+def outliers(before, scales, name: str) -> Figure:
+    """Draw each input channel's mean activation, and AWQ's scale for it.
+
+    Args:
+        before: mean absolute activation of each channel; ``scales``: what AWQ multiplied its weights by.
+    """
+    import numpy as np
+
+    order = np.argsort(before)[::-1]
+    figure, [[left, right]] = panels(2, (9, 4))
+    left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
+    left.set(yscale="log", title=name)
+    left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
+    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
+    right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    right.set_ylim(bottom=0)
+    right.set_title("Larger activation, finer weights")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return Figure(
+        figure,
+        f"Left, the mean activations of {name} by channel, largest first: a few stand far above the rest. "
+        "Right, AWQ's scale of each channel rises with its activation.",
+    )
+
+
+# -- 00: does it fit ----------------------------------------------------------------------------
+
+
+def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
+    """Draw what each scheme takes of a card: weights, KV cache and the rest, beside what vLLM may take.
+
+    Args:
+        budgets: a ``sizing.Budget`` by scheme, or the sentence that says why it does not run there.
+    """
+    drawn = {name: one for name, one in budgets.items() if not isinstance(one, str)}
+    if not drawn:
+        return Note("No scheme runs on this GPU: " + " ".join(map(str, budgets.values())))
+    figure, [[axes]] = panels(size=(8, 1.6 + 0.5 * len(budgets)))
+    usable = next(iter(drawn.values())).usable / 2**30
+    parts = {"weights": "weights", "KV cache": "kv_cache", "rest": "rest"}
+    for place, name in enumerate(budgets):
+        left, one = 0.0, drawn.get(name)
+        for part, field in parts.items() if one else ():
+            width = getattr(one, field) / 2**30
+            style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
+            axes.barh(
+                place, width, left=left, label=part if one is next(iter(drawn.values())) else None, **style
+            )
+            left += width
+        text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
+        label_bar(axes, left, place, text)
+    axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
+    longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
+    axes.set(xlim=(0, 1.35 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
+    axes.set_yticks(range(len(budgets)), budgets)
+    figure.legend(loc="outside lower center", ncols=4)
+    words = [f"{name} {one.total / 2**30:.1f} GiB, {FITS[one.verdict]}" for name, one in drawn.items()]
+    text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
+    return Figure(figure, text, exact=True)
+
+
+def gains(
+    origins: Mapping[str, list[dict]], allowed: Mapping[str, Mapping[str, Mapping[float, float]]]
+) -> Figure | Note:
+    """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel an origin.
+
+    Args:
+        origins: records by what they are of; ``allowed``: for the same names what ``roofline.allowed`` says
+            of each scheme, drawn dotted.
+    """
+
+    found = {
+        title: {name: ratios(rows, name) for name in SCHEMES if name != "baseline"}
+        for title, rows in origins.items()
+    }
+    found = {title: {n: r for n, r in by.items() if r} for title, by in found.items()}
+    found = {title: by for title, by in found.items() if by}
+    if not found:
+        return Note("No scheme was measured beside a baseline on any machine: there are no gains to draw.")
+    columns = min(3, len(found))
+    height = -(-len(found) // columns)
+    figure, grid = panels(columns, (max(7, 3.4 * columns), 3.3 * height), height)
+    for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
+        axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
+        for name, gained in by.items():
+            axes.plot(gained.keys(), gained.values(), label=name, **look(name))
+            most = allowed.get(title, {}).get(name, {})
+            axes.plot(most.keys(), most.values(), **bound_look(name))
+        axes.set_title(title.replace(" on ", "\non "), fontsize="small")
+        every = [ratio for ratios in by.values() for ratio in ratios.values()]
+        every += [ratio for name in by for ratio in allowed.get(title, {}).get(name, {}).values()]
+        batch_axis(axes, sorted({batch for ratios in by.values() for batch in ratios}))
+        log_axis(axes)
+        axes.set_ylim(0.9 * min(0.5, *every), 1.1 * max(2.0, *every))
+    for axes in grid.flat[len(found) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("tokens per second, baseline = 1")
+    handles = {
+        label: handle
+        for axes in grid.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    style = {"color": "black", "marker": "o", "mfc": "white", "linestyle": DOTTED}
+    handles["dotted: what the roofline allows each"] = grid.flat[0].plot([], [], **style)[0]
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
+    words = "; ".join(
+        f"{title}: {', '.join(f'{n} {r[min(r)]:.2f} to {r[max(r)]:.2f}' for n, r in by.items())}"
+        for title, by in found.items()
+    )
+    return Figure(
+        figure,
+        "For each machine and model a panel: the throughput of each scheme as a multiple of the baseline's, "
+        "from the smallest batch to the largest, and dotted the most that the roofline allows it. "
+        f"{page.measured(words)}",
+    )
+
+
+def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:
+    """Draw dollars a million tokens: by scheme, at each batch size."""
+    drawn = {name: by for name, by in dollars.items() if by}
+    if not drawn:
+        return Note("There is no throughput on record here, so nothing has a cost.")
+    figure, [[axes]] = panels(size=(7, 3.8))
+    for name, by in drawn.items():
+        axes.plot(by.keys(), by.values(), label=name, **look(name))
+    axes.set(ylabel="dollars a million output tokens", title=title)
+    batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
+    log_axis(axes, "${value:,.2f}")
+    axes.legend(fontsize="small")
+    words = "; ".join(f"{name} ${min(by.values()):,.2f} at best" for name, by in drawn.items())
+    return Figure(
+        figure,
+        f"Dollars a million output tokens against the batch size. {page.measured(f'{title}: {words}')}",
+    )
+
+
+def rents(offers: Sequence, title: str) -> Figure | Note:
+    """Draw the rent a day of each ``cost.Offer`` that can serve a load, the cheapest first."""
+    able = [offer for offer in offers if not offer.why_not]
+    if not able:
+        return Note("None of these GPUs can serve this load: " + "; ".join(
+            f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers
+        ))  # fmt: skip
+    figure, [[axes]] = panels(size=(8, 1.4 + 0.45 * len(able)))
+    for place, offer in enumerate(able):
+        axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], edgecolor="black", linewidth=0.5)
+        label_bar(
+            axes,
+            offer.per_day,
+            place,
+            f"{offer.count} x {offer.card}, {offer.batch} at once, ${offer.per_million:,.2f} a million",
+        )
+    axes.set_yticks(range(len(able)), [f"{offer.scheme}, {offer.card}" for offer in able])
+    axes.set(xlim=(0, 1.8 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
+    axes.set(xlabel="dollars a day", title=title)
+    words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
+    return Figure(figure, f"{title}. {words}.", exact=True)

@@ -1,0 +1,145 @@
+"""Tables for readers. Nothing here measures, and nothing here knows how numbers were got.
+
+What depends on the machine is wrapped in ``measured``, so that readers can tell it from what is computed
+and the same everywhere; the notebook tests compare everything outside the marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from helpers.base import page
+from helpers.base.page import Table
+from helpers.model import schemes
+from helpers.model.schemes import SCHEMES
+from helpers.model.sizes import predicted_weights_bytes
+
+
+def ways(found: Mapping[str, object]) -> Table:
+    """How this machine runs each scheme, and why: ``schemes.Way`` by the scheme's title."""
+    rows = [[title, page.measured(way.name), page.measured(way.why)] for title, way in found.items()]
+    return Table(["scheme", "runs here as", "because"], rows, texts=["runs here as", "because"])
+
+
+def predictions(sizes: Mapping[str, int]) -> Table:
+    """Predicted bytes of weights by the scheme's title, the first one being the yardstick."""
+    base = next(iter(sizes.values()))
+    rows = [[title, page.mib(size), f"{base / size:.2f} times"] for title, size in sizes.items()]
+    return Table(["scheme", "weights, predicted", "smaller"], rows)
+
+
+def errors(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """Relative rounding errors: rows by format, columns by who shares a scale."""
+    columns = list(next(iter(found.values())))
+    rows = [[form, *(f"{cells[column]:.1%}" for column in columns)] for form, cells in found.items()]
+    return Table(["rounding error", *columns], rows)
+
+
+def paths(found: Mapping[str, Mapping[str, str]], here: str | None) -> Table:
+    """How each hardware generation runs each scheme (``cards.paths``), the row of this machine marked."""
+    names = list(next(iter(found.values())))
+    rows = [
+        [title, page.measured("this machine" if title == here else ""), *(ways[name] for name in names)]
+        for title, ways in found.items()
+    ]
+    titles = [schemes.scheme(name).title for name in names]
+    return Table(["hardware", "", *titles], rows, texts=["", *titles])
+
+
+def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
+    """Whether a load fits, a row a card and a column a scheme: ``sizing.budgets`` by the card's name."""
+    names = list(next(iter(found.values())))
+
+    def cell(budget) -> str:
+        if isinstance(budget, str):
+            return "does not run"
+        return f"{budget.verdict}: {budget.total / 2**30:.1f} of {budget.usable / 2**30:.1f} GiB"
+
+    rows = [[card, *(cell(budgets[name]) for name in names)] for card, budgets in found.items()]
+    return Table(["GPU", *names], rows, texts=names)
+
+
+def reconciled(found: Iterable) -> Table:
+    """``sizing.reconcile``: what vLLM reported beside the config's bytes.
+
+    What is of this machine is marked as measured; recorded rows are the same everywhere.
+    """
+    rows = []
+    for one in found:
+        row = one.row
+        recorded = row.get("recorded")
+        name = f"{row['model']} on {row['device'] if recorded else 'this machine'}"
+        if row.get("memory_bytes") and row.get("device_bytes"):
+            name += f", given {page.mib(row['memory_bytes'])}"
+        besides = row.get("kv_cache_dtype") == "fp8" and row["scheme"] != "fp8_kv"
+        cells = [
+            row["scheme"] + (" and FP8 KV cache" if besides else ""),
+            f"{one.token:,}",
+            f"{row['kv_cache_tokens']:,}",
+            f"{one.cache / 2**30:.2f} GiB",
+            "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
+        ]
+        rows.append([name, *(cells if recorded else map(page.measured, cells))])
+    columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
+    return Table(columns, rows)
+
+
+def sides(found: Mapping[str, object]) -> Table:
+    """``roofline.side`` of each scheme; None where no kernel of its own was timed beside the baseline."""
+
+    def batches(sizes) -> str:
+        return ", ".join(map(str, sizes)) or "none"
+
+    rows = []
+    for name, side in found.items():
+        cells = ["no kernel timed here"] * 4
+        if side:
+            crosses = f"at batch {side.crosses:.0f}" if side.crosses else "nowhere measured"
+            cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
+        rows.append([name, *map(page.measured, cells)])
+    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], rows)
+
+
+def offers(found: Iterable) -> Table:
+    """``cost.Offer``: what serves a load, the cheapest first, and why the others do not."""
+    columns = ["scheme", "GPUs", "requests at once in one", "tokens/s of one, at most", "used", "a day"]
+    columns.append("a million tokens, at least")
+    rows = []
+    for offer in found:
+        cells = [f"none: {offer.why_not}", *["-"] * 5]
+        if not offer.why_not:
+            cells = [f"{offer.count} x {offer.card}", offer.batch]
+            cells += [f"{offer.tokens_per_s:,.0f}", f"{offer.used:.0%}"]
+            cells += [f"${offer.per_day:,.2f}", f"${offer.per_million:,.2f}"]
+        rows.append([offer.scheme, *cells])
+    return Table(columns, rows)
+
+
+def advice(found) -> Table:
+    """``cost.Advice``: the scheme to deploy and what spoke against each of the others.
+
+    A row a scheme, in one order, so that the table has the same shape on every machine.
+    """
+    rows = []
+    for name in SCHEMES:
+        why = found.why if name == found.scheme else found.against.get(name, "not measured here")
+        rows.append([name, page.measured("deploy" if name == found.scheme else "-"), page.measured(why)])
+    return Table(["scheme", "", "because"], rows, texts=["", "because"])
+
+
+def smaller(described: Mapping[str, object], names: Iterable[str]) -> Table:
+    """How many times smaller each model's weights get under each scheme, from its config: by title."""
+    names, size = list(names), predicted_weights_bytes
+    plain = [size("baseline", model.folder) for model in described.values()]
+    rows = [
+        [title, shown, *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
+        for (title, model), base, shown in zip(described.items(), plain, page.alike(plain), strict=True)
+    ]
+    return Table(["model", "16-bit weights", *(schemes.scheme(name).title for name in names[1:])], rows)
+
+
+def best_for(names: Iterable[str]) -> Table:
+    """What each scheme is good for, and what would overrule that: ``Scheme.best_for`` and ``unless``."""
+    found = [schemes.scheme(name) for name in names]
+    columns = ["scheme", "best for", "unless", "measured in"]
+    return Table(columns, [[s.title, s.best_for, s.unless, s.lesson] for s in found], texts=columns)

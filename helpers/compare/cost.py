@@ -1,0 +1,242 @@
+"""What tokens cost: price, throughput and utilization in, dollars out; and which scheme to deploy.
+
+A price is always an input: the same GPU's differs by a factor of two between providers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from helpers.compare import cards, roofline, sizing
+from helpers.compare.cards import Card
+from helpers.measure import result_tables
+from helpers.model import sizes, ways
+from helpers.model.model import Model
+
+HOURS_A_DAY, DAYS_A_MONTH = 24, 30  # the log's months have 30 days
+
+
+class CostError(ValueError):
+    """A cost that has no answer; the message says which input is missing or impossible."""
+
+
+def _above_zero(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CostError(f"{name} must be a number above zero, not {value!r}: without it nothing has a cost.")
+    return value
+
+
+def per_million(price_per_hour: float, tokens_per_s: float, utilization: float = 1.0) -> float:
+    """Dollars for a million output tokens: price an hour / tokens an hour x 10^6.
+
+    ``utilization`` is the share of the paid time in which the machine serves at ``tokens_per_s``.
+
+    Raises:
+        CostError: a price, throughput or utilization that is not above zero, or a utilization above 1.
+    """
+    _above_zero("The price an hour", price_per_hour)
+    _above_zero("The throughput", tokens_per_s)
+    if _above_zero("The utilization", utilization) > 1:
+        raise CostError(f"The utilization is a share of the paid time, from 0 to 1, not {utilization}.")
+    return price_per_hour / (tokens_per_s * 3600 * utilization) * 1e6
+
+
+def served(row: dict, output_tokens: int) -> float:
+    """Output tokens/s of a record's batch with its prompts read: answers of ``output_tokens`` tokens each.
+
+    A record's own rate is that of decoding. A server mixes the two, but has the same prompts to read.
+    """
+    seconds = row["ttft_s"] + (output_tokens - 1) * row["batch"] / row["output_tokens_per_s"]
+    return row["batch"] * output_tokens / seconds
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One way to serve a load: ``count`` cards under a scheme, each with ``batch`` requests at once.
+
+    ``tokens_per_s`` is what one card gives (``basis`` says how that is known), ``used`` the share of all
+    cards' throughput that the load takes; ``per_day`` the rent of all, ``per_million`` what a million
+    tokens of this load then cost. ``why_not`` is set instead where the scheme cannot serve it there.
+    """
+
+    card: str
+    scheme: str
+    price_per_day: float
+    count: int = 0
+    batch: int = 0
+    tokens_per_s: float = 0.0
+    used: float = 0.0
+    basis: str = ""
+    why_not: str = ""
+
+    @property
+    def per_day(self) -> float:
+        """Dollars a day for all cards."""
+        return self.count * self.price_per_day
+
+    @property
+    def per_million(self) -> float:
+        """Dollars a million tokens at this load."""
+        tokens_per_day = self.count * self.tokens_per_s * self.used * 3600 * HOURS_A_DAY
+        return self.per_day / tokens_per_day * 1e6
+
+
+def offers(
+    model: Model,
+    prices_per_day: dict[str, float],
+    names: Iterable[str],
+    *,
+    requests_per_s: float,
+    tokens_per_request: float,
+    context: int,
+    most_tpot_s: float,
+    utilization: float,
+    rest: int,
+) -> list[Offer]:
+    """Every priced card and scheme for a load, those that can serve it first, the cheapest first.
+
+    The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
+    ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
+    many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
+    at most ``MOST_AT_ONCE``. It gives the roofline's bound at that batch with the prompts read at its full
+    arithmetic rate, the most that any software can get out of it, so that the cost is a *least* cost. No
+    more than ``utilization`` of that is planned with.
+
+    Raises:
+        CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
+    """
+    needed = _above_zero("Requests a second", requests_per_s) * _above_zero(
+        "Tokens a request", tokens_per_request
+    )
+    _above_zero("The utilization", utilization)
+    _above_zero("The longest TPOT", most_tpot_s)
+    if tokens_per_request > context:
+        raise CostError(f"Answers of {tokens_per_request:g} tokens do not fit a context of {context:,}.")
+    found = []
+    for card_name, price in prices_per_day.items():
+        _above_zero(f"The price of {card_name}", price)
+        card = cards.card(card_name)
+        load = {"context": context, "concurrency": 1, "rest": rest}
+        for name, budget in sizing.budgets(model, names, card, **load).items():
+            offer = Offer(card.name, name, price)
+            if isinstance(budget, str):
+                found.append(replace(offer, why_not=budget))
+            elif not budget.fits:
+                lacking = (budget.total - budget.usable) / 2**30
+                found.append(replace(offer, why_not=f"{lacking:.1f} GiB short for one request"))
+            else:
+                room = budget.tokens // context
+                found.append(_offered(offer, model, card, room, context, tokens_per_request, most_tpot_s))
+    return sorted(
+        (offer if offer.why_not else _counted(offer, needed, utilization) for offer in found),
+        key=lambda offer: (bool(offer.why_not), offer.per_day),
+    )
+
+
+# Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
+# Source: vllm/engine/arg_utils.py, default_max_num_seqs.
+MOST_AT_ONCE = 256
+
+
+def _offered(
+    offer: Offer, model, card: Card, room: int, context: int, answer: float, most_tpot_s: float
+) -> Offer:
+    """What one card gives at the largest batch that its memory and the longest TPOT allow.
+
+    A prompt's token takes an answer's operations, without a share in the reading of weights and cache.
+    """
+    work, rate = (
+        roofline.step(model, offer.scheme),
+        card.rate(roofline.arithmetic_bits(offer.scheme, card.machine)),
+    )
+
+    def step_s(batch: int) -> float:
+        return work.seconds(batch, card.bandwidth, rate, context)
+
+    sizes = range(1, min(room, MOST_AT_ONCE) + 1)
+    batch = bisect.bisect_right(sizes, most_tpot_s, key=step_s)
+    if not batch:
+        return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
+    seconds = answer * step_s(batch) / batch + (context - answer) * work.operations / rate
+    return replace(offer, batch=batch, tokens_per_s=answer / seconds, basis="at most, by the roofline")
+
+
+def _counted(offer: Offer, needed: float, utilization: float) -> Offer:
+    count = math.ceil(needed / (offer.tokens_per_s * utilization))
+    return replace(offer, count=count, used=needed / (count * offer.tokens_per_s))
+
+
+# -- which scheme to deploy ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A scheme, the sentence that says why, and what spoke against each of the others."""
+
+    scheme: str
+    why: str
+    against: dict[str, str]
+
+
+SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller scheme wins
+
+
+def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
+    """Choose a scheme for a machine and a model from its records, by three rules.
+
+    1. It runs as itself here (its weights are not written out), and keeps at least ``least_recovery`` of the
+       baseline's accuracy on the task.
+    2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
+    3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
+
+    Raises:
+        CostError: there is no baseline among the records, so nothing to compare with.
+    """
+    base = {row["batch"]: row for row in rows if row["scheme"] == "baseline"}
+    if not base:
+        raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
+    at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
+    candidates, against = {"baseline": base[at]}, {}
+    for row in rows:
+        name = row["scheme"]
+        if name == "baseline" or row["batch"] != at:
+            continue
+        if ways.expanded(row):
+            against[name] = "does not run as itself here: no kernel reads it"
+        elif row.get("recovery") is None:
+            against[name] = "its answers were not measured"
+        elif row["recovery"] < least_recovery:
+            open_still = row.get("recovery_high", 0) >= least_recovery
+            against[name] = f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
+            against[name] += ": more answers could decide otherwise" if open_still else ""
+        else:
+            candidates[name] = row
+    fastest = max(row["output_tokens_per_s"] for row in candidates.values())
+    level = {
+        name: row
+        for name, row in candidates.items()
+        if row["output_tokens_per_s"] >= (1 - SAME_SPEED) * fastest
+    }
+    chosen = min(level, key=lambda name: (sizes.held(level[name]), name != "baseline"))
+    for name, row in candidates.items():
+        if name != chosen:
+            ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
+            slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
+            against[name] = f"as fast, but larger: {slower}" if name in level else slower
+    return Advice(chosen, _why(chosen, candidates, level, at), against)
+
+
+def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
+    row, base = candidates[chosen], candidates["baseline"]
+    if chosen == "baseline":
+        return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
+    speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
+    smaller = sizes.held(base) / sizes.held(row)
+    others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
+    return (
+        f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
+        f"{smaller:.2f} times smaller, and it keeps {result_tables.kept(row)} of the accuracy."
+    )

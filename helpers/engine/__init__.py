@@ -1,0 +1,1 @@
+"""One vLLM engine, opened, used and closed; its memory comes back."""

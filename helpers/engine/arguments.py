@@ -1,0 +1,101 @@
+"""The arguments and the environment of an engine, and why they differ from vLLM's own."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from helpers.base import parameters
+from helpers.base.machine import GIB, Machine
+from helpers.engine.errors import EngineError
+from helpers.engine.probe import PROBE
+from helpers.model.model import Model
+
+# Arguments that serve these helpers alone: not shown to readers as code they would write.
+OURS = {"use_tqdm_on_load": False, "worker_extension_cls": PROBE}
+
+# Ten CUDA graphs instead of 51: a batch in between is filled up to the next size. And the kernels of each way
+# of sampling are compiled when a request first asks for one, not ahead. On an H200 a first start of
+# Mistral-7B's shape took 49 s instead of 93, a second 15 s instead of 27 (reference/h200/starts.jsonl).
+SOONER = {
+    "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]},
+    "kernel_config": {"enable_jit_warmup": False},
+}
+
+
+def default_args(machine: Machine, model: Model) -> dict:
+    """Arguments of ``vllm.LLM`` that differ from vLLM's own defaults, and why.
+
+    - ``max_model_len``: the lessons need 2,048 tokens; a long context costs KV cache.
+    - ``enable_prefix_caching=False``: a repeated prompt would not be computed, so not be measured.
+    - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
+    - ``worker_extension_cls``: lets ``measure`` and ``quality`` look inside; it changes no result.
+    - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
+    - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools, and
+      what makes a lesson's engines start sooner (``SOONER``; a server starts once, and keeps vLLM's choice);
+    - a shape-only model has neither weights nor a tokenizer to load.
+    """
+    longest = model.config.get("max_position_embeddings", 2048)
+    args = {"max_model_len": min(2048, longest), "enable_prefix_caching": False, **OURS}
+    if model.shape_only:
+        args |= {"load_format": "dummy", "skip_tokenizer_init": True}
+    if machine.kind == "cpu":
+        return args | {"enforce_eager": True, "kv_cache_memory_bytes": GIB}
+    return args | {"gpu_memory_utilization": 0.9} | SOONER
+
+
+def check_gpus(machine: Machine, wanted: int, model: Model) -> None:
+    """Refuse a ``tensor_parallel_size`` that this machine or this model cannot have.
+
+    Raises:
+        EngineError: more GPUs than there are, or a number that the attention heads cannot be dealt to.
+    """
+    parameters.whole("tensor_parallel_size", wanted, 1, 64)
+    if wanted == 1:
+        return
+    if machine.kind != "cuda" or wanted > machine.count:
+        there = f"{machine.count} GPU(s)" if machine.kind == "cuda" else "no GPU"
+        raise EngineError(
+            f"tensor_parallel_size={wanted} needs {wanted} GPUs; this machine shows {there}. Lower it to "
+            f"{machine.count if machine.kind == 'cuda' else 1}, or look at CUDA_VISIBLE_DEVICES."
+        )
+    heads = model.config.get("num_attention_heads", wanted)
+    if heads % wanted:
+        raise EngineError(
+            f"tensor_parallel_size={wanted} does not divide the {heads} attention heads of {model.title}: "
+            "each GPU gets the same number of heads."
+        )
+
+
+def environment(in_process: bool) -> dict[str, str]:
+    """Settings vLLM reads from the environment when it is imported or starts a child."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        # A forked child dies in OpenMP if this process ever computed with torch; a spawned one does not.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+    }
+
+
+def compiling(machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
+    """The environment in which an engine compiles what it must, and on a CPU that runs eagerly nothing.
+
+    vLLM has a few small functions compiled all the same (the rank of a token, in vllm/v1/sample/ops). That
+    takes g++, which a fresh machine may not have, and fails in a folder whose path has a space.
+
+    On a GPU vLLM takes Humming for 4-bit matrices that no other kernel fits, and that has NVRTC compile its
+    kernels in a process of its own. NVRTC from pip does not look beside itself for its other library.
+    """
+    if machine.kind == "cuda":
+        if ctypes.util.find_library("nvrtc-builtins"):  # the system's toolkit has both
+            return {}
+        spec = importlib.util.find_spec("nvidia")
+        roots = spec.submodule_search_locations if spec else ()
+        have = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+        more = sorted({str(found.parent) for root in roots for found in Path(root).glob("cu*/lib/libnvrtc*")})
+        return {"LD_LIBRARY_PATH": ":".join(dict.fromkeys([*have, *more]))} if more else {}
+    return {"TORCHDYNAMO_DISABLE": "1" if args.get("enforce_eager") else "0"}

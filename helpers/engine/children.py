@@ -1,0 +1,213 @@
+"""What an engine takes hold of in this process and must give back: processes, memory, signals, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.util
+import os
+import re
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Belongings:
+    """Child processes and shared memory that came with an engine, so that they can go with it."""
+
+    def __init__(self):
+        self._processes: list = []
+        self._shared: set[Path] = set()
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Take down what appears while the block runs, also when it fails."""
+        import psutil
+
+        me, folder = psutil.Process(), Path("/dev/shm")
+        old_shared, old_processes = set(folder.glob("*")), set(me.children(recursive=True))
+        try:
+            yield
+        finally:
+            # Python's own tracker of shared memory serves the whole process and ends with it.
+            tracker = multiprocessing.resource_tracker._resource_tracker._pid
+            born = set(me.children(recursive=True)) - old_processes
+            self._processes = [process for process in born if process.pid != tracker]
+            self._shared = set(folder.glob("*")) - old_shared
+
+    def end(self, patience_s: float = 5.0) -> None:
+        """End the processes that are still there and unlink shared memory that nobody maps any more."""
+        import psutil
+
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        stubborn = psutil.wait_procs(self._processes, timeout=patience_s)[1]
+        for process in stubborn:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(stubborn, timeout=patience_s)
+        multiprocessing.active_children()  # reaps those that have ended
+        for path in self._shared:
+            with contextlib.suppress(OSError):  # its owner took it away meanwhile
+                if _an_engines(path) and not _mapped(path):
+                    path.unlink()
+        self._processes, self._shared = [], set()
+
+
+# What engines and servers leave in /dev/shm. Whatever else appears there while one starts is another
+# program's: a copy of a model, say, that nobody maps.
+_SHARED = re.compile(
+    r"psm_[0-9a-f]+"  # multiprocessing.shared_memory, also under vLLM's message queues
+    r"|sem\.mp-[a-z0-9_]+"  # multiprocessing.synchronize: locks
+    r"|torch_\d+_\d+_\d+"  # tensors that torch shares: torch_{pid}_{number}_{number}
+    r"|vllm_(mm|offload|ec)_.+"  # vllm/envs.py, v1/kv_offload, distributed/ec_transfer
+    r"|.+-cpushm.*"  # vllm/distributed/device_communicators/cpu_communicator.py
+    r"|nccl-\w{6}"  # NCCL between GPUs
+    r"|cuda\.shm\.[0-9a-f.]+"  # the NVIDIA driver
+)
+
+
+def _an_engines(path: Path) -> bool:
+    """Whether a path in /dev/shm is shared memory of this user, by a name that engines make."""
+    found = path.lstat()
+    named = _SHARED.fullmatch(path.name) is not None
+    return named and stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+
+
+def _mapped(path: Path) -> bool:
+    """Whether a process other than this one still maps a file: another notebook's is not ours to remove.
+
+    By its number, not its name: a semaphore is made under another name, which its owner's map keeps.
+    """
+    number = re.compile(rf" {path.stat().st_ino} +/dev/shm/")
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if maps.parent.name != str(os.getpid()) and number.search(maps.read_text()):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def children_bound_to_this():
+    """Children that multiprocessing spawns inside get a group of their own, and end with this process.
+
+    Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
+    kernel means to handle leaves shared memory behind, or its client waiting for ten minutes. And an engine
+    whose kernel was killed would live on and keep the GPU's memory: vLLM does not watch its parent.
+    """
+    original = multiprocessing.util.spawnv_passfds
+
+    def spawn(path, args, passfds):
+        engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)  # else the resource tracker
+        for descriptor in passfds:
+            os.set_inheritable(descriptor, True)
+        try:
+            return spawn_bound([path, *args[1:]], tracker=not engine)
+        finally:
+            for descriptor in passfds:
+                os.set_inheritable(descriptor, False)
+
+    multiprocessing.util.spawnv_passfds = spawn
+    try:
+        with _main_left_alone():
+            yield
+    finally:
+        multiprocessing.util.spawnv_passfds = original
+
+
+@contextlib.contextmanager
+def _main_left_alone():
+    """Children spawned inside do not run the main program's file again, as none of a notebook's do.
+
+    multiprocessing has each child import it: a script without ``if __name__ == "__main__"`` would open its
+    engine once more in there, and a program read from standard input cannot be imported at all.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
+def spawn_bound(command: list, tracker: bool = False) -> int:
+    """Start a Python program in a process of its own group that ends with this one; return its pid.
+
+    It takes all signals: what a caller blocks for a moment, a child would keep blocked. multiprocessing's
+    resource ``tracker`` alone is to inherit that, unblocks by itself once it ignores them, and outlives the
+    others to remove what they left.
+    """
+    path, args = _bound(command[0], list(command) if tracker else _watching(list(command)))
+    mask = {} if tracker else {"setsigmask": []}
+    return os.posix_spawn(path, args, dict(os.environ), setpgroup=0, **mask)
+
+
+# A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays
+# with the process when it becomes another program.
+_BIND = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[3:])"
+)
+
+
+# SIGTERM is a wish: an engine that hangs in compiled code does not take it. After five seconds vLLM's client
+# kills one, but here that died with its owner. So a thread in the child sees to its end.
+_WATCH = """
+import os as _os, threading as _threading, time as _time
+def _watch(owner={owner}, patience={patience}):
+    while _os.getppid() == owner:
+        _time.sleep(0.5)
+    _time.sleep(patience)
+    _os.kill(_os.getpid(), 9)
+_threading.Thread(target=_watch, name="owner-watch", daemon=True).start()
+"""
+
+PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; vLLM's own patience
+
+
+def _watching(command: list) -> list:
+    """The same ``python -c`` command, with the watch ahead of its program."""
+    place = command.index("-c") + 1
+    watch = _WATCH.format(owner=os.getpid(), patience=PATIENCE_S)
+    return [*command[:place], watch + command[place], *command[place + 1 :]]
+
+
+def _bound(path, args: list) -> tuple:
+    if sys.platform != "linux":
+        return path, args
+    return sys.executable, [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), path, *args]
+
+
+def wake_on_death(core) -> Callable[[], None]:
+    """Wake whoever waits for an engine in a child when its process dies; returns what ends the watch.
+
+    vLLM's client notices the death and stops its own threads, but a ``generate`` that waits for output is
+    told nothing and waits for ever (vllm/v1/engine/core_client.py, ``SyncMPClient.get_output``).
+    """
+    over = threading.Event()
+    sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
+
+    def watch() -> None:
+        while not over.is_set():
+            if multiprocessing.connection.wait(sentinels, timeout=0.5):
+                if not over.is_set():
+                    wake(core)
+                return
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
+    return over.set
+
+
+def wake(core) -> None:
+    """Raise vLLM's EngineDeadError in whatever waits for an engine in a child; others need no waking."""
+    if not hasattr(core, "outputs_queue"):
+        return
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    core.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(core.utility_results.values()):
+        with contextlib.suppress(Exception):  # answered at this very moment
+            future.set_exception(EngineDeadError())

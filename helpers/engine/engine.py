@@ -1,0 +1,386 @@
+"""One vLLM engine, owned by a ``with`` block that gives all its memory back.
+
+    engine = open_engine("embedded", scheme="baseline")
+    with engine as llm:                                      # a vllm.LLM
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=50))
+    print(engine.release)
+
+On a CPU the engine lives in this process (starts in seconds, once vLLM is imported); on a GPU in a
+spawned child. After the block, however it ended, the memory is back where it was, checked against the
+operating system or the driver, or an error says who still holds it. vLLM's whole log, its children's
+too, goes to ``engine.log_file``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from helpers.base import files, redact
+from helpers.base.machine import Machine, detect
+from helpers.engine import arguments, borrowed, children, interrupts, llm, logfile, release
+from helpers.engine.borrowed import Settings
+from helpers.engine.children import Belongings
+from helpers.engine.errors import (
+    EngineClosedError,
+    EngineDiedError,
+    EngineError,
+    EngineStartError,
+    MemoryHeldError,
+)
+from helpers.engine.logfile import CHATTY, Progress
+from helpers.engine.release import MemoryWatch, Release, Released
+from helpers.faults import explain, log
+from helpers.model import checkpoints, resolve, schemes, weights
+from helpers.model.model import EMBEDDED, Model
+from helpers.model.schemes import Way
+
+_open: Engine | None = None  # one engine a process: a second would fight it for the memory
+_engines_built = 0
+
+
+def opened() -> Engine | None:
+    """The engine that is open in this process, if one is."""
+    return _open
+
+
+def owner_of(llm) -> Engine:
+    """The engine of the ``llm`` that a ``with open_engine(...) as llm`` block gave, or the engine itself.
+
+    Raises:
+        TypeError: a ``vllm.LLM`` that was built without ``open_engine``.
+    """
+    owner = llm if isinstance(llm, Engine) else getattr(llm, "engine", None)
+    if not isinstance(owner, Engine):
+        raise TypeError(f"This needs the llm of `with open_engine(...) as llm:`, not {type(llm).__name__}.")
+    return owner
+
+
+def open_engine(
+    model: str | Model = EMBEDDED,
+    scheme: str = "baseline",
+    *,
+    log_dir: str | Path = "runs/logs",
+    in_process: bool | None = None,
+    **llm_args,
+) -> Engine:
+    """Return an engine for ``with``, whose block gets a ``vllm.LLM``; it starts when the block is entered.
+
+    Args:
+        model: ``embedded``, a folder, a hub name, or what ``resolve.resolve`` returned.
+        scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
+        log_dir: folder for vLLM's log; one file an engine.
+        in_process: build the engine in this process (the default on a CPU) or in a child.
+        llm_args: further arguments of ``vllm.LLM``; they win over the defaults of ``default_args``.
+
+    Raises:
+        SchemeError, ModelError: nothing was started.
+    """
+    machine = detect()
+    resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine)
+    if in_process is None:
+        in_process = machine.kind == "cpu"
+    args = {
+        "model": str(checkpoint.folder),
+        **arguments.default_args(machine, resolved),
+        **way.args,
+        **llm_args,
+    }
+    arguments.check_gpus(machine, args.get("tensor_parallel_size", 1), resolved)
+    return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
+
+
+def resolve_checkpoint(model: str | Model, scheme: str, machine: Machine) -> tuple[Model, Model, Way]:
+    """Return the model, what is loaded for it under a scheme (made first if need be), and how it runs.
+
+    The one place where a scheme becomes files, for engines in this process and for servers alike.
+
+    Raises:
+        SchemeError, ModelError: the scheme does not run here, or there are no such files.
+    """
+    rule = schemes.scheme(scheme)
+    way = rule.way(machine)
+    resolved = model if isinstance(model, Model) else resolve.resolve(model)
+    checkpoint = resolved
+    if rule.recipe:
+        checkpoint = checkpoints.make(resolved, rule.recipe)
+        if way.expanded:
+            checkpoint = checkpoints.expand(checkpoint)
+    return resolved, checkpoint, way
+
+
+class Engine:
+    """A vLLM engine and everything it holds; made by ``open_engine``, open inside its ``with`` block."""
+
+    def __init__(self, model, checkpoint, scheme, way, machine, args, log_dir, in_process):
+        self.model: Model = model
+        self.checkpoint: Model = checkpoint  # what is loaded: the model, or a quantized one made from it
+        self.scheme: str = scheme
+        self.way: Way = way
+        self.machine: Machine = machine
+        self.args: dict = args  # of vllm.LLM, all of them
+        self.in_process: bool = in_process
+        self.log_dir: Path = log_dir
+        self.log_file: Path | None = None  # a new one each time the engine starts
+        self.start_s: float | None = None  # seconds from vLLM imported to ready
+        self.import_s: float = 0.0  # seconds to import vLLM; 0 when this process had it already
+        self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, in this process
+        self.release: Release | None = None
+        self.memory = MemoryWatch(machine, in_process)
+        self.runner = lambda: None  # a weak reference to the in-process model runner
+        self._llm = None
+        self._children = Belongings()
+        self._end_watch = lambda: None  # of the engine's process, if it has one
+        self._finished: str | None = "not started: use it in a with block"
+
+    # -- using it -------------------------------------------------------------------------------
+
+    @property
+    def llm(self):
+        """The ``vllm.LLM``.
+
+        Raises:
+            EngineClosedError: before the block, after it, or after an interrupt.
+        """
+        if self._finished:
+            raise self._closed()
+        return self._llm
+
+    def _closed(self) -> EngineClosedError:
+        return EngineClosedError(
+            f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
+        )
+
+    @property
+    def code(self) -> str:
+        """vLLM code that builds the same engine without these helpers, and runs when it is pasted."""
+        shown = {key: value for key, value in self.args.items() if key not in arguments.OURS}
+        lines = [f"    {key}={value!r}," for key, value in shown.items() if key != "model"]
+        folder, home = self.checkpoint.folder, Path.home()
+        if self.checkpoint.kind == "hub":
+            name, _, revision = self.checkpoint.name.partition("@")
+            model = repr(name)
+            lines += [f"    revision={revision!r},"] if revision else []
+        else:
+            inside = folder.is_relative_to(home)
+            model = f'str(Path.home() / "{folder.relative_to(home)}")' if inside else repr(str(folder))
+        path = ["from pathlib import Path", ""] if "Path" in model else []
+        head = [*path, "from vllm import LLM", "", "llm = LLM(", f"    model={model},"]
+        return redact.remove("\n".join([*head, *lines, ")"]))
+
+    @property
+    def log(self) -> str:
+        """vLLM's log of this engine so far."""
+        if self.log_file is None or not self.log_file.exists():
+            return ""
+        return self.log_file.read_text(errors="replace")
+
+    @property
+    def kernels(self) -> list[str]:
+        """The kernels vLLM says it chose for the quantized layers; empty where it says nothing."""
+        found = re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", self.log)
+        return list(dict.fromkeys(found))
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens the KV cache holds, of all requests together."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size
+
+    def ask(self, question: str, max_tokens: int = 100):
+        """Answer one question greedily; return vLLM's ``RequestOutput``.
+
+        An instruct model gets its chat template; a base model gets the bare text to continue.
+
+        Raises:
+            ShapeOnlyError: the model has no weights.
+        """
+        self.model.check_words()
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        if self.model.has_chat_template:
+            return self.llm.chat([{"role": "user", "content": question}], params)[0]
+        return self.llm.generate([question], params)[0]
+
+    @contextlib.contextmanager
+    def guarded(self):
+        """Work with the engine inside: after an interrupt or its process's death it is finished, and says so.
+
+        vLLM keeps interrupted requests queued, and the next ``generate`` would never return.
+
+        Raises:
+            EngineClosedError: it is finished, or was released meanwhile by another thread.
+            EngineDiedError: its process ended, with the cause.
+        """
+        if self._finished:
+            raise self._closed()
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.abort()
+            self._finished = "finished: it was interrupted while it worked"
+            raise
+        except Exception as error:
+            if self._llm is None:  # another thread left the block meanwhile: whatever broke, broke of that
+                release.clear_frames(error)  # kept by somebody, it would keep the model
+                raise self._closed() from None
+            if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
+                raise
+            self._finished = "finished: its process ended while it worked"
+            codes = ", ".join(map(str, self._exit_codes())) or "unknown"
+            sentence = f"the engine's process ended while it worked, exit code {codes}"
+            error.add_note(sentence)
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from redact.quotable(error)
+        if self._llm is None:  # dropped requests end as if they were done: half an answer is none
+            raise self._closed()
+
+    def _exit_codes(self) -> list[int]:
+        """How the engine's processes ended; -9 stands for a SIGKILL."""
+        with contextlib.suppress(Exception):  # in this process there is none
+            processes = self._llm.llm_engine.engine_core.resources.engine_manager.processes
+            for process in processes:
+                process.join(2)
+            return [process.exitcode for process in processes if process.exitcode is not None]
+        return []
+
+    def abort(self) -> None:
+        """Drop every request that is queued or running."""
+        engine = self._llm.llm_engine
+        with contextlib.suppress(Exception):  # a dead child has nothing left to abort
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+    # -- opening it -----------------------------------------------------------------------------
+
+    def __enter__(self):
+        global _open
+        if _open is not None:
+            raise EngineError(
+                f"An engine ({_open.scheme}) is still open in this process and holds its memory. "
+                "Leave its with block first: two engines at once is how the second runs out of memory."
+            )
+        # What a release needs is there before anything can be interrupted.
+        with interrupts.interrupts_deferred():
+            self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
+            self._log = logfile.open_log(self.log_file)
+            self._settings = Settings.save()
+            self.memory.start()
+        try:
+            _open = self
+            self._start()
+        except BaseException as error:
+            self._finished = "finished: it did not start"
+            self._let_go_despite(error)
+            if isinstance(error, Exception):
+                raise self._diagnosed(
+                    EngineStartError, "vLLM could not start the engine", error
+                ) from redact.quotable(error)
+            raise
+        finally:
+            if self._finished:
+                _open = None
+        return self._llm
+
+    def _start(self) -> None:
+        global _engines_built
+        os.environ |= arguments.environment(self.in_process)
+        os.environ |= arguments.compiling(self.machine, self.args)
+        with Progress(self.log_file), self._log.capturing():
+            try:
+                self.import_s = 0.0 if "vllm" in sys.modules else llm.import_vllm()
+            finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
+                self.memory.start(first=_engines_built == 0)
+            _engines_built += 1
+            self._log.follow(*CHATTY)  # their handlers were bound when they were imported
+            begun = time.perf_counter()
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(release.watched_loading(self))
+                stack.enter_context(self._children.watched())
+                stack.enter_context(children.children_bound_to_this())
+                if not self.in_process:
+                    stack.enter_context(interrupts.interrupts_that_insist())
+                elif not self.way.onednn:
+                    borrowed.without_onednn()
+                self._llm = llm.owned_llm()(**self.args)
+                self._llm.engine = self
+                if not self.in_process:
+                    self._end_watch = children.wake_on_death(self._llm.llm_engine.engine_core)
+        self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
+        self.start_s = time.perf_counter() - begun
+        self._finished = None
+        self._settings.engine_started()
+        imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
+        print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
+
+    def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
+        """An error that says what happened, why, who holds the memory, and what to do."""
+        for problem in weights.damage(self.checkpoint.folder):
+            error.add_note(problem)
+        files.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
+        report = explain.explain(error, self.log)
+        cause = redact.redact(log.root_cause(self.log) or log.short(error))
+        trace = f"{report.trace}\n" if report.trace and not self.in_process else ""  # else it is shown above
+        found = kind(
+            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n{trace}"
+            f"Full log: ‹{os.path.relpath(self.log_file)}›"
+        )
+        found.report = report
+        return found
+
+    # -- closing it -----------------------------------------------------------------------------
+
+    def __exit__(self, kind, error, tb) -> None:
+        global _open
+        self._finished = "finished: its with block has ended"
+        try:
+            if error is None:
+                self._let_go(None)
+            else:
+                self._let_go_despite(error)
+        finally:
+            _open = None
+
+    def _let_go_despite(self, error: BaseException) -> None:
+        """Release while another error is on its way out: that one matters more than what this finds."""
+        try:
+            self._let_go(error)
+        except MemoryHeldError as held:
+            error.add_note(str(held))
+
+    def _let_go(self, error: BaseException | None) -> None:
+        """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
+        with interrupts.interrupts_deferred():
+            begun, held = time.perf_counter(), self.memory.in_use()
+            with self._log.capturing():
+                if error is not None:
+                    release.clear_frames(error)
+                self._shut_down()
+            self._log.close()
+            self._settings.restore()
+            self.release = self.memory.wait_until_back(held, begun)
+        if self.memory.too_much(self.release):
+            raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
+
+    def _shut_down(self) -> None:
+        self._end_watch()
+        kept, self._llm, torn_down = self._llm, None, False
+        if kept is not None:
+            core = kept.llm_engine
+            with contextlib.suppress(Exception):
+                core.abort_request(list(core.output_processor.request_states), internal=True)
+            with contextlib.suppress(Exception):  # a child that died has shut down already
+                core.engine_core.shutdown()
+                torn_down = True
+            children.wake(core.engine_core)  # another thread may still wait for what will not come
+            # A kept `llm` holds nothing, and says so.
+            vars(kept).update(dict.fromkeys(vars(kept), Released(self)) | {"engine": self})
+        if self.in_process:
+            release.empty_runner(self.runner())
+            if not torn_down:
+                release.leave_distributed()
+        self._children.end()
+        release.forget_caches()

@@ -1,0 +1,145 @@
+"""vLLM's output into a file, a quiet progress bar for the reader.
+
+vLLM writes in three ways: its logger's handler (bound to whatever ``sys.stdout`` was when vLLM was
+configured), Python prints and progress bars, and file descriptors 1 and 2 (C++ code, and children,
+which inherit them). All three are pointed at one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+from helpers.base import page
+from helpers.engine.errors import EngineError
+
+CHATTY = ("vllm", "torch", "transformers")  # loggers whose lines belong in the file, not in the notebook
+
+
+def new_log_file(log_dir: Path, scheme: str) -> Path:
+    """A path that no engine has used yet: <dir>/<scheme>-1.log, -2.log, ..."""
+    number = 1
+    while (path := log_dir / f"{scheme}-{number}.log").exists():
+        number += 1
+    return path.absolute()
+
+
+def open_log(path: Path) -> LogFile:
+    try:
+        return LogFile(path)
+    except OSError as error:
+        raise EngineError(
+            f"The engine's log cannot be written: {error}. Name another folder: open_engine(log_dir=...)."
+        ) from None
+
+
+class LogFile:
+    """One engine's log: everything written while ``capturing()``, and its logger's lines until ``close``."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        # Appending, so that lines of several processes never overwrite each other.
+        self._stream = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+        self._handlers: list[logging.StreamHandler] = []
+
+    @contextlib.contextmanager
+    def capturing(self):
+        """Send this process's output, and that of children started inside, to the file."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        saved = os.dup(1), os.dup(2)
+        os.dup2(self._stream.fileno(), 1)
+        os.dup2(self._stream.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(self._stream), contextlib.redirect_stderr(self._stream):
+                yield
+        finally:
+            for number, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+    def follow(self, *loggers: str) -> None:
+        """Keep these loggers' lines going to the file, also after ``capturing()`` has ended."""
+        for handler in [handler for name in loggers for handler in logging.getLogger(name).handlers]:
+            if type(handler) is logging.StreamHandler:  # not its subclasses: files, a test runner's own
+                self._handlers.append(handler)
+                handler.setStream(self._stream)
+
+    def close(self) -> None:
+        """Close the file; lines that loggers write later go nowhere rather than to the reader.
+
+        On a full disk the last lines are lost: a release must not fail of that.
+        """
+        for handler in self._handlers:
+            with contextlib.suppress(OSError):
+                handler.flush()
+            handler.stream = _nowhere()  # setStream would flush, and keep the old one when that fails
+        self._handlers.clear()
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+_sink = None
+
+
+def _nowhere():
+    global _sink
+    if _sink is None:
+        _sink = open(os.devnull, "w")  # noqa: SIM115, PTH123  lives as long as the process
+    return _sink
+
+
+# What vLLM logs on its way up, in order, and what to call it.
+PHASES = (
+    ("Initializing a V1 LLM engine", "reading the model's configuration"),
+    ("Starting to load model", "loading the weights"),
+    ("Loading weights took", "preparing the weights for this machine's kernels"),
+    ("KV cache size", "reserving the KV cache"),
+    ("init engine", "almost ready"),
+)
+
+
+class Progress:
+    """A progress bar that follows a start-up log; absent in headless runs, where nobody watches."""
+
+    def __init__(self, log_file: Path):
+        self._file = log_file
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Progress:
+        if page.watched():
+            from tqdm.auto import tqdm
+
+            # In a terminal the bar needs a descriptor of its own: 2 is about to be pointed at the log.
+            terminal = os.fdopen(os.dup(2), "w") if "ipykernel" not in sys.modules else None
+            bar = tqdm(
+                total=len(PHASES) + 1,
+                desc="importing vLLM",
+                leave=False,
+                bar_format="{desc} {bar} {elapsed}",
+                file=terminal,
+            )
+            self._thread = threading.Thread(target=self._follow, args=(bar, terminal), daemon=True)
+            self._thread.start()
+        return self
+
+    def _follow(self, bar, terminal) -> None:
+        while not self._done.wait(0.2):
+            text = self._file.read_text(errors="replace") if self._file.exists() else ""
+            reached = [label for marker, label in PHASES if marker in text]
+            bar.n = 1 + len(reached)
+            bar.set_description(reached[-1] if reached else "importing vLLM")
+        bar.close()
+        if terminal is not None:
+            terminal.close()
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()

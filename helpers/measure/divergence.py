@@ -1,0 +1,297 @@
+"""What a scheme did to the model's answers: exact KL divergence, perplexity, and a task with known answers.
+
+    engine = open_engine()
+
+    with engine:                                          # the baseline, once
+        reference = quality.keep_reference(engine, "runs/reference")
+    engine = open_engine(scheme="fp8")
+    with engine:
+        print(quality.compare(engine, reference), quality.recovery(reference.answers, quality.answer(engine)))
+
+A served model returns the log-probabilities of its 20 likeliest tokens; the divergence of two models
+lies in all of them. So a tap in vLLM's worker (``engine.probe``) looks at the logits where they are
+computed, on the device, and hands back a few figures a position. One prefill of a window gives them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from helpers.base.machine import detect
+from helpers.engine.engine import Engine, open_engine, owner_of
+from helpers.measure import tap, task
+from helpers.measure.perplexity import Perplexity
+from helpers.measure.tap import QualityError
+from helpers.measure.task import Answers
+from helpers.model import schemes, text
+from helpers.model.model import EMBEDDED, Model
+from helpers.model.text import held_out_text
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One figure a predicted token: ``nll`` and ``kl`` in nats, ``top1`` a token id; ``seconds`` in all.
+
+    ``kl`` and ``truncated`` (by k) are empty without a reference.
+    """
+
+    nll: np.ndarray
+    top1: np.ndarray
+    kl: np.ndarray
+    truncated: dict[int, np.ndarray]
+    seconds: float
+
+
+def collect(
+    engine: Engine,
+    tokens: int = 4096,
+    window: int = 512,
+    *,
+    reference: Reference | None = None,
+    keep: Path | None = None,
+    beside: int = 0,
+    windows: int | None = None,
+    top_k: tuple[int, ...] = (),
+) -> Positions:
+    """Take the figures of held-out text, in windows that do not see each other, one prefill each.
+
+    ``beside`` appends that many tokens to each window's prompt. No position of the window can see
+    them, so the mathematics is the same; but the matrices have other shapes, so the rounding is not.
+    ``windows`` takes only the first so many of the reference's.
+
+    Raises:
+        QualityError: the windows do not fit, or the reference is another model's or text's.
+    """
+    begun = time.perf_counter()
+    if reference:
+        ids, window = reference.check(engine).ids, reference.window
+        ids = ids[: windows * window] if windows else ids
+    else:
+        ids = _text_ids(engine, tokens, window)
+    parts, each = [], window - 1
+    for number, start in enumerate(range(0, len(ids), window)):
+        prompt = (ids[start:] + ids)[: window + beside]
+        job = {"row": number * each, "top_k": list(top_k), "keep": keep and str(keep.resolve())}
+        job["against"] = reference and str(reference.file.resolve())
+        parts.append(tap.prefill(engine, prompt, each, **job))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    cut = {k: joined[str(k)] for k in top_k}
+    seconds = time.perf_counter() - begun
+    return Positions(joined["nll"], joined["top1"].astype(int), joined["kl"], cut, seconds)
+
+
+def _text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
+    """Return the held-out text's first tokens, whole windows only."""
+    count = tokens // window * window if window > 4 else 0
+    # A token is at least one character, and five on average: the whole text would take longer.
+    ids = engine.llm.get_tokenizer().encode(text.held_out_text()[0][: 10 * count], add_special_tokens=False)
+    if not 0 < count <= len(ids):
+        raise QualityError(
+            f"The text gives {len(ids)} tokens in windows of 5 or more, not {tokens} in windows of {window}."
+        )
+    return ids[:count]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The baseline's answers on disk, for this process or a later one.
+
+    ``identity`` is the model's shape and a piece of its embedding, which no scheme here changes;
+    ``ids`` the text's tokens in windows of ``window``; ``nll`` and ``top1`` one figure a predicted token;
+    ``answers`` its task. Its log-probabilities are in ``file``: predicted tokens x vocabulary, float16.
+    """
+
+    model: str
+    identity: dict
+    text: str
+    window: int
+    ids: list[int]
+    nll: list[float]
+    top1: list[int]
+    answers: Answers
+    file: Path
+
+    @property
+    def windows(self) -> int:
+        """How many windows the text was cut into."""
+        return len(self.ids) // self.window
+
+    @property
+    def perplexity(self) -> Perplexity:
+        """The baseline's own perplexity, on the text that every scheme is compared on."""
+        return Perplexity(math.exp(float(np.mean(self.nll))), len(self.nll), self.text)
+
+    def check(self, engine: Engine) -> Reference:
+        """Return it, if ``engine`` can be compared with it.
+
+        Raises:
+            QualityError: another base model, text or tokenizer; KL would be a number without meaning.
+        """
+        if self.text != text.held_out_text()[1]:
+            raise QualityError(
+                f"The reference is of {self.text}; here the text is {text.held_out_text()[1]}."
+            )
+        title = engine.checkpoint.title
+        if not _same(self.identity, _identity(engine.checkpoint)):
+            raise QualityError(f"The reference is of {self.model}; {title} was not made from that model.")
+        if _text_ids(engine, len(self.ids), self.window) != self.ids:
+            raise QualityError(f"The tokenizer of {title} is not the reference's.")
+        return self
+
+
+def keep_reference(llm, folder: str | Path, tokens: int = 4096, window: int = 512) -> Reference:
+    """Measure the baseline on text and task, and keep it in ``folder`` (2 bytes x tokens x vocabulary).
+
+    float16 keeps a log-probability to three or four digits; renormalised, a baseline compared with its
+    own reference has a KL of about 1e-6 nats. bfloat16 would keep two, float32 take twice the room.
+    """
+    engine = owner_of(llm)
+    engine.model.check_words()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reference.json").unlink(missing_ok=True)  # written last: without it there is no reference
+    ids, file = _text_ids(engine, tokens, window), folder / "logprobs.npy"
+    shape = (len(ids) // window * (window - 1), engine.model.config["vocab_size"])
+    np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
+    seen = collect(engine, tokens, window, keep=file)
+    model, text, answers = engine.checkpoint, held_out_text()[1], task.answer(engine)
+    nll, top1 = seen.nll.tolist(), seen.top1.tolist()
+    reference = Reference(model.title, _identity(model), text, window, ids, nll, top1, answers, file)
+    (folder / "reference.json").write_text(json.dumps(asdict(reference) | {"file": file.name}))
+    return reference
+
+
+def reference_of(
+    model: Model,
+    folder: str | Path,
+    tokens: int = 4096,
+    *,
+    log_dir: str | Path = "runs/logs",
+    **llm_args,
+) -> Reference:
+    """Return the model's reference from ``folder``, or start a baseline engine and make it."""
+    with contextlib.suppress(QualityError):
+        kept = load_reference(folder)
+        enough = len(kept.ids) >= tokens // kept.window * kept.window
+        if enough and kept.text == text.held_out_text()[1] and _same(kept.identity, _identity(model)):
+            return kept
+    engine = open_engine(model, log_dir=log_dir, **llm_args)
+    with engine:
+        return keep_reference(engine, folder, tokens)
+
+
+def load_reference(folder: str | Path) -> Reference:
+    """Read what ``keep_reference`` left.
+
+    Raises:
+        QualityError: there is none, or it is incomplete.
+    """
+    folder = Path(folder)
+    try:
+        kept = json.loads((folder / "reference.json").read_text())
+        kept |= {"file": folder / kept["file"], "answers": Answers(**kept["answers"])}
+        reference = Reference(**kept)
+        rows = len(np.load(reference.file, mmap_mode="r"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise QualityError(
+            f"There is no complete reference in {folder.name} ({type(error).__name__}). Run the baseline's "
+            "notebook first: it keeps one."
+        ) from error
+    if rows != len(reference.nll):
+        raise QualityError(f"The reference in {folder.name} has {rows} rows for {len(reference.nll)} tokens.")
+    return reference
+
+
+def _identity(model: Model) -> dict:
+    """What a model shares with its quantized copies and with no other model."""
+    from safetensors import safe_open
+
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    identity = {name: model.config.get(name) for name in names}
+    for file in sorted(model.folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                if name.endswith("embed_tokens.weight"):
+                    sample = tensors.get_slice(name)[1000:1001, :32].float().flatten().tolist()
+                    return identity | {"embedding": sample}
+    return identity | {"embedding": []}
+
+
+def _same(one: dict, other: dict) -> bool:
+    """Whether two identities agree; a checkpoint may store float16 where the other has bfloat16."""
+    one, other = dict(one), dict(other)
+    pieces = one.pop("embedding"), other.pop("embedding")
+    alike = len(pieces[0]) == len(pieces[1]) and np.allclose(*pieces, rtol=1e-2, atol=1e-5)
+    return alike and one == other
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A scheme's answers beside the baseline's, over ``tokens`` predictions of ``text``.
+
+    ``kl_mean`` and ``kl_p99`` are KL(baseline || scheme) in nats over the whole vocabulary; ``top1`` the
+    share of positions where both find the same token likeliest; ``truncated`` by k the mean KL a
+    top-k comparison would have given.
+    """
+
+    perplexity: float
+    perplexity_ratio: float
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    tokens: int
+    text: str
+    seconds: float
+    truncated: dict[int, float] = field(default_factory=dict)
+
+
+def compare(
+    llm,
+    reference: Reference,
+    *,
+    beside: int = 0,
+    windows: int | None = None,
+    top_k: tuple[int, ...] = (),
+) -> Quality:
+    """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
+    engine = owner_of(llm)
+    engine.model.check_words()
+    seen = collect(engine, reference=reference, beside=beside, windows=windows, top_k=top_k)
+    count = len(seen.nll)
+    loss, base = seen.nll.mean(), np.mean(reference.nll[:count])
+    return Quality(
+        perplexity=math.exp(loss),
+        perplexity_ratio=math.exp(loss - base),
+        kl_mean=float(seen.kl.mean()),
+        kl_p99=float(np.percentile(seen.kl, 99)),
+        top1=float(np.mean(seen.top1 == reference.top1[:count])),
+        tokens=count,
+        text=reference.text,
+        seconds=seen.seconds,
+        truncated={k: float(values.mean()) for k, values in seen.truncated.items()},
+    )
+
+
+def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> Quality:
+    """Compare the baseline with itself where rounding alone differs: the size of "no difference".
+
+    A second equal engine would give zero by construction. On a CPU this one computes in FP32, or in BF16
+    where the baseline is FP32 already (emulated there, so a quarter of the text has to do); on a GPU each
+    window shares its batch with as many other tokens, so that other kernels' tiles are used.
+    """
+    machine = detect()
+    if machine.kind == "cuda":
+        engine = open_engine(model, **llm_args)
+        with engine:
+            return compare(engine, reference, beside=reference.window)
+    widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
+    engine = open_engine(model, **{"dtype": "bfloat16" if widened else "float32"} | llm_args)
+    with engine:
+        return compare(engine, reference, windows=max(1, reference.windows // 4) if widened else None)

@@ -1,0 +1,200 @@
+"""Tables of what was measured: speed, records, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from helpers.base import page
+from helpers.base.page import Table
+from helpers.model import sizes, ways
+from helpers.model.schemes import SCHEMES
+
+
+def speeds(found) -> Table:
+    """A table of ``speed.Speed``, one row a batch size."""
+    return Table(
+        ["batch", "output tokens", "slowest to fastest run", "TTFT", "TPOT"],
+        [
+            [
+                speed.batch,
+                page.measured(f"{speed.output_tokens_per_s:,.1f} tok/s"),
+                page.measured(f"{speed.low:,.1f} to {speed.high:,.1f} tok/s"),
+                page.measured(page.ms(speed.ttft_s)),
+                page.measured(f"{speed.tpot_s * 1e3:,.1f} ms"),
+            ]
+            for speed in found
+        ],
+    )
+
+
+def records(rows: list[dict]) -> Table:
+    """Records side by side, one row a scheme and batch size."""
+    return Table(
+        ["scheme", "batch", "weights", "predicted", "output tokens", "TTFT", "perplexity", "runs as"],
+        [
+            [
+                row["scheme"],
+                row["batch"],
+                page.measured(page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
+                page.mib(row["predicted_weights_bytes"]),
+                page.measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
+                page.measured(page.ms(row["ttft_s"])),
+                page.measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
+                page.measured(row["kernel"]),
+            ]
+            for row in rows
+        ],
+        caption=one_origin(rows),
+    )
+
+
+def one_origin(rows: list[dict]) -> str:
+    """Refuse to set records of different machines, models or versions side by side unsaid."""
+    more = ("weights", "prompt_tokens", "recorded")
+    origins = {(row["model"], row["device"], row["vllm"], *(row.get(n) or "" for n in more)) for row in rows}
+    if len(origins) > 1:
+        named = "; ".join(sorted(" on ".join(origin[:2]) for origin in origins))
+        raise ValueError(f"These records are of different models, machines or versions: {named}.")
+    return ""
+
+
+def qualities(found: dict) -> Table:
+    """A table of ``divergence.Quality`` by scheme; None for one that does not run here."""
+    columns = ["against the baseline", "perplexity ratio", "mean KL", "99th percentile KL", "same top token"]
+    rows = []
+    for name, quality in found.items():
+        texts = ["does not run here"] * 4
+        if quality:
+            texts = [f"{quality.perplexity_ratio:.3f}", f"{quality.kl_mean:.4f} nats"]
+            texts += [f"{quality.kl_p99:.3f} nats", f"{quality.top1:.1%}"]
+        rows.append([name, *map(page.measured, texts)])
+    return Table(columns, rows)
+
+
+def recoveries(found: dict) -> Table:
+    """A table of ``task.Recovery`` by scheme."""
+    columns = ["scheme", "items", "right before", "right now", "lost", "gained", "recovery", "95 % interval"]
+    return Table(
+        columns,
+        [
+            [
+                name,
+                seen.items,
+                page.measured(f"{seen.baseline:.1%}"),
+                page.measured(f"{seen.scheme:.1%}"),
+                page.measured(seen.lost),
+                page.measured(seen.gained),
+                page.measured(f"{seen.ratio:.1%}"),
+                page.measured(f"{seen.low:.1%} to {seen.high:.1%}"),
+            ]
+            for name, seen in found.items()
+        ],
+    )
+
+
+def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
+    """Records of one machine and model, a row a scheme: bytes, speed and answers against the baseline.
+
+    The measured saving is the difference of two loads: what a loader adds to each cancels. ``names`` are
+    the schemes that get a row, also where they were not measured; by default those of the records.
+    """
+    one_origin(rows)
+    batches = sorted({row["batch"] for row in rows})
+    by_scheme: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_scheme.setdefault(row["scheme"], {})[row["batch"]] = row
+    columns = ["scheme", "weights saved, predicted", "measured"]
+    columns += [f"speed at batch {batch}" for batch in batches] + ["mean KL", "same top token", "recovery"]
+    table = [
+        [name, *_against(by_scheme.get(name, {}), by_scheme.get("baseline", {}), batches)]
+        for name in names or by_scheme
+    ]
+    return Table(columns, table)
+
+
+def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[page.measured]:
+    """One scheme's cells of ``side_by_side``; all of them depend on what was measured here."""
+    if not found or not base:
+        return [page.measured("not measured here")] * (5 + len(batches))
+    one, zero = next(iter(found.values())), next(iter(base.values()))
+    cells = [page.mib(sizes.held(zero) - sizes.held(one))]
+    known = zero["weights_bytes"] and one["weights_bytes"]
+    cells.append(page.mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured")
+    if ways.expanded(one):  # no kernel reads its format here
+        cells[-1] = "none: written out here"
+    cells += ["-" if ways.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches]
+    return [page.measured(cell) for cell in [*cells, *_quality(one)]]
+
+
+def answers_table(rows: list[dict], elsewhere: list[dict]) -> Table:
+    """What each scheme did to a model's answers, a row a scheme, model and machine.
+
+    Args:
+        rows: records of this machine; ``elsewhere``: recorded ones, of which a machine's first of a scheme
+            and model counts (its prompts' length does not matter here).
+    """
+    table, seen = [], set()
+    for name in SCHEMES:
+        for row in (*rows, *elsewhere):
+            place = name, row["model"], row["device"], row.get("recorded")
+            if row["scheme"] != name or row.get("kl_mean") is None or place in seen:
+                continue
+            seen.add(place)
+            cells = [row["device"], row["way"], *_quality(row)]
+            cells[0] += ", on record" if row.get("recorded") else ""
+            table.append([name, row["model"], *(cells if row.get("recorded") else map(page.measured, cells))])
+    columns = ["scheme", "model", "machine", "runs there as", "mean KL", "same top token", "recovery"]
+    return Table(columns, table, texts=columns[1:4])
+
+
+def _quality(row: dict) -> list[str]:
+    """Mean KL, same top token and recovery of a record."""
+    cells = [
+        form.format(row[key]) if row.get(key) is not None else "-"
+        for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"))
+    ]
+    return [*cells, kept(row) if row.get("recovery") is not None else "-"]
+
+
+def kept(row: dict) -> str:
+    """A record's recovery in words, with the interval that its items leave, where that is on record."""
+    low, high = row.get("recovery_low"), row.get("recovery_high")
+    return f"{row['recovery']:.1%}" + (f" ({low:.0%} to {high:.0%})" if low is not None else "")
+
+
+def _ratio(row: dict | None, base: dict | None) -> str:
+    if not row or not base:
+        return "not measured"
+    return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
+
+
+def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int = 64) -> Table:
+    """What schemes gained on recorded machines: a row a record and scheme, beside the baseline there.
+
+    Args:
+        origins: ``records.by_origin`` of what was recorded; one without a baseline, or with none of the
+            schemes ``names``, has no row, and what is only cited has none either.
+        most: the largest batch that is shown. For 256 requests two recordings of runs this short
+            differed by more than the schemes do; ``variants.settings`` times that batch longer.
+    """
+    table = []
+    for title, rows in origins.items():
+        found = {
+            (row["scheme"], row["batch"]): row
+            for row in rows
+            if row["batch"] <= most and not row.get("cited")
+        }
+        shared = {
+            name: sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
+            for name in ("baseline", *names)
+        }
+        if not any(shared[name] for name in names):
+            continue
+        shared = {name: batches for name, batches in shared.items() if batches}
+        sizes = page.alike(found[name, batches[0]]["weights_bytes"] for name, batches in shared.items())
+        for (name, batches), size in zip(shared.items(), sizes, strict=True):
+            one, ends = found[name, batches[0]], (batches[0], batches[-1])
+            gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
+            table.append([title, name, size, f"{one['kv_cache_tokens']:,}", *gains])
+    columns = ["record", "scheme", "weights", "KV cache, tokens"]
+    return Table([*columns, "speed at the smallest batch", f"at the largest up to {most}"], table)

@@ -1,0 +1,171 @@
+"""Speed, memory and quality of an open engine, the same way for every scheme.
+
+Nothing here is a total of a warm-up, a cached prefix or a prediction: prompts are unique, the engine
+runs with its prefix cache off, and each figure is the median of several runs with its spread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers.base import parameters
+from helpers.engine.engine import Engine, owner_of
+
+
+class MeasureError(ValueError):
+    """A measurement that was asked for in a way that cannot give a number."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Decoding at one batch size.
+
+    ``output_tokens_per_s`` is the median over ``runs`` runs of the tokens all requests of the batch
+    receive per second once each has its first one; ``low`` and ``high`` are the slowest and the
+    fastest run. ``ttft_s`` is the median time to first token, ``tpot_s`` the time per output token
+    of one request. ``prompt_tokens`` is the length of each prompt.
+    """
+
+    batch: int
+    output_tokens_per_s: float
+    low: float
+    high: float
+    ttft_s: float
+    runs: int
+    prompt_tokens: int
+
+    @property
+    def tpot_s(self) -> float:
+        """Seconds between two tokens of one request."""
+        return self.batch / self.output_tokens_per_s
+
+
+def measure_speed(
+    llm,
+    batch_sizes: list[int],
+    *,
+    prompt_tokens: int = 16,
+    seconds: float = 3.0,
+    runs: int = 3,
+    temperature: float = 0.0,
+    output_tokens: int | None = None,
+) -> list[Speed]:
+    """Measure decoding at each batch size.
+
+    A time budget, not a token count: ``seconds`` of decoding a batch size, split over ``runs`` runs
+    of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
+    at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
+
+    ``temperature`` 0 takes the likeliest token. Above it each token is drawn, at the cost of a pass over the
+    vocabulary for each request and step, which two CPU cores feel at large batches.
+
+    ``output_tokens`` ends a run when each request has that many, whatever the time: a given workload.
+    """
+    engine = owner_of(llm)
+    if output_tokens is not None:
+        parameters.whole("output_tokens", output_tokens, 2, 2**20)
+    rng = random.Random(0)
+    results = []
+    for batch in parameters.whole_list("batch_sizes", batch_sizes, 1, 1024):
+        decode(engine, batch, 2, 0.0, rng, temperature)
+        rates, firsts = [], []
+        for _ in range(runs):
+            budget = seconds / runs if output_tokens is None else math.inf
+            rate, ttft = decode(
+                engine, batch, prompt_tokens, budget, rng, temperature, output_tokens=output_tokens
+            )
+            rates.append(rate)
+            firsts += ttft
+        median, first = statistics.median(rates), statistics.median(firsts)
+        results.append(Speed(batch, median, min(rates), max(rates), first, runs, prompt_tokens))
+    return results
+
+
+def random_prompts(engine: Engine, batch: int, tokens: int, rng: random.Random) -> list[dict]:
+    """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
+    vocabulary = range(100, engine.model.config["vocab_size"])
+    return [{"prompt_token_ids": rng.choices(vocabulary, k=tokens)} for _ in range(batch)]
+
+
+MIN_STEPS = 2
+
+
+@contextlib.contextmanager
+def uncollected():
+    """No garbage collection by Python inside, as in ``timeit``.
+
+    With vLLM imported there are 600,000 objects to go through, which stops this process for half a second:
+    more than a run on a fast GPU takes. vLLM's server and its engine's process are kept from it as well.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+@uncollected()
+def decode(
+    engine: Engine,
+    batch: int,
+    prompt_tokens: int,
+    seconds: float,
+    rng: random.Random,
+    temperature: float = 0.0,
+    decoding: Callable[[], object] = lambda: None,
+    output_tokens: int | None = None,
+) -> tuple[float, list[float]]:
+    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s.
+
+    ``decoding`` is called once, between the last first token and the clock's start.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    core = engine.llm.llm_engine
+    longest = engine.args["max_model_len"] - prompt_tokens
+    least = output_tokens or MIN_STEPS + 1
+    if longest < least:
+        raise MeasureError(
+            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for {least} more."
+        )
+    params = SamplingParams(
+        temperature=temperature,
+        max_tokens=output_tokens or longest,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    prompts = random_prompts(engine, batch, prompt_tokens, rng)
+    names = [f"speed-{rng.getrandbits(48):x}" for _ in range(batch)]
+    begun = time.perf_counter()
+    for name, prompt in zip(names, prompts, strict=True):
+        core.add_request(name, prompt, params)
+    ttft: dict[str, float] = {}
+    tokens = steps = 0
+    started = now = begun
+    with engine.guarded():
+        while core.has_unfinished_requests():
+            outputs = core.step()
+            now = time.perf_counter()
+            if len(ttft) == batch:
+                steps += 1
+                tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+                if steps >= MIN_STEPS and now - started >= seconds:
+                    break
+            else:
+                for output in outputs:
+                    ttft.setdefault(output.request_id, now - begun)
+                if len(ttft) == batch:
+                    decoding()
+                started = time.perf_counter()
+        core.abort_request(names)
+    return tokens / (now - started), list(ttft.values())

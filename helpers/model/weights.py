@@ -1,0 +1,194 @@
+"""What a model's safetensors files hold, read from their headers alone: whole, complete, or what is wrong.
+
+A header takes milliseconds to read where loading takes minutes, and a wrong file is a worse message then,
+or none: vLLM 0.32 does not miss a linear layer's weights (``track_weights_loading`` in
+vllm/model_executor/model_loader/default_loader.py leaves them out), so a checkpoint without an ``up_proj``
+starts, and answers nonsense.
+
+Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more, too
+
+
+class Damaged(ValueError):
+    """A file that is no whole safetensors file; the message says what it is instead."""
+
+
+def header(path: Path) -> dict[str, dict]:
+    """Return a safetensors file's tensors by name: their type, shape and place.
+
+    Raises:
+        Damaged: the file is cut off, overwritten, or of another kind.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            begins = file.read(8)
+            length = int.from_bytes(begins, "little")
+            text = file.read(length) if length <= min(size, LONGEST_HEADER) else b""
+    except OSError as error:
+        link = f" a link to {path.readlink()}," if path.is_symlink() else ""
+        raise Damaged(f"{path.name} is damaged:{link} {error.strerror}.") from None
+    try:
+        tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
+        wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise Damaged(f"{path.name} is damaged: {size:,} bytes, {_instead(begins, size)}.") from None
+    if size != wanted:
+        raise Damaged(f"{path.name} is damaged: {size:,} bytes long, its header says {wanted:,}.")
+    return tensors
+
+
+def _instead(begins: bytes, size: int) -> str:
+    """What a file whose header cannot be read is instead, by its first eight bytes."""
+    if begins.startswith(b"version "):
+        return "a note of Git LFS that stands for the file: `git lfs pull` fetches it"
+    if begins.startswith((b"PK\3\4", b"\x80\2", b"\x80\4")):
+        return "a pickle under another name, which can run code when loaded"
+    if begins.startswith((b"<", b"{")):
+        return "a web page or a server's message instead of the file"
+    if size < 8:
+        return "too short for a header"
+    if not any(begins):
+        return "its header is zeros: the disk was full, or the download broke off"
+    if 8 + (length := int.from_bytes(begins, "little")) > size:
+        return f"its header alone would take {length:,}"
+    return "its header cannot be read"
+
+
+def damage(folder: Path) -> list[str]:
+    """Return a sentence on each safetensors file of a folder that is not whole."""
+    return _read(folder)[1]
+
+
+def _read(folder: Path) -> tuple[dict[str, set[str]], list[str]]:
+    """The names of the tensors in each file that is whole, and a sentence on each that is not."""
+    names, broken = {}, []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            names[path.name] = set(header(path))
+        except Damaged as problem:
+            broken.append(str(problem))
+    return names, broken
+
+
+def problems(folder: Path, config: dict) -> list[str]:
+    """Return what is wrong with a folder's weights, a sentence each; nothing when they can be loaded.
+
+    Whole files first, then those that the index names and the tensors it says they hold, then the matrices
+    that a layer cannot do without.
+    """
+    missing = _not_as_indexed(folder, None)  # a file that is not there says more than one that is cut off
+    names, broken = _read(folder)
+    return missing or broken or _not_as_indexed(folder, names) or _incomplete(names, config)
+
+
+def _not_as_indexed(folder: Path, names: dict[str, set[str]] | None) -> list[str]:
+    """What a model in several files lacks: whole files, or, with their ``names``, tensors."""
+    if not (folder / INDEX).exists():
+        return []
+    try:
+        indexed = json.loads((folder / INDEX).read_text())["weight_map"]
+        files = sorted({str(file) for file in indexed.values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{folder} lacks a readable {INDEX}, which its index names."]
+    if names is None:
+        lacking = [file for file in files if not (folder / file).exists()]
+    elif elsewhere := [file for file in files if file not in names]:
+        return [
+            f"{folder} lacks {_some(elsewhere)}, which its index names: only safetensors files that lie "
+            "beside it are read."
+        ]
+    else:
+        lacking = sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file])
+    return [f"{folder} lacks {_some(lacking)}, which its index names."] if lacking else []
+
+
+# -- matrices that a layer needs ----------------------------------------------------------------------------
+
+# The matrices of attention and of an MLP, by their names under one parent.
+SETS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
+
+# Every layer of these has all of them. Elsewhere one may be left out on purpose (some share keys between
+# layers, some compress them, some have no gate): there a layer is held against the others of its kind.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+
+_PART = re.compile(rf"^(.*)\.({'|'.join(part for parts in SETS for part in parts)})\.(\w+)$")
+
+_NUMBER = re.compile(r"\d+")
+
+
+def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
+    """A sentence on tensors that are in no file and that the model needs, the first few by name."""
+    every = set().union(*names.values())
+    lacking = {*_unlike_the_others(every, config), *_not_plain(every, config)}
+    if not lacking:
+        return []
+    lacking = sorted(lacking, key=lambda name: ([int(number) for number in _NUMBER.findall(name)], name))
+    return [
+        f"The weights lack {_some(lacking)}: no file has them. vLLM would start without a word and answer "
+        "nonsense."
+    ]
+
+
+def _unlike_the_others(names: set[str], config: dict) -> Iterator[str]:
+    """Parts of a layer's sets that other layers of its kind have."""
+    present: dict[tuple[str, str], set[str]] = defaultdict(set)  # (parent, kind of tensor): its parts
+    for name in names:
+        if found := _PART.match(name):
+            present[found[1], found[3]].add(found[2])
+    usual: dict[tuple, set[str]] = defaultdict(set)  # what the layers of a kind have between them
+    for (parent, kind), parts in present.items():
+        usual[_like(parent, config), kind] |= parts
+    for (parent, kind), parts in present.items():
+        for whole in SETS:
+            if parts & set(whole):
+                wanted = usual[_like(parent, config), kind] & set(whole)
+                yield from (f"{parent}.{part}.{kind}" for part in wanted - parts)
+
+
+def _like(parent: str, config: dict) -> tuple[str, str, bool]:
+    """What a module has in common with those it can be compared with: its name less the numbers, and what
+    the config says of its layer: the kind of attention, and whether it computes keys of its own."""
+    config = config.get("text_config") or config
+    layer, kinds = _NUMBER.search(parent), config.get("layer_types") or []
+    number = int(layer[0]) if layer else 0
+    own_keys = number < config.get("num_hidden_layers", 0) - (config.get("num_kv_shared_layers") or 0)
+    return _NUMBER.sub("*", parent), kinds[number] if number < len(kinds) else "", own_keys
+
+
+def _not_plain(names: set[str], config: dict) -> Iterator[str]:
+    """What a model of a plain architecture lacks: any of its layers' matrices, or what is around them."""
+    modules = {name.rpartition(".")[0] for name in names}
+    fused = any(module.endswith(("qkv_proj", "gate_up_proj")) for module in modules)
+    if config.get("model_type") not in PLAIN or "model.layers.0.input_layernorm" not in modules or fused:
+        return  # another naming, such as Mistral's own, or one we do not know
+    inside = ["input_layernorm", "post_attention_layernorm"]
+    inside += [
+        f"{parent}.{part}" for parent, parts in zip(("self_attn", "mlp"), SETS, strict=True) for part in parts
+    ]
+    wanted = {"model.embed_tokens", "model.norm"}
+    wanted |= {
+        f"model.layers.{n}.{module}" for n in range(config.get("num_hidden_layers", 0)) for module in inside
+    }
+    if config.get("tie_word_embeddings") is False:
+        wanted.add("lm_head")
+    for module in wanted - modules:
+        yield f"{module}.weight"
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: its settings, its life, its load, its doors."""

@@ -1,0 +1,257 @@
+"""Many clients of one server at once, and what became of every single request.
+
+    with crowd(server, numbered(64), concurrency=16) as clients:
+        outcomes = clients.outcomes()
+
+A request is lost only if nobody counts it: here each has an outcome, and each answer is checked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = "answered", "wrong", "aborted", "refused", "cut off", "hung"
+
+HOWS = (ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A body for ``/v1/chat/completions`` and the property its answer must have."""
+
+    body: dict
+    holds: Callable[[dict], bool]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request.
+
+    ``how`` is ``answered`` (the property holds), ``wrong`` (an answer without it), ``aborted`` (the beginning
+    of an answer: the status is 200, only ``finish_reason`` says that the server gave up), ``refused`` (an
+    HTTP error, ``status`` and ``text`` say which), ``cut off`` (the connection ended) or ``hung`` (nothing
+    within the client's time).
+    """
+
+    how: str
+    status: int | None
+    text: str
+    seconds: float
+
+
+def numbered(count: int) -> list[Request]:
+    """Short requests, each with a number of its own, answered in one of two words that only it allows.
+
+    The server may choose only between two sentences with the request's own number (structured output), so
+    an answer meant for another request, or cut short, shows.
+    """
+    return [_numbered(number) for number in range(count)]
+
+
+def _numbered(number: int) -> Request:
+    choices = [f"{number} is even", f"{number} is odd"]
+    body = {
+        "messages": [{"role": "user", "content": f"Is {number} even or odd?"}],
+        "structured_outputs": {"choice": choices},
+        "max_tokens": 32,
+        "temperature": 0.0,
+    }
+    return Request(body, lambda reply: reply["choices"][0]["message"]["content"] in choices)
+
+
+def long(count: int, tokens: int) -> list[Request]:
+    """Requests whose answers take exactly ``tokens`` tokens: time enough to stop a server under them."""
+
+    def one(number: int) -> Request:
+        body = {
+            "messages": [{"role": "user", "content": f"Tell story number {number}."}],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0.0,
+        }
+        return Request(body, lambda reply: reply["usage"]["completion_tokens"] == tokens)
+
+    return [one(number) for number in range(count)]
+
+
+def lasting(seconds: float, per_token: float, least: int = 24, most: int = 800) -> int:
+    """Tokens of an answer that takes about so long at ``per_token`` seconds each.
+
+    ``most`` is what a context of 1,024 leaves beside a short prompt: a fast machine is done with it sooner.
+    """
+    return max(least, min(most, round(seconds / per_token))) if per_token > 0 else most
+
+
+class Crowd:
+    """Clients at work; made by ``crowd``."""
+
+    def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float):
+        import httpx
+
+        self._server, self._timeout_s = server, timeout_s
+        # A connection a client, kept open, as real clients do.
+        self._http = httpx.Client(
+            base_url=server.url,
+            headers=server.headers,
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            trust_env=False,  # no proxy: the server is on this machine
+        )
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
+        self._futures: list[Future] = [self._pool.submit(self._ask, request) for request in requests]
+
+    def _ask(self, request: Request) -> Outcome:
+        import httpx
+
+        begun = time.perf_counter()
+
+        def outcome(how: str, status: int | None, text: str) -> Outcome:
+            return Outcome(how, status, text, time.perf_counter() - begun)
+
+        try:
+            reply = self._http.post("/v1/chat/completions", json={"model": self._server.name, **request.body})
+        except httpx.ReadTimeout:
+            return outcome(HUNG, None, f"nothing within {self._timeout_s:g} s")
+        except httpx.HTTPError as error:
+            return outcome(CUT, None, type(error).__name__)
+        if reply.status_code != 200:
+            return outcome(REFUSED, reply.status_code, message(reply))
+        content = reply.json()
+        return outcome(judged(request, content), 200, content["choices"][0]["message"]["content"])
+
+    def wait_until_running(self, count: int, timeout_s: float = 60.0) -> None:
+        """Wait until the server itself says that ``count`` requests are in flight.
+
+        Raises:
+            TimeoutError: they were not within ``timeout_s``, or so few are left that they no longer can be:
+                the answers were shorter than the time to look.
+        """
+        stop = time.monotonic() + timeout_s
+        while time.monotonic() < stop:
+            left = sum(not future.done() for future in self._futures)
+            if in_flight(self._server) >= count:
+                return
+            if left < count:
+                raise TimeoutError(
+                    f"{len(self._futures) - left} of {len(self._futures)} requests had ended before {count} "
+                    "were seen in flight. Ask for longer answers."
+                )
+            time.sleep(0.02)
+        raise TimeoutError(f"{count} requests were not in flight within {timeout_s:g} s.")
+
+    def wait_until_writing(self, timeout_s: float = 60.0) -> None:
+        """Wait until the server has written a token since this was called.
+
+        Raises:
+            TimeoutError: it had not within ``timeout_s``, or every request had ended.
+        """
+        stop, before = time.monotonic() + timeout_s, _written(self._server)
+        while time.monotonic() < stop:
+            if _written(self._server) > before:
+                return
+            if all(future.done() for future in self._futures):
+                raise TimeoutError("All requests had ended before a token was seen. Ask for longer answers.")
+            time.sleep(0.02)
+        raise TimeoutError(f"No token was written within {timeout_s:g} s.")
+
+    def outcomes(self) -> list[Outcome]:
+        """Wait for every request; return their outcomes in the order of the requests."""
+        return [future.result() for future in self._futures]
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, kind, error, tb) -> None:
+        self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
+        self._http.close()
+
+
+def crowd(server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0) -> Crowd:
+    """Start ``concurrency`` clients that send the requests one after another, in the background."""
+    return Crowd(server, list(requests), concurrency, timeout_s)
+
+
+def judged(request: Request, content: dict) -> str:
+    """What a reply with status 200 is worth: ``ANSWERED``, ``WRONG``, or ``ABORTED``.
+
+    ``abort`` is vLLM's word for a request that its engine gave up, on its way out above all: what was
+    written so far is sent like an answer.
+    """
+    if content["choices"][0].get("finish_reason") == "abort":
+        return ABORTED
+    return ANSWERED if request.holds(content) else WRONG
+
+
+def in_flight(server) -> int:
+    """Requests the server has accepted and not finished, by its own count."""
+    found = server.metrics()
+    return int(found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"])
+
+
+def _written(server) -> float:
+    return server.metrics()["vllm:generation_tokens_total"]
+
+
+def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many had each outcome, also none."""
+    found = Counter(outcome.how for outcome in outcomes)
+    return {how: found[how] for how in HOWS}
+
+
+def message(reply) -> str:
+    """The sentence in an error reply, whichever of vLLM's two forms it has."""
+    try:
+        error = reply.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return reply.text.strip()
+    return error["message"] if isinstance(error, dict) else str(error)
+
+
+@dataclass
+class Watch:
+    """A client that asks for /health and for one token, again and again, while something else happens."""
+
+    server: object
+    every_s: float = 0.3
+    health: list[object] = field(default_factory=list)  # HTTP status, or the name of the failure
+    tokens: list[object] = field(default_factory=list)
+
+    def __enter__(self) -> Watch:
+        import httpx
+
+        # A new connection each time, as a load balancer's next user has.
+        headers = self.server.headers | {"Connection": "close"}
+        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0, trust_env=False)
+        self._done = threading.Event()
+        token = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
+        work = ((self.health, "GET", "/health", None), (self.tokens, "POST", "/v1/completions", token))
+        self._threads = [threading.Thread(target=self._ask, args=args, daemon=True) for args in work]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def _ask(self, said: list, method: str, path: str, body: dict | None) -> None:
+        import httpx
+
+        while not self._done.wait(self.every_s):
+            try:
+                said.append(self._http.request(method, path, json=body).status_code)
+            except httpx.HTTPError as error:
+                said.append(type(error).__name__)
+
+    def said(self, which: str) -> str:
+        """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
+        return ", ".join(
+            str(code) for code in sorted({c for c in getattr(self, which) if isinstance(c, int)})
+        )
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        self._http.close()

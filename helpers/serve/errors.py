@@ -1,0 +1,36 @@
+"""What can go wrong with a server, and how one stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from helpers.engine.errors import EngineError
+from helpers.faults.report import Report
+
+
+class ServerError(EngineError):
+    """A server that cannot be used; the message says why and what to do."""
+
+
+class ServerStartError(ServerError):
+    """The server did not become ready; the message and ``report`` hold the cause from its log."""
+
+    report: Report | None = None
+
+
+class ServerDiedError(ServerError):
+    """The server ended without being asked to; the message and ``report`` hold the cause from its log."""
+
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a server ended: ``drained`` (asked to, in time), ``killed`` or ``died``, and after how long."""
+
+    how: str
+    seconds: float
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"The server {self.how} after ‹{self.seconds:.1f} s›."

@@ -1,0 +1,147 @@
+"""A server's settings from the environment and a ``.env`` file, checked before anything starts.
+
+    settings = load()                 # MODEL_NAME, QUANTIZATION, ... or their defaults
+    settings = load(port=0)           # the same, with a value of yours
+
+The first three names are those of the log that this tutorial was created from. A variable wins over the
+file, an argument over both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from helpers.model.model import EMBEDDED
+
+# What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
+SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
+
+LEAST_KEY = 16  # characters of an API key; a generated one has 43
+
+LOCAL = ("127.0.0.1", "::1")
+
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; one line a problem, with the variable, its value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """Everything a deployer may set. The variable's name is the field's, in capitals.
+
+    Except for three, whose names others fixed: ``vllm_api_key`` (vLLM reads it itself, so it never stands
+    in a command line), ``hf_token`` and ``vllm_cpu_kvcache_space`` (GiB, CPU only).
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    model_name: _Name = Field(EMBEDDED, description="embedded, a folder or a hub name")
+    quantization: Literal["none", "fp8", "awq"] = Field("none", description="none, fp8 or awq")
+    gpu_memory_utilization: float = Field(0.9, ge=0.1, le=0.98, description="share of the GPU's memory")
+    max_model_len: int = Field(2048, ge=16, le=1_048_576, description="tokens of prompt and answer together")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="requests that run at once; others wait")
+    served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
+    server_host: IPvAnyAddress = Field("127.0.0.1", validate_default=True, description="address to listen on")
+    server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds to drain after SIGTERM; 0 aborts")
+    start_timeout: int = Field(600, ge=1, le=7200, description="seconds until it must be ready")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format")
+    vllm_cpu_kvcache_space: int = Field(1, ge=1, le=1024, description="GiB of KV cache on a CPU")
+    vllm_api_key: SecretStr = Field(
+        default_factory=lambda: SecretStr(secrets.token_urlsafe(32)),
+        description=f"the clients' key, {LEAST_KEY} characters or more; generated if empty",
+    )
+    hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
+
+    @field_validator("vllm_api_key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr) -> SecretStr:
+        if len(key.get_secret_value()) < LEAST_KEY:
+            raise ValueError("too short to withstand guessing")
+        return key
+
+    @property
+    def scheme(self) -> str:
+        """The name in ``schemes.SCHEMES``."""
+        return SCHEMES[self.quantization]
+
+    @property
+    def host(self) -> str:
+        """The address to listen on, as text."""
+        return str(self.server_host)
+
+    @property
+    def api_key(self) -> str:
+        """The clients' key itself; everything else shows stars."""
+        return self.vllm_api_key.get_secret_value()
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines can reach it."""
+        return self.host not in LOCAL
+
+    def facts(self) -> dict[str, str]:
+        """Variables and values for a table; secrets as stars."""
+        return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def load(env_file: str | Path | None = ".env", **values) -> Settings:
+    """Return checked settings from the arguments, the environment and ``env_file``, in this order.
+
+    Args:
+        env_file: a file of ``NAME=value`` lines; one that does not exist says nothing.
+        values: fields of ``Settings``, by name.
+
+    Raises:
+        SettingsError: it names each wrong variable, its value (not a secret's) and what is allowed.
+    """
+    problems = _misspelt(env_file)
+    if unknown := [name for name in values if name not in Settings.model_fields]:
+        problems += [_unknown(name, "an argument") for name in unknown]
+    try:
+        found = Settings(_env_file=env_file, **values)
+    except ValidationError as error:
+        problems += [_sentence(problem) for problem in error.errors()]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return found
+
+
+def _sentence(problem: dict) -> str:
+    """One pydantic error as ``NAME='value': what is allowed``."""
+    name = problem["loc"][0]
+    field = Settings.model_fields[name]
+    shown = "(not shown)" if "SecretStr" in str(field.annotation) else repr(problem["input"])
+    said = problem["msg"].removeprefix("Value error, ")
+    said = said[0].lower() + said[1:]
+    return f"{name.upper()}={shown}: {said} ({field.description})."
+
+
+def _misspelt(env_file: str | Path | None) -> list[str]:
+    """Names in a .env file that look like a setting's and are not: ignored, they would change nothing."""
+    if env_file is None or not Path(env_file).is_file():
+        return []
+    known = {name.upper() for name in Settings.model_fields}
+    given = [name for name in dotenv_values(env_file) if name.upper() not in known | set(os.environ)]
+    near = [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
+    return [_unknown(name, Path(env_file).name) for name in near]
+
+
+def _unknown(name: str, where: str) -> str:
+    known = [field.upper() for field in Settings.model_fields]
+    near = difflib.get_close_matches(name.upper(), known, 1, cutoff=0.6)
+    meant = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known)}."
+    return f"{name} ({where}) is not a setting.{meant}"

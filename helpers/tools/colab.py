@@ -1,0 +1,101 @@
+"""What the first cell of a notebook does in Colab: bring the runtime's packages up to the lock, once.
+
+It runs in the notebook's own kernel, so it needs the standard library only, and it has to think of what
+that kernel has imported already: a package that was replaced under its feet is the one reason for a restart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+from helpers.model import embedded
+from helpers.tools import environment
+
+RESTART = (
+    "Restart the runtime now (Runtime, Restart session), then run this cell again: it goes on from here."
+)
+
+_outdated: list[str] = []  # imported in this kernel, and replaced since
+
+
+def prepare() -> None:
+    """Install what is missing and say what changed; where nothing is missing, nothing at all.
+
+    Raises:
+        SystemExit: the set-up failed, or this kernel has imported a package that was replaced.
+    """
+    here, platform = Path(sys.prefix), environment.detect_platform()
+    if not (environment.is_current(here, platform) and embedded.ready()):
+        before, imported = versions(), in_use()
+        _install(here, platform)
+        importlib.invalidate_caches()
+        after = versions()
+        print(changes(before, after))
+        _outdated[:] = sorted(name for name in imported if after.get(name) != before[name])
+    if _outdated:
+        raise SystemExit(f"This notebook had already imported {', '.join(_outdated)}. {RESTART}")
+
+
+def _install(here: Path, platform: str) -> None:
+    """Run the installer as a process of its own and show its lines as they come."""
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.tools.install",
+        "--venv",
+        here,
+        "--platform",
+        platform,
+        "--hosted",
+    ]
+    running = subprocess.Popen(
+        command, cwd=environment.REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with running:
+        for line in running.stdout:
+            print(line, end="", flush=True)
+    if running.returncode:
+        raise SystemExit("The set-up did not finish; the lines above say why.")
+
+
+def versions() -> dict[str, str]:
+    """Every installed package and its version."""
+    return {_name(found): found.version for found in distributions()}
+
+
+def in_use() -> set[str]:
+    """The installed packages of which this kernel has imported a file."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    used = set()
+    for found in distributions():
+        place = str(found.locate_file(""))  # texts, not paths: there are a hundred thousand of them
+        listed = (line.split(",")[0] for line in (found.read_text("RECORD") or "").splitlines())
+        if any(f"{place}/{path}" in files for path in listed):
+            used.add(_name(found))
+    return used
+
+
+def changes(before: dict[str, str], after: dict[str, str]) -> str:
+    """Say which packages were replaced and removed, and how many were added."""
+    replaced = [
+        f"{name} {old} -> {after[name]}"
+        for name, old in sorted(before.items())
+        if after.get(name, old) != old
+    ]
+    removed = [f"{name} {old}" for name, old in sorted(before.items()) if name not in after]
+    added = len(after.keys() - before.keys())
+    return "\n".join(
+        [
+            f"Added {added} packages.",
+            f"Replaced {len(replaced)}: {', '.join(replaced)}." if replaced else "Replaced none.",
+            *([f"Removed {len(removed)}: {', '.join(removed)}."] if removed else []),
+        ]
+    )
+
+
+def _name(found) -> str:
+    return found.metadata["Name"].lower().replace("_", "-")

@@ -1,0 +1,293 @@
+"""Run the notebooks headless, in order of name; nothing that they start outlives the run.
+
+    python -m helpers.tools.run                                all of notebooks/
+    python -m helpers.tools.run 01_baseline -p max_tokens 50   one of them, with another value
+    python -m helpers.tools.run --store                        run, then keep the outputs in notebooks/
+    python -m helpers.tools.run 01_baseline -f sets.yaml       a list of parameter sets (batch.py)
+
+Executed copies, `records.jsonl`, `results.jsonl` (how each notebook went) and `logs/` go to `runs/<time>/`,
+which `runs/latest` then names.
+Exit code: 0 all went well, 1 a notebook failed or was skipped, 2 an argument was refused, 130 Ctrl+C,
+143 SIGTERM. Several runs at once must be several processes: each ends *all* that was started below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from helpers.base import files, processes, redact
+from helpers.tools import batch, pictures, plan, store
+from helpers.tools.plan import (
+    NOTEBOOKS,
+    RECORDS,
+    Notebook,
+    Plan,
+    Refused,
+    Result,
+    digest,
+    from_file,
+    lines,
+    plan_run,
+    write_result,
+)
+from helpers.tools.progress import Progress, report_lines
+
+CELL_TIMEOUT_S = 900
+
+SHUTDOWN_S = 10.0  # for a kernel to end: an engine interrupted in mid-flight needs 6 s to let go
+
+KERNEL_ENVIRONMENT = {
+    "TUTORIAL_HEADLESS": "1",  # no live progress bars: nobody watches, and they fill the outputs
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's message about frozen modules
+}
+
+
+# ---- running
+
+
+def run_notebooks(
+    names: Sequence[str] = (),
+    out: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: int = CELL_TIMEOUT_S,
+    store: bool = False,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Result]:
+    """Run notebooks in order of name and end every process they leave behind.
+
+    Args:
+        names: such as `01_baseline`; all if empty.
+        out: the folder of copies, records and logs; by default a new one in `runs/`.
+        parameters: new values by name; a notebook gets those that its parameters cell knows.
+        timeout: seconds that one cell may take.
+        store: once all have succeeded, put their outputs into the notebooks themselves.
+        notebooks: the folder they are in; `runs/` lies beside it.
+
+    Returns:
+        One result a notebook. One that fails raises nothing; those that need it are skipped.
+
+    Raises:
+        Refused: an unknown notebook or parameter, a value of the wrong type, an unusable folder.
+    """
+    return _run(plan.plan_run(names, out, parameters, timeout, store, notebooks), Progress())
+
+
+def _run(plan: Plan, progress: Progress) -> list[Result]:
+    results = progress.results
+    with _quiet(), processes.owned_processes() as end_leftovers:
+        for notebook in plan.notebooks:
+            name, status, error = notebook.path.stem, "failed", ""
+            if lacking := [r.name for r in results if r.name in notebook.needs and r.status != "ok"]:
+                result = Result(name, "skipped", error=f"needs {', '.join(lacking)}")
+                write_result(plan.out, result)
+                progress.finish(result)
+                continue
+            progress.start(name, notebook.cells + bool(plan.values[name]))
+            first = len(lines(plan.out / RECORDS))
+            try:
+                error = _execute(notebook, plan, progress)
+                status = "failed" if error else "ok"
+            except KeyboardInterrupt:
+                status, error = "interrupted", progress.where
+                raise
+            finally:
+                end_leftovers()
+                _remove_secrets(plan, notebook)
+                result = Result(
+                    name, status, progress.seconds, redact.remove(error), plan.out / notebook.path.name
+                )
+                of = digest(notebook, plan.values[name])
+                write_result(plan.out, result, of, (first, len(lines(plan.out / RECORDS))))
+                progress.finish(result)
+        if plan.store and all(result.status == "ok" for result in results):
+            results[:] = _store(plan, results)
+    return results
+
+
+def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
+    """A token that a cell printed, or that an exception or vLLM's log quoted, is not kept."""
+    kept = [plan.out / notebook.path.name, plan.out / RECORDS, *(plan.out / "logs").rglob("*.log")]
+    with contextlib.suppress(OSError):  # a full disk: then the files are as they were
+        redact.clean(kept)
+
+
+def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
+    """Run one notebook in a kernel of its own; what went wrong, in a line, or nothing."""
+    from papermill import execute_notebook
+
+    def literal(path: Path) -> str:  # papermill fills in a path's {braces}
+        return str(path).replace("{", "{{").replace("}", "}}")
+
+    with (plan.out / "logs" / f"{notebook.path.stem}.log").open("a", encoding="utf-8") as log:
+        try:
+            execute_notebook(
+                literal(notebook.path),
+                literal(plan.out / notebook.path.name),
+                parameters=plan.values[notebook.path.stem],
+                cwd=notebook.path.parent,  # as in JupyterLab
+                language="python",
+                kernel_name="python3",
+                kernel_manager_class=_kernel_manager(log),
+                execution_timeout=plan.timeout,
+                on_cell_execute=progress.next_cell,
+                progress_bar=False,
+                stdout_file=log,
+                stderr_file=log,
+            )
+        except Exception as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # and then ending the kernel failed
+                raise error.__context__ from None
+            traceback.print_exc(file=log)
+            return f"{progress.where}: {_last_words(error, plan.timeout)}"
+    return ""
+
+
+def _last_words(error: Exception, timeout: int) -> str:
+    """The name of what a cell raised (papermill has it in `ename`) and the last line it said."""
+    name = getattr(error, "ename", type(error).__name__)
+    if name == "CellTimeoutError":
+        return f"{name}: no end after {timeout} s; allow more with --timeout"
+    if name == "DeadKernelError":
+        return f"{name}: the kernel's process crashed or was killed; was there memory left?"
+    return f"{name}: " + redact.remove(str(getattr(error, "evalue", error)).strip().rpartition("\n")[2])
+
+
+def _kernel_manager(log: TextIO) -> type:
+    """A manager whose `python3` is this interpreter, whatever a user's own kernelspecs say.
+
+    Without folders to look in, jupyter_client falls back to ipykernel's built-in specification,
+    which is `sys.executable -m ipykernel_launcher`.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    environment = os.environ | KERNEL_ENVIRONMENT
+    # The notebooks import the very helpers that run them, also where those are not installed.
+    paths = [str(NOTEBOOKS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each run compile what no set-up did
+    environment.pop("PYTEST_CURRENT_TEST", None)  # with it a kernel does not capture its children's output
+
+    class ThisPython(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])
+
+        @default("shutdown_wait_time")
+        def _shutdown_wait_time_default(self) -> float:
+            return SHUTDOWN_S
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**options, env=environment, stdout=log, stderr=log)
+
+    return ThisPython
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without papermill's, nbclient's and asyncio's logging: the table and the log say what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _store(plan: Plan, results: list[Result]) -> list[Result]:
+    """Write all outputs into the notebooks, or none if one of them must not be stored."""
+
+    texts, checked = {}, []
+    for notebook, result in zip(plan.notebooks, results, strict=True):
+        try:
+            executed = plan.out / notebook.path.name
+            texts[notebook.path] = store.stored_text(notebook.path, notebook.text, executed)
+        except ValueError as error:
+            result = replace(result, status="failed", error=f"not stored: {error}")
+        checked.append(result)
+    for path, text in texts.items() if len(texts) == len(results) else ():
+        files.replace_text(path, text)
+        with contextlib.suppress(ValueError):  # it shows nothing to make a picture of
+            pictures.make(path)
+    return checked
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (see the top of this file)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.tools.run", description=__doc__.partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NOTEBOOK", help="such as 01_baseline (default: all)")
+    add("--out", metavar="DIR", help="the folder of copies, records and logs (default: runs/<time>)")
+    pair, what = ("NAME", "VALUE"), "another value for the notebooks with this parameter"
+    add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=pair, help=what)
+    add(
+        "-f",
+        dest="file",
+        metavar="FILE",
+        help="a YAML file of such values, or a list of sets; -p wins over it",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="how many sets of a list at once (%(default)s)")
+    add("--resume", metavar="DIR", help="go on with the list of sets that was run in DIR")
+    add("--store", action="store_true", help="keep the outputs in the notebooks themselves")
+    add("--timeout", type=int, default=CELL_TIMEOUT_S, metavar="SECONDS", help="for one cell (%(default)s)")
+    add("--notebooks", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    given["notebooks"] = given["notebooks"].absolute()
+    try:
+        given["parameters"] = dict(given["parameters"])
+        found, jobs, folder = from_file(given.pop("file")), given.pop("jobs"), given.pop("resume")
+        if folder is not None or isinstance(found, list):
+            return _batch(found, jobs, folder, **given)
+        given["parameters"] = found | given["parameters"]
+        plan = plan_run(**given)
+    except Refused as refused:
+        print(f"helpers.tools.run: {refused}", file=sys.stderr)
+        return 2
+
+    def work() -> int:
+        progress = Progress(sys.stdout, live=sys.stdout.isatty())
+        try:
+            _run(plan, progress)
+        finally:
+            print(report_lines(progress.results, plan))
+        return 0 if all(result.status == "ok" for result in progress.results) else 1
+
+    return processes.supervised(work)
+
+
+def _batch(
+    found: list | dict, jobs: int, folder: str | None, *,
+    names: list[str], out: str | None, parameters: dict, timeout: int, store: bool, notebooks: Path,
+) -> int:  # fmt: skip
+    """Start a list of parameter sets, or go on with one; return the exit code."""
+
+    if store:
+        raise Refused("--store keeps what the notebooks say by themselves, not what a list of sets says")
+    if folder is None:
+        sets = [values | parameters for values in found]
+        plan = batch.plan(names, sets, out, jobs, timeout, notebooks)
+    elif names or found or parameters or out:
+        raise Refused(
+            "--resume takes notebooks and sets from its folder: only --jobs and --timeout go with it"
+        )
+    else:
+        plan = batch.resume(folder, jobs, timeout, notebooks)
+    return processes.supervised(lambda: batch.work(plan))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The package's structure: eight rooms, each importing only those below it, small enough to be read."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from helpers.base.files import ROOT
+
+HELPERS = ROOT / "helpers"
+# From the ground up. measure and serve stand side by side: neither may import the other.
+FLOORS = (("base",), ("faults",), ("model",), ("engine",), ("measure", "serve"), ("compare",), ("tools",))
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LONGEST = 400
+# What a reader reads from top to bottom to know how a model is chosen, opened, measured and let go.
+CORE = [
+    "base/parameters",
+    "base/machine",
+    "base/records",
+    "model/schemes",
+    "model/sizes",
+    "engine/engine",
+    "engine/release",
+    "engine/arguments",
+    "engine/errors",
+    "engine/logfile",
+    "measure/speed",
+    "measure/memory",
+    "measure/perplexity",
+]
+CORE_LINES = 2500
+
+
+def modules() -> list[Path]:
+    found = sorted(HELPERS.rglob("*.py"))
+    assert len(found) > 50, "rooms moved: this test would look at nothing"
+    return found
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """The project's modules that a file imports, and whether that happens inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
+            for alias in node.names:
+                deeper = HELPERS.joinpath(*node.module.split(".")[1:], f"{alias.name}.py").exists()
+                name = f"{node.module}.{alias.name}" if deeper else node.module
+                found.append((name, id(node) in inner))
+        elif isinstance(node, ast.Import):
+            found += [(a.name, id(node) in inner) for a in node.names if a.name.split(".")[0] == "helpers"]
+    return found
+
+
+def room(name: str) -> str | None:
+    """The room of a module's dotted name; None for the package and for the commands beside the rooms."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOOR else None
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_every_folder_is_a_room():
+    folders = {path.name for path in HELPERS.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(FLOOR)
+
+
+def test_a_room_imports_only_rooms_below_it():
+    up = [
+        f"{dotted(path)} imports {name}"
+        for path in modules()
+        for name, _ in imports(path)
+        if (mine := room(dotted(path))) and (theirs := room(name)) != mine
+        and (theirs is None or FLOOR[theirs] >= FLOOR[mine])
+    ]  # fmt: skip
+    assert not up
+
+
+def test_no_import_hides_in_a_function():
+    hidden = [f"{dotted(path)}: {name}" for path in modules() for name, inner in imports(path) if inner]
+    assert not hidden
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {dotted(path): {name for name, _ in imports(path)} - {dotted(path)} for path in modules()}
+    while leaves := [name for name, wanted in graph.items() if not wanted & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in a circle, or above one: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_no_module_is_longer_than_a_reader_can_hold(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_the_readers_core_is_read_in_half_an_hour():
+    lines = sum(len((HELPERS / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in CORE)
+    assert lines <= CORE_LINES
+
+
+def test_importing_every_face_imports_neither_torch_nor_vllm():
+    code = f"import sys\nfrom helpers import {', '.join(FLOOR)}\n"
+    code += (
+        "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
