@@ -1,6 +1,6 @@
 """Speculative decoding, prefix caching and structured output, each on and off, in 16 and fewer bits.
 
-    python -m helpers.tools.features --out DIR [--schemes baseline,int8,awq] [--users 1,8]
+    python -m helpers.tools.reference --out notebooks/reference/my-machine features
 
 On the embedded model, whose weights are real: what is guessed, shared or constrained here is text. One engine
 a scheme has the plain runs, the shared prefix and the constrained answers; another one guesses.
@@ -8,16 +8,23 @@ a scheme has the plain runs, the shared prefix and the constrained answers; anot
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import random
 import statistics
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.tools import grid
+from helpers.engine.engine import open_engine, owner_of
+from helpers.engine.errors import EngineError
+from helpers.model.model import EMBEDDED, ModelError
+from helpers.model.schemes import SchemeError
+from helpers.tools.grid import PROTOCOL
+from helpers.tools.sections import stamp, write
 
+SCHEMES = ("baseline", "int8", "awq")
+USERS = (1, 8)
 REPEATS = 3
 SPECULATIVE = {
     "method": "ngram",  # looks the last words up in the prompt and proposes what followed them there
@@ -55,7 +62,7 @@ def passages(tokenizer, count: int, tokens: int, seed: int) -> list[list[int]]:
 
 
 def copied(tokenizer, count: int, seed: int) -> list[dict]:
-    """Prompts whose answer is in them: a passage, and its beginning once more. Editing and quoting are such."""
+    """Prompts whose answer is in them: a passage, and its beginning again, as when editing."""
     found = passages(tokenizer, count, 192, seed)
     newline = tokenizer.encode("\n\n", add_special_tokens=False)
     return [{"prompt_token_ids": [*ids, *newline, *ids[:64]]} for ids in found]
@@ -193,47 +200,19 @@ def constrained(llm, users: int) -> list[dict]:
     return rows
 
 
-def features(out: Path, logs: Path, schemes: list[str], users: list[int]) -> None:
-    """Each feature under each scheme, a line as it comes; what a scheme refuses is printed."""
-    from helpers.engine import EngineError, open_engine
-
-    same = {"log_dir": logs, "enable_prefix_caching": True, "disable_log_stats": False}
-    for scheme in schemes:
-        common = grid.stamp() | {"model": "SmolLM2-135M-Instruct", "weights": "real", "scheme": scheme}
-        for method in (None, SPECULATIVE):
-            more = {"speculative_config": method} if method else {}
-            begun = time.perf_counter()
-            try:
-                with open_engine("embedded", scheme, **same, **more) as engine:
-                    rows = [row for count in users for row in guessing(engine.llm, count)]
-                    if not method:
-                        rows += [row for count in users for row in sharing(engine.llm, count)]
-                        rows += [row for count in users for row in constrained(engine.llm, count)]
-            except EngineError as error:
-                rows = [{"feature": "speculation" if method else "plain", "error": str(error)[-400:]}]
-            for row in rows:
-                named = {"speculative": (method or {}).get("method"), "start_s": round(engine.start_s or 0, 1)}
-                grid.write(out / "features.jsonl", common | row | named)
-                print(json.dumps({"scheme": scheme} | row | named), flush=True)
-            print(f"{scheme}: {time.perf_counter() - begun:.0f} s", flush=True)
-
-
-def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.tools.features", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
-    parser.add_argument("--logs", type=Path, help="folder of the engines' logs (OUT/logs)")
-    parser.add_argument("--schemes", default="baseline,int8,awq")
-    parser.add_argument("--users", default="1,8")
-    given = parser.parse_args(arguments)
-    features(
-        given.out,
-        given.logs or given.out / "logs",
-        given.schemes.split(","),
-        [int(count) for count in given.users.split(",")],
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def features(out: Path, schemes: Sequence[str] = SCHEMES, users: Sequence[int] = USERS) -> None:
+    """Each feature under each scheme, lines as they come; what a scheme refuses has a line that says why."""
+    same = {"log_dir": out / "logs", "enable_prefix_caching": True, "disable_log_stats": False}
+    for scheme, method in itertools.product(schemes, (None, SPECULATIVE)):
+        common = {"protocol": PROTOCOL} | stamp() | {"scheme": scheme, "weights": "real"}
+        more = {"speculative_config": method} if method else {}
+        asked = (guessing,) if method else (guessing, sharing, constrained)
+        try:
+            with open_engine(EMBEDDED, scheme, **same, **more) as llm:
+                common |= {"model": owner_of(llm).model.title, "speculative": bool(method)}
+                for feature, count in itertools.product(asked, users):
+                    write(out / "features.jsonl", [common | row for row in feature(llm, count)])
+        except (EngineError, SchemeError, ModelError) as error:
+            write(
+                out / "features.jsonl", [common | {"speculative": bool(method), "error": str(error)[-400:]}]
+            )

@@ -1,16 +1,15 @@
-"""A large model's shape behind HTTP, deployed four ways under the same load and the same objective.
+"""A large model's shape behind HTTP, deployed several ways under the same load and the same objectives.
 
-    python -m helpers.tools.served --out DIR --tokenizer FOLDER --seconds 400
+    python -m helpers.tools.reference --out notebooks/reference/my-gpu served
 
-The shape's vocabulary is made that of a tokenizer which is there, so that vLLM's server can read prompts and
-``vllm bench serve`` can write them. The servers start beside each other and are loaded one after the other.
-Closed loops first (a fixed number of clients), then open ones (requests as a Poisson process) at shares of
-the best rate that the closed ones found. From each request's own times, so that any objective can be set later.
+The shape's vocabulary is made that of the embedded model's tokenizer, so that vLLM's server can read prompts
+and ``vllm bench serve`` can write them. The servers start beside each other and are loaded one after the
+other: closed loops first (a fixed number of clients), then open ones (requests as a Poisson process) at shares
+of the best rate that the closed ones found. Goodput is counted from each request's own times.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -18,7 +17,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,25 +24,31 @@ import time
 import urllib.request
 from pathlib import Path
 
-from helpers.tools import grid
+from helpers.base.processes import end_with
+from helpers.model import embedded
+from helpers.serve.command import START, flags, free_port
+from helpers.tools.deployments import GPU, MODELS, WAYS, shape
+from helpers.tools.grid import PROTOCOL, Clocks, slug
+from helpers.tools.sections import stamp, write
 
-START = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 MODEL = "qwen3-8b"
-WAYS_SERVED = ("bf16", "fp8", "fp8+fp8_cache", "awq_marlin")
+SERVED = ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")
 CLIENTS = (1, 16, 64, 192)
 SHARES = (0.5, 0.7, 0.85, 1.0)
 OPEN_S = 7.0
 LENGTHS = {"input_tokens": 1024, "output_tokens": 128}
-# Time to a first token and per token after it, in ms: a chat that feels prompt, and one that merely reads on.
+# Time to a first token, and per token after it, in ms: a chat that feels prompt, and one that reads on.
 OBJECTIVES = {"prompt": (500.0, 20.0), "patient": (2000.0, 50.0)}
 CACHE_BYTES = 20 * 2**30  # the same for every way: 8-bit keys and values fit twice
 READY_S = 200
+LEAST_S = 45  # a server is not loaded for less
+HOST = "127.0.0.1"
 
 
-def folder_of(way: str, tokenizer: Path, out: Path, model: str = MODEL) -> Path:
-    """A folder that a server can be given: the shape with this tokenizer's vocabulary, and its files."""
-    folder = out / "served" / f"{model}-{way.replace('+', '-')}"
-    config = grid.shape(model, way, folder)
+def folder_of(model: str, way: str, out: Path) -> Path:
+    """A folder that a server can be given: the shape with the embedded tokenizer's vocabulary and files."""
+    tokenizer, folder = embedded.prepare(), out / f"served-{model}-{slug(way)}"
+    config = shape(model, way, folder)
     for path in tokenizer.iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)
@@ -55,54 +59,50 @@ def folder_of(way: str, tokenizer: Path, out: Path, model: str = MODEL) -> Path:
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Served:
+    """One ``vllm serve`` of a way, its port and its log; ended with its whole process group."""
 
-
-class Server:
-    """One ``vllm serve``, its port and its log; ended with its whole process group."""
-
-    def __init__(self, way: str, folder: Path, logs: Path):
-        self.way, self.folder, self.port = way, folder, free_port()
-        self.log = logs / f"served-{way.replace('+', '-')}.log"
-        args = {
-            "model": folder, "served-model-name": "m", "host": "127.0.0.1", "port": self.port,
-            "load-format": "dummy", "max-model-len": 2048, "gpu-memory-utilization": 0.02,
-            "kv-cache-memory-bytes": CACHE_BYTES,
-            "kernel-config": json.dumps({"enable_jit_warmup": False}),
-            "compilation-config": json.dumps(
-                {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256]}),
-            **{key.replace("_", "-"): value for key, value in grid.WAYS[way].args.items()},
-        }  # fmt: skip
-        if not grid.GPU:
-            for name in ("gpu-memory-utilization", "compilation-config", "kernel-config"):
-                args.pop(name)
-            args["kv-cache-memory-bytes"] = 2**29
-        command = [sys.executable, "-c", START]
-        for name, value in args.items():
-            command += [f"--{name}", str(value)]
-        command += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
-        self.args = {key: str(value) for key, value in args.items() if key not in ("model", "port")}
+    def __init__(self, model: str, way: str, logs: Path):
+        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_port(HOST)
+        self.log = logs / f"served-{slug(way)}.log"
+        self.args = {
+            "max_model_len": 2048,
+            "enable_prefix_caching": False,
+            "kv_cache_memory_bytes": CACHE_BYTES if GPU else 2**29,
+            **WAYS[way].args,
+        }
+        if GPU:
+            sizes = [1, 2, 4, 8, *range(16, 257, 16)]
+            self.args |= {
+                "gpu_memory_utilization": 0.02,  # checked against what is free; the cache's size is given
+                "kernel_config": {"enable_jit_warmup": False},
+                "compilation_config": {"cudagraph_capture_sizes": sizes},
+            }
+        start = {"model": self.folder, "served_model_name": "m", "host": HOST, "port": self.port}
+        start |= {"load_format": "dummy", "disable_uvicorn_access_log": True} | self.args
         environment = os.environ | {"VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"}
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+                [sys.executable, "-c", START, *flags(start)],
+                stdout=log, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
 
     def ready(self, until: float) -> bool:
         """Whether it answers /health by then."""
         while time.monotonic() < until and self.process.poll() is None:
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer,
+                urllib.request.urlopen(f"http://{HOST}:{self.port}/health", timeout=2) as answer,
             ):
                 if answer.status == 200:
                     return True
             time.sleep(0.5)
         return False
+
+    @property
+    def cause(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if "Error" in line]
+        return (lines or ["not ready in time"])[0][-400:]
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -110,148 +110,120 @@ class Server:
         self.process.wait()
 
 
-def figures(found: dict) -> dict:
-    """Percentiles and goodput of one level, from what ``vllm bench serve`` noted of each request."""
-    good = [(ttft, sum(gaps) / max(1, len(gaps)), list(gaps))
-            for ttft, gaps, error in zip(found["ttfts"], found["itls"], found["errors"], strict=True)
-            if not error and ttft]  # fmt: skip
-    seconds = found["duration"]
+def served(out: Path, seconds: float, ways=SERVED, model: str = MODEL, **load) -> None:
+    """Start a server each way, beside each other; load one after the other; a line a level."""
+    until, logs = time.monotonic() + seconds, out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    common = {"protocol": PROTOCOL} | stamp() | {"model": MODELS[model][0], "weights": "random"}
+    load = {"clients": CLIENTS, "shares": SHARES, "open_s": OPEN_S} | LENGTHS | load
+    started: list[Served] = []
+    try:
+        started += [Served(model, way, logs) for way in ways]
+        latest = min(until, time.monotonic() + READY_S)
+        for server in started:
+            row = common | {"way": server.way, "scheme": WAYS[server.way].scheme}
+            if not server.ready(latest):
+                write(out / "served.jsonl", [row | {"error": server.cause}])
+                server.end()
+        for server in [server for server in started if server.process.poll() is None]:
+            if until - time.monotonic() < LEAST_S:
+                print(f"served: {server.way} left out, too little time", flush=True)
+                continue
+            row = common | {"way": server.way, "scheme": WAYS[server.way].scheme, "args": server.args}
+            row |= {key: load[key] for key in (*LENGTHS, "open_s")} | {"objectives_ms": OBJECTIVES}
+            write(out / "served.jsonl", [row | found for found in _loaded(server, load, until)])
+            server.end()
+    finally:
+        for server in started:
+            server.end()
 
-    def marks(values: list[float]) -> dict:
-        values = sorted(values)
-        at = lambda q: round(1e3 * values[min(len(values) - 1, int(q * len(values)))], 2)  # noqa: E731
-        return {"p50_ms": at(0.5), "p90_ms": at(0.9), "p95_ms": at(0.95), "p99_ms": at(0.99)}
 
-    kept = {name: sum(1e3 * ttft <= first and 1e3 * each <= then for ttft, each, _ in good)
-            for name, (first, then) in OBJECTIVES.items()}  # fmt: skip
-    return {
-        "completed": found["completed"],
-        "failed": found["failed"],
-        "seconds": round(seconds, 3),
-        "requests_per_s": round(found["request_throughput"], 3),
-        "output_tokens_per_s": round(found["output_throughput"], 1),
-        "ttft": marks([ttft for ttft, _, _ in good]),
-        "tpot": marks([each for _, each, _ in good]),
-        "kept": {name: round(count / max(1, len(good)), 4) for name, count in kept.items()},
-        "goodput": {name: round(count / seconds, 3) for name, count in kept.items()},
-        "e2e_median_s": round(statistics.median(ttft + sum(gaps) for ttft, _, gaps in good), 3),
-    }
+def _loaded(server: Served, load: dict, until: float) -> list[dict]:
+    """Load a server from a process of its own; its levels, and the GPU's clock and power over them."""
+    results, log = (server.log.with_suffix(end) for end in (".jsonl", ".load.log"))
+    results.unlink(missing_ok=True)
+    job = load | {"url": f"http://{HOST}:{server.port}", "folder": str(server.folder)}
+    job |= {"results": str(results), "owner": os.getpid()}
+    with log.open("w") as file, Clocks() as clocks:
+        command = [sys.executable, "-m", "helpers.tools.served", json.dumps(job)]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, stdout=file, stderr=file, timeout=max(1.0, until - time.monotonic()))
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [json.loads(line) | clocks.found for line in lines]
 
 
-def load(job: dict) -> None:
-    """In a process of its own: every level against one server, a line of JSON each."""
+# -- the process that asks ------------------------------------------------------------------------------
+
+
+def ask(job: dict) -> None:
+    """Every level against one server, with vLLM's benchmark imported once; a line of JSON each."""
+    end_with(job["owner"])
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    seeds = itertools.count()
-    fixed = {
-        "backend": "openai", "base-url": job["url"], "model": job["folder"], "served-model-name": "m",
-        "dataset-name": "random", "random-input-len": job["input_tokens"],
-        "random-output-len": job["output_tokens"], "temperature": 0, "ready-check-timeout-sec": 0,
-        "percentile-metrics": "ttft,tpot,itl,e2el", "metric-percentiles": "95",
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
+    seeds = itertools.count()  # no prompt comes twice
+    same = {
+        "backend": "openai", "base_url": job["url"], "model": job["folder"], "served_model_name": "m",
+        "dataset_name": "random", "random_input_len": job["input_tokens"],
+        "random_output_len": job["output_tokens"], "temperature": 0, "ready_check_timeout_sec": 0,
+        "percentile_metrics": "ttft,tpot,itl,e2el",
     }  # fmt: skip
 
     def run(**load) -> dict:
-        pairs = [(f"--{key}", str(value)) for key, value in (fixed | load | {"seed": next(seeds)}).items()]
-        line = [part for pair in pairs for part in pair]
-        return serve.main(parser.parse_args([*line, "--disable-tqdm", "--ignore-eos", "--save-detailed"]))
+        line = [*flags(same | load | {"seed": next(seeds)}), "--disable-tqdm", "--ignore-eos"]
+        return serve.main(parser.parse_args([*line, "--save-detailed"]))
 
-    def say(found: dict, **what) -> float:
+    def keep(found: dict, **what) -> float:
         with Path(job["results"]).open("a") as file:
             file.write(json.dumps(what | figures(found)) + "\n")
         return found["request_throughput"]
 
-    run(**{"max-concurrency": 8, "num-prompts": 16})  # what is compiled when first needed
-    best = 0.0
-    for clients in job["clients"]:
-        rate = say(run(**{"max-concurrency": clients, "num-prompts": max(4, 2 * clients)}), clients=clients)
-        best = max(best, rate)
-    for share in job["shares"]:
-        rate = share * best
+    run(max_concurrency=8, num_prompts=16)  # what is compiled when first needed
+    best = max(
+        keep(run(max_concurrency=clients, num_prompts=max(4, 2 * clients)), clients=clients)
+        for clients in job["clients"]
+    )
+    for rate in (share * best for share in job["shares"]):
         count = max(8, round(rate * job["open_s"]))
-        say(run(**{"request-rate": rate, "num-prompts": count}), share=share, rate=round(rate, 3))
+        keep(run(request_rate=rate, num_prompts=count), share=round(rate / best, 3), rate=round(rate, 3))
 
 
-def served(out: Path, logs: Path, tokenizer: Path, until: float, ways=WAYS_SERVED, model=MODEL, **job) -> None:
-    """Start a server each way, beside each other; load one after the other; a line a level."""
-    begun, common = time.monotonic(), grid.stamp()
-    servers = [Server(way, folder_of(way, tokenizer, logs, model), logs) for way in ways]
-    job = {"clients": CLIENTS, "shares": SHARES, "open_s": OPEN_S, **LENGTHS} | job
-    try:
-        for server in servers:
-            what = {"model": grid.MODELS[model][0], "way": server.way, "scheme": grid.WAYS[server.way].scheme}
-            if not server.ready(min(until, begun + READY_S)):
-                cause = [line for line in server.log.read_text(errors="replace").splitlines() if "Error" in line]
-                grid.write(out / "served.jsonl", common | what | {"error": (cause or ["not ready"])[0][-400:]})
-                print(f"served: {server.way} did not start: {cause[:1]}", flush=True)
-                server.end()
-        print(f"served: ready after {time.monotonic() - begun:.0f} s", flush=True)
-        for server in [server for server in servers if server.process.poll() is None]:
-            if until - time.monotonic() < 45:
-                print(f"served: {server.way} left out", flush=True)
-                break
-            what = {"model": grid.MODELS[model][0], "way": server.way, "scheme": grid.WAYS[server.way].scheme}
-            row = common | what | {"args": server.args, "kv_cache_bytes": CACHE_BYTES, "weights": "random",
-                                   "vocabulary": "of the embedded tokenizer", **LENGTHS}  # fmt: skip
-            _loaded(server, row, job, out, until)
-            server.end()
-    finally:
-        for server in servers:
-            server.end()
-    print(f"served: {time.monotonic() - begun:.0f} s", flush=True)
+def figures(found: dict) -> dict:
+    """Percentiles and goodput of one level, from what ``vllm bench serve`` noted of each request."""
+    good = [
+        (ttft, sum(gaps) / max(1, len(gaps)), sum(gaps))
+        for ttft, gaps, error in zip(found["ttfts"], found["itls"], found["errors"], strict=True)
+        if ttft and not error
+    ]
+    kept = {
+        name: sum(1e3 * ttft <= first and 1e3 * each <= then for ttft, each, _ in good)
+        for name, (first, then) in OBJECTIVES.items()
+    }
+    return {
+        "completed": found["completed"],
+        "failed": found["failed"],
+        "seconds": round(found["duration"], 3),
+        "requests_per_s": round(found["request_throughput"], 3),
+        "output_tokens_per_s": round(found["output_throughput"], 1),
+        "ttft": percentiles([ttft for ttft, _, _ in good]),
+        "tpot": percentiles([each for _, each, _ in good]),
+        "e2e_median_s": round(statistics.median(ttft + rest for ttft, _, rest in good), 3) if good else None,
+        "kept": {name: round(count / max(1, len(good)), 4) for name, count in kept.items()},
+        "goodput": {name: round(count / found["duration"], 3) for name, count in kept.items()},
+    }
 
 
-def _loaded(server: Server, row: dict, job: dict, out: Path, until: float) -> None:
-    begun = time.monotonic()
-    results = server.log.with_name(f"load-{server.way}.jsonl")
-    results.unlink(missing_ok=True)
-    job = job | {"url": f"http://127.0.0.1:{server.port}", "folder": str(server.folder), "results": str(results)}
-    log = server.log.with_name(f"load-{server.way.replace('+', '-')}.log")
-    with log.open("w") as file, grid.Clocks() as clocks:
-        command = [sys.executable, "-m", "helpers.tools.served", "--load", json.dumps(job)]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, stdout=file, stderr=file, timeout=max(1.0, until - time.monotonic()))
-    for line in results.read_text().splitlines() if results.exists() else []:
-        found = json.loads(line)
-        grid.write(out / "served.jsonl", row | job_of(job) | found | clocks.found)
-        load = f"{found['clients']} clients" if "clients" in found else f"{found['rate']:.1f} asked"
-        print(
-            f"  {server.way}: {load}: {found['requests_per_s']:.1f} requests/s, "
-            f"{found['output_tokens_per_s']:,.0f} tok/s, ttft {found['ttft']['p50_ms']:.0f} ms, tpot "
-            f"{found['tpot']['p50_ms']:.1f} ms, kept {found['kept']['prompt']:.0%}",
-            flush=True,
-        )
-    print(f"  {server.way}: {time.monotonic() - begun:.0f} s", flush=True)
-
-
-def job_of(job: dict) -> dict:
-    return {"objectives_ms": OBJECTIVES, "open_s": job["open_s"]}
-
-
-def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.tools.served", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder of the files")
-    parser.add_argument("--logs", type=Path, help="folder of the servers' logs (OUT/logs)")
-    parser.add_argument("--tokenizer", type=Path, help="a model folder whose tokenizer is used")
-    parser.add_argument("--seconds", type=float, default=500)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--ways", default=",".join(WAYS_SERVED))
-    parser.add_argument("--load", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.load:
-        load(json.loads(given.load))
-        return 0
-    if not (given.out and given.tokenizer):
-        parser.error("--out names the folder for the files, --tokenizer a model's folder")
-    until, logs = time.monotonic() + given.seconds, (given.logs or given.out / "logs").absolute()
-    served(given.out.absolute(), logs, given.tokenizer, until, tuple(given.ways.split(",")), given.model)
-    return 0
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """The median and the 90th, 95th and 99th percentile, in ms; empty of nothing."""
+    ordered = sorted(seconds)
+    marks = {"p50_ms": 0.5, "p90_ms": 0.9, "p95_ms": 0.95, "p99_ms": 0.99} if ordered else {}
+    last = len(ordered) - 1
+    return {name: round(1e3 * ordered[min(last, int(q * len(ordered)))], 2) for name, q in marks.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ask(json.loads(sys.argv[1]))
