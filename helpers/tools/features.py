@@ -20,7 +20,6 @@ from helpers.engine.engine import open_engine, owner_of
 from helpers.engine.errors import EngineError
 from helpers.model.model import EMBEDDED, ModelError
 from helpers.model.schemes import SchemeError
-from helpers.tools.grid import PROTOCOL
 from helpers.tools.sections import stamp, write
 
 SCHEMES = ("baseline", "int8", "awq")
@@ -204,7 +203,7 @@ def features(out: Path, schemes: Sequence[str] = SCHEMES, users: Sequence[int] =
     """Each feature under each scheme, lines as they come; what a scheme refuses has a line that says why."""
     same = {"log_dir": out / "logs", "enable_prefix_caching": True, "disable_log_stats": False}
     for scheme, method in itertools.product(schemes, (None, SPECULATIVE)):
-        common = {"protocol": PROTOCOL} | stamp() | {"scheme": scheme, "weights": "real"}
+        common = stamp() | {"scheme": scheme, "weights": "real"}
         more = {"speculative_config": method} if method else {}
         asked = (guessing,) if method else (guessing, sharing, constrained)
         try:

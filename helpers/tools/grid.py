@@ -27,7 +27,6 @@ from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
 from helpers.tools.sections import stamp, write
 
-PROTOCOL = 2  # nine times of decoding a figure, with their range, the prompts' length and the clocks
 TIMES = 9
 WINDOW_S = 0.12
 READY_S = 210  # an engine that is not ready by then is given up, and its line says so
@@ -228,7 +227,7 @@ def run_round(name: str, out: Path, logs: Path, until: float) -> None:
     """Start a round's engines beside each other, then measure one after the other."""
     begun = time.monotonic()
     workers = [Worker(*one, logs) for one in ROUNDS[name]]
-    file, common = out / "deployments.jsonl", {"protocol": PROTOCOL} | stamp()
+    file, common = out / "deployments.jsonl", stamp()
     try:
         ready, latest = [], begun + READY_S
         for worker in workers:

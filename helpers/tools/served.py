@@ -4,7 +4,7 @@
 
 The shape's vocabulary is made that of the embedded model's tokenizer, so that vLLM's server can read prompts
 and ``vllm bench serve`` can write them. The servers start beside each other and are loaded one after the
-other: closed loops first (a fixed number of clients), then open ones (requests as a Poisson process) at shares
+other: closed loops first (a fixed number of clients), then open ones (a Poisson process) at shares
 of the best rate that the closed ones found. Goodput is counted from each request's own times.
 """
 
@@ -28,7 +28,7 @@ from helpers.base.processes import end_with
 from helpers.model import embedded
 from helpers.serve.command import START, flags, free_port
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
-from helpers.tools.grid import PROTOCOL, Clocks, slug
+from helpers.tools.grid import Clocks, slug
 from helpers.tools.sections import stamp, write
 
 MODEL = "qwen3-8b"
@@ -114,7 +114,7 @@ def served(out: Path, seconds: float, ways=SERVED, model: str = MODEL, **load) -
     """Start a server each way, beside each other; load one after the other; a line a level."""
     until, logs = time.monotonic() + seconds, out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    common = {"protocol": PROTOCOL} | stamp() | {"model": MODELS[model][0], "weights": "random"}
+    common = stamp() | {"model": MODELS[model][0], "weights": "random"}
     load = {"clients": CLIENTS, "shares": SHARES, "open_s": OPEN_S} | LENGTHS | load
     started: list[Served] = []
     try:
