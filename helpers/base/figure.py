@@ -1,4 +1,4 @@
-"""What every figure shares: a colour, marker and line for each scheme, axes, and the alternative text."""
+"""What every figure shares: parts and their hatches, axes, and the alternative text."""
 
 from __future__ import annotations
 
@@ -10,45 +10,11 @@ from collections.abc import Sequence
 
 DPI = 200  # twice a notebook's pixels: sharp on any screen
 
-MARKERS = {
-    "baseline": "o",
-    "fp8": "s",
-    "fp8_file": "D",
-    "fp8_kv": "v",
-    "awq": "^",
-    "rounded": "X",
-    "int8": "P",
-}
-
-LINES = {
-    "baseline": "-",
-    "fp8": "--",
-    "fp8_file": "-.",
-    "fp8_kv": (0, (4, 1, 1, 1, 1, 1)),  # dots alone are the bounds
-    "awq": "-",
-    "rounded": (0, (2, 1)),
-    "int8": "--",
-}
-
 DOTTED = (0, (1, 2))
-
-OTHER = {"color": "#444444", "marker": "*", "linestyle": "-"}  # a scheme that has no look of its own
 
 HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
 
 PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
-
-
-def look(scheme: str) -> dict:
-    """Matplotlib's arguments for a scheme's line: the same everywhere."""
-    if scheme not in MARKERS:
-        return OTHER
-    return {"color": COLOURS[scheme], "marker": MARKERS[scheme], "linestyle": LINES[scheme]}
-
-
-def bound_look(scheme: str) -> dict:
-    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
-    return look(scheme) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
 
 
 class Figure:
@@ -137,15 +103,4 @@ def label_bar(axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", bbox=white, zorder=3)
 
 
-# One colour a scheme, everywhere: Okabe and Ito's palette, which colour-blind readers can tell apart,
-# darkened where its contrast with white was below 3:1 (WCAG 2.2, 1.4.11).
-COLOURS = {
-    "baseline": "#0072B2",
-    "fp8": "#D55E00",
-    "fp8_file": "#AD7A00",
-    "fp8_kv": "#2F93CF",
-    "awq": "#009E73",
-    "rounded": "#808080",
-    "int8": "#BF6795",
-    "bound": "#555555",
-}
+BOUND = "#555555"  # what limits a speed
