@@ -137,6 +137,8 @@ def deployments(folder: Path = REFERENCE) -> list[dict]:
 
     A line is one load: ``batch`` requests at once after ``prompt_tokens`` each, their tokens/s with the range
     of nine times, seconds to a first token, the GPU's clock; the model, the ``way`` and its ``scheme``.
+    ``chosen_by`` says whose choice the kernel was. Weights are random, and so is which experts a mixture's
+    router takes: at several requests its figures are those of experts that may be fewer than real ones.
     """
     found, _ = recorded(folder, "deployments.jsonl", ("way", "scheme", "protocol", "output_tokens_per_s"))
     same = ("model", "device", "way", "batch", "prompt_tokens")

@@ -11,69 +11,22 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.model import shapes
+
 LONGEST = 8192 + 256  # tokens of a prompt and its answer
 GRAPHS = (1, 8, 32, 64, 256)  # batch sizes with a CUDA graph: those that are measured, for shorter starts
 PROBE = "helpers.engine.probe.Probe"
 GPU = bool(shutil.which("nvidia-smi"))
 
-_QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "head_dim": 128,
-    "num_key_value_heads": 8, "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "tie_word_embeddings": False,
-    "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu",
+_TINY = shapes.CONFIGS["qwen3-8b"] | {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024,
 }  # fmt: skip
-_LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-}  # fmt: skip
+# By name: title and config.json; the last one is for trying the tool on any machine.
 MODELS: dict[str, tuple[str, dict]] = {
-    "qwen3-8b": ("Qwen3-8B", _QWEN3 | {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}),
-    "qwen3-32b": ("Qwen3-32B", _QWEN3 | {
-        "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64}),
-    "qwen3-30b-a3b": ("Qwen3-30B-A3B", _QWEN3 | {
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048,
-        "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 48,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
-        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}),
-    "llama-3.1-70b": ("Llama-3.1-70B", {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-        "vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 128000, "eos_token_id": 128001,
-        "rope_parameters": _LLAMA3_ROPE, "hidden_size": 8192, "intermediate_size": 28672,
-        "num_hidden_layers": 80, "num_attention_heads": 64}),
-    "mistral-7b": ("Mistral-7B", {
-        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "dtype": "bfloat16",
-        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "sliding_window": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2}),
-    "phi-2": ("Phi-2", {
-        "architectures": ["PhiForCausalLM"], "model_type": "phi", "dtype": "float16", "vocab_size": 51200,
-        "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5,
-        "hidden_act": "gelu_new", "partial_rotary_factor": 0.4, "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
-        "bos_token_id": 50256, "eos_token_id": 50256}),
-    "gpt-oss-20b": ("gpt-oss-20b", {
-        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "dtype": "bfloat16",
-        "attention_bias": True, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
-        "initial_context_length": 4096, "intermediate_size": 2880,
-        "layer_types": ["sliding_attention", "full_attention"] * 12, "max_position_embeddings": 131072,
-        "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24,
-        "num_key_value_heads": 8, "num_local_experts": 32, "rms_norm_eps": 1e-5, "sliding_window": 128,
-        "swiglu_limit": 7.0, "tie_word_embeddings": False, "vocab_size": 201088,
-        "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-            "original_max_position_embeddings": 4096, "truncate": False},
-        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
-            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
-        "eos_token_id": 200002, "pad_token_id": 199999}),
-    "tiny": ("Tiny", _QWEN3 | {  # for trying the tool on any machine
-        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024}),
-}  # fmt: skip
+    **{name: (title, shapes.CONFIGS[name]) for name, title in shapes.TITLES.items()},
+    "tiny": ("Tiny", _TINY),
+}
 
 _BITS8 = {"num_bits": 8, "symmetric": True}
 _CT = {"quant_method": "compressed-tensors", "ignore": ["lm_head"], "quantization_status": "compressed"}
@@ -121,6 +74,11 @@ class Way:
     scheme: str
     config: dict = field(default_factory=dict)
     args: dict = field(default_factory=dict)
+
+    @property
+    def forced(self) -> bool:
+        """Whether the kernel is another than vLLM would choose."""
+        return bool({"linear_backend", "moe_backend"} & set(self.args))
 
     @property
     def cache_bytes(self) -> int:

@@ -234,6 +234,7 @@ def run_round(name: str, out: Path, logs: Path, until: float) -> None:
             first = worker.line(min(until, latest))
             latest = min(latest, time.monotonic() + MORE_S)
             what = {"model": MODELS[worker.model][0], "way": worker.way, "scheme": WAYS[worker.way].scheme}
+            what["chosen_by"] = "us" if WAYS[worker.way].forced else "vLLM"  # the kernel
             if first is None:
                 waited = round(time.monotonic() - begun, 1)
                 write(file, [common | what | {"error": worker.cause, "after_s": waited}])
