@@ -11,7 +11,7 @@ from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.options import Counted, Load, Option
-from helpers.compare.published import GAINED
+from helpers.compare.published import gained
 from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
 
@@ -181,7 +181,7 @@ class Advice:
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
             found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. Lesson 05 measures yours.")
-        for known in GAINED:
+        for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.source}.")
         if cited := "; ".join(filter(None, kept)):
