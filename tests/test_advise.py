@@ -10,12 +10,14 @@ from itertools import pairwise
 import pytest
 
 from helpers import advise as command
+from helpers.base.files import ROOT
 from helpers.compare import advise, options
 from helpers.compare.cards import CARDS, SizingError
 from helpers.compare.options import Counted, Load
 from helpers.model import resolve, shapes
 from helpers.model.layout import LayoutError
 from helpers.model.model import ModelError
+from helpers.tools import card
 from tests.hub import hub
 
 
@@ -60,9 +62,10 @@ def test_a_70b_is_quantized_or_gets_more_gpus():
     assert (found["baseline"].fits, found["baseline"].needs) == (False, 2)
     assert found["fp8"].fits
     assert found["baseline on 2 GPUs"].command.endswith("--tensor-parallel-size 2")
-    # On record: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0.
+    # Measured once: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0. Estimates of
+    # several GPUs leaves out what they tell each other, and is further above.
     assert found["fp8"].alone_per_s == pytest.approx(48.5, rel=0.1)
-    assert found["baseline on 2 GPUs"].alone_per_s == pytest.approx(47.0, rel=0.15)
+    assert 1 < found["baseline on 2 GPUs"].alone_per_s / 47.0 < 1.25
 
 
 def test_a_checkpoint_that_is_quantized_is_served_as_it_is():
@@ -101,7 +104,7 @@ def test_every_estimate_keeps_its_order(model):
 
 
 def test_estimates_agree_with_what_is_on_record():
-    """Of a model that no estimate was fitted to: tokens/s on the H200, 16 tokens in, every scheme and batch."""
+    """Of a model that no estimate was fitted to, every scheme and batch, on an H200."""
     rows = [
         row for row in options.recorded_rows() if row["model"] == "Qwen2.5-14B" and row["prompt_tokens"] == 16
     ]
@@ -135,7 +138,7 @@ def test_measured_rows_stand_before_an_estimate():
     assert gain.source == "measured here, 1024 tokens in"
 
 
-# -- the command ----------------------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------------------
 
 
 def test_the_command_needs_a_config_alone_and_no_vllm(tmp_path):
@@ -261,12 +264,12 @@ def test_vllm_itself_understands_every_line():
     assert done.returncode == 0, done.stderr
 
 
-# -- what a reader sees ---------------------------------------------------------------------------------------
+# -- what a reader sees -------------------------------------------------------------------------------------
 
 
 def test_a_table_has_at_most_seven_columns_and_twelve_rows():
-    for card in ("T4", "L4", "B200"):
-        table = advise.advise("qwen3-8b", card, users=20, price=10.8).table()
+    for gpu in ("T4", "L4", "B200"):
+        table = advise.advise("qwen3-8b", gpu, users=20, price=10.8).table()
         assert len(table.columns) <= 7
         assert len(table.rows) <= 12
 
@@ -277,6 +280,11 @@ def test_any_model_is_accepted_by_the_widget(tmp_path):
         shown = advise.explorer(model, users=20)
         assert shown.live().children
         assert repr(shown)
+
+
+def test_readmes_card_is_the_one_that_is_computed():
+    page = (ROOT / "README.md").read_text()
+    assert card.written(page) == page, "make card writes it anew"
 
 
 def test_the_answer_says_the_same_in_text_and_on_a_page():

@@ -140,7 +140,7 @@ class Counted:
         """What readers call a way."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name).title
-        return self.quantized.title + (", FP8 KV cache" if name != AS_IT_IS else ", as it is")
+        return f"as it is ({self.quantized.title})" + (", FP8 KV cache" if name != AS_IT_IS else "")
 
 
 def counted(model: Model) -> Counted:
@@ -350,17 +350,16 @@ def deployed() -> list[dict]:
 
 @functools.cache
 def recorded_rows() -> list[dict]:
-    """The records of other machines."""
-    return records.elsewhere()[0]
+    """The records of other machines that were measured."""
+    return [row for row in records.elsewhere()[0] if not row.get("cited")]
 
 
 def estimated(model: Counted, row: dict) -> float:
     """The tokens/s that would have been expected of a record, at the bandwidth measured beside it."""
     card, rule = cards.card(row["device"]), schemes.scheme(row["scheme"])
     way = ways.recorded(row) or rule.way(card.machine)
-    step = roofline.step_of(
-        model.layout, _everywhere(sizes.format_of(rule, model.layout, way)), rule.kv_bytes
-    )
+    held = _everywhere(sizes.format_of(rule, model.layout, way))
+    step = roofline.step_of(model.layout, held, rule.kv_bytes)
     card = replace(card, bandwidth=row["copy_bandwidth"] / REACHED)
     return _rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
 
