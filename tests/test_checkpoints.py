@@ -15,7 +15,7 @@ import pytest
 from helpers.base import files, machine, page
 from helpers.base.files import ROOT
 from helpers.compare import rounding
-from helpers.model import checkpoints, quantize, resolve, shapes
+from helpers.model import checkpoints, lookup, quantize, shapes
 from helpers.model.checkpoints import CheckpointError
 from helpers.model.embedded import prepare
 from helpers.model.model import Model
@@ -198,7 +198,7 @@ def test_made_once(tiny, made, cache):
     assert first == second
     assert len(made) == 1
     assert (first.kind, first.title, first.folder.parent) == ("made", "tiny-awq-g64", cache)
-    assert resolve.resolve(first.name).folder == first.folder  # as measure.weigh does
+    assert lookup.resolve(first.name).folder == first.folder  # as measure.weigh does
     manifest = json.loads((first.folder / "manifest.json").read_text())
     assert manifest["settings"] == made[0]
     assert set(manifest["settings"]["versions"]) == {"llmcompressor", "compressed-tensors"}

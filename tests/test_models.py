@@ -15,7 +15,7 @@ import pytest
 
 from helpers.base import files
 from helpers.base.files import ROOT
-from helpers.model import embedded, resolve, shapes, sizes
+from helpers.model import embedded, lookup, shapes, sizes
 from helpers.model.embedded import GGUF
 from helpers.model.model import ModelError, ShapeOnlyError, cache_folder
 from tests.conftest import NO_WEIGHTS
@@ -30,7 +30,7 @@ def folder_with(path: Path, *names: str) -> Path:
 
 
 def test_the_embedded_model_chats_and_ends_its_turns():
-    model = resolve.resolve("embedded")
+    model = lookup.resolve("embedded")
     assert model.kind == "embedded"
     assert model.has_chat_template
     assert model.config["model_type"] == "llama"
@@ -41,7 +41,7 @@ def test_the_embedded_model_chats_and_ends_its_turns():
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     folder = folder_with(tmp_path / "my mödel", "config.json", "model.safetensors", "tokenizer_config.json")
-    model = resolve.resolve(str(folder))
+    model = lookup.resolve(str(folder))
     assert (model.kind, model.title, model.folder) == ("local", "my mödel", folder)
     assert not model.has_chat_template
 
@@ -58,7 +58,7 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
     tmp_path, names, message, diagnosis, table
 ):
     with pytest.raises(ModelError, match=message) as caught:
-        resolve.resolve(str(folder_with(tmp_path / "model", *names)))
+        lookup.resolve(str(folder_with(tmp_path / "model", *names)))
     table.check(
         "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
     )
@@ -66,17 +66,17 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
-    model = resolve.resolve("shape:mistral-7b")
+    model = lookup.resolve("shape:mistral-7b")
     assert (model.title, model.kind, model.file_bytes) == ("Mistral-7B", "shape", 0)
     assert model.config["num_key_value_heads"] == 8
-    assert resolve.resolve("shape:mistral-7b").folder == model.folder
+    assert lookup.resolve("shape:mistral-7b").folder == model.folder
     with pytest.raises(ShapeOnlyError, match="random numbers stand in"):
         model.check_words()
     own = folder_with(tmp_path / "own")
     (own / "config.json").write_text(json.dumps(model.config | {"num_hidden_layers": 2}))
-    assert resolve.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
+    assert lookup.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
     with pytest.raises(ModelError, match=r"There is no shape 'gpt-5'\. There are: phi-2, mistral-7b"):
-        resolve.resolve("shape:gpt-5")
+        lookup.resolve("shape:gpt-5")
 
 
 # The number of weights that each model's card on the hub gives, in thousand million.
@@ -101,7 +101,7 @@ def test_a_config_that_is_none_is_refused(tmp_path, text, table):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match="not valid JSON") as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
 
 
@@ -112,7 +112,7 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     with pytest.raises(
         ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
     ) as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
 
 
@@ -134,17 +134,17 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
 )
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
-        resolve.resolve(name)
+        lookup.resolve(name)
 
 
 CLIENT = """
 import sys
 from helpers.faults import explain
-from helpers.model import resolve
+from helpers.model import lookup
 from helpers.model.model import ModelError
 for name in sys.argv[1:]:
     try:
-        print("folder", resolve.resolve(name).folder)
+        print("folder", lookup.resolve(name).folder)
     except ModelError as error:
         print(explain.explain(error).name, "|", error)
 """
@@ -300,7 +300,7 @@ def test_a_read_only_disk_is_named_and_serves_what_is_on_it(small_disk, monkeypa
     small_disk.option("ro")
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
     assert embedded.ready()
-    assert resolve.resolve("embedded").folder == small_disk.cache / made.name
+    assert lookup.resolve("embedded").folder == small_disk.cache / made.name
 
 
 def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):

@@ -35,7 +35,7 @@ from helpers.engine.errors import (
 from helpers.engine.logfile import CHATTY, Progress
 from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import explain, log
-from helpers.model import checkpoints, resolve, schemes, weights
+from helpers.model import checkpoints, lookup, schemes, weights
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.schemes import Way
 
@@ -71,7 +71,7 @@ def open_engine(
     """Return an engine for ``with``, whose block gets a ``vllm.LLM``; it starts when the block is entered.
 
     Args:
-        model: ``embedded``, a folder, a hub name, or what ``resolve.resolve`` returned.
+        model: ``embedded``, a folder, a hub name, or what ``lookup.resolve`` returned.
         scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
         log_dir: folder for vLLM's log; one file an engine.
         in_process: build the engine in this process (the default on a CPU) or in a child.
@@ -104,7 +104,7 @@ def resolve_checkpoint(model: str | Model, scheme: str, machine: Machine) -> tup
     """
     rule = schemes.scheme(scheme)
     way = rule.way(machine)
-    resolved = model if isinstance(model, Model) else resolve.resolve(model)
+    resolved = model if isinstance(model, Model) else lookup.resolve(model)
     checkpoint = resolved
     if rule.recipe:
         checkpoint = checkpoints.make(resolved, rule.recipe)

@@ -24,7 +24,7 @@ from pathlib import Path
 from helpers.base import files, machine, processes
 from helpers.base.files import MANIFEST
 from helpers.faults.log import root_cause
-from helpers.model import quantize, resolve, shapes, sizes, text
+from helpers.model import lookup, quantize, shapes, sizes, text
 from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
 from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED, SMOOTHING
 from helpers.model.schemes import SchemeError
@@ -262,7 +262,7 @@ def _main(arguments: list[str]) -> None:
         owner, source, target, settings = arguments[1:]
         quantize.child_main(int(owner), Path(source), Path(target), json.loads(settings))
     elif len(arguments) in (1, 2):
-        made = make(resolve.resolve(*arguments[1:]), arguments[0])
+        made = make(lookup.resolve(*arguments[1:]), arguments[0])
         print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")
     else:
         raise SystemExit(f"usage: python -m helpers.model.checkpoints {{{','.join(RECIPES)}}} [MODEL]")
