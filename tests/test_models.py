@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -221,61 +220,6 @@ def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):
     (said,) = client(tmp_path, address, "owner/model")
     assert said.startswith("damaged-copy | The local copy of owner/model is damaged: model.safetensors")
     table.add("system", "a byte of a hub's file changed", "resolve, no hub", "damaged-copy", "damaged-copy")
-
-
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """An empty cache folder, and a stand-in for fetching and dequantizing that counts its calls."""
-    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
-    calls = tmp_path / "calls"
-
-    def quick(gguf: Path, folder: Path) -> None:
-        with calls.open("a") as file:
-            file.write("x")
-        folder_with(folder, "config.json", "model.safetensors")
-
-    monkeypatch.setattr(embedded, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
-    monkeypatch.setattr(embedded, "_dequantize_in_child", quick)
-    return calls
-
-
-def test_it_is_prepared_once(cache):
-    assert not embedded.ready()
-    assert embedded.prepare() == embedded.prepare()
-    assert embedded.ready()
-    assert cache.read_text() == "x"
-
-
-def test_a_damaged_one_is_made_again(cache):
-    folder = embedded.prepare()
-    (folder / "model.safetensors").write_text("cut")
-    assert not embedded.ready()
-    embedded.prepare()
-    assert embedded.ready()
-    assert cache.read_text() == "xx"
-
-
-def test_a_run_that_fails_halfway_leaves_no_model(cache, monkeypatch):
-    def killed(gguf, folder):
-        folder_with(folder, "config.json")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(embedded, "_dequantize_in_child", killed)
-    with pytest.raises(KeyboardInterrupt):
-        embedded.prepare()
-    assert not embedded.ready()
-    assert [path.name for path in cache_folder().iterdir()] == ["embedded.lock"]
-
-
-def test_two_runs_at_once_make_one_model(cache):
-    context = multiprocessing.get_context("fork")
-    runs = [context.Process(target=embedded.prepare) for _ in range(4)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(30)
-    assert [run.exitcode for run in runs] == [0] * 4
-    assert cache.read_text() == "x"
 
 
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
