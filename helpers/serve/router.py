@@ -208,6 +208,12 @@ class Router(Owned):
 
     # -- owning it ------------------------------------------------------------------------------
 
+    def start(self) -> Router:
+        """Start the servers that do not run, side by side, and then the router; end all with ``stop``."""
+        super().start()
+        self._own.leave_processes()  # each server owns its own from here on, and lets it drain
+        return self
+
     def prepare(self) -> None:
         super().prepare()
         for server in self._to_start():
@@ -229,7 +235,6 @@ class Router(Owned):
             server.wait_until_ready()
         super()._launch_and_wait()
         self.start_s = time.perf_counter() - begun  # of all
-        self._own.leave_processes()  # each has an owner from here on, which lets it drain
 
     def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
         """The router first: it takes nobody new and finishes what runs. Then its servers, whatever comes."""
