@@ -53,10 +53,11 @@ def main(port: int) -> None:
     """Serve until SIGTERM, then answer what runs."""
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = False  # closing waits for them
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever(0.05)
-    server.server_close()
+    server.socket.close()  # nobody new; not server_close, which waits for connections that are kept open
+    while running:
+        time.sleep(0.01)
 
 
 def in_vllms_place() -> None:

@@ -132,8 +132,6 @@ def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block
         counted = clients.count(outcomes)
         assert counted["cut off"] > 0
         assert counted["hung"] == counted["wrong"] == 0
-        with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"):
-            found.check()
         assert all(server.running for server in found.servers)
     assert nothing_left(*left)
 
@@ -142,6 +140,8 @@ def test_a_router_starts_again_before_the_servers_that_lived_on(tmp_path, quick)
     with opened(tmp_path) as found:
         before = [server.pid for server in found.servers]
         found.crash()
+        with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"):
+            found.check()
         found.start()
         assert [server.pid for server in found.servers] == before
         left = everything(found)
@@ -223,7 +223,7 @@ def test_an_owner_that_ends_takes_all_with_it(tmp_path, until, signum):
         assert owner.poll() is None
     time.sleep(0.4 if until == "import" else 0)
     owned = psutil.Process(owner.pid).children(recursive=True)
-    owner.send_signal(signal.Signals[signum])
+    owner.send_signal(signum)
     owner.wait(30)
     owner.stdout.close()
     assert len(owned) == 8 or until == "import"
@@ -299,6 +299,7 @@ def test_a_wrong_line_is_named_before_anything_is_asked(tmp_path, line, said):
         read_rows(written(tmp_path / "in.jsonl", [row(0), line]))
 
 
+@pytest.mark.slow
 def test_every_row_is_answered_once_though_a_server_is_killed_and_the_batch_too(tmp_path, quick):
     source, out = (
         written(tmp_path / "in.jsonl", [row(number) for number in range(400)]),

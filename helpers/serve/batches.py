@@ -15,22 +15,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import logging
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.base import parameters
-from helpers.base.files import replace_text
+from helpers.base import parameters, processes
+from helpers.base.files import ROOT, replace_text
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 # What a later attempt may answer: a server that drains, is full or is gone, and a router without any.
 AGAIN = (408, 429, 500, 502, 503, 504)
 LONGEST_WAIT_S = 8.0  # between two attempts
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+GRACE_S = 20  # for Ray to end, once asked to
 MISSING = "Ray is not installed: run `make scale` once (two packages, about 100 MB)."
 
 
@@ -125,47 +125,65 @@ def run_batch(
         BatchError: the file is wrong, or Ray is missing; nothing was asked.
     """
     parameters.whole("clients", clients, 1, 4096)
-    rows, have = read_rows(source), answers(out)
-    have = {row["custom_id"]: have[row["custom_id"]] for row in rows if row["custom_id"] in have}
-    before = len(have)
-    replace_text(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
-    todo = [row for row in rows if row["custom_id"] not in have]
-    begun = time.perf_counter()
-    with Path(out).open("a") as file:
-        for line in _asked(todo, url, key, clients, attempts, address) if todo else ():
-            file.write(line + "\n")
-            file.flush()
-    return Summary(len(rows), len(answers(out)), before, time.perf_counter() - begun)
-
-
-def _asked(rows: list[dict], url: str, key: str, clients: int, attempts: int, address) -> Iterator[str]:
-    """The lines of the output, in the order in which Ray's blocks are done."""
     if importlib.util.find_spec("ray") is None:
         raise BatchError(MISSING)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    rows, have = read_rows(source), answers(out)
+    have = {row["custom_id"]: have[row["custom_id"]] for row in rows if row["custom_id"] in have}
+    replace_text(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
+    begun = time.perf_counter()
+    if len(have) < len(rows):
+        words = [str(source), str(out), "--url", url, "--clients", str(clients), "--attempts", str(attempts)]
+        _in_a_child([*words, *(["--address", address] if address else [])], key, Path(f"{out}.log"))
+    return Summary(len(rows), len(answers(out)), len(have), time.perf_counter() - begun)
+
+
+def _in_a_child(words: list[str], key: str, log: Path) -> None:
+    """Run Ray below a supervisor: two of its processes would outlive an owner that is killed."""
+    command = [sys.executable, "-m", "helpers.serve.batches", *words, "--ask"]
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            processes.owned_command(command, GRACE_S),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | QUIET | {"VLLM_API_KEY": key, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
+        ) as child,
+    ):
+        try:
+            child.wait()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-3:]).strip()
+        raise BatchError(f"Ray ended with exit code {child.returncode}: {said}\nFull log: ‹{log.name}›")
+
+
+def _ask_all(source: str, out: str, url: str, clients: int, attempts: int, address: str | None) -> None:
+    """In the child: every row that has no answer, through Ray; a line a row as Ray's blocks are done."""
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address=address, **({} if address else quiet))
-    try:
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node has Ray, and not this file
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        size = 4 * clients  # of what an actor is given: its end, where few are in flight, is then rare
-        items = [{"line": json.dumps(row)} for row in rows]
-        data = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
-        asked = data.map_batches(
-            Asker,
-            fn_constructor_args=(url, key, clients, attempts),
-            batch_size=size,
-            compute=ray.data.ActorPoolStrategy(size=len(ray.nodes())),
-            num_cpus=0.5,
-        )
+    have = answers(out)
+    items = [{"line": json.dumps(row)} for row in read_rows(source) if row["custom_id"] not in have]
+    ray.init(address=address, **({} if address else {"include_dashboard": False}))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node has Ray, and not this file
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    size = 4 * clients  # of what an actor is given: its end, where few are in flight, is then rare
+    data = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
+    asked = data.map_batches(
+        Asker,
+        fn_constructor_args=(url, os.environ["VLLM_API_KEY"], clients, attempts),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=len(ray.nodes())),
+        num_cpus=0.5,
+    )
+    with Path(out).open("a") as file:
         for row in asked.iter_rows():
-            yield row["line"]
-    finally:
-        ray.shutdown()
+            file.write(row["line"] + "\n")
+            file.flush()
 
 
 class Asker:
@@ -217,14 +235,15 @@ def _main(words: list[str] | None = None) -> None:
     parser.add_argument("source", help="JSON lines with custom_id, url and body")
     parser.add_argument("out", help="JSON lines; rows that it answers are not asked again")
     parser.add_argument("--url", required=True, help="of a server or a router, such as http://127.0.0.1:8000")
-    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--clients", type=int, default=16, help="requests in flight at once (%(default)s)")
+    parser.add_argument("--attempts", type=int, default=6, help="to answer a row (%(default)s)")
     parser.add_argument("--address", help="of a Ray cluster, such as auto; by default this machine alone")
-    given = parser.parse_args(words)
-    key = os.environ.get("VLLM_API_KEY", "")
+    parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(words))
+    if given.pop("ask"):
+        return _ask_all(**given)
     try:
-        summary = run_batch(
-            given.source, given.out, given.url, key, clients=given.clients, address=given.address
-        )
+        summary = run_batch(key=os.environ.get("VLLM_API_KEY", ""), **given)
     except (BatchError, parameters.ParameterError, OSError) as error:
         raise SystemExit(f"batches: {error}") from None
     print(summary)
@@ -232,4 +251,7 @@ def _main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    # As Ray pickles what it is given by the name of its module, this file must be imported, not the program.
+    from helpers.serve import batches
+
+    batches._main()
