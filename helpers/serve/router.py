@@ -25,7 +25,7 @@ from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
 from helpers.serve.command import flags, server_environment
 from helpers.serve.errors import ServerDiedError, ServerError, Stop
-from helpers.serve.owned import Owned
+from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
 from helpers.serve.settings import Settings, load
 
@@ -165,6 +165,14 @@ class Router(Owned):
         args = self.vllm_args | vllm_args
         return open_server(own, log_dir=self.log_dir, environment=place, **args)
 
+    def use(self, policy: str) -> None:
+        """Start the router anew with another policy; its servers go on."""
+        if policy not in POLICIES:
+            raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
+        self._finish_alone(signal.SIGTERM, "stopped")
+        self.args["policy"] = policy
+        self.start()
+
     def add(self, server: Server) -> None:
         """Let the router send requests to a server that runs."""
         self._ask("add_worker", server)
@@ -242,6 +250,10 @@ class Router(Owned):
             for server in self.servers:
                 stack.callback(server.stop if signum == signal.SIGTERM else server.kill)
             return super()._finish(signum, patience_s, how)
+
+    def _finish_alone(self, signum: signal.Signals, how: str) -> Stop:
+        """The router and not its servers."""
+        return super()._finish(signum, self.settings.shutdown_timeout + TEARDOWN_S, how)
 
     def __exit__(self, kind, error, tb) -> None:
         died = self.end is None and self._process is not None and not self.running
