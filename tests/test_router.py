@@ -6,6 +6,7 @@ the slow tests at the end have vLLM's.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ from dataclasses import replace
 import httpx
 import psutil
 import pytest
+import yaml
 
+from helpers.base.files import ROOT
 from helpers.base.machine import detect
 from helpers.serve import clients, router, settings
 from helpers.serve.batches import BatchError, answers, read_rows, run_batch
@@ -269,6 +272,21 @@ def test_no_key_is_in_a_command_line_or_a_log(tmp_path, quick):
         lines = [" ".join(process.cmdline()) for process in everything(found)[0]]
         assert not any(key in line for line in lines)
         assert not any(key in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_every_metric_of_the_routers_alerts_exists(tmp_path, quick):
+    """Those of retries come with the first request that no server answered: both are gone."""
+    rules = yaml.safe_load((ROOT / "notebooks/deploy/alerts.scale.yml").read_text())["groups"][0]["rules"]
+    named = {name for rule in rules for name in re.findall(r"vllm_router_\w+", rule["expr"])}
+    with opened(tmp_path, router_args={"retry_max_retries": 2}) as found:
+        clients.crowd(found, clients.numbered(4), 1).outcomes()
+        for server in found.servers:
+            server.crash()
+        (outcome,) = clients.crowd(found, clients.numbered(1), 1).outcomes()
+        assert outcome.how == "refused"
+        page = httpx.get(f"http://127.0.0.1:{found.args['prometheus_port']}/metrics", trust_env=False).text
+    assert named
+    assert named <= set(re.findall(r"^(vllm_router_\w+)[ {]", page, re.M))
 
 
 # ---- a batch

@@ -21,12 +21,8 @@ from helpers.serve import clients, doors, load, load_tables, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
-<<<<<<< HEAD
-from helpers.serve.server import TEARDOWN_S, open_server
-=======
-from helpers.serve.owned import TEARDOWN_S, ending
+from helpers.serve.owned import TEARDOWN_S
 from helpers.serve.server import open_server
->>>>>>> b97f91a (Several servers behind vllm-router, owned as one is: what a server and a router share is in one class)
 from helpers.serve.settings import Settings
 from tests.nginx import Upstream, nginx, said, writings
 
@@ -142,19 +138,7 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
         assert {refusal.status for refusal in doors.refusals(server)} == {200}
         assert all(door.with_key == door.without_key == 200 for door in doors.open_doors(server))
         assert doors.generates_without_key(server) == "Paris"
-<<<<<<< HEAD
         assert probe.alive(server.url, 5) == "a token came through"
-=======
-        listener.shutdown()
-    assert {"/health", "/v1/completions", "/v1/chat/completions", "/invocations", "/docs"} <= set(asked)
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [(137, "was killed by SIGKILL"), (255, "exit code 255"), (1, "exit code 1")]
-)
-def test_an_exit_code_in_words(code, said):
-    assert said in ending(code)
->>>>>>> b97f91a (Several servers behind vllm-router, owned as one is: what a server and a router share is in one class)
 
 
 # ---- the running server

@@ -223,10 +223,13 @@ def _engine(out: Path, name: str, scheme: str, gpus: int) -> None:
     sections.write(out / "parallel.jsonl", [sections.stamp() | row])
 
 
+PARTS = {"serving": serving, "engines": engines}
+
+
 def main(words: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scale_records", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=["serving", "engines", []], help="default: both")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="serving, engines (default: both)")
     parser.add_argument("--out", type=Path, help="folder of the records")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
@@ -235,14 +238,16 @@ def main(words: list[str] | None = None) -> None:
         return _load(json.loads(given.load))
     if given.engine:
         return _engine(given.out, *json.loads(given.engine))
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     if given.out is None:
         parser.error("--out names the folder for the records")
     if detect().kind != "cuda" or detect().count < 2:
         parser.error(f"this is for two GPUs, and this machine shows {detect().count} ({detect().name})")
     (given.out / "logs").mkdir(parents=True, exist_ok=True)
-    for part in given.parts or ["serving", "engines"]:
+    for part in given.parts or PARTS:
         begun = time.perf_counter()
-        {"serving": serving, "engines": engines}[part](given.out)
+        PARTS[part](given.out)
         print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
     return None
 
