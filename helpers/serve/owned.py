@@ -226,6 +226,9 @@ class Owned:
                 self._own.end()
         if self._process is None or self.end is not None:
             return self.end
+        if not self.running:  # its number may be another's by now
+            self._clean_up("died", 0.0)
+            return self.end
         with interrupts.interrupts_deferred():
             begun = time.perf_counter()
             with contextlib.suppress(ProcessLookupError):

@@ -32,7 +32,7 @@ def _installed(name: str) -> str | None:
 
 
 def ensure() -> None:
-    """Install what is missing; where nothing is, do nothing.
+    """Install what is missing, without a word: a lesson's output is the same the first time.
 
     Raises:
         SetupError: with pip's last words.
@@ -45,7 +45,6 @@ def ensure() -> None:
         advice = "Without a network, put their wheels into a folder and name it: PIP_FIND_LINKS=/that/folder."
         raise SetupError(f"Installing {', '.join(names)} failed:\n{tail(done.stderr)}\n{advice}")
     importlib.invalidate_caches()
-    print(f"Installed: {', '.join(names)}.")
 
 
 if __name__ == "__main__":
