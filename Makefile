@@ -86,7 +86,7 @@ reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over 
 scale: setup  ## install what 07_scale_out needs besides: vllm-router and Ray (99 MB)
 	@$(in_venv) -m helpers.tools.scale
 
-# A line of INPUT: {"custom_id": "1", "url": "/v1/chat/completions", "body": {"model": ..., "messages": [...]}}.
+# A line of INPUT: {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": ..., ...}}.
 # Rows that OUT answers are not asked again. The key is in VLLM_API_KEY, as the server's is.
 batch-inference: scale  ## ask your servers every prompt of a file (INPUT=prompts.jsonl OUT=answers.jsonl URL=http://...)
 	@$(in_venv) -m helpers.serve.batches "$(INPUT)" "$(OUT)" --url "$(URL)" $(if $(CLIENTS),--clients $(CLIENTS))
