@@ -7,12 +7,12 @@ import stat
 import subprocess
 
 import jsonschema
+import pytest
 import yaml
 
-from helpers.serve.owned import TEARDOWN_S
 from helpers.serve.router import SOONER
 from helpers.tools import scale
-from tests.test_deploy import FOLDER, PINNED, SCHEMAS, commented, compose, example, manifest, seconds
+from tests.test_deploy import FOLDER, PINNED, SCHEMAS, commented, compose, manifest, seconds
 
 SERVERS = ("vllm-0", "vllm-1")
 
@@ -21,29 +21,19 @@ def scaled() -> dict:
     return yaml.safe_load((FOLDER / "compose.scale.yaml").read_text())
 
 
-def kubernetes() -> list[dict]:
-    return [found for found in yaml.safe_load_all((FOLDER / "kubernetes.scale.yaml").read_text()) if found]
+def scaler() -> dict:
+    return yaml.safe_load((FOLDER / "kubernetes.scale.yaml").read_text())
 
 
-def valid(found: dict) -> None:
-    schema = json.loads((SCHEMAS / "kubernetes.json").read_text())
-    kind = schema["kinds"][f"{found['apiVersion']}/{found['kind']}"]
-    jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"}).validate(found)
-
-
-def merged(base, patch):
-    """A strategic merge of maps, as `kubectl patch` does where no list is merged."""
-    if not isinstance(patch, dict) or not isinstance(base, dict):
-        return patch
-    return base | {name: merged(base.get(name), value) for name, value in patch.items()}
-
-
-def test_the_files_are_valid():
+def test_the_compose_file_is_valid():
     jsonschema.Draft7Validator(json.loads((SCHEMAS / "compose.json").read_text())).validate(scaled())
-    for found in kubernetes():
-        valid(found)
-    patch = yaml.safe_load((FOLDER / "kubernetes.scale.patch.yaml").read_text())
-    valid(merged(manifest("Deployment", "llm"), patch))
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_the_autoscaler_is_valid(version):
+    schema = json.loads((SCHEMAS / f"kubernetes-{version}.json").read_text())
+    kind = schema["kinds"][f"{scaler()['apiVersion']}/{scaler()['kind']}"]
+    jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"}).validate(scaler())
 
 
 def test_each_server_is_the_single_one_with_a_gpu_of_its_own():
@@ -52,12 +42,7 @@ def test_each_server_is_the_single_one_with_a_gpu_of_its_own():
     for name in SERVERS:
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         gpus.append(device["device_ids"])
-        assert "ports" not in services[name]
-        for key in ("image", "entrypoint", "environment", "user", "cap_drop", "security_opt", "restart"):
-            assert services[name][key] == single[key], key
-        assert services[name]["healthcheck"] == single["healthcheck"]
-        drain = int(example()["SHUTDOWN_TIMEOUT"])
-        assert seconds(services[name]["stop_grace_period"]) >= drain + TEARDOWN_S
+        assert services[name] | {"deploy": 0} == single | {"deploy": 0}
     assert gpus == [["0"], ["1"]]
 
 
@@ -68,7 +53,10 @@ def test_only_the_proxy_reaches_the_router_and_stops_before_it():
     assert set(services["proxy"]["depends_on"]) == {"router"}
     assert set(services["router"]["depends_on"]) == set(SERVERS)
     assert services["router"]["networks"]["default"]["aliases"] == ["vllm"]
-    assert "server vllm:8000 resolve;" in (FOLDER / "nginx.conf").read_text()
+    assert "server vllm:8000 resolve" in (FOLDER / "upstream.conf").read_text()
+    assert seconds(services["router"]["stop_grace_period"]) >= seconds(
+        services["vllm-0"]["stop_grace_period"]
+    )
     for name in ("router", "proxy", "prometheus", *SERVERS):
         assert services[name]["cap_drop"] == ["ALL"]
         assert all(port.startswith("127.0.0.1:") for port in services[name].get("ports", ()))
@@ -115,14 +103,12 @@ def test_a_roll_out_takes_one_server_after_the_other_out_first(tmp_path):
 
 
 def test_autoscaling_asks_for_what_vllm_offers_and_takes_its_time():
-    budget, scaler = kubernetes()
-    assert budget["spec"]["maxUnavailable"] == 1
-    assert budget["spec"]["selector"] == manifest("Deployment", "llm")["spec"]["selector"]
-    assert scaler["spec"]["scaleTargetRef"]["name"] == "llm"
-    assert scaler["spec"]["minReplicas"] >= 2
+    spec = scaler()["spec"]
+    assert spec["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
+    assert spec["minReplicas"] >= 2
     (keda,) = commented("apiVersion: keda.sh", (FOLDER / "kubernetes.scale.yaml").read_text())
     assert "vllm:num_requests_waiting" in keda["spec"]["triggers"][0]["metadata"]["query"]
-    (metric,) = scaler["spec"]["metrics"]
+    (metric,) = spec["metrics"]
     assert metric["pods"]["metric"]["name"] == "vllm_num_requests_waiting"
-    patience = scaler["spec"]["behavior"]["scaleUp"]["policies"][0]["periodSeconds"]
+    patience = spec["behavior"]["scaleUp"]["policies"][0]["periodSeconds"]
     assert patience >= 120, "a server takes minutes to come: the queue must not ask for another meanwhile"

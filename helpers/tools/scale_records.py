@@ -74,7 +74,8 @@ def arms(out: Path) -> dict[str, Server | Router]:
 
     def server(place: dict, **more) -> Server:
         own = found.model_copy(update={"server_port": 0})
-        args = command.arguments(own, detect(), model, model, way(detect())) | common | more
+        folder, config = str(model.folder), model.config
+        args = command.arguments(own, detect(), way(detect()), folder, model.title, config) | common | more
         return Server(own, model, model, way(detect()), args, out / "logs", place)
 
     both = places(detect(), 1, each=2)[0]
