@@ -280,8 +280,8 @@ class Router(Owned):
 
     def _started(self) -> str:
         return (
-            f"The router and {len(self.servers)} servers answer after ‹{self.start_s:.1f} s› on "
-            f"‹{self.url}›. Their logs: ‹{self.log_file.name}› and beside it"
+            f"The router ({self.args['policy']}) and {len(self.servers)} servers answer after "
+            f"‹{self.start_s:.1f} s› on ‹{self.url}›. Their logs: ‹{self.log_file.name}› and beside it"
         )
 
 
