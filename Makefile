@@ -33,7 +33,7 @@ run: setup  ## run the notebooks in order; executed copies and records under run
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
 	@$(in_venv) -m tests.ci
 
-test-all: setup  ## test, the slow tests, 05, and the notebooks with their own parameters
+test-all: setup  ## test, the slow tests, 06, and the notebooks with their own parameters
 	@$(in_venv) -m tests.ci --all
 
 # Every test that provokes a fault, the slow ones too; what they saw is in build/faults.md afterwards.

@@ -1,7 +1,7 @@
 """What ``make test`` runs, the cheapest failure first, and a table of where the time went.
 
     python -m tests.ci            style, tests, the notebooks run once and what replays that run
-    python -m tests.ci --all      also 05, the slow tests, the browser; notebooks with their own parameters
+    python -m tests.ci --all      also 06, the slow tests, the browser; notebooks with their own parameters
     python -m tests.ci --replay   no tests, and judge the executed copies of the last run again
 
 Each notebook is executed once, by the runner that readers use, and everything that judges it looks at that
@@ -28,8 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 EXECUTED = BUILD / "executed"
-# 05 is left to --all: its server is tested among the others, and three more starts of it take minutes.
-SLOW = ["05_production"]
+# 06 is left to --all: its server is tested among the others, and three more starts of it take minutes.
+SLOW = ["06_production"]
 # In their order, because 04 reads what 01 to 03 wrote.
 COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} - {*SLOW})
 # Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what

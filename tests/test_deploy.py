@@ -380,7 +380,7 @@ def test_a_pod_says_where_its_metrics_are_and_the_alerts_know_the_job():
 
 
 def test_alerts_on_times_have_the_lessons_objective():
-    notebook = json.loads((FOLDER.parent / "05_production.ipynb").read_text())
+    notebook = json.loads((FOLDER.parent / "06_production.ipynb").read_text())
     source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
     for alert, metric, name in (
         ("VllmSlowFirstToken", "time_to_first_token_seconds", "ttft_ms"),

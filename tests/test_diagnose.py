@@ -29,7 +29,7 @@ from helpers.faults.report import LONGEST_EVIDENCE, Report
 from tests.test_interrupt import Kernel
 
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
-SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 06 reads
+SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 08 reads
 HERE = object()  # a machine whose memory ``held`` says who holds
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 

@@ -89,9 +89,9 @@ WAYS = "02_fp8: Predict: speed"
 
 AWQ_NAME = "03_awq: What goes wrong here"
 
-FAULTS = "06_when_it_fails"
+FAULTS = "08_when_it_fails"
 
-COMPARE = "04_compare_and_cost: What keeps a scheme from its bound?"
+COMPARE = "04_compare: What keeps a scheme from its bound?"
 
 README = "README: Other ways in"
 
@@ -914,7 +914,7 @@ ENVIRONMENT = (
             "ss -ltnp      # who it is: perhaps a server of yours from before",
             "Choose another port, or 0 for any that is free.",
         ),
-        "05_production",
+        "06_production",
         "CPU",
     ),
 )
@@ -925,7 +925,7 @@ SERVING = (
         "The server asks for an API key, and this is not it.",
         (r"AuthenticationError: Error code: 401", r"Error code: 401 .*Unauthorized"),
         ("The client's api_key must be the server's VLLM_API_KEY.",),
-        "05_production",
+        "06_production",
         "CPU",
     ),
     Entry(
@@ -933,7 +933,7 @@ SERVING = (
         "The server serves its model under another name.",
         (r"NotFoundError: Error code: 404 .*The model `(?P<name>[^`]*)` does not exist",),
         ("client.models.list()      # what it serves; --served-model-name sets it",),
-        "05_production",
+        "06_production",
         "CPU",
     ),
     Entry(
@@ -944,7 +944,7 @@ SERVING = (
             "Wait until /health answers: a start takes a while.",
             "Compare host and port with the server's log.",
         ),
-        "05_production",
+        "06_production",
         "CPU",
     ),
 )
