@@ -58,3 +58,35 @@ def engine(tensor_parallel_size: object, quick_look: object) -> dict:
     return ({"tensor_parallel_size": count} if count > 1 else {}) | (
         {"enforce_eager": True} if quick_look else {}
     )
+
+
+# What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
+WHOLE = {
+    "max_tokens": (1, 1024), "prompt_tokens": (1, 1024), "perplexity_tokens": (256, 65536),
+    "quality_tokens": (512, 65536), "reference_prompt_tokens": (1, 1_000_000), "context": (1, 10_000_000),
+    "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
+    "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
+    "small_cache_mib": (1, 1024),
+}  # fmt: skip
+NUMBERS = {
+    "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
+    "a100_price_per_day": (0.01, 1e6), "utilization": (0.001, 1), "requests_per_second": (0.001, 1e6),
+    "longest_tpot_ms": (0.1, 1e6), "least_recovery": (0, 1), "open_seconds": (1, 600),
+    "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60), "rest_gib": (0, 1000),
+}  # fmt: skip
+LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
+TEXTS = ("model", "question", "out_dir", "gpu", "goal", "sized_model")
+
+
+def checked(name: str, value: object) -> int | float | str | list[int]:
+    """Return a lesson's parameter if it is what its name may be.
+
+    Raises:
+        ParameterError: it is not, or no lesson has such a parameter.
+    """
+    if name in TEXTS:
+        return text(name, value)
+    for check, bounds in ((whole, WHOLE), (number, NUMBERS), (whole_list, LISTS)):
+        if name in bounds:
+            return check(name, value, *bounds[name])
+    raise ParameterError(f"There is no parameter {name!r} of a lesson: see helpers/base/parameters.py.")
