@@ -74,7 +74,8 @@ class Figure:
     def png(self) -> bytes:
         """The picture, with its text and what is drawn inside (``drawn``).
 
-        32 colours are more than a plot has, and a quarter of the bytes. An octree keeps the rare ones apart.
+        256 colours are what a plot and its soft edges have, in a third of the bytes; an octree keeps the rare
+        ones apart.
         """
         from PIL import Image, PngImagePlugin
 
@@ -82,7 +83,7 @@ class Figure:
         self.figure.savefig(raw, format="png", dpi=DPI)
         words.add_itxt("Description", self.alt)
         words.add_itxt("Drawn", readback.read_back(self.figure, self.exact), zip=True)
-        few = Image.open(raw).convert("RGB").quantize(32, method=Image.Quantize.FASTOCTREE)
+        few = Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
         few.save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
@@ -90,10 +91,9 @@ class Figure:
         return f"Figure: {self.alt}"
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self.png).decode()
-        return (
-            f'<img style="max-width:100%" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
-        )
+        data, wide = base64.b64encode(self.png).decode(), round(100 * self.figure.get_figwidth())
+        style = f"width:{wide}px;max-width:100%"  # two pixels of the picture for one of the page
+        return f'<img style="{style}" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
 
     def _repr_png_(self):
         return self.png, {"alt": self.alt}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-DPI = 100  # of the pictures; the boxes below are in their pixels
+DPI = 200  # of the pictures, twice what a page shows them at; the boxes below are in their pixels
 
 
 def read_back(figure, exact: bool) -> str:
