@@ -97,27 +97,25 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
-    """``recorded.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
-
-    A star marks what was timed only while something else ran on that machine.
+    """``recorded.recorded``: each setting's tokens/s, least to most, and the median as a multiple of that of the
+    baseline under vLLM's own settings. A star marks what was timed only while something else ran there.
     """
 
     rows = sorted(rows, key=_scheme)
-    times = [recorded.against_best(rows, batch) for batch in batches]
+    times = [recorded.against_baseline(rows, batch) for batch in batches]
     table = []
     for row, *factors in zip(rows, *times, strict=True):
-        speeds = [row["tokens_per_s"].get(str(batch)) for batch in batches]
-        cells = [
-            f"{rate:,.0f} (x {factor:.2f})" if rate else "-"
-            for rate, factor in zip(speeds, factors, strict=True)
-        ]
+        cells = []
+        for batch, factor in zip(batches, factors, strict=True):
+            rates = list(dict.fromkeys(f"{rate:,.0f}" for rate in row["runs"].get(str(batch), ())))
+            spread = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}" if rates else "-"
+            cells.append(f"{spread} (x {factor:.2f})" if rates else "-")
         kernels = "; ".join(map(_short, row["kernels"])) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
-        table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
+        runs = max(map(len, row["runs"].values()))
+        table.append([row["scheme"], setting, kernels, runs, *cells])
     heads = [f"tok/s at batch {batch}" for batch in batches]
-    return Table(
-        ["scheme", "setting", "kernel", *heads, "of the bound at 1"], table, texts=["setting", "kernel"]
-    )
+    return Table(["scheme", "setting", "kernel", "runs", *heads], table, texts=["setting", "kernel"])
 
 
 def long_prompts(rows: list[dict]) -> Table:
