@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from helpers.base import page
-from helpers.base.figure import Figure, label_bar, panels
+from helpers.base.figure import Figure, label_bar, name_ends, panels
 from helpers.base.page import Note, Table
 from helpers.compare import recorded
 from helpers.model.schemes import SCHEMES
@@ -62,10 +62,8 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)
 
 
-def swaps(rows: list[dict], least: int = 10) -> Table:
-    """Engines started and released in turn by one process (a section of a reference run): the GPU's memory,
-    before the first, with one open, and after each. A row a process that had ``least`` engines or more.
-    """
+def _series(rows: list[dict]) -> list[list[dict]]:
+    """The engines of each process, in turn."""
     series: dict[tuple, list[dict]] = {}
     runs: dict[tuple, int] = {}
     for row in rows:
@@ -73,12 +71,19 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
         if row["swap"] == 1:  # another lease of the machine may give a process the same number
             runs[process] = runs.get(process, 0) + 1
         series.setdefault((*process, runs.get(process)), []).append(row)
-    long = sorted((found for found in series.values() if len(found) >= least), key=len, reverse=True)
+    return list(series.values())
 
-    def span(found: list[dict], name: str) -> str:
-        low, high = (f"{pick(row[name] for row in found):,.1f}" for pick in (min, max))
-        return f"{low} MiB" if low == high else f"{low} to {high} MiB"
 
+def _span(found: list[dict], name: str) -> str:
+    low, high = (f"{pick(row[name] for row in found):,.1f}" for pick in (min, max))
+    return f"{low} MiB" if low == high else f"{low} to {high} MiB"
+
+
+def swaps(rows: list[dict], least: int = 10) -> Table:
+    """Engines started and released in turn by one process (a section of a reference run): the GPU's memory,
+    before the first, with one open, and after each. A row a process that had ``least`` engines or more.
+    """
+    long = sorted((found for found in _series(rows) if len(found) >= least), key=len, reverse=True)
     table = []
     for found in long:
         models = ", ".join(dict.fromkeys(row["model"] for row in found))
@@ -87,13 +92,43 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
                 f"{len(found)} engines on {found[0]['device']}",
                 f"{models}; {', '.join(dict.fromkeys(row['scheme'] for row in found))}",
                 f"{found[0]['device_before_mib']:,.1f} MiB",
-                span(found, "device_open_mib"),
-                span(found, "device_after_mib"),
+                _span(found, "device_open_mib"),
+                _span(found, "device_after_mib"),
                 f"{statistics.median(row['release_s'] for row in found):.1f} s",
             ]
         )
     columns = ["one process", "of", "before the first", "with one open", "after each", "release, median"]
     return Table(columns, table, texts=["of"])
+
+
+def emptied(rows: list[dict]) -> Figure | Note:
+    """Draw the GPU's memory over the engines that one process had in turn, of the longest such process."""
+    series = _series(rows)
+    if not series:
+        return Note("No process with several engines is on record.")
+    found = max(series, key=len)
+    turns = [row["swap"] for row in found]
+    figure, [[axes]] = panels(size=(8, 3.2))
+    looks = {
+        "with it open": ("device_open_mib", "#D55E00", "o"),
+        "after its block": ("device_after_mib", "#0072B2", "s"),
+    }
+    for _, (name, colour, marker) in looks.items():
+        axes.plot(turns, [row[name] / 1024 for row in found], marker=marker, color=colour, linestyle=":")
+    device = found[0]["device"]
+    axes.set(
+        xlabel="engine, one after the other in one process", ylabel=f"GiB in use, {device}", ylim=(0, None)
+    )
+    axes.set_xticks(turns)
+    axes.grid(alpha=0.3)
+    last = {label: (turns[-1], found[-1][name] / 1024, colour) for label, (name, colour, _) in looks.items()}
+    name_ends(axes, last)
+    open_, after = ([row[name] for row in found] for name in ("device_open_mib", "device_after_mib"))
+    alt = (
+        f"{len(found)} engines in turn on {device}: {min(open_):,.1f} to {max(open_):,.1f} MiB in use with one "
+        f"open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} MiB before the first."
+    )
+    return Figure(figure, alt, exact=True)
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
