@@ -23,7 +23,7 @@ from tests import marks
 TOLERANCE = 0.02  # of a value of an exact figure, relative
 CONTRAST = 60  # of 255: what the lightest and the darkest of a readable text differ at least
 NEAR = 60  # of 255, in each of red, green and blue: a line's edge is lighter than the line
-INK = 12  # pixels of its colour, at least, that a mark leaves
+INK = 3  # pixels of its colour, at least, that a mark leaves
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def of_one(picture: Picture) -> list[str]:
         seen = [_seen(colours, axes, mark["colour"]) for mark in axes["marks"]]
         if sum(seen) < len(seen) / 2:  # some lie outside, or under others
             found.append(f"axes {number}: {len(seen) - sum(seen)} of {len(seen)} marks cannot be seen")
-        if len(np.unique(_within(pixels, [left, bottom + 4, right, bottom + 40]))) < 3:
+        if len(np.unique(_within(pixels, [left, bottom + 2, right, bottom + 20]))) < 3:
             found.append(f"axes {number} has no numbers or names below it")
     return found
 

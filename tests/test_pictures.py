@@ -70,7 +70,7 @@ def numbers_below(figure) -> tuple[int, ...]:
     """The row between the axes and their name, across the picture."""
     shown = pictures.drawn(pictures.pictures([output(figure)])[0])
     _, _, right, bottom = shown["axes"][0]["box"]
-    return 0, int(bottom) + 4, int(right), int(bottom) + 52
+    return 0, int(bottom) + 2, int(right), int(bottom) + 26
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def unlabelled():
 PLANTED = {
     "blank": (lambda: output(roofline(), painted(roofline(), None)), "marks cannot be seen"),
     "a blank axes": (
-        lambda: output(roofline(), painted(roofline(), (140, 120, 1380, 680))),
+        lambda: output(roofline(), painted(roofline(), (70, 60, 690, 340))),
         "cannot be seen|blank",
     ),
     "lost": (lambda: new_output("execute_result", {"text/plain": repr(roofline())}), "0 pictures are stored"),
