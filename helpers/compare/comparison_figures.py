@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from helpers.base import page
 from helpers.base.figure import (
-    COLOURS,
+    BOUND,
     DOTTED,
     HATCHES,
     PARTS,
@@ -18,12 +18,12 @@ from helpers.base.figure import (
     batch_axis,
     label_bar,
     log_axis,
-    look,
     name_ends,
     panels,
 )
 from helpers.base.page import Note
 from helpers.compare import rounding
+from helpers.model.schemes import look
 
 FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
 
@@ -50,9 +50,9 @@ def roofline(
     axes.errorbar(batches, rates, spread, capsize=4, label=f"{scheme}, measured", **look(scheme))
     bound = [bound_tokens_per_s * batch for batch in batches]
     label = "bandwidth bound: weights read once a step"
-    axes.plot(batches, bound, color=COLOURS["bound"], linestyle="--", label=label)
+    axes.plot(batches, bound, color=BOUND, linestyle="--", label=label)
     label = "arithmetic bound: two operations a weight and token"
-    axes.axhline(most_tokens_per_s, color=COLOURS["bound"], linestyle=DOTTED, label=label)
+    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED, label=label)
     axes.set_ylabel("output tokens per second")
     batch_axis(axes, batches)
     log_axis(axes)
@@ -73,7 +73,7 @@ def grids(matrix, name: str) -> Figure:
     figure, [[axes], [below]] = panels(size=(9, 4.8), rows=2)
     axes.get_gridspec().set_height_ratios([3, 1])
     largest = abs(matrix).max()
-    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], log=True)
+    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=look("baseline")["color"], log=True)
     axes.set(ylabel="how many weights", xlim=(-1.02, 1.02), ylim=(0.7, 2 * counts.max()))
     axes.tick_params(labelbottom=False)
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -82,7 +82,7 @@ def grids(matrix, name: str) -> Figure:
     for place, (title, (form, scheme)) in enumerate(rows.items()):
         values = rounding.grid(form)
         names.append(f"{title}: {len(values)} values")
-        style = {"color": COLOURS[scheme], "markersize": 13, "markeredgewidth": 0.7}
+        style = {"color": look(scheme)["color"], "markersize": 13, "markeredgewidth": 0.7}
         below.plot(values, [place] * len(values), "|", label=names[-1], **style)
     # The axis names the rows, so that nobody has to tell them by their colours.
     below.set_yticks(range(len(rows)), names)
@@ -107,10 +107,10 @@ def outliers(before, scales, name: str) -> Figure:
 
     order = np.argsort(before)[::-1]
     figure, [[left, right]] = panels(2, (9, 4))
-    left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
+    left.plot(before[order] / np.median(before), color=look("baseline")["color"])
     left.set(yscale="log", title=name)
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
-    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
+    right.plot(before / np.median(before), scales, ".", color=look("awq")["color"], markersize=3)
     right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
     right.set_ylim(bottom=0)
     right.set_title("Larger activation, finer weights")
@@ -177,7 +177,7 @@ def gains(
         value for by in places.values() for points in by.values() for one in points.values() for value in one
     ]
     for axes, (title, by) in zip(row, places.items(), strict=True):
-        axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
+        axes.axhline(1, color=look("baseline")["color"], linewidth=1)
         for name, points in by.items():
             ratios, low, high = zip(*points.values(), strict=True)
             axes.plot(list(points), ratios, **look(name))
@@ -188,7 +188,7 @@ def gains(
         ends = {
             name: (max(points), points[max(points)][0], look(name)["color"]) for name, points in by.items()
         }
-        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, COLOURS["baseline"])})
+        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, look("baseline")["color"])})
     row[0].set_ylabel("tokens per second, 16 bits = 1")
     words = "; ".join(
         f"{title}: {', '.join(f'{n} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}' for n, p in by.items())}"

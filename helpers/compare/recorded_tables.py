@@ -123,10 +123,10 @@ def emptied(rows: list[dict]) -> Figure | Note:
     axes.grid(alpha=0.3)
     last = {label: (turns[-1], found[-1][name] / 1024, colour) for label, (name, colour, _) in looks.items()}
     name_ends(axes, last)
-    open_, after = ([row[name] for row in found] for name in ("device_open_mib", "device_after_mib"))
+    held = [row["device_open_mib"] for row in found]
     alt = (
-        f"{len(found)} engines in turn on {device}: {min(open_):,.1f} to {max(open_):,.1f} MiB in use with one "
-        f"open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} MiB before the first."
+        f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB "
+        f"in use with one open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} MiB before the first."
     )
     return Figure(figure, alt, exact=True)
 

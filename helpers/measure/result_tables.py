@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from helpers.base import page
 from helpers.base.page import Table
-from helpers.model import sizes, ways
+from helpers.model import ways
 from helpers.model.schemes import SCHEMES
 
 

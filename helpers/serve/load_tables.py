@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page
-from helpers.base.figure import COLOURS, Figure, look, name_ends, panels
+from helpers.base.figure import BOUND, Figure, name_ends, panels
 from helpers.base.page import Table
+from helpers.model.schemes import look
 from helpers.serve.load import closed
 
 
@@ -87,7 +88,7 @@ def _figures(level) -> list[page.measured]:
 def load(found: Mapping[str, list], objective) -> Figure:
     """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and what they wait."""
     figure, [[left, right]] = panels(2, (9, 3.8))
-    limit = {"color": COLOURS["bound"], "linestyle": "--"}
+    limit = {"color": BOUND, "linestyle": "--"}
     right.axhline(objective.ttft_ms, **limit)
     words = []
     for scheme, rows in found.items():
