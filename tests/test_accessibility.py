@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from helpers.base import widgets
-from helpers.base.figure import COLOURS
 from helpers.base.widgets import Choice, Slider
 from helpers.compare import cards, comparison_figures, recorded_tables, sizing
 from helpers.compare.cost import Offer
@@ -20,7 +19,7 @@ from helpers.compare.recorded_tables import KINDS
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
 from helpers.model import shapes
-from helpers.model.schemes import SCHEMES
+from helpers.model.schemes import EVERY, SCHEMES, look
 from helpers.serve import load_tables
 from helpers.serve.load import Level, Objective
 from tests import accessible
@@ -137,7 +136,8 @@ def test_each_control_has_a_name(control, nameless):
 
 
 def test_colours_of_schemes_stand_out_from_the_page():
-    assert {n: c for n, c in COLOURS.items() if accessible.contrast(c, "white") < accessible.GRAPHICS} == {}
+    colours = {name: look(name)["color"] for name in EVERY}
+    assert {n: c for n, c in colours.items() if accessible.contrast(c, "white") < accessible.GRAPHICS} == {}
     assert accessible.contrast("black", "white") == pytest.approx(21)
     assert accessible.contrast("#767676", "white") == pytest.approx(4.54, abs=0.01)  # WCAG's own example
 

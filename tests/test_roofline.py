@@ -8,6 +8,7 @@ from helpers.base.machine import Machine, detect
 from helpers.compare import bandwidth, cards, roofline
 from helpers.compare.roofline import Hardware, Step
 from helpers.model import shapes, sizes
+from helpers.model.layout import Cache, Layout
 from helpers.model.schemes import AWQ
 from tests.test_show import a_row
 
@@ -29,7 +30,7 @@ def test_the_logs_tokens_are_three_quarters_of_an_l4s_bandwidth():
 
 
 def test_bytes_bind_below_the_crossover_and_arithmetic_above():
-    step = Step(weights=1000, operations=20, token=0)
+    step = Step(weights=1000, operations=20, layout=Layout((), ()))
     assert step.intensity(10) == 10 * 20 / 1000
     assert step.bound(1, bandwidth=100, rate=1000) == pytest.approx(1 / 10)
     assert step.crossover(100, 1000) == 500
@@ -38,12 +39,12 @@ def test_bytes_bind_below_the_crossover_and_arithmetic_above():
 
 
 def test_a_context_moves_the_crossover_up_and_may_remove_it():
-    step = Step(weights=1000, operations=20, token=1)
+    step = Step(weights=1000, operations=20, layout=Layout((), (Cache(values=1),)), value_bytes=1)
     assert step.crossover(100, 1000, context=1) == pytest.approx(1000 / 100 / (0.02 - 0.01))
     assert step.crossover(100, 1000, context=2) == math.inf
 
 
-@pytest.mark.parametrize("name", ["L4", "H100", "H200"])
+@pytest.mark.parametrize("name", ["L4", "H100 SXM", "H200"])
 def test_w4a16_crosses_at_a_quarter_and_w8a8_where_16_bits_do(name):
     card, model = cards.card(name), shapes.shape("mistral-7b")
 

@@ -47,13 +47,13 @@ def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
 @pytest.mark.parametrize(
     ("scheme", "machine", "way", "quantization"),
     [
-        ("fp8", gpu(8.9), "FP8 tensor cores", "fp8_per_tensor"),
+        ("fp8", gpu(8.9), "FP8 tensor cores, a scale a channel", "fp8_per_channel"),
         ("fp8", gpu(7.5), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
         ("fp8", gpu(8.0), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
         ("fp8", cpu("amx_bf16"), "FP8 weights, BF16 arithmetic in AMX tiles", "fp8_per_block"),
         ("fp8_file", cpu("amx_bf16"), "FP8 emulated", None),
         ("fp8", cpu("avx512f"), "FP8 emulated", "fp8_per_channel"),
-        ("awq", gpu(7.5), "W4A16 kernel on tensor cores", None),
+        ("awq", gpu(7.5), "W4A16 kernel on tensor cores (Marlin)", None),
         ("awq", cpu("avx2", "avx512f"), "W4A16 kernel of the CPU (CPUWNA16)", None),
         ("awq", cpu("avx512f", "amx_bf16"), "W4A8 kernel of the CPU (CPUWNA16)", None),
         ("int8", cpu("avx512f", "amx_bf16"), "INT8 in vLLM's own CPU kernel", None),

@@ -1,4 +1,4 @@
-"""What every figure shares: a colour, marker and line for each scheme, axes, and the alternative text."""
+"""What every figure shares: parts and their hatches, axes, and the alternative text."""
 
 from __future__ import annotations
 
@@ -8,48 +8,13 @@ import html
 import io
 from collections.abc import Sequence
 
-from helpers.base import readback
-from helpers.base.readback import DPI
-
-MARKERS = {
-    "baseline": "o",
-    "fp8": "s",
-    "fp8_file": "D",
-    "fp8_kv": "v",
-    "awq": "^",
-    "rounded": "X",
-    "int8": "P",
-}
-
-LINES = {
-    "baseline": "-",
-    "fp8": "--",
-    "fp8_file": "-.",
-    "fp8_kv": (0, (4, 1, 1, 1, 1, 1)),  # dots alone are the bounds
-    "awq": "-",
-    "rounded": (0, (2, 1)),
-    "int8": "--",
-}
+DPI = 200  # twice a notebook's pixels: sharp on any screen
 
 DOTTED = (0, (1, 2))
-
-OTHER = {"color": "#444444", "marker": "*", "linestyle": "-"}  # a scheme that has no look of its own
 
 HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
 
 PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
-
-
-def look(scheme: str) -> dict:
-    """Matplotlib's arguments for a scheme's line: the same everywhere."""
-    if scheme not in MARKERS:
-        return OTHER
-    return {"color": COLOURS[scheme], "marker": MARKERS[scheme], "linestyle": LINES[scheme]}
-
-
-def bound_look(scheme: str) -> dict:
-    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
-    return look(scheme) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
 
 
 class Figure:
@@ -72,19 +37,21 @@ class Figure:
 
     @functools.cached_property
     def png(self) -> bytes:
-        """The picture, with its text and what is drawn inside (``drawn``).
-
-        32 colours are more than a plot has, and a quarter of the bytes. An octree keeps the rare ones apart.
-        """
+        """The picture, with its alternative text inside."""
         from PIL import Image, PngImagePlugin
 
         raw, small, words = io.BytesIO(), io.BytesIO(), PngImagePlugin.PngInfo()
         self.figure.savefig(raw, format="png", dpi=DPI)
         words.add_itxt("Description", self.alt)
-        words.add_itxt("Drawn", readback.read_back(self.figure, self.exact), zip=True)
-        few = Image.open(raw).convert("RGB").quantize(32, method=Image.Quantize.FASTOCTREE)
+        # 256 colours are more than a plot has, and a third of the bytes; without dithering lines stay clean.
+        few = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         few.save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
+
+    @property
+    def _width(self) -> int:
+        """Pixels of a page: half of the picture's."""
+        return round(self.figure.get_figwidth() * DPI / 2)
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
@@ -92,11 +59,12 @@ class Figure:
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png).decode()
         return (
-            f'<img style="max-width:100%" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+            f'<img width="{self._width}" style="max-width:100%" alt="{html.escape(self.alt)}" '
+            f'src="data:image/png;base64,{data}">'
         )
 
     def _repr_png_(self):
-        return self.png, {"alt": self.alt}
+        return self.png, {"alt": self.alt, "width": self._width}
 
 
 def panels(columns: int = 1, size: tuple[float, float] = (7, 4), rows: int = 1):
@@ -135,15 +103,4 @@ def label_bar(axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", bbox=white, zorder=3)
 
 
-# One colour a scheme, everywhere: Okabe and Ito's palette, which colour-blind readers can tell apart,
-# darkened where its contrast with white was below 3:1 (WCAG 2.2, 1.4.11).
-COLOURS = {
-    "baseline": "#0072B2",
-    "fp8": "#D55E00",
-    "fp8_file": "#AD7A00",
-    "fp8_kv": "#2F93CF",
-    "awq": "#009E73",
-    "rounded": "#808080",
-    "int8": "#BF6795",
-    "bound": "#555555",
-}
+BOUND = "#555555"  # what limits a speed

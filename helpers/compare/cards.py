@@ -12,10 +12,7 @@ from helpers.model.schemes import SchemeError
 
 
 class SizingError(ValueError):
-    """A model whose config does not say what its KV cache takes; the message says what is missing."""
-
-
-# -- the GPUs -----------------------------------------------------------------------------------
+    """A GPU, a load or a price that cannot be; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,9 @@ class Card:
     """A GPU by its data sheet.
 
     ``gigabytes`` is the name's, ``memory_bytes`` what a driver reports where that is on record;
-    ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats
-    (data sheets often print twice that, with *sparsity*). ``source`` says where each comes from.
+    ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats that are
+    added up in 32 bits (data sheets often print twice that, with *sparsity*). ``source`` says where each
+    comes from.
     """
 
     name: str
@@ -48,31 +46,43 @@ class Card:
         return Machine("cuda", f"NVIDIA {self.name}", self.memory, sm=self.sm)
 
     def rate(self, bits: int) -> float:
-        """Operations/s on numbers of so many bits."""
-        return self.rate8 if bits == 8 else self.rate16
+        """Operations/s on numbers of so many bits; Blackwell's matrix units do twice as many in 4 as in 8."""
+        return {8: self.rate8, 4: 2 * self.rate8}.get(bits, self.rate16)
 
 
 _SHEET = "NVIDIA's data sheet"
+_PAPER = "NVIDIA's architecture whitepaper"
+
+
+def _card(name, generation, sm, gigabytes, gb_s, tera16, tera8, source=_SHEET, memory=None) -> Card:
+    return Card(name, generation, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, source, memory)
+
 
 CARDS = {
     card.name: card
     for card in (
-        Card("T4", "Turing", 7.5, 16, 320e9, 65e12, 130e12, _SHEET),
-        Card(
-            "L4", "Ada", 8.9, 24, 300e9, 121e12, 242e12,
-            f"{_SHEET}; memory from the log's message (22.03 GiB)", round(22.03 * GIB),
-        ),
-        Card("A100 40GB", "Ampere", 8.0, 40, 1555e9, 312e12, 624e12, _SHEET),
-        Card("A100 80GB", "Ampere", 8.0, 80, 2039e9, 312e12, 624e12, _SHEET),
-        Card("H100", "Hopper", 9.0, 80, 3350e9, 989e12, 1979e12, _SHEET),
-        Card(
-            "H200", "Hopper", 9.0, 141, 4800e9, 989e12, 1979e12,
-            f"{_SHEET}; memory as the driver counts it (notebooks/reference/h200)", 150_754_820_096,
-        ),
+        _card("T4", "Turing", 7.5, 16, 320, 65, 130),
+        _card("V100", "Volta", 7.0, 32, 900, 125, 125),
+        _card("A10", "Ampere", 8.6, 24, 600, 125, 250),
+        _card("A100 40GB", "Ampere", 8.0, 40, 1555, 312, 624),
+        _card("A100 80GB", "Ampere", 8.0, 80, 2039, 312, 624, f"{_SHEET}, SXM; the PCIe card has 1,935 GB/s"),
+        _card("RTX 3090", "Ampere", 8.6, 24, 936, 71, 284, f"{_PAPER} (GA102)"),
+        _card("RTX 4090", "Ada", 8.9, 24, 1008, 165, 330, f"{_PAPER} (AD102)"),
+        _card("RTX 5090", "Blackwell", 12.0, 32, 1792, 209, 419, f"{_PAPER} (RTX Blackwell)"),
+        _card("L4", "Ada", 8.9, 24, 300, 121, 242,
+              f"{_SHEET}; memory from the log's message (22.03 GiB)", round(22.03 * GIB)),
+        _card("L40S", "Ada", 8.9, 48, 864, 362, 733),
+        _card("H100 SXM", "Hopper", 9.0, 80, 3350, 989, 1979),
+        _card("H100 PCIe", "Hopper", 9.0, 80, 2000, 756, 1513),
+        _card("H100 NVL", "Hopper", 9.0, 94, 3900, 835, 1671),
+        _card("H200", "Hopper", 9.0, 141, 4800, 989, 1979,
+              f"{_SHEET}; memory as the driver counts it (notebooks/reference/h200)", 150_754_820_096),
+        _card("B200", "Blackwell", 10.0, 180, 8000, 2250, 4500, f"{_SHEET} (HGX B200)"),
+        _card("RTX PRO 6000", "Blackwell", 12.0, 96, 1597, 504, 1008, f"{_SHEET}, Server Edition"),
     )
 }  # fmt: skip
-
 SIZES = ("T4", "L4", "A100 40GB", "A100 80GB", "H200")  # one card a memory size: 16, 24, 40, 80, 141 GB
+FOUR = "memory:bandwidth:rate:capability, such as 48:864:362:8.9 (GB, GB/s, dense 16-bit TFLOP/s, SM)"
 
 
 def label(name: str) -> str:
@@ -82,16 +92,42 @@ def label(name: str) -> str:
 
 
 def card(name: str) -> Card:
-    """Return a card by its name, also as a driver spells it (``NVIDIA A100-SXM4-80GB``).
+    """Return a card by its name, as a driver spells it (``NVIDIA A100-SXM4-80GB``), in part (``4090``), or by
+    four numbers. An H100 of which no more is said is the SXM module.
 
     Raises:
-        SizingError: there is no data sheet of it here.
+        SizingError: there is no data sheet of it here, or the name fits several; the message says which.
     """
-    words = set(re.split(r"[ -]", name))
-    for known in CARDS.values():
-        if set(known.name.split()) <= words:
-            return known
-    raise SizingError(f"There is no data sheet of {name!r} here. There are: {', '.join(CARDS)}.")
+    if ":" in name:
+        return _own(name)
+    # The driver calls the SXM module "H100 80GB HBM3".
+    spelled = re.sub(r"\b(RTX)(?=\d)", r"\1 ", name.upper().replace("HBM3", "SXM"))
+    words = {word for word in re.split(r"[ _-]+", spelled) if word} - {"NVIDIA", "TESLA", "GEFORCE"}
+    known = {one.name: set(one.name.upper().split()) for one in CARDS.values()}
+    fits = [] if words & _OTHERS else [title for title, its in known.items() if its <= words or words <= its]
+    if words == {"H100"}:
+        fits = ["H100 SXM"]
+    if len(fits) == 1:
+        return CARDS[fits[0]]
+    if fits and words:
+        raise SizingError(f"There are several {name}: {', '.join(fits)}. Name one of them.")
+    raise SizingError(
+        f"There is no data sheet of {name!r} here. There are: {', '.join(CARDS)}; or give {FOUR}."
+    )
+
+
+_OTHERS = {"TI", "SUPER", "LAPTOP", "MAX", "Q", "MIG"}  # behind a number that another card has, too
+
+
+def _own(numbers: str) -> Card:
+    """A card that nobody has a data sheet of, by its numbers."""
+    try:
+        gigabytes, bandwidth, rate, sm = (float(number) for number in numbers.split(":"))
+        if not (min(gigabytes, bandwidth, rate, sm) > 0 and sm < 20):
+            raise ValueError
+    except ValueError:
+        raise SizingError(f"{numbers!r} is not {FOUR}.") from None
+    return _card(f"GPU of {gigabytes:g} GB", "", sm, gigabytes, bandwidth, rate, 2 * rate, "as given")
 
 
 # Every generation that vLLM runs on, by a machine of its kind: what a reader may own.

@@ -10,22 +10,20 @@ from collections.abc import Mapping, Sequence
 
 from helpers.base import page
 from helpers.base.figure import (
-    COLOURS,
+    BOUND,
     DOTTED,
     HATCHES,
     PARTS,
     Figure,
     batch_axis,
-    bound_look,
     label_bar,
     log_axis,
-    look,
     panels,
 )
 from helpers.base.page import Note
 from helpers.compare import rounding
 from helpers.compare.roofline import ratios
-from helpers.model.schemes import SCHEMES
+from helpers.model.schemes import SCHEMES, bound_look, look
 
 FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
 
@@ -52,9 +50,9 @@ def roofline(
     axes.errorbar(batches, rates, spread, capsize=4, label=f"{scheme}, measured", **look(scheme))
     bound = [bound_tokens_per_s * batch for batch in batches]
     label = "bandwidth bound: weights read once a step"
-    axes.plot(batches, bound, color=COLOURS["bound"], linestyle="--", label=label)
+    axes.plot(batches, bound, color=BOUND, linestyle="--", label=label)
     label = "arithmetic bound: two operations a weight and token"
-    axes.axhline(most_tokens_per_s, color=COLOURS["bound"], linestyle=DOTTED, label=label)
+    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED, label=label)
     axes.set_ylabel("output tokens per second")
     batch_axis(axes, batches)
     log_axis(axes)
@@ -75,7 +73,7 @@ def grids(matrix, name: str) -> Figure:
     figure, [[axes], [below]] = panels(size=(9, 4.8), rows=2)
     axes.get_gridspec().set_height_ratios([3, 1])
     largest = abs(matrix).max()
-    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=COLOURS["baseline"], log=True)
+    counts, _, _ = axes.hist(matrix.ravel() / largest, bins=201, color=look("baseline")["color"], log=True)
     axes.set(ylabel="how many weights", xlim=(-1.02, 1.02), ylim=(0.7, 2 * counts.max()))
     axes.tick_params(labelbottom=False)
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -84,7 +82,7 @@ def grids(matrix, name: str) -> Figure:
     for place, (title, (form, scheme)) in enumerate(rows.items()):
         values = rounding.grid(form)
         names.append(f"{title}: {len(values)} values")
-        style = {"color": COLOURS[scheme], "markersize": 13, "markeredgewidth": 0.7}
+        style = {"color": look(scheme)["color"], "markersize": 13, "markeredgewidth": 0.7}
         below.plot(values, [place] * len(values), "|", label=names[-1], **style)
     # The axis names the rows, so that nobody has to tell them by their colours.
     below.set_yticks(range(len(rows)), names)
@@ -109,10 +107,10 @@ def outliers(before, scales, name: str) -> Figure:
 
     order = np.argsort(before)[::-1]
     figure, [[left, right]] = panels(2, (9, 4))
-    left.plot(before[order] / np.median(before), color=COLOURS["baseline"])
+    left.plot(before[order] / np.median(before), color=look("baseline")["color"])
     left.set(yscale="log", title=name)
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
-    right.plot(before / np.median(before), scales, ".", color=COLOURS["awq"], markersize=3)
+    right.plot(before / np.median(before), scales, ".", color=look("awq")["color"], markersize=3)
     right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
     right.set_ylim(bottom=0)
     right.set_title("Larger activation, finer weights")
@@ -183,7 +181,7 @@ def gains(
     height = -(-len(found) // columns)
     figure, grid = panels(columns, (max(7, 3.4 * columns), 3.3 * height), height)
     for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
-        axes.axhline(1, color=COLOURS["baseline"], linewidth=1)
+        axes.axhline(1, color=look("baseline")["color"], linewidth=1)
         for name, gained in by.items():
             axes.plot(gained.keys(), gained.values(), label=name, **look(name))
             most = allowed.get(title, {}).get(name, {})

@@ -12,10 +12,11 @@ import math
 from dataclasses import dataclass, replace
 
 from helpers.base.machine import Machine
-from helpers.compare import cards, sizing
+from helpers.compare import cards
 from helpers.compare.bandwidth import copy_bandwidth, matmul_rate
 from helpers.compare.cards import Card, SizingError
-from helpers.model import schemes, sizes, ways
+from helpers.model import formats, schemes, sizes, ways
+from helpers.model.layout import MATRICES, Layout
 from helpers.model.model import Model
 from helpers.model.schemes import BASELINE, SCHEMES, SchemeError
 
@@ -24,56 +25,88 @@ from helpers.model.schemes import BASELINE, SCHEMES, SchemeError
 class Step:
     """One decoding step of a model under a scheme.
 
-    ``weights`` are the bytes read once a step: all but the embedding table, of which a token reads one
-    row (a table that is the head as well is read whole). ``operations`` are done once a token, ``token``
-    are the KV cache's bytes for one token of context.
+    ``weights`` are the bytes read for one token: all but the embedding table, of which a token reads one row
+    (a table that is the head as well is read whole), towers, and the experts that it does not choose.
+    ``experts`` are the bytes of all routed experts. ``operations`` are done once a token; ``layout`` and
+    ``value_bytes`` say what the caches hold.
     """
 
     weights: int
     operations: int
-    token: int
+    layout: Layout
+    value_bytes: int = 2
+    experts: int = 0
 
-    def bytes(self, batch: int, context: int = 0) -> int:
+    @property
+    def token(self) -> int:
+        """The KV cache's bytes for one token of context, windows ignored."""
+        return self.layout.kv_token_bytes(self.value_bytes)
+
+    def read(self, batch: float) -> float:
+        """Bytes of weights that a step of so many tokens reads: of experts, those that any token chooses."""
+        one, all_of_them = self.layout.touched(1), self.layout.touched(batch)
+        return self.weights + self.experts * (all_of_them - one if self.experts else 0)
+
+    def bytes(self, batch: float, context: int = 0) -> float:
         """Bytes that a step moves for ``batch`` requests with ``context`` tokens each in the cache."""
-        return self.weights + batch * context * self.token
+        cached = self.layout.request_bytes(context, self.value_bytes) if context else 0
+        return self.read(batch) + batch * cached
 
     def intensity(self, batch: int, context: int = 0) -> float:
         """Arithmetic intensity: operations for each byte moved."""
         return batch * self.operations / self.bytes(batch, context)
 
-    def seconds(self, batch: int, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
+    def seconds(self, batch: float, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
         """The least time of a step on hardware of this bandwidth (bytes/s) and rate (operations/s)."""
         return max(self.bytes(batch, context) / bandwidth, batch * self.operations / rate)
 
-    def bound(self, batch: int, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
+    def bound(self, batch: float, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
         """The most output tokens per second that hardware allows."""
         return batch / self.seconds(batch, bandwidth, rate, context)
 
     def crossover(self, bandwidth: float, rate: float, context: int = 0) -> float:
         """The batch at which arithmetic takes as long as reading; inf where reading stays ahead for ever.
 
-        With ``context`` each request brings bytes of its own, and the batch at which they meet grows.
+        With ``context`` each request brings bytes of its own, and the batch at which they meet grows. With
+        experts a larger batch reads more of them: the batch at which all are read is on the safe side.
         """
-        each = self.operations / rate - context * self.token / bandwidth
-        return self.weights / bandwidth / each if each > 0 else math.inf
+        each = self.operations / rate - (self.bytes(1, context) - self.bytes(1)) / bandwidth
+        return self.read(math.inf) / bandwidth / each if each > 0 else math.inf
 
 
 def step(model: Model, scheme: str, machine: Machine | None = None) -> Step:
     """Work out a step from a model's config: with its bytes as stored, or as a machine keeps them.
 
     Raises:
-        SizingError, SchemeError: the config, the scheme or the machine does not allow it.
+        LayoutError, SchemeError: the config, the scheme or the machine does not allow it.
     """
-    counts = sizes.layout(model.folder)
-    idle = counts.embedding if counts.head else 0  # not tied: the table is looked up, not multiplied
-    size, plain = sizes.predicted_weights_bytes(scheme, model.folder), 2
-    if machine:
-        plain = schemes.scheme(scheme).way(machine).plain_bytes
-        size = sizes.single_weights_bytes(scheme, model.folder, machine)
+    counts, rule = sizes.layout(model.folder), schemes.scheme(scheme)
+    way = rule.way(machine) if machine else None
+    format = None if way and way.expanded else sizes.format_of(rule, counts, way)
+    return step_of(
+        counts,
+        lambda one: format if one.part in MATRICES else None,
+        rule.kv_bytes,
+        way.plain_bytes if way else 2,
+    )
+
+
+def step_of(counts: Layout, format_of, value_bytes: int, plain: int = 2) -> Step:
+    """A step of a model whose matrices are stored as ``format_of`` says, tensor by tensor."""
+    idle = counts.count("tower") + (counts.embedding if counts.head else 0)  # looked up, not multiplied
+    chosen = counts.touched(1)
+    everything = formats.stored_bytes(counts, format_of, plain)
+    routed = [one for one in counts.tensors if one.part == "experts"]
+    experts = formats.stored_bytes(replace(counts, tensors=tuple(routed)), format_of, plain)
+    towers = [one for one in counts.tensors if one.part == "tower"]
+    looked_up = formats.stored_bytes(replace(counts, tensors=tuple(towers)), format_of, plain)
+    looked_up += plain * counts.embedding if counts.head else 0
     return Step(
-        weights=size - plain * idle,
-        operations=2 * (counts.total - idle),
-        token=sizing.kv_token_bytes(sizing.config_of(model), schemes.scheme(scheme).kv_bytes),
+        weights=round(everything - looked_up - (1 - chosen) * experts),
+        operations=round(2 * (counts.total - idle - (1 - chosen) * counts.count("experts"))),
+        layout=counts,
+        value_bytes=value_bytes,
+        experts=experts,
     )
 
 

@@ -6,13 +6,14 @@ vLLM reported on the machines that records are of.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.base.machine import GIB
-from helpers.compare.cards import Card, SizingError
-from helpers.model import schemes, shapes, sizes
+from helpers.compare.cards import Card
+from helpers.model import layout, schemes, shapes, sizes
 from helpers.model.model import Model
 from helpers.model.schemes import SCHEMES, SchemeError
 from helpers.model.shapes import CONFIGS
@@ -21,45 +22,25 @@ from helpers.model.shapes import CONFIGS
 
 
 def kv_token_bytes(config: dict, value_bytes: int = 2) -> int:
-    """Bytes that one token's keys and values take in all layers: 2 x layers x KV heads x head size x bytes.
+    """Bytes that one token's keys and values take in all layers that keep them, windows ignored.
 
-    *KV heads* are what grouped-query attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads,
-    Phi-2 one for each. A sliding window is not counted on, so for a model that has one this is an upper
-    bound.
+    Of the usual attention that is 2 x layers x KV heads x head size x bytes. *KV heads* are what
+    grouped-query attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads, Phi-2 one for each.
 
     Raises:
-        SizingError: no attention as transformers' configs describe it, or a compressed cache (MLA).
+        LayoutError: the config cannot be counted; the message says why.
     """
-    config = config.get("text_config", config)  # a model that also sees images
-    if config.get("kv_lora_rank"):
-        raise SizingError("This model compresses its KV cache (MLA), which this formula does not describe.")
-    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    size = config.get("head_dim") or (heads and config.get("hidden_size", 0) // heads)
-    if not (layers and heads and size):
-        raise SizingError(
-            "The config names no num_hidden_layers, num_attention_heads or hidden_size: not a transformer "
-            "with a KV cache that can be computed from it."
-        )
-    return 2 * layers * (config.get("num_key_value_heads") or heads) * size * value_bytes
+    return layout.read(json.dumps(config, default=str)).kv_token_bytes(value_bytes)
 
 
 def config_of(model: Model) -> dict:
     """Return a model's config with its class's defaults filled in.
 
     Raises:
-        SizingError: it has none that can be read.
+        LayoutError: it has none that can be read.
     """
-    from transformers import AutoConfig
-
-    try:
-        written = dict(model.config)
-        kind = written.pop("model_type")
-        return {**AutoConfig.for_model(kind, **written).to_dict(), "model_type": kind}
-    except (OSError, KeyError, ValueError) as error:
-        raise SizingError(
-            f"{model.title} has no config.json that can be read ({type(error).__name__}), so nothing can be "
-            "computed for it. Name a model folder, a hub model or one of the shapes that come with this."
-        ) from error
+    config = layout.full_config(sizes.config_text(model.folder))
+    return config.to_dict() | {"model_type": config.model_type}
 
 
 # -- does it fit --------------------------------------------------------------------------------
@@ -68,6 +49,7 @@ def config_of(model: Model) -> dict:
 # it grows with the model and with the card, since vLLM takes larger batches there. So a fit with less room
 # than this is close.
 MARGIN = 2 * GIB
+UTILIZATION = 0.92  # of the memory, vLLM's default (vllm/config/cache.py)
 
 
 @dataclass(frozen=True)
@@ -75,14 +57,21 @@ class Budget:
     """What a deployment takes of one GPU, in bytes; ``usable`` is what vLLM may take of its memory.
 
     ``rest`` is what vLLM needs beside weights and cache: the CUDA context, activations, CUDA graphs.
+    ``request`` is what one request keeps in the cache, ``token`` what a token does where no window ends.
     """
 
     scheme: str
     weights: int
-    kv_cache: int
+    request: int
+    requests: int
     rest: int
     usable: int
-    token: int  # bytes of one token in the KV cache
+    token: int
+
+    @property
+    def kv_cache(self) -> int:
+        """What all requests together keep."""
+        return self.request * self.requests
 
     @property
     def total(self) -> int:
@@ -107,7 +96,17 @@ class Budget:
     @property
     def tokens(self) -> int:
         """Tokens of KV cache that the memory leaves room for, of all requests together."""
-        return max(0, self.usable - self.weights - self.rest) // self.token
+        return self.room // max(1, self.token)
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left for the KV cache."""
+        return max(0, self.usable - self.weights - self.rest)
+
+    @property
+    def at_once(self) -> int:
+        """Requests that run at once; the others wait for their turn."""
+        return self.room // max(1, self.request)
 
 
 def budget(
@@ -117,7 +116,7 @@ def budget(
     *,
     context: int,
     concurrency: int,
-    utilization: float = 0.9,
+    utilization: float = UTILIZATION,
     rest: int = GIB,
 ) -> Budget:
     """What ``concurrency`` requests of ``context`` tokens each take under a scheme, in ``memory`` bytes.
@@ -125,12 +124,12 @@ def budget(
     The scheme is taken at its word about the bytes; whether the GPU runs it is ``schemes``' business.
 
     Raises:
-        SizingError, SchemeError: nothing can be computed from this model's config, or not this scheme.
+        LayoutError, SchemeError: nothing can be computed from this model's config, or not this scheme.
     """
-    token = kv_token_bytes(config_of(model), schemes.scheme(scheme).kv_bytes)
+    counts, value = sizes.layout(model.folder), schemes.scheme(scheme).kv_bytes
     weights = sizes.predicted_weights_bytes(scheme, model.folder)
-    cache = token * context * concurrency
-    return Budget(scheme, weights, cache, rest, math.floor(memory * utilization), token)
+    request, token = counts.request_bytes(context, value), counts.kv_token_bytes(value)
+    return Budget(scheme, weights, request, concurrency, rest, math.floor(memory * utilization), token)
 
 
 def budgets(model: Model, names: Iterable[str], one: Card, **load) -> dict[str, Budget | str]:
@@ -169,7 +168,7 @@ def recorded_token_bytes(row: dict, model: Model) -> int:
         value = 1
     elif row.get("dtype") == "float32":
         value = 4
-    return kv_token_bytes(config_of(model), value)
+    return sizes.layout(model.folder).kv_token_bytes(value)
 
 
 def reconcile(rows: Iterable[dict], known: dict[str, Model], utilization: float = 0.9) -> list[Reconciled]:

@@ -6,22 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from helpers.base import page
 from helpers.base.figure import (
-    COLOURS,
     DOTTED,
     HATCHES,
     PARTS,
     Figure,
     batch_axis,
-    bound_look,
     label_bar,
     log_axis,
-    look,
     panels,
 )
 from helpers.base.page import Note
 from helpers.measure import result_tables
 from helpers.model import sizes, ways
-from helpers.model.schemes import SCHEMES
+from helpers.model.schemes import SCHEMES, bound_look, look
 from helpers.model.sizes import held
 
 
@@ -179,7 +176,9 @@ def quality(rows: list[dict]) -> Figure | Note:
     base = next(iter(row for row in rows if row["scheme"] == "baseline"), None)
     if base:
         size = base["predicted_weights_bytes"] / 2**20
-        axes.axvline(size, color=COLOURS["baseline"], linewidth=1, label="baseline's size (no divergence)")
+        axes.axvline(
+            size, color=look("baseline")["color"], linewidth=1, label="baseline's size (no divergence)"
+        )
     axes.set(xlabel="weights as they are stored, MiB", ylabel="mean KL from 16 bits, nats")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.15 * max(row["kl_mean"] for row in points.values()))

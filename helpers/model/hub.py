@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 from helpers.base.files import changed
 from helpers.model import model
-from helpers.model.model import Model, ModelError
+from helpers.model.formats import INDEX
+from helpers.model.model import SHAPE, Model, ModelError
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -27,6 +29,31 @@ def from_hub(name: str) -> Model:
         if wrong:
             raise _damaged(repository, wrong)
     return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
+
+
+def config_from_hub(name: str) -> Model:
+    """A model of the hub by its config alone; of its weights nothing is fetched but their index.
+
+    Raises:
+        ModelError: the hub cannot be reached, has no such model, or that has no ``config.json``.
+    """
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    repository, _, revision = name.partition("@")
+    try:
+        config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    except EntryNotFoundError:
+        raise ModelError(
+            f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
+            "counted. Name the model that it was made from."
+        ) from None
+    except (OSError, httpx.TransportError, HFValidationError) as error:
+        raise ModelError(_why_not(repository, revision or None, error)) from error
+    with contextlib.suppress(OSError, httpx.TransportError, EntryNotFoundError):
+        hf_hub_download(repository, INDEX, revision=revision or None)
+    return Model(name, repository.split("/")[1], config.parent, SHAPE, revision=config.parent.name)
 
 
 def _damaged(repository: str, files: list[Path]) -> ModelError:

@@ -8,6 +8,8 @@ Only safetensors are accepted: a pickle can run code when it is loaded.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from helpers.model import embedded, hub, shapes, weights
 from helpers.model.model import EMBEDDED, SHAPE, TITLE, Model, ModelError
 
@@ -35,19 +37,34 @@ def resolve(name: str = EMBEDDED) -> Model:
     return _checked(hub.from_hub(name))
 
 
+def sized(name: str) -> Model:
+    """Return a model to be counted, of which only the config is needed: nothing else is fetched or read.
+
+    ``name`` is what ``resolve`` takes, a folder with nothing but a ``config.json``, or a shape's name alone.
+
+    Raises:
+        ModelError: there is no such folder, shape or hub model, or it has no config that can be read.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"model must be a folder, a hub name or a shape, not {name!r}.")
+    path = shapes.at_home(name.removeprefix(f"{SHAPE}:"))
+    if name == EMBEDDED:
+        return resolve(name)
+    if path.is_dir():
+        return _readable(Model(str(path), path.resolve().name, path.resolve(), SHAPE))
+    if known := shapes.known_as(name.removeprefix(f"{SHAPE}:")):
+        return replace(shapes.shape(known), name=shapes.HUB[known])
+    if name.startswith((".", "/", "~", f"{SHAPE}:")) or name.count("/") != 1:
+        raise ModelError(
+            f"There is no folder {name!r}, and no shape of that name. Give a folder with a config.json, a "
+            f"hub name with one slash, or one of: {', '.join(shapes.CONFIGS)}."
+        )
+    return _readable(hub.config_from_hub(name))
+
+
 def _checked(model: Model) -> Model:
     """Refuse what would fail later with a worse message."""
-    if not (model.folder / "config.json").exists():
-        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
-    try:
-        known = isinstance(model.config, dict)
-    except ValueError as error:
-        raise ModelError(
-            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
-            "finish. Fetch it again."
-        ) from None
-    if not known:
-        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
+    _readable(model)
     if not any(model.folder.glob("*.safetensors")):
         pickles = [p.name for p in model.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         found = f" It has {', '.join(pickles)}: pickles, which can run code when loaded." if pickles else ""
@@ -60,4 +77,20 @@ def _checked(model: Model) -> Model:
             f"{' '.join(wrong)} That is a download, a copy or an edit that did not finish: fetch or copy it "
             "again."
         )
+    return model
+
+
+def _readable(model: Model) -> Model:
+    """Refuse a folder whose config is missing or no JSON object."""
+    if not (model.folder / "config.json").exists():
+        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+    try:
+        known = isinstance(model.config, dict)
+    except ValueError as error:
+        raise ModelError(
+            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
+            "finish. Fetch it again."
+        ) from None
+    if not known:
+        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
     return model

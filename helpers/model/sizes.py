@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base.machine import Machine
-from helpers.model import schemes
+from helpers.model import formats, schemes
+from helpers.model.formats import Format
+from helpers.model.layout import MATRICES, Layout, LayoutError, read
 from helpers.model.schemes import BF16_ISA, Scheme, SchemeError, Way
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A model's parameters by where they stand, in numbers of weights (not bytes).
-
-    ``linear`` are the matrices of the transformer blocks, which schemes quantize; ``embedding`` the
-    token table, ``head`` the output matrix (0 when it is the embedding again), ``other`` norms and
-    biases. None of the last three is quantized. ``channels`` is the number of output channels of the
-    quantized matrices together, ``widths`` their different input widths, which a group size must divide.
-    """
-
-    linear: int
-    embedding: int
-    head: int
-    other: int
-    channels: int = 0
-    widths: tuple[int, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """All weights that are stored; a tied head counts once."""
-        return self.linear + self.embedding + self.head + self.other
-
-
 def layout(folder: Path) -> Layout:
-    """Count a model's weights from its ``config.json`` alone: nothing is loaded.
+    """Count a model's weights and caches from its ``config.json`` alone: nothing is loaded.
 
-    transformers builds the architecture on the ``meta`` device, where tensors have shapes and no data.
+    Raises:
+        LayoutError: there is no config, or it cannot be counted; the message says why.
     """
-    return _layout((folder / "config.json").read_text())
+    return read(config_text(folder))
 
 
-@functools.lru_cache(maxsize=32)
-def _layout(config_text: str) -> Layout:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def config_text(folder: Path) -> str:
+    """A folder's ``config.json``.
 
-    settings = json.loads(config_text)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    tied = head is embedding or config.tie_word_embeddings
-    matrices = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module.weight is not head
-    ]
-    linear = sum(matrix.numel() for matrix in matrices)
-    total = sum(parameter.numel() for parameter in model.parameters())  # counts a shared one once
-    counted_head = 0 if tied else head.numel()
-    return Layout(
-        linear=linear,
-        embedding=embedding.numel(),
-        head=counted_head,
-        other=total - linear - embedding.numel() - counted_head,
-        channels=sum(matrix.shape[0] for matrix in matrices),
-        widths=tuple(sorted({matrix.shape[1] for matrix in matrices})),
-    )
+    Raises:
+        LayoutError: it has none.
+    """
+    try:
+        return (folder / "config.json").read_text()
+    except OSError:
+        raise LayoutError(
+            f"{folder.name} has no config.json that can be read, so nothing can be computed for it."
+        ) from None
 
 
 GROUP_SIZES = (128, 64, 32)
@@ -94,13 +56,35 @@ def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
     )
 
 
+def format_of(rule: Scheme, counts: Layout, way: Way | None = None) -> Format | None:
+    """How a scheme stores this model's matrices, None in 16 bits; with ``way`` as that keeps them.
+
+    Raises:
+        SchemeError: no usual group size divides the model's widths.
+    """
+    if rule.weight_bits == 16:
+        return None
+    each = (way.group_bytes if way else None) or rule.group_bytes
+    group = (rule.group or group_size(counts.widths)) if rule.group_bytes else 0
+    return Format(rule.weight_bits, channel=rule.channel_bytes, group=group, group_bytes=each)
+
+
+def weights_bytes(counts: Layout, format: Format | None, plain: int = 2) -> int:
+    """Bytes of all weights: the matrices in one format, ``plain`` bytes for each weight beside them."""
+    return formats.stored_bytes(counts, lambda one: format if one.part in MATRICES else None, plain)
+
+
 def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
     """Bytes the weights should take under a scheme, from the model's config alone.
 
-    Scales and zero points are included; unquantized parts (embedding, head, norms) stay at 2 bytes a
-    weight.
+    Scales and zero points are included; unquantized parts (embedding, head, norms, routers, towers) stay at
+    2 bytes a weight.
+
+    Raises:
+        LayoutError, SchemeError: the config, or the scheme for it, cannot be counted.
     """
-    return _weights_bytes(schemes.scheme(scheme_name), layout(folder), 2)
+    counts = layout(folder)
+    return weights_bytes(counts, format_of(schemes.scheme(scheme_name), counts))
 
 
 def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
@@ -130,9 +114,7 @@ def single_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> in
     """
     rule, counts = schemes.scheme(scheme_name), layout(folder)
     way = rule.way(machine)
-    if way.expanded or rule.weight_bits == 16:
-        return way.plain_bytes * counts.total
-    return _weights_bytes(rule, counts, way.plain_bytes, way.group_bytes)
+    return weights_bytes(counts, None if way.expanded else format_of(rule, counts, way), way.plain_bytes)
 
 
 def held(row: dict) -> int:
@@ -143,10 +125,3 @@ def held(row: dict) -> int:
 def _repacks(machine: Machine, way: Way) -> bool:
     """Whether vLLM gives this CPU's plain matrices to oneDNN. Source: dispatch_cpu_unquantized_gemm."""
     return machine.kind == "cpu" and (way.args.get("dtype") == "float32" or bool(machine.isa & BF16_ISA))
-
-
-def _weights_bytes(rule: Scheme, counts: Layout, plain: int, group_bytes: float | None = None) -> int:
-    groups = counts.linear / group_size(counts.widths) if rule.group_bytes else 0
-    quantized = counts.linear * rule.weight_bits / 8
-    scales = rule.channel_bytes * counts.channels + (group_bytes or rule.group_bytes) * groups
-    return round(quantized + scales) + plain * (counts.embedding + counts.head + counts.other)

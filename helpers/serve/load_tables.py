@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page
-from helpers.base.figure import COLOURS, Figure, look
+from helpers.base.figure import BOUND, Figure
 from helpers.base.page import Table
+from helpers.model.schemes import look
 from helpers.serve.load import KEEPS, closed, knee, opened, sustained
 
 
@@ -96,7 +97,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
-    counts, words, limit = set(), [], {"color": COLOURS["bound"], "linestyle": "--"}
+    counts, words, limit = set(), [], {"color": BOUND, "linestyle": "--"}
     for place, (scheme, rows) in enumerate(found.items()):
         style = look(scheme) | {"label": scheme}
         clients = [level.concurrency for level in closed(rows)]

@@ -1,0 +1,51 @@
+"""Which quantization for my model on my GPU: ``python -m helpers.advise MODEL --gpu L4 --users 20``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+from helpers.compare.advise import GOALS, advise
+from helpers.compare.cards import CARDS, FOUR
+from helpers.model.model import ModelError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(prog="python -m helpers.advise", description=__doc__.split(":")[0])
+    found.add_argument("model", help="a folder with a config.json, a hub name, or a shape such as qwen3-8b")
+    found.add_argument("--gpu", default="L4", help=f"one of {', '.join(CARDS)}; or {FOUR} (%(default)s)")
+    found.add_argument("--gpus", type=int, default=1, help="how many there are (%(default)s)")
+    found.add_argument("--context", type=int, help="tokens each user holds (4096, or the model's longest)")
+    found.add_argument("--users", type=int, default=16, help="requests at once (%(default)s)")
+    found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
+    found.add_argument("--price", type=float, help="dollars a GPU and day, such as 10.80")
+    found.add_argument("--json", action="store_true", help="for programs")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the answer; 2 where there is none, with the reason."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.disable(logging.WARNING)  # what transformers says of configs is not the answer
+    asked = vars(parser().parse_args(arguments))
+    as_json = asked.pop("json")
+    try:
+        answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
+        refused = None if answer.chosen else answer.sentence
+    except (ModelError, ValueError) as error:
+        answer, refused = None, str(error)
+    if as_json:
+        print(json.dumps(answer.as_json() if answer else {"refused": refused}, indent=1))
+    elif answer:
+        print(answer)
+    else:
+        print(refused, file=sys.stderr)
+    return 2 if answer is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""Which quantization for this model on this GPU: one recommendation, and what would overrule it."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from dataclasses import dataclass
+
+from helpers.base.page import Table, as_it_is
+from helpers.base.widgets import Choice, Slider, explore
+from helpers.compare import cards, options
+from helpers.compare.cards import CARDS, SizingError, card
+from helpers.compare.options import Counted, Load, Option
+from helpers.compare.published import GAINED
+from helpers.compare.sizing import MARGIN
+from helpers.model import resolve, shapes
+
+GOALS = ("fit", "latency", "throughput", "quality")
+MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
+SAME = 1.05  # and of two that round alike, one is better only beyond this
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer to one question; it shows itself as text, as HTML and as the command's JSON.
+
+    ``chosen`` is the recommended way, None where nothing runs; ``price`` is in dollars a GPU and day.
+    """
+
+    model: Counted
+    load: Load
+    goal: str
+    price: float | None
+    options: list[Option]
+    chosen: Option | None
+
+    @property
+    def title(self) -> str:
+        """What was asked, in a line."""
+        load = self.load
+        gpus = f"{load.gpus} {load.card.name}s" if load.gpus > 1 else f"one {load.card.name}"
+        users = f"{load.users} users" if load.users > 1 else "one user"
+        asked = f"{users}, {load.context:,} tokens each, for {self.goal}"
+        return f"{self.model.model.title} on {gpus} ({load.card.memory / GIB:.0f} GiB): {asked}"
+
+    @property
+    def sentence(self) -> str:
+        """The recommendation."""
+        one, load = self.chosen, self.load
+        if one is None:
+            return f"Nothing serves this model on {load.gpus} x {load.card.name}: {self._why_nothing()}"
+        where = f"{one.gpus} {load.card.name}s" if one.gpus > 1 else f"one {load.card.name}"
+        first = f"Deploy {one.title} on {where}: "
+        if one.fits:
+            first += f"all {load.users} run at once" if load.users > 1 else "it fits"
+            first += f" (there is room for {one.users})" if one.users > load.users else ""
+        else:
+            first += f"{one.users} of {load.users} run at once, the others wait their turn"
+        if one.together and one.together.ratio < 1:
+            first += f", at {one.together.ratio:.2f} times the tokens of 16 bits"
+        elif one.together:
+            first += f", and a GPU gives about {one.together.ratio:.1f} times the tokens of 16 bits"
+            first += f", which need {self._sixteen()}" if self._sixteen() else ""
+        if self.price and one.users:
+            first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least"
+        return first + "."
+
+    def _sixteen(self) -> str:
+        """What 16 bits would need, where that is more."""
+        base = next((one for one in self.options if one.scheme == "baseline"), None)
+        if base is None or not base.step or base.fits:
+            return ""
+        return f"{base.needs} GPUs" if base.needs else "more than eight GPUs"
+
+    def _why_nothing(self) -> str:
+        running = [one for one in self.options if one.step]
+        if not running:
+            return next(iter(one.refused for one in self.options))
+        least = min(running, key=lambda one: (one.needs or 99, one.weights))
+        needs = f"{least.needs} of them hold it" if least.needs else "eight of them do not hold it"
+        return f"the smallest way, {least.title}, has {least.weights / GIB:.1f} GiB of weights; {needs}."
+
+    @property
+    def overruled_by(self) -> list[str]:
+        """What would overrule the recommendation, a condition and what to take then."""
+        one = self.chosen
+        others = [other for other in self.options if other.step and other is not one and other.users]
+        return list(filter(None, (rule(one, others) for rule in self._rules()))) if one else []
+
+    def _rules(self):
+        return (self._if_speed, self._if_accuracy, self._if_few, self._if_all, self._if_close, self._if_made)
+
+    def _if_speed(self, one: Option, others: list[Option]) -> str:
+        faster = [other for other in others if other.fits >= one.fits and other.gpus <= self.load.gpus]
+        best = max(faster, key=lambda other: _score(other, "throughput"), default=one)
+        ratio = _score(best, "throughput") / _score(one, "throughput")
+        return ratio > SAME and (
+            f"speed counts more than accuracy: {best.title} gives {ratio:.1f} times the tokens (accuracy "
+            f"kept: {best.kept.says})"
+        )
+
+    def _if_accuracy(self, one: Option, others: list[Option]) -> str:
+        gentler = [other for other in others if other.fits and other.kept.loss < one.kept.loss]
+        best = min(gentler, key=lambda other: (other.kept.loss, other.gpus), default=None)
+        return best and f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
+
+    def _if_few(self, one: Option, others: list[Option]) -> str:
+        best = max([one, *others], key=lambda other: other.alone_per_s * (other.gpus == one.gpus))
+        ratio = best.alone_per_s / one.alone_per_s
+        return ratio > MORE and f"few ask at a time: {best.title} is {ratio:.1f} times as fast for one"
+
+    def _if_all(self, one: Option, others: list[Option]) -> str:
+        return not one.fits and one.needs and f"nobody may wait: {one.needs} GPUs hold {self._all}"
+
+    def _if_close(self, one: Option, others: list[Option]) -> str:
+        close = one.fits and one.spare < MARGIN
+        return (
+            close
+            and f"vLLM stops as it starts, for only {one.spare / GIB:.1f} GiB are left: allow less context"
+        )
+
+    def _if_made(self, one: Option, others: list[Option]) -> str:
+        return (
+            one.to_make and "there is no such checkpoint yet: lesson 03 makes one, or look for one on the hub"
+        )
+
+    @property
+    def _all(self) -> str:
+        return f"all {self.load.users}" if self.load.users > 1 else "it"
+
+    def as_json(self) -> dict:
+        """What ``--json`` prints."""
+        stored = self.model.stored
+        return {
+            "model": self.model.model.name,
+            "as_it_is": {"weights_bytes": stored} if stored else None,
+            "kv_bytes_per_token": self.model.layout.kv_token_bytes(),
+            "ways": [_as_json(one, self.price) for one in self.options],
+            "recommended": self.chosen and self.chosen.scheme,
+            "refused": None if self.chosen else self.sentence,
+        }
+
+    def table(self) -> Table:
+        """Every way that runs, and its figures."""
+        users = self.load.users
+        heads = ["way", "weights", f"{users} users at once" if users > 1 else "fits", "gain, 1 user"]
+        heads += [f"gain, {users} users"] * (users > 1)
+        heads += ["accuracy kept"] + ["$ a million"] * (self.price is not None)
+        return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
+
+    @property
+    def shown(self) -> list[Option]:
+        """The ways that readers are shown: those that run. INT8 is left out where FP8 has the same units, and
+        four-bit floats where no unit multiplies them."""
+        sm = self.load.card.sm
+        hidden = ("int8",) * (sm >= 8.9) + ("nvfp4",) * (sm < 10)
+        return [one for one in self.options if one.step and not one.scheme.startswith(hidden)]
+
+    def _row(self, one: Option) -> list[str]:
+        title = ("* " if one is self.chosen else "") + _where(one)
+        gains = [one.alone] + [one.together] * (self.load.users > 1)
+        cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
+        cells += [_times(gain) for gain in gains] + [one.kept.says]
+        if self.price:
+            cells.append(f"{dollars(one, self.price):.2f}" if one.users else "-")
+        return cells
+
+    def _fits(self, one: Option) -> str:
+        if one.fits:
+            return f"{'close' if one.spare < MARGIN else 'yes'}, room for {one.users}"
+        if one.users:
+            return f"{one.users}, others wait"
+        return f"no, {-one.spare / GIB:.1f} GiB short"
+
+    def sources(self) -> list[str]:
+        """Where the figures are from."""
+        shown = self.shown
+        kinds = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
+        found = ["Weights, KV cache: counted from the config, with vLLM's rules."]
+        found += [
+            f"Gains (tokens/s a GPU, 16 bits = 1): {'; '.join(kinds)}. Lesson 05 measures yours."
+        ] * bool(kinds)
+        cited = [
+            g for g in GAINED if g.card == self.load.card.name and any(o.scheme == g.scheme for o in shown)
+        ]
+        found += [
+            f"Published: {g.scheme} on {g.card} at batch {g.batch}: {g.ratio:.1f} times ({g.source})."
+            for g in cited
+        ]
+        kept = "; ".join(
+            dict.fromkeys(one.kept.source for one in shown if one.kept.source and ";" not in one.kept.source)
+        )
+        found += [f"Accuracy: published ({kept})."] * bool(kept)
+        found += [f"Dollars: at ${self.price:g} a GPU and day, all of it used; at least."] * (
+            self.price is not None
+        )
+        return found + [self.model.note] * bool(self.model.note)
+
+    def __repr__(self) -> str:
+        lines = [self.title, "", *textwrap.wrap(self.sentence, 100)]
+        if self.chosen:
+            lines += ["", f"    {self.chosen.command}", ""]
+        if self.overruled_by:
+            lines += ["Unless", *(f"  - {why};" for why in self.overruled_by)]
+        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()]).replace(";\n\n", ".\n\n")
+
+    def _repr_html_(self) -> str:
+        page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
+        if self.chosen:
+            page += f"<pre>{html.escape(self.chosen.command)}</pre>"
+        if self.overruled_by:
+            items = "".join(f"<li>{html.escape(why)}</li>" for why in self.overruled_by)
+            page += f"<p>Unless</p><ul>{items}</ul>"
+        small = html.escape(" ".join(self.sources()))
+        page += f"{self.table()._repr_html_()}<p><small>{small}</small></p>"
+        return f"<div{as_it_is(page)}>{page}</div>"
+
+
+def advise(
+    name: str,
+    gpu: str = "L4",
+    *,
+    gpus: int = 1,
+    context: int | None = None,
+    users: int = 16,
+    goal: str = "throughput",
+    price: float | None = None,
+    rows: list[dict] | None = None,
+) -> Advice:
+    """Which way to deploy a model.
+
+    Args:
+        name: a folder with a ``config.json``, a hub name (only its config is fetched), or a shape's name.
+        gpu: a card's name, or four numbers (``cards.FOUR``); ``gpus`` how many of them there are.
+        context: tokens that each of the ``users`` requests holds at once; 4,096 or the model's longest.
+        goal: what counts: to ``fit`` as many as possible, ``latency`` of one user, ``throughput`` of all of
+            them, or ``quality``, the least rounding that fits.
+        price: dollars a GPU and day; without it nothing has a price.
+        rows: records of this machine, which stand before any estimate.
+
+    Raises:
+        ModelError, LayoutError, SizingError: the model, or a number, cannot be; the message says why.
+    """
+    if goal not in GOALS:
+        raise SizingError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}.")
+    if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
+        raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
+    load = Load(card(gpu), gpus, 4096 if context is None else context, users)
+    model = options.counted(resolve.sized(name))
+    if context is None and model.longest < load.context:
+        load = Load(load.card, gpus, model.longest, users)
+    found = options.options(model, load, rows)
+    return Advice(model, load, goal, price, found, recommended(found, goal, load))
+
+
+def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
+    """The way to take: of those that hold the load (or that hold most of it), the one that gives most.
+
+    One that rounds more is taken only where it gives ``MORE`` times as much, and one that rounds as much only
+    beyond ``SAME``: what differs by less is told to be equal, and the gentler or the simpler is taken.
+    """
+    running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
+    holding = [one for one in running if one.fits]
+    if not holding and running:
+        most = max(one.users for one in running)
+        holding = [one for one in running if one.users * SAME >= most]
+    best = None
+    for one in sorted(holding, key=lambda one: one.kept.loss):  # stable: the simpler stands first
+        if best is None:
+            best = one
+            continue
+        wanted = MORE if one.kept.loss > best.kept.loss else SAME
+        if goal != "quality" or one.kept.loss == best.kept.loss:
+            best = one if _score(one, goal) > wanted * _score(best, goal) else best
+    return best
+
+
+def _score(one: Option, goal: str) -> float:
+    """What a way gives of what is asked, a GPU; of latency it is one user's tokens a second."""
+    if goal == "fit":
+        return one.users / one.gpus
+    return one.alone_per_s if goal == "latency" else one.per_s / one.gpus
+
+
+def _where(one: Option) -> str:
+    return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 and "GPUs" not in one.title else "")
+
+
+def dollars(one: Option, price_per_day: float) -> float:
+    """Dollars a million output tokens at full use."""
+    return one.gpus * price_per_day / (one.per_s * 86_400) * 1e6
+
+
+def _as_json(one: Option, price: float | None) -> dict:
+    gain = None
+    if one.together:
+        gain = {"at_1": round(one.alone.ratio, 3), "at_users": round(one.together.ratio, 3)}
+        gain |= {"from": one.alone.source, "from_at_users": one.together.source}
+    return {
+        "scheme": one.scheme,
+        "weights_bytes": one.weights or None,
+        "fits": one.fits,
+        "users": one.users,
+        "gain": gain,
+        "command": one.command or None,
+        "refused": one.refused or None,
+        "gpus": one.gpus,
+        "gpus_needed": one.needs,
+        "accuracy": one.kept.says,
+        "dollars_per_million_tokens": round(dollars(one, price), 4) if price and one.users else None,
+    }
+
+
+def _times(gain) -> str:
+    return "1" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
+
+
+def _aligned(table: Table) -> str:
+    """A table in columns, for a terminal."""
+    rows = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(table.columns))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def explorer(
+    model: str = "qwen3-8b", gpu: str = "L4", context: int = 4096, users: int = 16, goal: str = "throughput"
+):
+    """The question with controls: any model (a folder, a hub name, a shape) on any card."""
+    chosen = shapes.known_as(model) or model
+    name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)
+
+    def draw(of, on, tokens, requests, aim):
+        return advise(of, on, context=tokens, users=requests, goal=aim)
+
+    return explore(
+        draw,
+        of=Choice("model", list(dict.fromkeys([chosen, *shapes.CONFIGS])), chosen),
+        on=Choice("GPU", list(dict.fromkeys([name, *CARDS])), name),
+        tokens=Slider("context, tokens", 512, max(131072, context), context, 512),
+        requests=Slider("users at once", 1, max(256, users), users, 1),
+        aim=Choice("what counts", GOALS, goal),
+    )

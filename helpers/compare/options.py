@@ -1,0 +1,360 @@
+"""The ways to deploy a model on GPUs: what each takes of the memory, and what it should give.
+
+A way is a scheme on the fewest GPUs that hold the load. Its speed is the roofline's: bytes over the card's
+bandwidth or operations over its rate, whichever takes longer, and added to it what a step of the same kernel
+took beyond that on the GPU that is on record, layer by layer. That is an estimate from above. Where the very
+case was measured, here or on record, the measured ratio stands instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import shlex
+from dataclasses import dataclass, field, replace
+
+from helpers.base import records
+from helpers.base.machine import GIB
+from helpers.compare import cards, recorded, roofline
+from helpers.compare.cards import Card, SizingError
+from helpers.compare.published import ACCURACY, CHECKPOINTS, Kept
+from helpers.compare.roofline import Step
+from helpers.compare.sizing import UTILIZATION
+from helpers.model import formats, schemes, shapes, sizes
+from helpers.model.formats import Quantized
+from helpers.model.layout import MATRICES, Layout, LayoutError, full_config
+from helpers.model.model import Model
+from helpers.model.schemes import Scheme, SchemeError, Way
+
+_KV = "_fp8_kv"
+# What one deploys, the gentlest first. A checkpoint that is quantized already goes as it is.
+OFFERED = (
+    "baseline", "fp8_kv", "fp8", "fp8_fp8_kv", "int8", "int8_fp8_kv", "awq", "awq_fp8_kv",
+    "nvfp4", "nvfp4_fp8_kv",
+)  # fmt: skip
+AS_IT_IS = "as_it_is"
+GPUS = (1, 2, 4, 8)
+REST = 0.025  # of the memory that vLLM needs beside weights and cache, at least 1 GiB: the most on record
+NEAR = 0.03  # a config's count and an index that differ by no more agree
+ESTIMATE = "roofline, and beyond it what a step on an H200 took"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each.
+
+    Raises:
+        SizingError: a number that cannot be; the message says what is allowed.
+    """
+
+    card: Card
+    gpus: int = 1
+    context: int = 4096
+    users: int = 16
+
+    def __post_init__(self):
+        for name, value, most in (
+            ("gpus", self.gpus, 8),
+            ("context", self.context, 10_000_000),
+            ("users", self.users, 100_000),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Tokens/s as a multiple of 16 bits', and where that is from: ``measured here``, a record, or a bound."""
+
+    ratio: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to deploy. Bytes are those of all GPUs together; ``users`` run at once, others wait their turn.
+
+    ``gpus`` is how many it is counted for, ``needs`` the fewest that hold the load (None: more than eight).
+    ``spare`` are bytes that the load leaves, below 0 what it lacks. ``per_s`` are tokens a second of all
+    users together, ``alone_per_s`` of one alone, both estimated from above.
+    """
+
+    scheme: str
+    title: str
+    kept: Kept
+    refused: str = ""
+    weights: int = 0
+    gpus: int = 1
+    needs: int | None = None
+    users: int = 0
+    fits: bool = False
+    spare: int = 0
+    per_s: float = 0.0
+    alone_per_s: float = 0.0
+    alone: Gain | None = None
+    together: Gain | None = None
+    command: str = ""
+    to_make: bool = False  # the checkpoint that the command names
+    step: Step | None = field(default=None, repr=False)
+    way: Way | None = field(default=None, repr=False)
+
+
+# -- the model ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model as it can be counted: its layout, how it is quantized already, and how far it can be split.
+
+    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made
+    for; among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
+    """
+
+    model: Model
+    layout: Layout
+    quantized: Quantized | None
+    stored: int | None
+    heads: int
+    kv_heads: int
+    longest: int
+    note: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The ways there are to look at."""
+        return [*((AS_IT_IS, AS_IT_IS + _KV) if self.quantized else ()), *OFFERED]
+
+    def rule(self, name: str) -> Scheme:
+        """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
+        if not name.startswith(AS_IT_IS):
+            return schemes.scheme(name)
+        rule = schemes.scheme(self.quantized.kind)
+        if name == AS_IT_IS and self.quantized.kv_bytes == 2:
+            return rule
+        return schemes.with_fp8_cache(rule, rule.name + _KV, rule.title)
+
+    def title(self, name: str) -> str:
+        """What readers call a way."""
+        if not name.startswith(AS_IT_IS):
+            return schemes.scheme(name).title
+        return self.quantized.title + (", FP8 KV cache" if name != AS_IT_IS else ", as it is")
+
+
+def counted(model: Model) -> Counted:
+    """Count a model.
+
+    Raises:
+        LayoutError: it cannot be counted; the message says why.
+    """
+    text = sizes.config_text(model.folder)
+    config = full_config(text).get_text_config(decoder=True)
+    counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
+    stored, index, note = None, formats.index_bytes(model.folder), ""
+    if quantized:
+        stored = formats.stored_bytes(counts, quantized.of)
+        if index and abs(stored / index - 1) > NEAR:
+            note = (
+                f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
+            )
+        stored = index or stored
+
+    def first(*names, default):
+        return next(
+            (value for name in names if isinstance(value := getattr(config, name, None), int) and value),
+            default,
+        )
+
+    heads = first("num_attention_heads", default=1)
+    shared = first("num_key_value_heads", "num_kv_heads", default=heads)
+    single = getattr(config, "kv_lora_rank", None) or (
+        getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+    )
+    longest = first("max_position_embeddings", default=10_000_000)
+    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)
+
+
+# -- the options --------------------------------------------------------------------------------------------
+
+
+def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[Option]:
+    """Every way to deploy a model under a load; what cannot be has the reason.
+
+    Args:
+        rows: records of this machine, whose ratios stand before any estimate.
+    """
+    found = [_option(model, name, load) for name in model.names]
+    base = next((one for one in found if one.scheme == "baseline" and one.step), None)
+    if base and (base.needs or 0) > load.gpus:  # a rival: 16 bits, on more GPUs
+        rival = replace(
+            base, scheme=f"baseline on {base.needs} GPUs", title=f"{base.title} on {base.needs} GPUs"
+        )
+        found.append(_placed(model, rival, replace(load, gpus=base.needs)))
+    return [_with_gains(one, model, load, rows) if one.step else one for one in found]
+
+
+def _option(model: Counted, name: str, load: Load) -> Option:
+    """One way, without its gains."""
+    as_it_is = name.startswith(AS_IT_IS)
+    try:
+        rule = model.rule(name)
+        one = Option(name, model.title(name), _kept(rule, as_it_is))
+        if model.quantized and not as_it_is:
+            why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
+            return replace(one, refused=why)
+        way = rule.way(load.card.machine)
+        held = model.quantized.of if as_it_is else _everywhere(sizes.format_of(rule, model.layout, way))
+        stored = (
+            model.stored
+            if as_it_is
+            else sizes.weights_bytes(model.layout, sizes.format_of(rule, model.layout))
+        )
+    except (SchemeError, LayoutError) as error:
+        return replace(one, refused=str(error))
+    step = roofline.step_of(model.layout, held, rule.kv_bytes)
+    return _placed(model, replace(one, weights=stored, step=step, way=way), load)
+
+
+def _everywhere(format):
+    """The same format for every matrix that schemes quantize."""
+    return lambda one: format if one.part in MATRICES else None
+
+
+def _kept(rule: Scheme, as_it_is: bool) -> Kept:
+    """What is published of a scheme: of its weights, and of the cache where both are rounded."""
+    name = rule.name if rule.name in ACCURACY else rule.name.removesuffix(_KV)
+    weights = Kept("as released", 0, "") if as_it_is else ACCURACY.get(name, ACCURACY["baseline"])
+    if rule.kv_bytes == 2 or name == rule.name:
+        return weights
+    cache = ACCURACY["fp8_kv"]
+    sources = "; ".join(filter(None, (weights.source, cache.source)))
+    return Kept(f"{weights.says}, a little less", weights.loss + 0.5, sources)
+
+
+def _at_once(model: Counted, weights: int, value_bytes: int, load: Load, gpus: int) -> tuple[int, float]:
+    """How many requests run at once on so many GPUs, and the bytes of all of them that the load leaves."""
+    rest = max(GIB, REST * load.card.memory)
+    room = load.card.memory * UTILIZATION - rest - weights / gpus
+    request = max(1, model.layout.request_bytes(load.context, value_bytes)) / min(gpus, model.kv_heads)
+    return max(0, math.floor(room / request)), gpus * (room - load.users * request)
+
+
+def _placed(model: Counted, one: Option, load: Load) -> Option:
+    """The same on the fewest of the GPUs that hold the load, or on all of them where those do not."""
+    several = [n for n in GPUS if model.heads % n == 0]
+    needs = next(
+        (n for n in several if _at_once(model, one.weights, one.step.value_bytes, load, n)[0] >= load.users),
+        None,
+    )
+    gpus = needs if needs and needs <= load.gpus else max(n for n in several if n <= load.gpus)
+    users, spare = _at_once(model, one.weights, one.step.value_bytes, load, gpus)
+    command, to_make = _command(model, one, needs or gpus, load)
+    placed = replace(one, gpus=gpus, needs=needs, users=users, spare=round(spare))
+    return replace(placed, fits=users >= load.users, command=command, to_make=to_make)
+
+
+def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, bool]:
+    """The line that starts the server, and whether the checkpoint that it names has still to be made."""
+    name, _, revision = model.model.name.partition("@")
+    base = one.scheme.removesuffix(_KV)
+    file = (
+        None
+        if base == AS_IT_IS or not schemes.EVERY.get(base, schemes.BASELINE).file
+        else CHECKPOINTS.get(name, {}).get(base)
+    )
+    to_make = base in schemes.EVERY and schemes.EVERY[base].file and not file
+    words = ["vllm", "serve", file or (f"./{model.model.title}-{base}" if to_make else name)]
+    words += ["--revision", revision] if revision and not file and not to_make else []
+    if one.way.args.get("dtype") == "float16":
+        words += ["--dtype", "float16"]
+    for argument, flag in (("quantization", "--quantization"), ("kv_cache_dtype", "--kv-cache-dtype")):
+        words += (
+            [flag, one.way.args[argument]]
+            if argument in one.way.args and (argument != "quantization" or base != AS_IT_IS)
+            else []
+        )
+    words += ["--max-model-len", str(load.context)]
+    words += ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
+    return shlex.join(words), to_make
+
+
+# -- what they should give ----------------------------------------------------------------------------------
+
+
+def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None) -> Option:
+    """The same with its tokens/s and its gains over 16 bits.
+
+    For one user 16 bits run on the same GPUs, as if they fitted; for all of them on the fewest that hold the
+    load, and what counts is what one GPU gives.
+    """
+    plain, way = roofline.step_of(model.layout, lambda _: None, 2), schemes.BASELINE.way(load.card.machine)
+    sixteen = _placed(
+        model,
+        Option("baseline", "", ACCURACY["baseline"], step=plain, way=way, weights=2 * model.layout.total),
+        replace(load, gpus=max(GPUS)),
+    )
+    batch = min(load.users, one.users) or load.users
+    alone, together = (_rate(one.step, one.way, load, one.gpus, users) for users in (1, batch))
+    others = sixteen.gpus if sixteen.fits else one.gpus
+    first = alone / _rate(plain, way, load, one.gpus, 1)
+    all_of_them = together / one.gpus / (_rate(plain, way, load, others, load.users) / others)
+    gains = [Gain(first, ESTIMATE), Gain(all_of_them, ESTIMATE)]
+    if one.gpus == 1:
+        gains[0] = _measured(one, model, load, 1, rows) or gains[0]
+        if one.fits and others == 1:
+            gains[1] = _measured(one, model, load, load.users, rows) or gains[1]
+    return replace(one, per_s=together, alone_per_s=alone, alone=gains[0], together=gains[1])
+
+
+def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
+    """The ratio that was measured of this very case: here, or by a record of the same card."""
+    reference = [row for row in _reference() if row["device"].endswith(load.card.name)]
+    for found, where in ((rows or [], "measured here"), (reference, f"recorded on an {load.card.name}")):
+        same = [
+            row for row in found
+            if row["model"] == model.model.title and row["scheme"] in (one.scheme, "baseline")
+            and (row["scheme"] == "baseline" or row.get("way") == one.way.name)
+        ]  # fmt: skip
+        for origin in sorted(
+            records.by_origin(same).values(), key=lambda its: -(its[0].get("prompt_tokens") or 0)
+        ):
+            ratio = roofline.ratios(origin, one.scheme).get(users)
+            if ratio and (origin[0].get("prompt_tokens") or 0) <= load.context:
+                return Gain(ratio, f"{where}, {origin[0]['prompt_tokens']} tokens in")
+    return None
+
+
+@functools.cache
+def _reference() -> list[dict]:
+    return records.elsewhere()[0]
+
+
+@functools.cache
+def _beyond(scheme: str, variant: str) -> dict[int, float]:
+    """Seconds a layer, by batch, that a step on record took beyond its bytes and operations."""
+    row = next(row for row in recorded.recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
+    model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
+    work, rule = roofline.step(model, scheme), schemes.scheme(scheme)
+    bits = 16 if "Marlin" in variant else rule.way(card.machine).arithmetic_bits
+    found = {}
+    for batch, rate in row["tokens_per_s"].items():
+        least = work.seconds(int(batch), row["copy_bandwidth"], card.rate(bits), 16)
+        found[int(batch)] = max(0.0, int(batch) / rate - least) / model.config["num_hidden_layers"]
+    return found
+
+
+def _rest(way: Way, batch: float, layers: int) -> float:
+    """Seconds that a step of ``batch`` tokens takes beyond the roofline, on a line between two records."""
+    found = sorted(_beyond(*way.timed).items())
+    (low, before), (high, after) = next(
+        ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
+    )
+    return layers * max(0.0, before + (after - before) * (batch - low) / (high - low))
+
+
+def _rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
+    """Tokens/s of ``batch`` requests, at most: what GPUs tell each other is left out."""
+    card = load.card
+    least = work.seconds(batch, gpus * card.bandwidth, gpus * card.rate(way.arithmetic_bits), load.context)
+    return batch / (least + _rest(way, batch, work.layout.layers))

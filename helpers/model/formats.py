@@ -1,0 +1,310 @@
+"""How a checkpoint stores its weights: read from ``quantization_config``, and turned into bytes.
+
+A ``Format`` says what one matrix takes. A scheme has one format for all matrices; a checkpoint that is
+quantized already has what its config says, matrix by matrix (``ignore``, ``modules_to_not_convert``,
+groups of layers). The names of methods are those of vLLM 0.32 (vllm/model_executor/layers/quantization).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.model.layout import Layout, LayoutError, Tensor
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a matrix takes: ``bits`` a weight, and scales (and zero points), in bytes.
+
+    ``channel`` is stored once an output channel, ``group_bytes`` once ``group`` weights of a channel (-1: all
+    of them), ``input`` once an input channel, ``tensor`` once a matrix, ``block_bytes`` once a square of
+    ``block`` x ``block`` weights.
+    """
+
+    bits: float
+    channel: float = 0
+    group: int = 0
+    group_bytes: float = 0
+    input: float = 0
+    tensor: float = 0
+    block: int = 0
+    block_bytes: float = 0
+
+    def bytes(self, outputs: int, width: int) -> float:
+        """Bytes of a matrix with so many output channels and inputs."""
+        groups = math.ceil(width / self.group) if self.group > 0 else 1 if self.group else 0
+        blocks = math.ceil(outputs / self.block) * math.ceil(width / self.block) if self.block else 0
+        scales = self.channel * outputs + self.group_bytes * groups * outputs + self.input * width
+        return outputs * width * self.bits / 8 + scales + self.block_bytes * blocks + self.tensor
+
+
+def stored_bytes(layout: Layout, of: Callable[[Tensor], Format | None], plain: int = 2) -> int:
+    """Bytes of all weights: each matrix in the format that ``of`` gives for it, the rest ``plain``."""
+    total = 0.0
+    for one in layout.tensors:
+        format = of(one)
+        total += one.copies * format.bytes(one.outputs, one.width) if format else plain * one.size
+    return round(total)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a checkpoint's ``quantization_config`` says: its ``title`` for readers, the format of each matrix.
+
+    ``kind`` is the scheme it is a file of, which decides the kernel: ``fp8_file``, ``awq``, ``int8``,
+    ``nvfp4``, ``mxfp4``, or ``bitsandbytes``. ``kv_bytes`` is 1 where it has its KV cache in 8 bits.
+    """
+
+    title: str
+    kind: str
+    of: Callable[[Tensor], Format | None]
+    kv_bytes: int = 2
+
+
+def quantized(config: dict) -> Quantized | None:
+    """Read a config's ``quantization_config``; None where it has none.
+
+    Raises:
+        LayoutError: a method that is not counted here.
+    """
+    text = config.get("text_config") or {}
+    found = next(
+        (
+            one.get(key)
+            for one in (config, text)
+            for key in ("quantization_config", "compression_config")
+            if one.get(key)
+        ),
+        None,
+    )
+    if not found:
+        return None
+    method = str(found.get("quant_method") or ("modelopt" if found.get("quant_algo") else "")).lower()
+    try:
+        title, kind, rules, kv = _READERS[method](found)
+    except KeyError:
+        known = ", ".join(sorted(_READERS))
+        raise LayoutError(
+            f"The checkpoint is quantized as {method or 'its config does not say'}, whose bytes are not "
+            f"counted here. Counted are: {known}."
+        ) from None
+    return Quantized(title, kind, rules, kv)
+
+
+def index_bytes(folder: Path) -> int | None:
+    """Bytes of the weights as the checkpoint's index has them; None where it has no index."""
+    try:
+        total = json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(total) if isinstance(total, int | float) and total > 0 else None
+
+
+# -- the methods --------------------------------------------------------------------------------------------
+
+_INSIDE, _EVERYWHERE = ("linear", "experts"), ("linear", "experts", "tower")
+
+
+def _rules(format: Format, ignored, parts=_INSIDE, only=None) -> Callable[[Tensor], Format | None]:
+    """One format for every matrix of ``parts`` that is not ignored, and that ``only`` matches, if given."""
+    ignored = [str(one) for one in ignored or ()]
+
+    def of(one: Tensor) -> Format | None:
+        if one.part not in parts or one.outputs == 1 or one.width == 1:
+            return None
+        names = _names(one)
+        if any(_matches(pattern, name) for pattern in ignored for name in names):
+            return None
+        targeted = only is None or any(_matches(pattern, name) for pattern in only for name in names)
+        return format if targeted else None
+
+    return of
+
+
+def _names(one: Tensor) -> list[str]:
+    """What a tensor may be called in a checkpoint: experts one by one, a language model under other roofs."""
+    names = [one.name]
+    if one.part == "experts":
+        parent, _, last = one.name.rpartition(".")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "down_proj": ("down_proj", "w2")}
+        names += [parent, *(f"{parent}.0.{part}" for part in parts.get(last, (last,)))]
+    inner = [
+        re.sub(r"^model\.language_model\.", "", name)
+        for name in names
+        if name.startswith("model.language_model.")
+    ]
+    names += [
+        f"{roof}.{name}" for name in inner for roof in ("model", "language_model.model", "language_model")
+    ]
+    if one.part == "tower":
+        names += [re.sub(r"^model\.", "", name) for name in names]
+    return names
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether an entry of a list of modules means this one: a name, a part of it, an expression."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    if any(sign in pattern for sign in "*?["):
+        return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, pattern.rstrip("*.") + ".*")
+    return f".{pattern}." in f".{name}."
+
+
+def _bits(config: dict, default: int = 4) -> int:
+    return int(config.get("bits") or config.get("w_bit") or default)
+
+
+def _awq(config: dict):
+    bits, group = _bits(config), config.get("group_size") or config.get("q_group_size") or 128
+    format = Format(bits, group=group, group_bytes=2 + bits / 8)
+    return f"AWQ, {bits} bits", "awq", _rules(format, config.get("modules_to_not_convert")), 2
+
+
+def _gptq(config: dict):
+    bits, group = _bits(config), config.get("group_size") or -1
+    format = Format(bits, group=group, group_bytes=2 + bits / 8, input=4)
+    left_out = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
+    rest = _rules(format, [*left_out, *(config.get("modules_to_not_convert") or ())])
+    return (
+        f"GPTQ, {bits} bits",
+        "awq",
+        lambda one: format if one.part == "head" and config.get("lm_head") else rest(one),
+        2,
+    )
+
+
+def _auto_round(config: dict):
+    bits, group = _bits(config), config.get("group_size") or 128
+    kept = [
+        name
+        for name, extra in (config.get("extra_config") or {}).items()
+        if (extra.get("bits") or bits) >= 16
+    ]
+    format = Format(bits, group=group, group_bytes=2 + bits / 8)
+    return f"AutoRound, {bits} bits", "awq", _rules(format, kept), 2
+
+
+def _fp8(config: dict):
+    block = config.get("weight_block_size")
+    static = 4 if config.get("activation_scheme") == "static" else 0
+    format = Format(8, block=block[0], block_bytes=4) if block else Format(8, tensor=4 + static)
+    ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
+    return (
+        f"FP8, a scale a {'block' if block else 'matrix'}",
+        "fp8_file",
+        _rules(format, ignored, _EVERYWHERE),
+        2,
+    )
+
+
+def _fbgemm(config: dict):
+    format = Format(8, channel=4)
+    return (
+        "FP8 (FBGEMM), a scale a channel",
+        "fp8_file",
+        _rules(format, config.get("modules_to_not_convert")),
+        2,
+    )
+
+
+def _bitsandbytes(config: dict):
+    skipped = config.get("llm_int8_skip_modules")
+    if config.get("load_in_8bit"):
+        return "bitsandbytes, 8 bits", "bitsandbytes", _rules(Format(8, channel=4), skipped, _EVERYWHERE), 2
+    scale = 1 + 4 / 256 if config.get("bnb_4bit_use_double_quant") else 4
+    format = Format(4, group=64, group_bytes=scale)
+    return "bitsandbytes, 4 bits", "bitsandbytes", _rules(format, skipped, _EVERYWHERE), 2
+
+
+def _mxfp4(config: dict):
+    format = Format(4, group=32, group_bytes=1)
+    return "MXFP4 experts", "mxfp4", _rules(format, config.get("modules_to_not_convert"), ("experts",)), 2
+
+
+_NVFP4 = Format(4, group=16, group_bytes=1, tensor=8)
+_MODELOPT = {
+    "FP8": (Format(8, tensor=8), "FP8 (ModelOpt), a scale a matrix", "fp8_file"),
+    "FP8_PER_CHANNEL_PER_TOKEN": (Format(8, channel=4), "FP8 (ModelOpt), a scale a channel", "fp8_file"),
+    "FP8_PB_WO": (Format(8, block=128, block_bytes=4), "FP8 (ModelOpt), a scale a block", "fp8_file"),
+    "NVFP4": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
+    "NVFP4_AWQ": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
+    "MXFP8": (Format(8, group=32, group_bytes=1), "MXFP8 (ModelOpt)", "fp8_file"),
+}
+
+
+def _modelopt(config: dict):
+    config = config.get("quantization") or config
+    algorithm = str(config.get("quant_algo") or "").upper()
+    if algorithm not in _MODELOPT:
+        raise LayoutError(
+            f"ModelOpt's {algorithm or 'unnamed algorithm'} is not counted here: {', '.join(_MODELOPT)} are."
+        )
+    format, title, kind = _MODELOPT[algorithm]
+    ignored = [*(config.get("exclude_modules") or ()), *(config.get("ignore") or ())]
+    cached = config.get("kv_cache_quant_algo") or config.get("kv_cache_scheme")
+    return title, kind, _rules(format, ignored, _EVERYWHERE), 1 if cached else 2
+
+
+def _compressed_tensors(config: dict):
+    if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise LayoutError("The checkpoint is sparse as well as quantized, whose bytes are not counted here.")
+    ignored, found, last = config.get("ignore"), [], ("", "")
+    for group in (config.get("config_groups") or {}).values():
+        weights = group.get("weights")
+        if weights:
+            targets = None if "Linear" in group["targets"] else group["targets"]
+            format, *last = _of_weights(
+                weights,
+                str(group.get("format") or config.get("format")),
+                bool(group.get("input_activations")),
+            )
+            found.append(_rules(format, ignored, _EVERYWHERE, only=targets))
+    if not found:
+        raise LayoutError("The checkpoint's config_groups name no weights, so its bytes cannot be counted.")
+
+    def of(one: Tensor) -> Format | None:
+        return next(filter(None, (rule(one) for rule in found)), None)
+
+    return last[0], last[1], of, 1 if config.get("kv_cache_scheme") else 2
+
+
+def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format, str, str]:
+    """A group's format, title and kind. Scales are stored in 16 bits, those of NVFP4 and MXFP4 in 8."""
+    bits, strategy = int(weights["num_bits"]), weights.get("strategy") or "tensor"
+    group, floats = weights.get("group_size") or 0, weights.get("type") == "float"
+    zero = 0 if weights.get("symmetric", True) else bits / 8
+    if "fp4" in packed or (floats and bits == 4):
+        name = "mxfp4" if "mxfp4" in packed or group == 32 else "nvfp4"
+        return Format(4, group=group, group_bytes=1, tensor=8 if name == "nvfp4" else 0), name.upper(), name
+    name = "FP8" if floats else f"INT{bits}"
+    kind = "fp8_file" if floats else "int8" if bits == 8 and rounds_inputs else "awq"
+    if strategy == "group":
+        return Format(bits, group=group, group_bytes=2 + zero), f"{name}, groups of {group}", kind
+    if strategy == "block":
+        size = (weights.get("block_structure") or [128])[0]
+        return Format(bits, block=size, block_bytes=2), f"{name}, a scale a block", kind
+    if strategy == "channel":
+        return Format(bits, channel=2 + zero), f"{name}, a scale a channel", kind
+    return Format(bits, tensor=4), f"{name}, a scale a matrix", kind
+
+
+_READERS = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "auto-round": _auto_round,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm,
+    "bitsandbytes": _bitsandbytes,
+    "mxfp4": _mxfp4,
+    "modelopt": _modelopt,
+    "modelopt_fp4": _modelopt,
+    "compressed-tensors": _compressed_tensors,
+}

@@ -1,0 +1,127 @@
+"""What a quantization scheme is: what it stores, and the ways it runs. ``schemes`` has the entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from helpers.base.machine import Machine
+
+
+class SchemeError(ValueError):
+    """A scheme that does not exist or does not run on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way a scheme runs on some hardware.
+
+    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
+    ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
+    scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
+    scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
+    zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
+    multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
+    widened first. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the
+    scheme and the variant in ``notebooks/reference`` whose kernel this is: what a step takes beyond reading.
+    """
+
+    name: str
+    when: Callable[[Machine], bool]
+    why: str
+    source: str
+    args: dict = field(default_factory=dict)
+    expanded: bool = False
+    group_bytes: float | None = None
+    arithmetic_bits: int = 16
+    onednn: bool = True
+    timed: tuple[str, str] = ("baseline", "vLLM's defaults")
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes that a weight which is not quantized takes in memory."""
+        return 4 if self.args.get("dtype") == "float32" else 2
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme.
+
+    ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
+    ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
+    weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that.
+    ``recipe`` names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while
+    it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are matplotlib's colour,
+    marker and line. The last three are the guide's words: when to take it, what overrules that, and the
+    notebook that measures it.
+    """
+
+    name: str
+    title: str
+    weight_bits: int
+    ways: tuple[Way, ...]
+    channel_bytes: float = 0.0
+    group_bytes: float = 0.0
+    recipe: str | None = None
+    kv_bytes: int = 2
+    group: int = 0
+    look: tuple = ("#444444", "*", "-")
+    best_for: str = ""
+    unless: str = ""
+    lesson: str = ""
+
+    @property
+    def file(self) -> bool:
+        """Whether it needs a checkpoint: vLLM does not make one while it loads."""
+        return bool(self.recipe or self.group)
+
+    def way(self, machine: Machine) -> Way:
+        """Return how this machine runs the scheme.
+
+        Raises:
+            SchemeError: it does not; the message says what the machine lacks.
+        """
+        for way in self.ways:
+            if way.when(machine):
+                return way
+        raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
+
+
+def cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
+    return lambda machine: machine.kind == "cuda" and low <= (machine.sm or 0) < high
+
+
+def cpu(*flags: str) -> Callable[[Machine], bool]:
+    return lambda machine: machine.kind == "cpu" and (not flags or bool(machine.isa & set(flags)))
+
+
+BF16_ISA = frozenset({"amx_bf16", "avx512_bf16", "avx512f"})  # what oneDNN has BF16 kernels for
+
+_KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
+
+
+def _caches_fp8(machine: Machine) -> bool:
+    """Whether vLLM has an attention kernel there that reads an FP8 KV cache."""
+    return (machine.sm or 0) >= 8.0 if machine.kind == "cuda" else bool(machine.isa & BF16_ISA)
+
+
+def _in_fp8(way: Way) -> Way:
+    """The same way of running, with an FP8 KV cache."""
+    return replace(
+        way,
+        name=f"{way.name}, FP8 KV cache",
+        when=lambda machine: way.when(machine) and _caches_fp8(machine),
+        why=f"{way.why} The cache stores FP8: Hopper and the data-centre Blackwells round the queries, too, "
+        "and multiply FP8, other hardware widens it as it reads.",
+        source=_KV_SOURCE,
+        args=way.args | {"kv_cache_dtype": "fp8"},
+    )
+
+
+def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
+    """A scheme's weights with an FP8 KV cache: a scheme of its own, on hardware that runs both."""
+    refused = "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU."
+    refused = " ".join(why for why in (base.ways[-1].why * (not base.ways[-1].name), refused) if why)
+    ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
+    ways.append(Way("", lambda machine: False, refused, _KV_SOURCE))
+    return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)
