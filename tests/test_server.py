@@ -1,29 +1,29 @@
 """The real server: what it answers, what it refuses, how it ends, and what is left of it then."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-import yaml
 
 from helpers.base import records
 from helpers.model.model import TITLE
-from helpers.serve import clients, command, doors, load, load_tables, settings
-from helpers.serve.clients import HOWS, Request, Watch
+from helpers.serve import clients, doors, load, load_tables, probe, settings
+from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
-from helpers.serve.server import TEARDOWN_S, _ending, open_server
+from helpers.serve.server import TEARDOWN_S, open_server
 from helpers.serve.settings import Settings
+from tests.nginx import Upstream, nginx, said, writings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0}
@@ -36,25 +36,13 @@ def small(**more) -> Settings:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One server for the tests of this file; the last of them stop it under load."""
-    with open_server(small(), log_dir=tmp_path_factory.mktemp("logs")) as server:
+    folder = tmp_path_factory.mktemp("logs")
+    with open_server(small(max_answer_tokens=128), log_dir=folder, disable_fastapi_docs=False) as server:
         yield server
 
 
 def gone(processes: list) -> bool:
     return not psutil.wait_procs(processes, timeout=15)[1]
-
-
-def test_arguments_are_what_vllms_command_line_reads():
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    args = {"max_model_len": 64, "enforce_eager": True, "enable_prefix_caching": False}
-    args |= {"compilation_config": {"compile_sizes": [1]}}
-    said = command.flags(args)
-    assert said[:4] == ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching"]
-    read = EngineArgs.from_cli_args(EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(said))
-    assert (read.max_model_len, read.enforce_eager, read.enable_prefix_caching) == (64, True, False)
-    assert read.compilation_config.compile_sizes == [1]
 
 
 # ---- before anything starts
@@ -129,39 +117,19 @@ def test_ctrl_c_while_its_process_is_made_leaves_none(tmp_path, monkeypatch):
     assert not left
 
 
-ANSWER = b'{"paths": {}, "choices": [{"message": {"content": "Paris"}}]}'
-
-
 def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
     """The server is on this machine; the proxy would be told the key, and could not reach it."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(ANSWER)))
-            self.end_headers()
-            self.wfile.write(ANSWER)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
-        server = open_server(small(), log_dir=tmp_path)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    server = open_server(small(), log_dir=tmp_path)
+    with Upstream() as listener:
+        listener.says = '{"paths": {}, "data": [{"id": "m"}], "choices": [{"message": {"content": "Paris"}}]}'
         server.args["port"] = listener.server_port
         assert server._healthy()
         server.client().completions.create(model=server.name, prompt="Hello", max_tokens=1)
-        with clients.crowd(server, [Request({}, lambda reply: True)], 1) as crowd:
+        with clients.crowd(server, [clients.Request({}, lambda reply: True)], 1) as crowd:
             assert [outcome.how for outcome in crowd.outcomes()] == ["answered"]
         with Watch(server, every_s=0.05) as watch:
             time.sleep(0.5)
@@ -169,15 +137,7 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
         assert {refusal.status for refusal in doors.refusals(server)} == {200}
         assert all(door.with_key == door.without_key == 200 for door in doors.open_doors(server))
         assert doors.generates_without_key(server) == "Paris"
-        listener.shutdown()
-    assert {"/health", "/v1/completions", "/v1/chat/completions", "/invocations", "/docs"} <= set(asked)
-
-
-@pytest.mark.parametrize(
-    ("code", "said"), [(137, "was killed by SIGKILL"), (255, "exit code 255"), (1, "exit code 1")]
-)
-def test_an_exit_code_in_words(code, said):
-    assert said in _ending(code)
+        assert probe.alive(server.url, 5) == "a token came through"
 
 
 # ---- the running server
@@ -279,14 +239,58 @@ def test_the_security_page_names_exactly_the_routes_that_are_open(server):
     assert "Paris" in doors.generates_without_key(server)
 
 
-def test_every_metric_of_the_alerts_exists(server):
+def test_behind_the_proxy_nothing_but_v1_answers_and_that_not_without_the_key(server, tmp_path):
+    """Every route that the server lists, in every way of writing it."""
+    routes = {re.sub("[{}]", "", path) for _, path in doors.routes(server)}
+    with nginx(tmp_path, server.args["port"], **{"rate=20r/s": "rate=10000r/s"}) as port:
+        for path in set().union(*map(writings, routes)) - {"/health"}:
+            for method, body in (("GET", None), ("POST", "{}")):
+                status, _, text = said(port, method, path, body)
+                assert status in (400, 401, 403, 404), (method, path, text)
+                if "/v1/" not in path and "/v1%" not in path.lower():
+                    status, _, text = said(port, method, path, body, **server.headers)
+                    assert status in (400, 403, 404), (method, path, text)
+        key = {"x_api_key": server.settings.api_key, "Content_Type": "application/json"}
+        body = {"model": server.name, "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+        assert said(port, "POST", "/v1/messages", json.dumps(body), **key)[0] == 200
+        assert said(port, "GET", "/health")[0] == 200
+    bypassed = said(server.args["port"], "GET", "/metrics/../v1/x")
+    assert "vllm:num_requests_running" in bypassed[2], "this is why the proxy passes on what it matched"
+
+
+def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
+    story = [{"role": "user", "content": "Tell a story."}]
+    for wanted in ({"max_tokens": 400}, {}):
+        reply = server.client().chat.completions.create(
+            model=server.name, messages=story, extra_body={"ignore_eos": True}, **wanted
+        )
+        assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (128, "length")
+
+
+def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
+    with clients.crowd(server, clients.long(40, 60), concurrency=40) as crowd:
+        outcomes = crowd.outcomes()
+    found = clients.count(outcomes)
+    assert (found["answered"], found["refused"]) == (32, 8), found
+    refused = [outcome for outcome in outcomes if outcome.how == "refused"]
+    assert {outcome.status for outcome in refused} == {503}
+    assert max(outcome.seconds for outcome in refused) < min(
+        o.seconds for o in outcomes if o.how == "answered"
+    )
+    greedy = {"model": server.name, "prompt": "Hi", "n": 5, "max_tokens": 1}
+    reply = httpx.post(server.url + "/v1/completions", json=greedy, headers=server.headers, trust_env=False)
+    assert (reply.status_code, "at most 4" in clients.message(reply)) == (400, True), reply.text
+
+
+def test_every_metric_that_is_watched_exists(server):
     clients.crowd(server, clients.numbered(1), concurrency=1).outcomes()
-    have = set(server.metrics()) | {"up"}  # Prometheus makes that one itself
-    for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]:
-        for rule in group["rules"]:
-            named = set(re.findall(r"\b(?:vllm:\w+|http_\w+|up)\b(?=[\[{ ])", rule["expr"]))
-            assert named, rule["alert"]
-            assert named <= have, rule["alert"]
+    text = server.get("/metrics").text
+    files = "".join((DEPLOY / name).read_text() for name in ("alerts.yml", "grafana.json"))
+    named = set(re.findall(r"\b(?:vllm:\w+|http_\w+_total)\b(?![:\w])", files))
+    assert len(named) > 10
+    assert {name for name in named if f"\n{name}{{" not in text} == set()
+    for metric, bound in re.findall(r'(vllm:\w+_bucket)\{le="([\d.]+)"', files):
+        assert re.search(rf'^{metric}\{{.*le="{bound}"', text, re.M), (metric, bound)
 
 
 def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(server, tmp_path):
@@ -371,7 +375,7 @@ def test_a_level_that_is_over_at_once_is_repeated_for_longer():
 
 
 def test_an_answer_lasts_as_long_as_its_context_allows():
-    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 800, 800]
+    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 500, 500]
 
 
 def test_a_95th_percentile_of_few_requests_is_not_shown():
@@ -515,6 +519,93 @@ def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
     assert found["hung"] + found["refused"] + found["aborted"] + found["cut off"] == 4, found
     assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
     assert gone(processes)
+
+
+class Behind:
+    """A server as clients see it that come through a proxy."""
+
+    def __init__(self, server, port: int):
+        self.name, self.headers, self.metrics = server.name, server.headers, server.metrics
+        self.url = f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch):
+    """A hang-up, a reader who does not read, a reload, an engine that is stopped and one that is killed."""
+    (tmp_path / "nginx").mkdir()
+    server = open_server(small(max_num_seqs=8), log_dir=tmp_path).start()
+    monkeypatch.setenv("VLLM_API_KEY", server.settings.api_key)
+    story = {"model": server.name, "prompt": "Once", "max_tokens": 400, "stream": True}
+    story["ignore_eos"] = True
+    with nginx(tmp_path / "nginx", server.args["port"]) as port:
+        behind = Behind(server, port)
+        asked = {"json": story, "headers": server.headers, "timeout": 60}
+        with httpx.Client(base_url=behind.url, trust_env=False) as http:
+            with http.stream("POST", "/v1/completions", **asked) as hung_up:
+                next(hung_up.iter_lines())
+            begun = time.monotonic()
+            while clients.in_flight(server):
+                assert time.monotonic() - begun < 2, "nobody reads it: the engine stops writing"
+            with http.stream("POST", "/v1/completions", **asked) as unread:
+                next(unread.iter_raw())
+                with clients.crowd(behind, clients.numbered(24), concurrency=6) as crowd:
+                    time.sleep(0.5)
+                    os.kill(int((tmp_path / "nginx/nginx.pid").read_text()), signal.SIGHUP)
+                    assert clients.count(crowd.outcomes())["answered"] == 24
+        [core] = [process for process in server.processes() if process.name() == "VLLM::EngineCore"]
+        core.suspend()
+        assert server.get("/health").status_code == 200, "this is why the probe asks for a token"
+        with pytest.raises(OSError, match="no token was written within 3 s"):
+            probe.alive(server.url, 3)
+        core.resume()
+        assert "token came through" in probe.alive(server.url, 20)
+        with clients.crowd(behind, clients.long(4, 400), concurrency=4, timeout_s=30) as crowd:
+            crowd.wait_until_writing()
+            with httpx.stream("POST", f"{behind.url}/v1/completions", **asked, trust_env=False) as cut:
+                lines = cut.iter_lines()
+                next(lines)
+                core.kill()
+                last = [line for line in lines if line]
+            outcomes = crowd.outcomes()
+    assert {(outcome.how, outcome.status) for outcome in outcomes} <= {("refused", 500), ("refused", 502)}
+    assert cut.status_code == 200
+    assert "error" in last[-2], "this is how a client tells a cut stream from a finished one"
+    assert last[-1] == "data: [DONE]"
+    server.kill()
+
+
+@pytest.mark.slow
+def test_started_by_the_script_alone_nothing_outlives_what_answers(tmp_path, monkeypatch):
+    """Its API process is killed: the engine and its memory go with it, without an owner that is Python."""
+    server = open_server(small())  # its arguments; it is not started
+    variables = {"MODEL_NAME": str(server.checkpoint.folder), "VLLM_API_KEY": server.settings.api_key}
+    variables |= {"SERVER_PORT": str(server.args["port"]), "MAX_MODEL_LEN": "512", "MAX_NUM_SEQS": "16"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHON", sys.executable)
+    with (tmp_path / "log").open("w") as log:
+        launched = subprocess.Popen(["sh", str(DEPLOY / "serve.sh")], stdout=log, stderr=log)
+    try:
+        stop = time.monotonic() + 300
+        while "token" not in _alive(server.url):
+            left = (tmp_path / "log").read_text()[-2000:]
+            assert launched.poll() is None, left
+            assert time.monotonic() < stop, left
+            time.sleep(0.5)
+        owned = psutil.Process(launched.pid).children(recursive=True)
+        [api] = psutil.Process(launched.pid).children()
+        assert len(owned) >= 2
+        api.kill()
+        assert gone(owned)
+        assert launched.wait(15) == 128 + signal.SIGKILL
+    finally:
+        launched.kill()
+
+
+def _alive(url: str) -> str:
+    with contextlib.suppress(OSError):
+        return probe.alive(url, 5)
+    return ""
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from helpers.base.figure import (
     batch_axis,
     label_bar,
     log_axis,
+    name_ends,
     panels,
 )
 from helpers.base.page import Note
 from helpers.compare import rounding
-from helpers.compare.roofline import ratios
-from helpers.model.schemes import SCHEMES, bound_look, look
+from helpers.model.schemes import look
 
 FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
 
@@ -160,99 +160,79 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
 
 
 def gains(
-    origins: Mapping[str, list[dict]], allowed: Mapping[str, Mapping[str, Mapping[float, float]]]
+    places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], exact: bool = True
 ) -> Figure | Note:
-    """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel an origin.
+    """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel a place.
 
     Args:
-        origins: records by what they are of; ``allowed``: for the same names what ``roofline.allowed`` says
-            of each scheme, drawn dotted.
+        places: by title and scheme what ``roofline.ranges`` gives: ratio, least and most at each batch size.
+        exact: what is drawn is on record or computed, the same everywhere.
     """
-
-    found = {
-        title: {name: ratios(rows, name) for name in SCHEMES if name != "baseline"}
-        for title, rows in origins.items()
-    }
-    found = {title: {n: r for n, r in by.items() if r} for title, by in found.items()}
-    found = {title: by for title, by in found.items() if by}
-    if not found:
+    places = {title: {n: r for n, r in by.items() if r} for title, by in places.items()}
+    places = {title: by for title, by in places.items() if by}
+    if not places:
         return Note("No scheme was measured beside a baseline on any machine: there are no gains to draw.")
-    columns = min(3, len(found))
-    height = -(-len(found) // columns)
-    figure, grid = panels(columns, (max(7, 3.4 * columns), 3.3 * height), height)
-    for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
+    figure, [row] = panels(len(places), (1.2 + 3.9 * len(places), 3.8))
+    every = [
+        value for by in places.values() for points in by.values() for one in points.values() for value in one
+    ]
+    for axes, (title, by) in zip(row, places.items(), strict=True):
         axes.axhline(1, color=look("baseline")["color"], linewidth=1)
-        for name, gained in by.items():
-            axes.plot(gained.keys(), gained.values(), label=name, **look(name))
-            most = allowed.get(title, {}).get(name, {})
-            axes.plot(most.keys(), most.values(), **bound_look(name))
-        axes.set_title(title.replace(" on ", "\non "), fontsize="small")
-        every = [ratio for ratios in by.values() for ratio in ratios.values()]
-        every += [ratio for name in by for ratio in allowed.get(title, {}).get(name, {}).values()]
-        batch_axis(axes, sorted({batch for ratios in by.values() for batch in ratios}))
-        log_axis(axes)
-        axes.set_ylim(0.9 * min(0.5, *every), 1.1 * max(2.0, *every))
-    for axes in grid.flat[len(found) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("tokens per second, baseline = 1")
-    handles = {
-        label: handle
-        for axes in grid.flat
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    style = {"color": "black", "marker": "o", "mfc": "white", "linestyle": DOTTED}
-    handles["dotted: what the roofline allows each"] = grid.flat[0].plot([], [], **style)[0]
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
+        for name, points in by.items():
+            ratios, low, high = zip(*points.values(), strict=True)
+            axes.plot(list(points), ratios, **look(name))
+            axes.vlines(list(points), low, high, color=look(name)["color"], linewidth=1)
+        axes.set_title(title, fontsize="medium")
+        batch_axis(axes, sorted({batch for points in by.values() for batch in points}))
+        axes.set_ylim(min(0.75, 0.95 * min(every)), max(2.0, 1.05 * max(every)))
+        ends = {
+            name: (max(points), points[max(points)][0], look(name)["color"]) for name, points in by.items()
+        }
+        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, look("baseline")["color"])})
+    row[0].set_ylabel("tokens per second, 16 bits = 1")
     words = "; ".join(
-        f"{title}: {', '.join(f'{n} {r[min(r)]:.2f} to {r[max(r)]:.2f}' for n, r in by.items())}"
-        for title, by in found.items()
+        f"{title}: {', '.join(f'{n} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}' for n, p in by.items())}"
+        for title, by in places.items()
     )
-    return Figure(
-        figure,
-        "For each machine and model a panel: the throughput of each scheme as a multiple of the baseline's, "
-        "from the smallest batch to the largest, and dotted the most that the roofline allows it. "
-        f"{page.measured(words)}",
-    )
+    alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
+    return Figure(figure, alt + (words + "." if exact else str(page.measured(words))), exact=exact)
 
 
 def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:
-    """Draw dollars a million tokens: by scheme, at each batch size."""
+    """Draw dollars a million tokens: by scheme, at each batch size on record."""
     drawn = {name: by for name, by in dollars.items() if by}
     if not drawn:
         return Note("There is no throughput on record here, so nothing has a cost.")
-    figure, [[axes]] = panels(size=(7, 3.8))
+    figure, [[axes]] = panels(size=(7, 3.6))
     for name, by in drawn.items():
-        axes.plot(by.keys(), by.values(), label=name, **look(name))
+        axes.plot(by.keys(), by.values(), **look(name))
     axes.set(ylabel="dollars a million output tokens", title=title)
     batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
     log_axis(axes, "${value:,.2f}")
-    axes.legend(fontsize="small")
-    words = "; ".join(f"{name} ${min(by.values()):,.2f} at best" for name, by in drawn.items())
+    name_ends(axes, {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()})
+    words = "; ".join(f"{name} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items())
     return Figure(
-        figure,
-        f"Dollars a million output tokens against the batch size. {page.measured(f'{title}: {words}')}",
+        figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.", exact=True
     )
 
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
-    """Draw the rent a day of each ``cost.Offer`` that can serve a load, the cheapest first."""
-    able = [offer for offer in offers if not offer.why_not]
+    """Draw the least rent a day of each scheme that can serve a load, the cheapest first, from ``cost.Offer``s."""
+    able = list({offer.scheme: offer for offer in reversed(offers) if not offer.why_not}.values())
+    able.sort(key=lambda offer: offer.per_day)
     if not able:
         return Note("None of these GPUs can serve this load: " + "; ".join(
             f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers
         ))  # fmt: skip
-    figure, [[axes]] = panels(size=(8, 1.4 + 0.45 * len(able)))
+    figure, [[axes]] = panels(size=(8, 1.2 + 0.45 * len(able)))
     for place, offer in enumerate(able):
-        axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], edgecolor="black", linewidth=0.5)
-        label_bar(
-            axes,
-            offer.per_day,
-            place,
-            f"{offer.count} x {offer.card}, {offer.batch} at once, ${offer.per_million:,.2f} a million",
-        )
-    axes.set_yticks(range(len(able)), [f"{offer.scheme}, {offer.card}" for offer in able])
-    axes.set(xlim=(0, 1.8 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
+        best = offer.per_day == able[0].per_day
+        style = {"edgecolor": "black", "linewidth": 2 if best else 0.5}
+        axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], **style)
+        text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
+        label_bar(axes, offer.per_day, place, text + ", the least" * best)
+    axes.set_yticks(range(len(able)), [offer.scheme for offer in able])
+    axes.set(xlim=(0, 1.6 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.", exact=True)

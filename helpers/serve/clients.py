@@ -79,10 +79,10 @@ def long(count: int, tokens: int) -> list[Request]:
     return [one(number) for number in range(count)]
 
 
-def lasting(seconds: float, per_token: float, least: int = 24, most: int = 800) -> int:
+def lasting(seconds: float, per_token: float, least: int = 24, most: int = 500) -> int:
     """Tokens of an answer that takes about so long at ``per_token`` seconds each.
 
-    ``most`` is what a context of 1,024 leaves beside a short prompt: a fast machine is done with it sooner.
+    ``most`` is where a server ends every answer (MAX_ANSWER_TOKENS): a fast machine is done with it sooner.
     """
     return max(least, min(most, round(seconds / per_token))) if per_token > 0 else most
 

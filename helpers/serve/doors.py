@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 
 from helpers.serve import clients
+from helpers.serve.errors import ServerError
 
 # Routes that FastAPI and the metrics' own application add without listing them.
 UNLISTED = (("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"))
@@ -39,8 +40,17 @@ class Door:
 
 
 def routes(server) -> list[tuple[str, str]]:
-    """Methods and paths of a server, sorted by path."""
-    listed = server.get("/openapi.json").json()["paths"]
+    """Methods and paths of a server, sorted by path.
+
+    Raises:
+        ServerError: it keeps its list to itself, as one in production should.
+    """
+    reply = server.get("/openapi.json")
+    if reply.status_code != 200:
+        raise ServerError(
+            "This server does not list its routes: open_server(..., disable_fastapi_docs=False)."
+        )
+    listed = reply.json()["paths"]
     found = {
         (method.upper(), path)
         for path, methods in listed.items()

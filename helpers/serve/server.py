@@ -31,8 +31,9 @@ from helpers.faults import explain
 from helpers.faults.log import root_cause
 from helpers.model.model import EMBEDDED, Model
 from helpers.serve import command
-from helpers.serve.command import START, flags, refuse_taken_port, server_environment
+from helpers.serve.command import START, flags, server_environment
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
+from helpers.serve.ports import refuse_taken_port
 from helpers.serve.settings import Settings, load
 
 TEARDOWN_S = 20  # from the last request's end to the process's end, at most
@@ -58,7 +59,8 @@ def open_server(
     with command.token(settings):
         model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
     model.check_words()
-    args = command.arguments(settings, machine, model, checkpoint, way) | vllm_args
+    folder, config = str(checkpoint.folder), checkpoint.config
+    args = command.arguments(settings, machine, way, folder, model.title, config) | vllm_args
     arguments.check_gpus(machine, args.get("tensor_parallel_size", 1), model)
     return Server(settings, model, checkpoint, way, args, Path(log_dir))
 

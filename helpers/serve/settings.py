@@ -10,7 +10,9 @@ file, an argument over both.
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,14 +21,14 @@ from dotenv import dotenv_values
 from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from helpers.model.model import EMBEDDED
-
 # What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
 SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
 
 LEAST_KEY = 16  # characters of an API key; a generated one has 43
 
 LOCAL = ("127.0.0.1", "::1")
+
+EMBEDDED = "embedded"  # the model that comes with the lessons; this module runs without them, too
 
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -35,11 +37,17 @@ class SettingsError(ValueError):
     """Settings that cannot be used; one line a problem, with the variable, its value and what is allowed."""
 
 
+def _longest_s(max_num_seqs=1, max_num_queued_reqs=0, max_answer_tokens=1, seconds_per_token=1.0, **_) -> int:
+    """``Settings.longest_s``; a field that is missing here is wrong, and said to be so elsewhere."""
+    batches = math.ceil((max_num_queued_reqs or 2 * max_num_seqs) / max_num_seqs)
+    return math.ceil(batches * max_answer_tokens * seconds_per_token)
+
+
 class Settings(BaseSettings):
     """Everything a deployer may set. The variable's name is the field's, in capitals.
 
-    Except for three, whose names others fixed: ``vllm_api_key`` (vLLM reads it itself, so it never stands
-    in a command line), ``hf_token`` and ``vllm_cpu_kvcache_space`` (GiB, CPU only).
+    Except for four, whose names others fixed: ``vllm_api_key`` (vLLM reads it itself, so it never stands in
+    a command line), ``hf_token``, ``vllm_cpu_kvcache_space`` (GiB, CPU only) and ``vllm_max_n_sequences``.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -52,7 +60,23 @@ class Settings(BaseSettings):
     served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
     server_host: IPvAnyAddress = Field("127.0.0.1", validate_default=True, description="address to listen on")
     server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
-    shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds to drain after SIGTERM; 0 aborts")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that one server is spread over")
+    max_answer_tokens: int = Field(500, ge=1, le=1_048_576, description="every answer ends there")
+    seconds_per_token: float = Field(0.3, gt=0, le=60, description="the slowest TPOT that you promise")
+    max_num_queued_reqs: int | None = Field(
+        None, ge=1, le=1_000_000, description="taken at once, waiting ones too; MAX_NUM_SEQS x 2 if empty"
+    )
+    max_num_queued_tokens: int | None = Field(
+        None, ge=1, description="prompt tokens that wait; TTFT x prompt tokens/s, no limit if empty"
+    )
+    vllm_max_n_sequences: int = Field(4, ge=1, le=16384, description="the largest n: answers to one request")
+    tool_call_parser: _Name | None = Field(None, description="how it writes tool calls, such as hermes")
+    shutdown_timeout: int = Field(
+        default_factory=lambda found: _longest_s(**found),
+        ge=0,
+        le=86400,
+        description="seconds to drain after SIGTERM; 0 aborts; the longest answer's if empty",
+    )
     start_timeout: int = Field(600, ge=1, le=7200, description="seconds until it must be ready")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format")
     vllm_cpu_kvcache_space: int = Field(1, ge=1, le=1024, description="GiB of KV cache on a CPU")
@@ -64,10 +88,26 @@ class Settings(BaseSettings):
 
     @field_validator("vllm_api_key")
     @classmethod
-    def _long_enough(cls, key: SecretStr) -> SecretStr:
+    def _sendable(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", key.get_secret_value()):
+            raise ValueError("has a blank, a line's end or a letter that no HTTP header carries")
         if len(key.get_secret_value()) < LEAST_KEY:
             raise ValueError("too short to withstand guessing")
         return key
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the server takes at once, running or waiting; one more is refused with 503."""
+        return self.max_num_queued_reqs or 2 * self.max_num_seqs
+
+    @property
+    def longest_s(self) -> int:
+        """Seconds from taking a request to the end of its answer, at most.
+
+        It may wait until the batches before it are through. The drain, the grace periods and the proxy's
+        timeout in notebooks/deploy follow from this.
+        """
+        return _longest_s(**self.model_dump())
 
     @property
     def scheme(self) -> str:
@@ -102,7 +142,8 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     """Return checked settings from the arguments, the environment and ``env_file``, in this order.
 
     Args:
-        env_file: a file of ``NAME=value`` lines; one that does not exist says nothing.
+        env_file: a file of ``NAME=value`` lines; one that does not exist says nothing. So does the folder
+            SECRETS_DIR, which may hold a file for each secret, named as the variable.
         values: fields of ``Settings``, by name.
 
     Raises:
@@ -112,9 +153,11 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     if unknown := [name for name in values if name not in Settings.model_fields]:
         problems += [_unknown(name, "an argument") for name in unknown]
     try:
-        found = Settings(_env_file=env_file, **values)
+        found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **values)
     except ValidationError as error:
-        problems += [_sentence(problem) for problem in error.errors()]
+        # What a default could not follow from has an error of its own.
+        wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        problems += [_sentence(problem) for problem in wrong]
     if problems:
         raise SettingsError("\n".join(problems))
     return found
