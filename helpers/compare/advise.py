@@ -6,7 +6,7 @@ import html
 import textwrap
 from dataclasses import dataclass
 
-from helpers.base.page import Table, as_it_is
+from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
@@ -14,6 +14,7 @@ from helpers.compare.options import Counted, Load, Option
 from helpers.compare.published import GAINED
 from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
+from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
@@ -176,25 +177,18 @@ class Advice:
     def sources(self) -> list[str]:
         """Where the figures are from."""
         shown = self.shown
-        kinds = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
-        found = ["Weights, KV cache: counted from the config, with vLLM's rules."]
-        found += [
-            f"Gains (tokens/s a GPU, 16 bits = 1): {'; '.join(kinds)}. Lesson 05 measures yours."
-        ] * bool(kinds)
-        cited = [
-            g for g in GAINED if g.card == self.load.card.name and any(o.scheme == g.scheme for o in shown)
-        ]
-        found += [
-            f"Published: {g.scheme} on {g.card} at batch {g.batch}: {g.ratio:.1f} times ({g.source})."
-            for g in cited
-        ]
-        kept = "; ".join(
-            dict.fromkeys(one.kept.source for one in shown if one.kept.source and ";" not in one.kept.source)
-        )
-        found += [f"Accuracy: published ({kept})."] * bool(kept)
-        found += [f"Dollars: at ${self.price:g} a GPU and day, all of it used; at least."] * (
-            self.price is not None
-        )
+        gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
+        kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
+        found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
+        if gains:
+            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. Lesson 05 measures yours.")
+        for known in GAINED:
+            if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
+                found.append(f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.source}.")
+        if cited := "; ".join(filter(None, kept)):
+            found.append(f"Accuracy: published, {cited}.")
+        if self.price:
+            found.append(f"Dollars: at ${self.price:g} a GPU and day, all of it used: at least.")
         return found + [self.model.note] * bool(self.model.note)
 
     def __repr__(self) -> str:
@@ -248,7 +242,7 @@ def advise(
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
     model = options.counted(resolve.sized(name))
-    if context is None and model.longest < load.context:
+    if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)
     return Advice(model, load, goal, price, found, recommended(found, goal, load))
@@ -334,7 +328,10 @@ def explorer(
     name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)
 
     def draw(of, on, tokens, requests, aim):
-        return advise(of, on, context=tokens, users=requests, goal=aim)
+        try:
+            return advise(of, on, context=tokens, users=requests, goal=aim)
+        except ModelError as error:  # no such folder, no network: a sentence, as for every other refusal
+            return Note(error)
 
     return explore(
         draw,

@@ -22,7 +22,7 @@ from helpers.compare.cards import Card, SizingError
 from helpers.compare.published import ACCURACY, CHECKPOINTS, Kept
 from helpers.compare.roofline import Step
 from helpers.compare.sizing import UTILIZATION
-from helpers.model import formats, schemes, shapes, sizes
+from helpers.model import formats, schemes, shapes, sizes, ways
 from helpers.model.formats import Quantized
 from helpers.model.layout import MATRICES, Layout, LayoutError, full_config
 from helpers.model.model import Model
@@ -309,7 +309,7 @@ def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None
 
 def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
     """The ratio that was measured of this very case: here, or by a record of the same card."""
-    reference = [row for row in _reference() if row["device"].endswith(load.card.name)]
+    reference = [row for row in recorded_rows() if row["device"].endswith(load.card.name)]
     for found, where in ((rows or [], "measured here"), (reference, f"recorded on an {load.card.name}")):
         same = [
             row for row in found
@@ -326,8 +326,19 @@ def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[di
 
 
 @functools.cache
-def _reference() -> list[dict]:
-    return records.elsewhere()[0]
+def recorded_rows() -> list[dict]:
+    """The records of other machines that were measured."""
+    return [row for row in records.elsewhere()[0] if not row.get("cited")]
+
+
+def estimated(model: Counted, row: dict) -> float:
+    """The tokens/s that would have been expected of a record, at the bandwidth measured beside it."""
+    card, rule = cards.card(row["device"]), schemes.scheme(row["scheme"])
+    way = ways.recorded(row) or rule.way(card.machine)
+    held = _everywhere(sizes.format_of(rule, model.layout, way))
+    step = roofline.step_of(model.layout, held, rule.kv_bytes)
+    card = replace(card, bandwidth=row["copy_bandwidth"])
+    return _rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
 
 
 @functools.cache

@@ -39,8 +39,8 @@ ACCURACY = {
 }
 
 GAINED = (
-    Gained("awq", "RTX 4090", 1, 194 / 62, "Llama-2-7B, arXiv 2306.00978"),
-    Gained("awq", "L4", 1, 3.3, "Mistral-7B, a mean of batch 1 to 8, bench.bereketlemma.com"),
+    Gained("awq", "RTX 4090", 1, 194 / 62, "Llama-2-7B at batch 1, arXiv 2306.00978"),
+    Gained("awq", "L4", 1, 3.3, "Mistral-7B at batch 1 to 8, bench.bereketlemma.com"),
     Gained("awq", "A10", 16, 3.9, "one matrix, nearly ideal until batch 16 to 32, arXiv 2408.11743"),
 )
 

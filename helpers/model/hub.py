@@ -39,11 +39,13 @@ def config_from_hub(name: str) -> Model:
     """
     import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
         config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    except LocalEntryNotFoundError as error:  # no answer, and nothing of it here
+        raise ModelError(_why_not(repository, revision or None, error)) from error
     except EntryNotFoundError:
         raise ModelError(
             f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
