@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup system run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
+.PHONY: help setup advise card system run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -53,6 +53,13 @@ provoking := faults endings engine interrupt models weights checkpoints once sec
 
 screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in build/screenshots (needs Chromium)
 	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
+
+advise: setup  ## which quantization: MODEL=Qwen/Qwen3-8B GPU=L4 USERS=20 (GPUS, CONTEXT, GOAL, PRICE)
+	@$(in_venv) -m helpers.advise "$(or $(MODEL),qwen3-8b)" $(foreach option,GPU GPUS CONTEXT USERS GOAL PRICE,\
+		$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) "$($(option))"))
+
+card: setup  ## write README's card of GPU classes and goals anew
+	@$(in_venv) -m helpers.tools.card
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks $(LAB)

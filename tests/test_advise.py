@@ -10,12 +10,14 @@ from itertools import pairwise
 import pytest
 
 from helpers import advise as command
+from helpers.base.files import ROOT
 from helpers.compare import advise, options
 from helpers.compare.cards import CARDS, SizingError
 from helpers.compare.options import Counted, Load
 from helpers.model import resolve, shapes
 from helpers.model.layout import LayoutError
 from helpers.model.model import ModelError
+from helpers.tools import card
 from tests.hub import hub
 
 
@@ -60,7 +62,7 @@ def test_a_70b_is_quantized_or_gets_more_gpus():
     assert (found["baseline"].fits, found["baseline"].needs) == (False, 2)
     assert found["fp8"].fits
     assert found["baseline on 2 GPUs"].command.endswith("--tensor-parallel-size 2")
-    # Measured once: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0. An estimate for
+    # Measured once: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0. Estimates of
     # several GPUs leaves out what they tell each other, and is further above.
     assert found["fp8"].alone_per_s == pytest.approx(48.5, rel=0.1)
     assert 1 < found["baseline on 2 GPUs"].alone_per_s / 47.0 < 1.25
@@ -278,6 +280,11 @@ def test_any_model_is_accepted_by_the_widget(tmp_path):
         shown = advise.explorer(model, users=20)
         assert shown.live().children
         assert repr(shown)
+
+
+def test_readmes_card_is_the_one_that_is_computed():
+    page = (ROOT / "README.md").read_text()
+    assert card.written(page) == page, "make card writes it anew"
 
 
 def test_the_answer_says_the_same_in_text_and_on_a_page():

@@ -10,7 +10,7 @@ from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.options import Counted, Load, Option
+from helpers.compare.options import AS_IT_IS, Counted, Load, Option
 from helpers.compare.published import GAINED
 from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
@@ -18,6 +18,7 @@ from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
+A_LITTLE = 1.1  # one that rounds a little more: the cache besides
 SAME = 1.05  # and of two that round alike, one is better only beyond this
 GIB = 2**30
 
@@ -58,9 +59,11 @@ class Advice:
             first += f" (there is room for {one.users})" if one.users > load.users else ""
         else:
             first += f"{one.users} of {load.users} run at once, the others wait their turn"
-        if one.together and one.together.ratio < 1:
+        if one.scheme.startswith(AS_IT_IS):
+            first += "; the checkpoint is quantized already"
+        elif one.together and one.together.ratio < 1:
             first += f", at {one.together.ratio:.2f} times the tokens of 16 bits"
-        elif one.together:
+        elif one.scheme != "baseline" and one.together:
             first += f", and a GPU gives about {one.together.ratio:.1f} times the tokens of 16 bits"
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
@@ -86,11 +89,12 @@ class Advice:
     def overruled_by(self) -> list[str]:
         """What would overrule the recommendation, a condition and what to take then."""
         one = self.chosen
-        others = [other for other in self.options if other.step and other is not one and other.users]
+        others = [other for other in self.shown if other is not one and other.users]
         return list(filter(None, (rule(one, others) for rule in self._rules()))) if one else []
 
     def _rules(self):
-        return (self._if_speed, self._if_accuracy, self._if_few, self._if_all, self._if_close, self._if_made)
+        speed, room = (self._if_speed, self._if_accuracy, self._if_few), (self._if_all, self._if_long)
+        return (*speed, *room, self._if_close, self._if_made)
 
     def _if_speed(self, one: Option, others: list[Option]) -> str:
         faster = [other for other in others if other.fits >= one.fits and other.gpus <= self.load.gpus]
@@ -113,6 +117,11 @@ class Advice:
 
     def _if_all(self, one: Option, others: list[Option]) -> str:
         return not one.fits and one.needs and f"nobody may wait: {one.needs} GPUs hold {self._all}"
+
+    def _if_long(self, one: Option, others: list[Option]) -> str:
+        same = [other for other in others if other.weights == one.weights and other.gpus == one.gpus]
+        best = max(same, key=lambda other: other.users, default=one)
+        return best.users > one.users and f"contexts grow: {best.title} has room for {best.users} of these"
 
     def _if_close(self, one: Option, others: list[Option]) -> str:
         close = one.fits and one.spare < MARGIN
@@ -196,8 +205,10 @@ class Advice:
         if self.chosen:
             lines += ["", f"    {self.chosen.command}", ""]
         if self.overruled_by:
-            lines += ["Unless", *(f"  - {why};" for why in self.overruled_by)]
-        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()]).replace(";\n\n", ".\n\n")
+            lines.append("Unless")
+            for why in self.overruled_by:
+                lines += textwrap.wrap(why, 100, initial_indent="  - ", subsequent_indent="    ")
+        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()])
 
     def _repr_html_(self) -> str:
         page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
@@ -251,8 +262,8 @@ def advise(
 def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
     """The way to take: of those that hold the load (or that hold most of it), the one that gives most.
 
-    One that rounds more is taken only where it gives ``MORE`` times as much, and one that rounds as much only
-    beyond ``SAME``: what differs by less is told to be equal, and the gentler or the simpler is taken.
+    One that rounds more is taken only where it gives ``MORE`` times as much as each that rounds less, and one
+    that rounds as much only beyond ``SAME``: what differs by less is equal, and the gentler is taken.
     """
     running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
     holding = [one for one in running if one.fits]
@@ -261,13 +272,20 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
         holding = [one for one in running if one.users * SAME >= most]
     best = None
     for one in sorted(holding, key=lambda one: one.kept.loss):  # stable: the simpler stands first
-        if best is None:
+        others = [other for other in holding if other.kept.loss <= one.kept.loss and other is not one]
+        if goal == "quality":
+            others = [other for other in others if other.kept.loss == one.kept.loss]
+            if best and one.kept.loss > best.kept.loss:
+                break
+        if best is None or all(_score(one, goal) >= _wanted(one, o) * _score(o, goal) for o in others):
             best = one
-            continue
-        wanted = MORE if one.kept.loss > best.kept.loss else SAME
-        if goal != "quality" or one.kept.loss == best.kept.loss:
-            best = one if _score(one, goal) > wanted * _score(best, goal) else best
     return best
+
+
+def _wanted(one: Option, other: Option) -> float:
+    """How many times as much a way has to give as one that rounds less, or as much."""
+    more = one.kept.loss - other.kept.loss
+    return MORE if more >= 1 else A_LITTLE if more > 0 else SAME
 
 
 def _score(one: Option, goal: str) -> float:

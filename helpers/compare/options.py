@@ -139,7 +139,7 @@ class Counted:
         """What readers call a way."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name).title
-        return self.quantized.title + (", FP8 KV cache" if name != AS_IT_IS else ", as it is")
+        return f"as it is ({self.quantized.title})" + (", FP8 KV cache" if name != AS_IT_IS else "")
 
 
 def counted(model: Model) -> Counted:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from helpers.base.figure import DOTTED
 from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, with_fp8_cache
 
 _BF16, _FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
@@ -388,4 +387,4 @@ def look(name: str) -> dict:
 
 def bound_look(name: str) -> dict:
     """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
-    return look(name) | {"linestyle": DOTTED, "linewidth": 1, "mfc": "white", "markevery": [-1]}
+    return look(name) | {"linestyle": (0, (1, 2)), "linewidth": 1, "mfc": "white", "markevery": [-1]}

@@ -45,8 +45,8 @@ def checked() -> Settings:
         )
     if found.shutdown_timeout < found.longest_s:
         problems.append(
-            f"SHUTDOWN_TIMEOUT={found.shutdown_timeout}: an answer may take {found.longest_s} s. What takes longer "
-            "than the drain leaves its client hanging. Lower MAX_ANSWER_TOKENS or SECONDS_PER_TOKEN instead."
+            f"SHUTDOWN_TIMEOUT={found.shutdown_timeout}: an answer may take {found.longest_s} s, and clients "
+            "of what takes longer than the drain hang. Lower MAX_ANSWER_TOKENS or SECONDS_PER_TOKEN instead."
         )
     if problems:
         raise SettingsError("\n".join(problems))

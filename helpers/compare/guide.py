@@ -1,0 +1,63 @@
+"""The answer as a card: GPU class x goal, each cell computed by ``advise``."""
+
+from __future__ import annotations
+
+from helpers.base.page import Table
+from helpers.compare.advise import Advice, advise
+from helpers.compare.options import Option
+
+# One GPU a class, with a model of a size that people run on it.
+CLASSES = {
+    "T4": "qwen3-8b",
+    "A10": "qwen3-8b",
+    "L4": "qwen3-8b",
+    "RTX 4090": "qwen3-8b",
+    "L40S": "qwen3-32b",
+    "A100 80GB": "qwen3-32b",
+    "H100 SXM": "qwen3-32b",
+    "RTX 5090": "qwen3-8b",
+    "B200": "llama-3.1-70b",
+}
+GOALS = {
+    "as many as fit": {"users": 64, "goal": "fit"},
+    "4 users": {"users": 4},
+    "32 users": {"users": 32},
+    "4 users, 32,768 tokens": {"users": 4, "context": 32_768},
+}
+LINES = """\
+Users hold 4,096 tokens each where no more is said. FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4,
+A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, NVFP4: `vllm serve CHECKPOINT`, one of the
+hub's or your own (lesson 03). In brackets the tokens/s a GPU, 16 bits = 1, estimated from above: the roofline, and
+what a step on an H200 took beyond it; or how many requests run at once."""  # noqa: E501
+
+
+def card() -> Table:
+    """GPU class x goal: the format, and its gain or how many requests run at once."""
+    rows = []
+    for gpu, model in CLASSES.items():
+        answers = [advise(model, gpu, **goal) for goal in GOALS.values()]
+        rows.append([gpu, answers[0].model.model.title, *map(_cell, answers)])
+    return Table(["GPU", "model", *GOALS], rows, texts=["model", *GOALS])
+
+
+def _cell(answer: Advice) -> str:
+    one = answer.chosen
+    if one is None:
+        return "no"
+    if answer.goal == "fit" or not one.fits:
+        return f"{short(one)} ({one.users} at once)"
+    return f"{short(one)} ({one.together.ratio:.1f})" if one.scheme != "baseline" else short(one)
+
+
+def short(one: Option) -> str:
+    """A way's name for a cell."""
+    weights, cached = one.scheme.removesuffix("fp8_kv").rstrip("_"), one.scheme.endswith("fp8_kv")
+    name = "16 bits" if weights in ("", "baseline") else weights.upper()
+    return f"{name} + FP8 cache" if cached else name
+
+
+def markdown() -> str:
+    """The card as README has it."""
+    table = card()
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join([*(f"| {' | '.join(map(str, row))} |" for row in rows), "", LINES])
