@@ -247,7 +247,7 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
     subprocess.run([*install_older[:6], "--no-deps", "torchvision"], check=True)  # beside torch, on Colab
     put_google_colab(next((usr / "lib").glob("python3.*")) / "site-packages")
     before, cell = installed(python), setup_cell()
-    first = "\n".join(fetch(f"file://{repository}"))
+    first = "\n".join(fetch(f"'file://{repository}'"))
     runtime = Runtime(python, content)
     try:
         runtime.run("import matplotlib, numpy, pandas")

@@ -73,7 +73,7 @@ def qualities(found: dict) -> Table:
 
 def recoveries(found: dict) -> Table:
     """A table of ``task.Recovery`` by scheme."""
-    columns = ["scheme", "items", "right before", "right now", "lost", "gained", "recovery", "95 % interval"]
+    columns = ["scheme", "items", "right before", "now", "lost", "gained", "recovery, 95 % interval"]
     return Table(
         columns,
         [
@@ -84,8 +84,7 @@ def recoveries(found: dict) -> Table:
                 page.measured(f"{seen.scheme:.1%}"),
                 page.measured(seen.lost),
                 page.measured(seen.gained),
-                page.measured(f"{seen.ratio:.1%}"),
-                page.measured(f"{seen.low:.1%} to {seen.high:.1%}"),
+                page.measured(f"{seen.ratio:.1%} ({seen.low:.0%} to {seen.high:.0%})"),
             ]
             for name, seen in found.items()
         ],

@@ -15,10 +15,11 @@ from helpers.model import resolve
 from helpers.model.model import default
 
 
-def check(**values) -> SimpleNamespace:
+def check(*, count_only: bool = False, **values) -> SimpleNamespace:
     """Return the checked values, with ``machine``, ``model``, ``out`` and ``engine_args`` beside them.
 
-    ``model`` "auto" is the lessons' own for this machine. Lists such as ``"1,8,32"`` become lists. What is
+    ``model`` "auto" is the lessons' own for this machine. With ``count_only`` it is only to be counted, so
+    nothing but its config is fetched, shapes have their bare names, and "auto" is Qwen3-8B. Lists such as ``"1,8,32"`` become lists. What is
     allowed stands in ``base.parameters.ALLOWED``.
 
     Raises:
@@ -32,6 +33,9 @@ def check(**values) -> SimpleNamespace:
     found.engine_args = parameters.engine(**{"tensor_parallel_size": 1, "quick_look": False} | wide)
     if "out_dir" in checked:
         found.out = Path(found.out_dir)
-    found.model = resolve.resolve(default(found.machine) if name == "auto" else name)
+    if count_only:
+        found.model = resolve.sized("qwen3-8b" if name == "auto" else name)
+    else:
+        found.model = resolve.resolve(default(found.machine) if name == "auto" else name)
     print(f"Model: {found.model.title}.")
     return found
