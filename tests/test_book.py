@@ -80,7 +80,7 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
 
 def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
     trouble = prose("README.md").partition("Something failed?")[2].partition("\n\n")[0]
-    assert "diagnose.explain()" in trouble
+    assert "explain.explain()" in trouble
     assert "(notebooks/08_when_it_fails.ipynb)" in trouble
 
 
