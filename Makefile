@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup advise card system run test test-all faults screenshots lab notebook notebooks pictures reference lint lock clean
+.PHONY: help setup advise card system run test test-all faults screenshots lab notebook notebooks kinds pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -66,6 +66,9 @@ lab: setup  ## JupyterLab on the notebooks
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.tools.run $(NOTEBOOKS) --store
+
+kinds: setup  ## record what the notebooks show on each kind of machine that this one can be (tests/kinds.py)
+	@$(in_venv) -m tests.kinds $(KIND) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
 	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")

@@ -5,8 +5,8 @@
     python -m tests.ci --replay   no tests, and judge the executed copies of the last run again
 
 Each notebook is executed once, by the runner that readers use, and everything that judges it looks at that
-execution: nbval's comparison with the stored outputs, the pictures, the mutants. One small notebook is
-run by nbval's own kernel besides. The first step that fails ends the run.
+execution: nbval's comparison with the stored outputs, and the pictures. One small notebook is run by
+nbval's own kernel besides. The first step that fails ends the run.
 
 The table goes to the terminal and, as Markdown and JSON, to build/; copies and logs to build/executed/.
 """
@@ -25,6 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from helpers.base.machine import detect
+from helpers.compare.cards import generation
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 EXECUTED = BUILD / "executed"
@@ -35,8 +38,27 @@ COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb"
 # Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what
 # is compared must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
+# 06 with one scheme, two levels of load and one stop: a minute of its four, run and not compared.
+ONCE = (
+    "-p",
+    "short",
+    "True",
+    "-p",
+    "levels",
+    "4",
+    "-p",
+    "shares",
+    "80",
+    "-p",
+    "open_seconds",
+    "2",
+    "-p",
+    "requests",
+    "16",
+)
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
-FILES = ["notebook_files", "prose_figures", "links", "book"]  # tests that only read the committed notebooks
+FILES = ["notebook_files", "kinds", "prose_figures", "links", "book"]  # they only read what is committed
+HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
 
@@ -97,7 +119,6 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
     take much more of the processors' time and save little of anybody's.
     """
     names = COMPARED + SLOW * slow
-    headless = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
     paths = [f"notebooks/{name}.ipynb" for name in names]
     files = [f"tests/test_{name}.py" for name in FILES]
     run("style", "ruff", "check", ".")
@@ -111,16 +132,26 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
         shutil.rmtree(EXECUTED, ignore_errors=True)
         run("tests", *tests)
         try:
-            run("notebooks", *notebooks, **headless)
+            run("notebooks", *notebooks, **HEADLESS)
         finally:
             run.parts(EXECUTED, names)
-    recorded = ["-p", "tests.replay", "--replay", str(EXECUTED), "--mutants"]
+        if not slow:
+            once = ("helpers.tools.run", *SLOW, "--out", str(BUILD / "short"), *ONCE)
+            shutil.rmtree(BUILD / "short", ignore_errors=True)
+            run("06, one server", *once, **HEADLESS)
+    recorded = ["-p", "tests.replay", "--replay", str(EXECUTED)]
     recorded += ["--continue-on-collection-errors"]
-    run("nbval, pictures, mutants", "pytest", *NBVAL, *recorded, *paths)
+    run("nbval, pictures", "pytest", *NBVAL, *recorded, *paths)
     kernel = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300")
-    run("nbval with a kernel", "pytest", *NBVAL, *kernel, f"notebooks/{REAL}.ipynb", **headless)
+    run("nbval with a kernel", "pytest", *NBVAL, *kernel, f"notebooks/{REAL}.ipynb", **HEADLESS)
     if slow and not replay:
         run("browser", "pytest", "tests", "-m", "browser")  # 04 reads the records of the run above
+
+
+def where() -> str:
+    """This machine and its kind: how long a step takes, and what a notebook shows, depends on both."""
+    machine = detect()
+    return f"{machine.label}, {generation(machine) or 'older than all'}"
 
 
 def table(steps: Sequence[Step], seconds: float, gap: str = "  ", frame: str = "") -> list[str]:
@@ -146,11 +177,12 @@ def finish(work: Callable[[Run], None], build: Path = BUILD) -> int:
     except KeyboardInterrupt:
         code = 130
     seconds = time.monotonic() - begun
-    print("\n" + "\n".join(table(run.steps, seconds)))
+    print("\n" + "\n".join([*table(run.steps, seconds), f"on {where()}"]))
     lines = table(run.steps, seconds, " | ", "|")
     lines.insert(1, "|---|--:|--:|---|")
-    (build / "times.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (build / "times.json").write_text(json.dumps([asdict(step) for step in run.steps], indent=1) + "\n")
+    (build / "times.md").write_text("\n".join([*lines, "", f"On {where()}.", ""]), encoding="utf-8")
+    kept = {"machine": where(), "steps": [asdict(step) for step in run.steps]}
+    (build / "times.json").write_text(json.dumps(kept, indent=1) + "\n")
     return code
 
 

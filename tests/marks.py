@@ -52,3 +52,14 @@ def put(output, mime: str, text: str) -> None:
     """Set one of an output's ``texts``."""
     place = output["data"] if mime in output.get("data", ()) else output
     place[mime] = text
+
+
+def hidden_lines(outputs: list) -> list[str]:
+    """The lines of which nothing is compared, because all their words stand inside marks."""
+    return [
+        line.strip()
+        for output in outputs
+        for mime, text in texts(output).items()
+        for line in lines(text, mime)
+        if hidden(line) and not re.search(r"\w", plain(line, mime))
+    ]

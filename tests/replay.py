@@ -5,30 +5,25 @@
         --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 The runner's executed copy takes the kernel's place: each cell is "executed" by sending nbval the messages
-that the real kernel sent. Collecting, sanitizing and comparing remain nbval's own. On top of that come
-the pictures, which nbval cannot see, and with ``--mutants`` the mutants of every compared output.
+that the real kernel sent. Collecting, sanitizing and comparing remain nbval's own.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections import Counter, deque
+from collections import deque
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from tests import marks, mutants, pictures
-
-_tally: dict[str, Counter] = {}  # mutants by notebook
+from tests import marks
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("replay", "nbval on a recorded execution")
     group.addoption("--replay", metavar="DIR", help="the folder with the executed copies of the notebooks")
-    group.addoption("--mutants", action="store_true", help="corrupt each stored output: nbval must notice")
 
 
 def pytest_collect_file(file_path, parent):
@@ -91,11 +86,6 @@ class ReplayedNotebook(IPyNbFile):
         if [cell.cell.source for cell in self.cells] != [cell.source for cell in self.executed]:
             raise self.CollectError(f"{self.path.name} was edited since {path} was executed: run it again")
         yield from self.cells
-        for cell in self.cells:
-            if pictures.pictures(cell.cell.outputs) or pictures.pictures(cell.recorded.outputs):
-                yield PictureItem.from_parent(self, name=f"Picture of {cell.name}", cell=cell)
-        if self.config.option.mutants:
-            yield MutantsItem.from_parent(self, name="mutants")
 
     @property
     def next_step(self) -> str:
@@ -115,8 +105,6 @@ def code_cells(notebook) -> list:
 class ReplayedCell(IPyNbCell):
     """nbval's item, with the recorded cell of the same number and a shorter account of a difference."""
 
-    silent = False  # no account at all: while thousands of mutants are judged nobody reads it
-
     @property
     def recorded(self):
         """The executed copy's cell."""
@@ -133,22 +121,7 @@ class ReplayedCell(IPyNbCell):
         finally:
             self.cell.outputs = kept
 
-    def passes(self) -> bool:
-        """nbval's verdict on the cell as it is stored now."""
-        self.silent = True
-        try:
-            self.runtest()
-        except NbCellError:
-            return False
-        except pytest.skip.Exception:
-            return True
-        finally:
-            self.silent = False
-        return True
-
     def format_output_compare(self, key, left, right):
-        if self.silent:
-            return
         stored, executed = (
             [line.strip("\n") for line in marks.lines(str(text), key)] for text in (left, right)
         )
@@ -159,71 +132,3 @@ class ReplayedCell(IPyNbCell):
     def repr_failure(self, excinfo):
         said = super().repr_failure(excinfo)
         return f"{said}\n{self.parent.next_step}" if isinstance(excinfo.value, NbCellError) else said
-
-
-class PictureItem(pytest.Item):
-    """A cell's pictures, stored and executed: what is drawn, and that it can be seen."""
-
-    def __init__(self, *, cell: ReplayedCell, **more):
-        super().__init__(**more)
-        self.cell = cell
-
-    def runtest(self):
-        found = pictures.problems(self.cell.cell.outputs, self.cell.recorded.outputs)
-        if found:
-            pytest.fail("\n".join([*found, self.parent.next_step]), pytrace=False)
-
-    def reportinfo(self):
-        return self.path, 0, f"{self.path.name}::{self.name}"
-
-
-class MutantsItem(pytest.Item):
-    """All mutants of a notebook: each must fail its own cell and no other."""
-
-    def runtest(self):
-        tally, problems = judge(self.parent.cells)
-        _tally[self.path.name] = tally
-        if problems:
-            pytest.fail("\n".join(problems), pytrace=False)
-
-    def reportinfo(self):
-        return self.path, 0, f"{self.path.name}::{self.name}"
-
-
-def judge(cells: list[ReplayedCell]) -> tuple[Counter, list[str]]:
-    """Count mutants by operator and those killed; a sentence for each survivor and each hidden line."""
-    tally, problems = Counter(), []
-    if red := [cell.name for cell in cells if not cell.passes()]:
-        return tally, [f"not compared: {', '.join(red)} must pass before it can be corrupted"]
-    for cell in cells:
-        if cell.options["skip"] or not cell.options["check"] or not cell.cell.outputs:
-            continue
-        kept = cell.cell.outputs
-        if cell.cell.get("id") not in mutants.WHOLE_LINES:
-            problems += [
-                f"{cell.name}: nothing of this line is compared: {line}"
-                for line in mutants.hidden_lines(kept)
-            ]
-        for mutant in mutants.mutants(kept):
-            cell.cell.outputs = mutant.outputs
-            failed = [one.cell_num for one in cells if not one.passes()]
-            cell.cell.outputs = kept
-            tally[mutant.operator] += 1
-            if failed == [cell.cell_num]:
-                tally["killed"] += 1
-            else:
-                problems.append(f"{cell.name}, {mutant.where}: {mutant.operator} survived; failed: {failed}")
-    return tally, problems
-
-
-def pytest_terminal_summary(terminalreporter):
-    if not _tally:
-        return
-    terminalreporter.section("mutants of the stored outputs")
-    for name, tally in sorted(_tally.items()):
-        made = tally.total() - tally["killed"]
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.items()) if kind != "killed")
-        terminalreporter.line(f"{name}: {tally['killed']} of {made} killed ({kinds})")
-    made = sum(tally.total() - tally["killed"] for tally in _tally.values())
-    killed = sum(tally["killed"] for tally in _tally.values())
-    terminalreporter.line(f"together: {killed} of {made} killed")

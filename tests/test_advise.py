@@ -268,8 +268,8 @@ def test_vllm_itself_understands_every_line():
 
 
 def test_a_table_has_at_most_seven_columns_and_twelve_rows():
-    for card in ("T4", "L4", "B200"):
-        table = advise.advise("qwen3-8b", card, users=20, price=10.8).table()
+    for gpu in ("T4", "L4", "B200"):
+        table = advise.advise("qwen3-8b", gpu, users=20, price=10.8).table()
         assert len(table.columns) <= 7
         assert len(table.rows) <= 12
 

@@ -41,6 +41,12 @@ def test_onednns_own_limit_hides_wider_instructions(monkeypatch):
     monkeypatch.setattr(machine_module, "visible_gpus", list)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert detect().isa <= {"avx2"}
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    whole = machine_module._detect_cpu().isa
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert machine_module._detect_cpu().isa == {flag for flag in whole if "amx" not in flag}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert machine_module._detect_cpu().isa == whole
 
 
 def test_a_gpu_is_read_from_the_driver(monkeypatch):

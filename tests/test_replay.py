@@ -149,42 +149,6 @@ def test_an_execution_that_is_not_this_notebooks_is_no_proof(executed, tmp_path)
     assert "This cell was not reached" in said
 
 
-def test_the_mutants_of_a_sharp_notebook_are_all_killed(executed):
-    failed, said = replay(executed / "notebooks", executed / "executed", "--mutants")
-    assert not failed
-    made, killed = map(int, re.search(r"together: (\d+) of (\d+) killed", said).groups())
-    assert made == killed > 30
-
-
-BROAD = {"everything": ".*", "numbers": r"\d+", "greedy": "‹.*›", "words": "[a-z]+"}
-
-
-@pytest.mark.parametrize("regex", BROAD.values(), ids=BROAD)
-def test_the_mutants_survive_a_rule_that_hides_too_much(executed, tmp_path, regex):
-    folder = planted(executed, tmp_path, {"01_dull": text(2, "three 3 ‹0.1 s› four ‹5 s›\n")})
-    shutil.copytree(folder / "notebooks", folder / "own")  # what is stored is what was executed
-    rules = tmp_path / "rules.cfg"
-    rules.write_text(f"{RULES.read_text()}\n[planted]\nregex: {regex}\nreplace: x\n")
-    failed, said = replay(folder / "notebooks", folder / "own", "--mutants", rules=rules)
-    assert failed == {"01_dull.ipynb::mutants"}
-    assert "survived" in said
-
-
-def test_a_line_of_which_nothing_is_compared_is_found(executed, tmp_path):
-    folder = planted(executed, tmp_path, {"01_blunt": text(2, "‹three 0.1 s four›\n")})
-    shutil.copytree(folder / "notebooks", folder / "own")
-    failed, said = replay(folder / "notebooks", folder / "own", "--mutants")
-    assert failed == {"01_blunt.ipynb::mutants"}
-    assert "nothing of this line is compared: ‹three 0.1 s four›" in said
-
-
-def test_nothing_is_corrupted_before_everything_agrees(executed, tmp_path):
-    folder = planted(executed, tmp_path, {"01_old": text(1, "one\n2\n")})
-    failed, said = replay(folder / "notebooks", folder / "executed", "--mutants")
-    assert failed == {"01_old.ipynb::Cell 1", "01_old.ipynb::mutants"}
-    assert "Cell 1 must pass before it can be corrupted" in said
-
-
 def stripped(cells):
     for cell in cells:
         cell.update(outputs=[], execution_count=None)

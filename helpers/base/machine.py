@@ -170,9 +170,15 @@ def _detect_cpu() -> Machine:
 
 
 def _allowed_isa() -> frozenset[str]:
-    """ONEDNN_MAX_CPU_ISA=AVX2 hides wider instructions from oneDNN: believe it, as the kernels do."""
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("AVX2", "AVX", "SSE41"):
+    """ONEDNN_MAX_CPU_ISA hides wider instructions from oneDNN: believe it, as its kernels do.
+
+    AVX2 leaves AVX2 alone, AVX512_CORE_BF16 and its like (without AMX in the name) all but the AMX tiles.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit in ("AVX2", "AVX", "SSE41"):
         return frozenset({"avx2"})
+    if limit.startswith("AVX512") and "AMX" not in limit:
+        return frozenset(flag for flag in ISA_FLAGS if not flag.startswith("amx"))
     return frozenset(ISA_FLAGS)
 
 

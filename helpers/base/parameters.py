@@ -46,6 +46,13 @@ def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
     return numbers
 
 
+def yes_or_no(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
 def engine(tensor_parallel_size: object, quick_look: object) -> dict:
     """Return ``vllm.LLM`` arguments of a notebook's two parameters; none where both are as they come.
 
@@ -53,8 +60,7 @@ def engine(tensor_parallel_size: object, quick_look: object) -> dict:
     a GPU, at a fraction of the speed for few requests. Engines on a CPU are always started so.
     """
     count = whole("tensor_parallel_size", tensor_parallel_size, 1, 64)
-    if not isinstance(quick_look, bool):
-        raise ParameterError(f"quick_look must be True or False, not {quick_look!r}.")
+    yes_or_no("quick_look", quick_look)
     return ({"tensor_parallel_size": count} if count > 1 else {}) | (
         {"enforce_eager": True} if quick_look else {}
     )
@@ -75,6 +81,7 @@ NUMBERS = {
     "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60), "rest_gib": (0, 1000),
 }  # fmt: skip
 LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
+YES_OR_NO = ("short",)
 TEXTS = ("model", "question", "out_dir", "gpu", "goal", "sized_model")
 
 
@@ -86,6 +93,8 @@ def checked(name: str, value: object) -> int | float | str | list[int]:
     """
     if name in TEXTS:
         return text(name, value)
+    if name in YES_OR_NO:
+        return yes_or_no(name, value)
     for check, bounds in ((whole, WHOLE), (number, NUMBERS), (whole_list, LISTS)):
         if name in bounds:
             return check(name, value, *bounds[name])
