@@ -25,7 +25,7 @@ from helpers.model.schemes import EVERY, SCHEMES, look
 from helpers.serve import load_tables
 from helpers.serve.load import Level, Objective
 from tests import accessible
-from tests.test_prose_figures import NOTEBOOKS
+from tests.test_book import NOTEBOOKS
 from tests.test_show import a_row
 
 BATCHES = [1, 8, 32, 64, 256]

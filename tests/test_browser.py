@@ -14,7 +14,7 @@ import pytest
 
 from tests import browser
 from tests.browser import ROOT
-from tests.test_prose_figures import NOTEBOOKS
+from tests.test_book import NOTEBOOKS
 
 pytestmark = [
     pytest.mark.slow,

@@ -40,23 +40,26 @@ def roofline(
         bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
             weights serves every request in it. ``most_tokens_per_s``: what the arithmetic allows, at any.
     """
-    figure, [[axes]] = panels(size=(7, 4.6))
+    figure, [[axes]] = panels(size=(8, 4.2))
     batches = [speed.batch for speed in speeds_]
     rates = [speed.output_tokens_per_s for speed in speeds_]
     spread = [
         [rate - speed.low for rate, speed in zip(rates, speeds_, strict=True)],
         [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
     ]
-    axes.errorbar(batches, rates, spread, capsize=4, label=f"{scheme}, measured", **look(scheme))
+    axes.errorbar(batches, rates, spread, capsize=4, **look(scheme))
     bound = [bound_tokens_per_s * batch for batch in batches]
-    label = "bandwidth bound: weights read once a step"
-    axes.plot(batches, bound, color=BOUND, linestyle="--", label=label)
-    label = "arithmetic bound: two operations a weight and token"
-    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED, label=label)
-    axes.set_ylabel("output tokens per second")
+    axes.plot(batches, bound, color=BOUND, linestyle="--")
+    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED)
     batch_axis(axes, batches)
     log_axis(axes)
-    figure.legend(loc="outside lower center")  # the lines may be anywhere in the axes
+    last, right = batches[-1], {"ha": "left", "va": "center"}
+    axes.annotate(" measured", (last, rates[-1]), color=look(scheme)["color"], **right)
+    axes.annotate(" weights read\n once a step", (last, bound[-1]), color=BOUND, **right)
+    axes.annotate("arithmetic", (batches[0], most_tokens_per_s), color=BOUND, va="bottom")
+    axes.set_xlim(right=last * max(2, last / batches[0]) ** 0.35)
+    axes.set_ylabel("output tokens per second")
+    axes.spines[["top", "right"]].set_visible(False)
     return Figure(
         figure,
         f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
@@ -148,7 +151,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
             )
             left += width
         text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
-        label_bar(axes, left, place, text)
+        label_bar(axes, max(left, usable if one and one.fits else 0), place, text)  # the line crosses no text
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
     axes.set(xlim=(0, 1.35 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))

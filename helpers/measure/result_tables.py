@@ -30,13 +30,12 @@ def speeds(found) -> Table:
 def records(rows: list[dict]) -> Table:
     """Records side by side, one row a scheme and batch size."""
     return Table(
-        ["scheme", "batch", "weights", "predicted", "output tokens", "TTFT", "perplexity", "runs as"],
+        ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"],
         [
             [
                 row["scheme"],
                 row["batch"],
                 page.measured(page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
-                page.mib(row["predicted_weights_bytes"]),
                 page.measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
                 page.measured(page.ms(row["ttft_s"])),
                 page.measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
