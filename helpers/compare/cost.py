@@ -187,8 +187,8 @@ SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller 
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (its weights are not written out), and the interval of the accuracy that it keeps
-       on the task does not lie below ``least_recovery``.
+    1. It runs as itself here (its weights are not written out), and the interval of the accuracy that it
+       keeps on the task does not lie below ``least_recovery``.
     2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
     3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
 
