@@ -179,8 +179,7 @@ def _always(seen: Evidence) -> Finding:
 
 
 def _prequantized(seen: Evidence) -> Finding:
-    made = [row for row in seen.rows if row["scheme"] == "awq"]
-    if not made:
+    if not any(row["scheme"] == "awq" for row in seen.rows):
         return Finding("No AWQ checkpoint was tried here yet: run 03_awq", OPEN, measured=True)
     text = "It has to be made before it is loaded: true. One was made here, without a hub, and vLLM ran it"
     return Finding(text, PARTLY, measured=True)
