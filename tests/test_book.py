@@ -78,7 +78,7 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
 
 def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
     trouble = prose("README.md").partition("Something failed?")[2].partition("\n\n")[0]
-    assert "diagnose.explain()" in trouble
+    assert "explain.explain()" in trouble
     assert "(notebooks/08_when_it_fails.ipynb)" in trouble
 
 
@@ -120,7 +120,8 @@ ROW = re.compile(r"^\| ([^|]+?) \| ([^|]+?) \| (\[.+\)) \|$", re.MULTILINE)
 KNOWN = {
     *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB"),
     *("README", "SECURITY", "OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ"),
-    *("L4", "T4", "A10", "A100", "H100", "H200"),
+    *("L4", "T4", "A10", "A100", "H100", "H200", "RTX", "GB", "PyTorch", "HuggingFace"),
+    *("L4s", "T4s", "A100s", "H100s"),
 }
 
 

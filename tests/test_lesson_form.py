@@ -1,4 +1,4 @@
-"""The lessons' form: short prose around code that is the subject, small tables, an exercise, folded set-up."""
+"""The lessons' form: short prose around code, the subject, small tables, an exercise, folded set-up."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def recoveries(found: dict) -> Table:
 
 
 def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
-    """Records of one machine and model, a row a scheme: bytes, speed at the smallest and the largest batch, and
-    answers, against the baseline. In brackets stands what the slowest and the fastest runs of both allow.
+    """Records of one machine and model, a row a scheme: bytes, speed at the smallest and the largest batch,
+    and answers, against the baseline. In brackets stands what the slowest and the fastest runs of both allow.
 
     The saving is the difference of two loads: what a loader adds to each cancels. ``names`` are the schemes
     that get a row, also where they were not measured; by default those of the records.
