@@ -83,9 +83,9 @@ def _others(found: dict, holders: Sequence) -> bool:
 
 RELEASE = "01_baseline: The memory is back"
 
-BYTES = "00_start_here: What a model takes, before it is loaded"
+BYTES = "00_start_here: Why: three things share the memory"
 
-WAYS = "02_fp8: Predict: speed"
+WAYS = "02_fp8: The hardware decides how it runs"
 
 AWQ_NAME = "03_awq: What goes wrong here"
 
@@ -570,7 +570,7 @@ MODEL = (
             "engine.generate([text]) or engine.ask(question): the bare text, without a template",
             "Or choose the model's instruct version.",
         ),
-        "01_baseline: Look: the answer",
+        "01_baseline: vLLM runs it",
         "CPU",
     ),
     Entry(
