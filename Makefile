@@ -51,6 +51,10 @@ faults: setup  ## provoke every fault there is a test for, and print the table (
 	@$(in_venv) -m tests.fault_table build/faults.jsonl
 provoking := faults endings engine interrupt models weights checkpoints once security server diagnose
 
+.PHONY: explain
+explain:  ## what a log says (LOG=file, or a log piped in): docker logs NAME 2>&1 | make explain
+	@if [ -x $(in_venv) ]; then python=$(in_venv); else python="$(PYTHON)"; fi; "$$python" -m helpers.explain "$(or $(LOG),-)" $(if $(JSON),--json)
+
 screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in build/screenshots (needs Chromium)
 	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
 

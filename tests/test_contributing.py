@@ -98,3 +98,8 @@ def test_a_name_without_its_place_or_one_that_is_taken_is_refused(copy):
         )
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_a_failure_is_one_block_and_one_text(copy):
+    for kind, text in blocks("Add a failure"):
+        assert "passed" in follow(copy, kind, text)

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import ctypes
 import json
+import linecache
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
-import zipfile
+import tomllib
 from pathlib import Path
 
+import jsonschema
+import nbclient
+import nbformat
 import pytest
 
-from helpers.base import holders, parameters, redact
+from helpers.base import holders, parameters
 from helpers.base.holders import Holder
 from helpers.base.parameters import ParameterError
-from helpers.faults import explain
-from helpers.faults.catalogue import CATALOGUE
+from helpers.faults import catalogue, explain, whose
 from helpers.faults.log import ECHOES, error_lines, root_cause, short
-from helpers.faults.report import LONGEST_EVIDENCE, Report
+from helpers.faults.report import Report
 from tests.test_interrupt import Kernel
 
+TEXTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text(encoding="utf-8"))
+REPO = Path(__file__).resolve().parent.parent
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
 SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 08 reads
 HERE = object()  # a machine whose memory ``held`` says who holds
@@ -73,16 +79,31 @@ def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
     assert report.holders in (None, tuple(held))
 
 
-def test_there_are_enough_of_them_and_every_entry_is_whole():
-    assert len({recorded(path)[0] for path in LOGS}) >= 24
-    names = [entry.name for entry in CATALOGUE]
+@pytest.mark.parametrize(
+    "case", TEXTS["case"], ids=lambda case: f"{case['name']}-{case['from'].rpartition('/')[2]}"
+)
+def test_a_text_has_its_name_and_its_advice(case):
+    report = explain.explain(log=case["text"])
+    said = "\n".join([report.what, *report.do])
+    assert report.name == case["name"], report
+    assert re.search(case.get("says", ""), said), said
+    assert not re.search(case.get("never", "(?!)"), said), said
+    assert "(not said)" not in said
+    assert not re.search(r"\{\w*\}", report.what), report.what
+
+
+def test_every_entry_is_whole_and_has_a_text():
+    table = tomllib.loads(catalogue.FILE.read_text(encoding="utf-8"))
+    jsonschema.validate(
+        table, json.loads(catalogue.FILE.with_suffix(".schema.json").read_text(encoding="utf-8"))
+    )
+    names = [entry.name for entry in catalogue.entries()]
     assert len(names) == len(set(names))
-    for entry in CATALOGUE:
-        assert 1 <= len(entry.do) <= 3, entry.name
-        assert entry.what.endswith("."), entry.name
-        assert entry.read, entry.name
-        assert entry.seen, entry.name
-    assert {recorded(path)[0] for path in LOGS} <= set(names)
+    for entry in catalogue.entries():
+        assert entry.what.endswith((".", "}", ": {said}")), entry.name
+    texts = {recorded(path)[0] for path in LOGS} | {case["name"] for case in TEXTS["case"]} - {"unknown"}
+    provoked = {"orphaned-engine", "engine-died-no-log"}  # below
+    assert texts | provoked == set(names)
 
 
 @pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
@@ -304,7 +325,7 @@ ADVICE = (
     ids=["dumped", "advised"],
 )
 def test_only_a_model_with_code_of_its_own_is_said_to_have_some(log):
-    assert explain.explain(ECHO, log).name == "unknown"
+    assert explain.explain(ECHO, log).name in ("unknown", "tokenizer-class-unknown")
 
 
 def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
@@ -320,50 +341,6 @@ def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
 
 # -- the control: failures that are the reader's own -------------------------------------------------------
 
-OWN = {
-    "a name": "engin.ask('x')",
-    "division": "1 / 0",
-    "a key that sounds like vLLM": "{}['quantization']",
-    "an index": "[][3]",
-    "an attribute": "None.outputs",
-    "their own ValueError in our words": "raise ValueError('group size must divide max_model_len')",
-    "their own file": "open('no-such-config.json')",
-    "their own JSON": "__import__('json').loads('{')",
-    "their own assert": "assert 'FP8' == 'AWQ', 'out of memory'",
-    "their own import": "import a_module_that_nobody_has",
-    "types": "'a' + 1",
-    "wrong arguments": "(lambda a: a)(quantization='fp8')",
-    "recursion": "f = lambda n: f(n + 1)\nf(0)",
-    "unicode": "b'\\xff'.decode('utf-8')",
-    "a child of theirs": "__import__('subprocess').run(['false'], check=True)",
-    "a timeout of theirs": "raise TimeoutError('the engine did not answer')",
-    "a number": "int('bfloat16')",
-    "numpy shapes": "import numpy as np\nnp.ones(3) @ np.ones(4)",
-    "a connection of theirs": "import socket\nsocket.create_connection(('127.0.0.1', 1), timeout=1)",
-    "syntax": "exec('quantization = = 4')",
-    "torch shapes": "import torch\ntorch.ones(2, 3) @ torch.ones(4, 5)",
-    "torch types": "import torch\ntorch.ones(2, dtype=torch.int64).softmax(0, dtype='bfloat16')",
-    "a plot": "import matplotlib.pyplot as plt\nplt.plot([1, 2], [1, 2, 3])",
-    "a picture": "import matplotlib.pyplot as plt\nplt.imread('CUDA.png')",
-    "a table": "import pandas as pd\npd.DataFrame({'scheme': []})['gpu_memory_utilization']",
-    "a message of theirs about CUDA": "raise RuntimeError('CUDA out of memory. I made this up')",
-    "a message of theirs about memory": "raise MemoryError('no KV cache left')",
-    "a check of theirs": "assert False, 'No available memory for the cache blocks'",
-    "a message of theirs about the disk": "raise OSError(28, 'No space left on device')",
-    "a message of theirs about remote code": "raise ValueError('set trust_remote_code=True')",
-    "a port in their text": "raise ValueError('Address already in use: 8000')",
-    "a file of theirs": "open('model.safetensors')",
-    "safetensors of theirs": "from pathlib import Path\nPath('model-00001.safetensors').read_bytes()",
-    "their own class": "class EngineDeadError(Exception): pass\nraise EngineDeadError('my engine')",
-    "a sum of theirs": "sum(['Free memory on device cuda:0', 'is less than desired'])",
-    "a missing key in a message": "'{scheme} has no kernel'.format(name='fp8')",
-    "an interrupt of a dict": "d = {'fp8': 1}\nfor k in d: d.pop(k)",
-    "a file named like a fault": "open('no chat template.txt')",
-    "another file named like a fault": "open('Missing files.csv')",
-    "words of theirs about a key": "try: {}['k']\nexcept KeyError as e: "
-    "raise RuntimeError('group_size must be one of 1, 2') from e",
-    "words of theirs without a key": "try: {}['k']\nexcept KeyError: raise OSError('Address already in use')",
-}
 CALM = """\
 INFO 11-23 18:00:00 [gpu_worker.py:1013] Free memory on device (11.81/139.8 GiB) on startup. Desired GPU \
 memory utilization is (0.9, 125.82 GiB).
@@ -375,17 +352,21 @@ WARNING 11-23 18:00:00 [x.py:1] No space left on device? CUDA out of memory. tru
 @pytest.mark.parametrize(
     "log", ["", CALM, CHILD, FREE.format(free="1.0")], ids=["none", "calm", "child", "old error"]
 )
-@pytest.mark.parametrize("code", OWN.values(), ids=OWN)
-def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(code, log, request, table):
-    cell = compile(code, "<cell>", "exec")
+@pytest.mark.parametrize("own", TEXTS["own"], ids=lambda own: own["slip"])
+def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(own, log, request, table):
+    cell, expected = compile(own["code"], "<cell>", "exec"), own.get("name", "own-code")
+    linecache.cache["<cell>"] = (1, None, own["code"].splitlines(keepends=True), "<cell>")  # as IPython does
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         exec(cell, {})
     report = explain.explain(caught.value, log)
-    fault, _, given = request.node.callspec.id.rpartition("-")
-    table.add("control", fault, f"own cell, log: {given}", report.name, "own-code")
-    assert report.name == "own-code", report
-    assert type(caught.value).__name__ in report.what
-    assert "vLLM has no part in it" in report.what
+    given = request.node.callspec.id.rpartition("-")[2]
+    table.add("control", own["slip"], f"own cell, log: {given}", report.name, expected)
+    assert report.name == expected, report
+    assert not report.trace, "an old log beside an exception does not count"
+    if expected in ("own-code", "library-error"):
+        assert type(caught.value).__name__ in report.what
+        assert "vLLM" in report.what
+        assert report.evidence.startswith(type(caught.value).__name__)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +397,71 @@ def test_an_error_of_vllms_own_is_not_called_the_readers(packages, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         exec(compile("step()", "<cell>", "exec"), scope)
     assert explain.explain(caught.value).name == "unknown"
-    assert explain._is_library(file)
+    assert whose.package(file) == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        ("d = {}\nprint(d['CUDA out of memory.'])", "own-code"),
+        (
+            "# No available memory for the cache blocks\nraise ValueError('Address already in use')",
+            "own-code",
+        ),
+        ("open('/dev/full', 'w').write('x' * 10**6)", "disk-full"),
+        ("import json\njson.loads('{')", "unknown"),
+        ("import os\nos.kill(os.getpid(), 9)", "kernel-died"),
+    ],
+)
+def test_what_a_notebooks_runner_quotes_is_diagnosed(cell, name):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        nbclient.NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
+    report = explain.explain(caught.value, FREE.format(free="1.0"))
+    assert report.name == name, report
+    assert report.evidence.partition(":")[0] in (
+        "KeyError",
+        "ValueError",
+        "OSError",
+        "JSONDecodeError",
+        "Kernel died",
+    )
+
+
+def test_a_hundred_megabytes_are_read_in_linear_time():
+    """A fifth of that here, with room for a busy machine; every line reports an error, and none is known."""
+    line = (
+        "(APIServer pid=1) ERROR 11-23 18:00:00 [serving.py:3] Error code: 404 not divisible by nothing {}\n"
+    )
+    started = time.process_time()
+    report = explain.explain(log="".join(line.format(number) for number in range(200_000)) + CHILD)
+    assert time.process_time() - started < 6
+    assert report.name == "unknown"
+
+
+def test_the_command_reads_a_pipe_and_answers_in_a_moment():
+    text = "vllm-1  | \x1b[31mERROR\x1b[0m 11-23 18:00:00 [x.py:1] "
+    text += "ValueError: LoRA rank 64 is greater than max_lora_rank 16."
+    command = [sys.executable, "-X", "importtime", "-m", "helpers.explain", "--json", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=REPO, check=True)
+    said = json.loads(done.stdout)
+    assert list(said) == ["name", "what", "evidence", "do", "read"]
+    assert (said["name"], said["do"]) == (
+        "lora-rank",
+        ["max_lora_rank=64      # a server: --max-lora-rank 64"],
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "vllm", "numpy", "transformers"} & imported
+
+
+def test_the_command_asks_for_a_log_and_says_where_it_is():
+    command = [sys.executable, "-m", "helpers.explain", "--json"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=REPO, check=True)
+    said = json.loads(done.stdout)
+    assert said["name"] == "unknown"
+    assert "kubectl logs" in " ".join(said["do"])
+    done = subprocess.run([*command, "no-such.log"], capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, "no-such.log cannot be read" in done.stderr) == (2, True)
 
 
 def test_a_calm_log_has_no_diagnosis():
@@ -468,7 +513,8 @@ def test_without_an_error_it_takes_the_last_one_shown(monkeypatch):
         monkeypatch.delattr(sys, name, raising=False)
     assert explain.explain().name == "nothing"
     monkeypatch.setattr(sys, "last_value", ECHO, raising=False)
-    assert explain.explain().name == "engine-died"
+    assert explain.explain().name == "engine-died-no-log"
+    assert "log=" in explain.explain().do[0]
 
 
 def test_in_a_notebook_the_cell_after_a_failure_asks_without_an_argument():
@@ -514,125 +560,6 @@ def test_the_card_has_all_of_the_text_and_no_markup_of_its_own(held):
     for words in ("Evidence", "Who holds the memory", "What to do", "nvidia-smi", "Read"):
         assert words in card
         assert words in str(report)
-
-
-# -- secrets -----------------------------------------------------------------------------------------------
-
-PLANTED = "planted-5ecret-value"
-TOKEN = "hf_" + "a1B2" * 8
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"OSError: token {TOKEN} is not valid",
-        f"\x1b[38;5;124m{TOKEN}\x1b[39m",
-        json.dumps({"output": f"the token:\n{TOKEN}"}),
-        f"url?token%3D{TOKEN}",
-        "non-default args: {'model': 'x', 'api_key': ['" + PLANTED + "'], 'port': 8000}",
-        f"command: vllm serve --api-key {PLANTED} --port 8000",
-        f"headers: {{'Authorization': 'Bearer {PLANTED}'}}",
-        f"Authorization: Basic {PLANTED}",
-        f"proxy http://user:{PLANTED}@proxy:3128 refused",
-        f"the value {PLANTED} of a variable",
-    ],
-)
-def test_secrets_are_removed(text, monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", PLANTED)
-    shown = redact.redact(text)
-    assert PLANTED not in shown
-    assert TOKEN not in shown
-    assert "[removed]" in shown
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Command '['vllm', 'serve', 'm', '--api-key', '§']' returned",
-        '"cmd": "vllm serve --api-key=\\"§\\" m"',
-        "x-api-key: §",
-        "(b'x-api-key', b'§')",
-        "redis://:§@host:6379/0",
-        "https://§-0123456789@github.com/x/y",
-        "gho_§ ghs_§",
-        "api_key=['§', 'other-§'], port=1",
-        "AWS_SECRET_ACCESS_KEY=§ GH_TOKEN=§-1",
-        "environ({'MY_TOKEN': '§-1', 'DB_PASSWORD': '§!'})",
-        "login(token='§-1')",
-        "Authorization: Bearer §",
-        "(b'authorization', b'Bearer §')",
-        "curl -H 'Bearer §-long-pass'",
-        'api_key\x1b[38;5;241m=\x1b[39m\x1b[38;5;124m"\x1b[39m\x1b[38;5;124m§\x1b[39m',
-    ],
-)
-def test_a_secret_of_another_process_is_known_by_its_place(text):
-    shown = redact.redact(text.replace("§", "correcthorsebat"))
-    assert "correcthorsebat" not in shown
-    assert "[removed]" in shown
-    assert redact.redact(shown) == shown
-
-
-def test_half_a_secret_is_not_left_where_evidence_is_cut(monkeypatch):
-    monkeypatch.setenv("MY_API_KEY", PLANTED)
-    start = "RuntimeError: "
-    said = start + "y" * (LONGEST_EVIDENCE - len(start) - 20) + f" {PLANTED} and more words"
-    for report in (explain.explain(log=said), explain.explain(RuntimeError(said.removeprefix(start)))):
-        assert PLANTED[:9] not in report.evidence
-
-
-def test_long_lines_are_searched_for_secrets_in_a_moment():
-    started = time.monotonic()
-    for text in (
-        "a" * 200_000,
-        "A" * 200_000,
-        "TOKEN" * 40_000,
-        "api_key " * 25_000,
-        "api_key=" + " " * 200_000,
-    ):
-        assert redact.redact(text) == text
-    assert time.monotonic() - started < 20  # a second; tried again at every letter it takes minutes
-
-
-@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
-def test_in_what_vllm_says_nothing_is_taken_for_a_secret(path):
-    text = path.read_text(encoding="utf-8")
-    assert redact.remove(text) == text
-
-
-def test_what_is_no_secret_stays():
-    text = "max_tokens=100, tokenizer='x', 5 tokens/s, key 'a' not found, basic knowledge, Token 7 of 9"
-    text += ", VLLM_API_KEY=... vllm serve, a bearer certificate, bearer authentication"
-    text += ", authorization, of course"
-    text += ", max_tokens=50, bos_token='<s>', eos_token_id=2, tokens=512, pad_token='<|endoftext|>'"
-    text += (
-        ", 'eos_token': '</s>', EOS_TOKEN = '<|im_end|>', PAD_TOKEN_ID=151643, token='Paris', hf_token=None"
-    )
-    text += ", MAX_NUM_BATCHED_TOKENS=8192, TOKENIZERS_PARALLELISM=false, decoded_token='Paris1234'"
-    text += ", http://localhost:8000/v1, ssh://git@github.com, task-12345678, stop_token_ids=[151645]"
-    assert redact.redact(text) == text
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb")), ids=str)
-def test_in_what_the_lessons_say_nothing_is_taken_for_a_secret(path):
-    text = path.read_text(encoding="utf-8")
-    assert redact._notebook(text) == text
-
-
-def test_a_planted_secret_is_in_no_part_of_a_report_or_its_bundle(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", PLANTED)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    log = CHILD.replace("Something new", f"Something new {PLANTED} {TOKEN}")
-    report = explain.explain(ECHO, log)
-    everything = [str(report), report._repr_html_(), report.log, report.trace]
-    with zipfile.ZipFile(report.bundle(tmp_path / "diagnosis.zip")) as archive:
-        assert set(archive.namelist()) == {"report.txt", "facts.json", "log.txt"}
-        everything += [archive.read(name).decode() for name in archive.namelist()]
-        facts = json.loads(archive.read("facts.json"))
-    assert facts["versions"]["python"] == sys.version.split()[0]
-    assert facts["settings"]["HF_TOKEN"] == "[removed]"
-    for text in everything:
-        assert PLANTED not in text
-        assert TOKEN not in text
 
 
 def test_diagnosing_imports_neither_torch_nor_vllm():

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from helpers.faults import catalogue
-from helpers.faults.catalogue import Entry
 from tests.scratch import REPO, files
 
 TRACKED = files()
@@ -74,9 +73,7 @@ def test_a_file_that_is_named_is_there(page):
 
 
 def test_where_the_diagnosis_sends_a_reader_there_is_that_section():
-    entries = [entry for group in vars(catalogue).values() if isinstance(group, tuple) for entry in group]
-    texts = [text for entry in entries if isinstance(entry, Entry) for text in vars(entry).values()]
-    texts = [text for text in texts if isinstance(text, str)]
+    texts = [entry.read for entry in catalogue.entries()]
     known = {Path(page).stem: page for page in PAGES}
     sent = [text for text in texts if text.partition(":")[0] in known]
     assert len(sent) > 5

@@ -3,22 +3,16 @@
 import contextlib
 import json
 import os
-import posixpath
 import signal
 import socket
 import threading
 import time
-from urllib.parse import unquote
 
 import httpx
 import openai
 import pytest
 
-from tests.nginx import Upstream, newer, nginx, said, writings
-
-# What vLLM answers without the key, and with its own dots resolved (a Mount takes all that is below it).
-ROUTES = ("/metrics", "/invocations", "/tokenize", "/health", "/docs", "/v2/chat", "/inference/v1/generate")
-ANY_RATE = {"rate=20r/s": "rate=10000r/s"}
+from tests.nginx import Upstream, newer, nginx, said
 
 
 @contextlib.contextmanager
@@ -70,19 +64,6 @@ def test_a_server_that_was_made_anew_is_found_at_its_new_address(tmp_path):
         done.set()
         assert old.asked
         assert new.asked
-
-
-def test_whatever_is_written_nothing_but_v1_reaches_the_server(tmp_path):
-    with proxied(tmp_path, 200, **ANY_RATE) as (port, [upstream]):
-        tried = [path for route in ROUTES for path in writings(route)]
-        answered = {path for path in tried if said(port, "GET", path)[0] == 200}
-        reached = {path.partition("?")[0] for path, _ in upstream.asked}
-    assert len(tried) > 500
-    assert any("/v1" in path for path in answered), "it passes something on"
-    for path in reached:
-        while path != unquote(path):
-            path = posixpath.normpath(unquote(path))
-        assert path.startswith("/v1/") or path == "/health", path
 
 
 def test_methods_that_the_key_does_not_guard_are_refused(tmp_path):
@@ -142,7 +123,7 @@ def test_the_proxys_own_errors_are_openais(tmp_path):
 
 
 @pytest.mark.parametrize("refusal", [500, 503])
-def test_a_server_that_refuses_is_passed_over_and_is_not_forgotten(tmp_path, refusal):
+def test_a_server_that_refuses_or_is_gone_costs_nobody_an_answer_and_is_not_forgotten(tmp_path, refusal):
     """What one says that drains or is full; the other answers all, and the first again once it can."""
     with proxied(tmp_path, refusal, 200) as (port, [first, second]):
         codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
@@ -154,14 +135,9 @@ def test_a_server_that_refuses_is_passed_over_and_is_not_forgotten(tmp_path, ref
         codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
         assert set(codes) == {200}
         assert len(first.asked) - before > 5, "no penalty time"
-
-
-def test_a_server_that_is_gone_costs_nobody_an_answer(tmp_path):
-    with proxied(tmp_path, 200, 200) as (port, [first, second]):
-        first.__exit__()
+        second.__exit__()
         codes = [said(port, "POST", "/v1/completions", "{}")[0] for _ in range(20)]
-        assert set(codes) == {200}
-        assert len(second.asked) == 20
+        assert set(codes) == {200}, "no connection"
 
 
 def test_openais_client_tries_again_as_it_is_told(tmp_path):

@@ -18,7 +18,7 @@ from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
-A_LITTLE = 1.1  # one that rounds a little more: the cache besides
+A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 SAME = 1.05  # and of two that round alike, one is better only beyond this
 GIB = 2**30
 
@@ -270,14 +270,12 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
     if not holding and running:
         most = max(one.users for one in running)
         holding = [one for one in running if one.users * SAME >= most]
+    holding = sorted(holding, key=lambda one: one.kept.loss)  # stable: the simpler stands first
+    if goal == "quality":
+        holding = [one for one in holding if one.kept.loss == holding[0].kept.loss]
     best = None
-    for one in sorted(holding, key=lambda one: one.kept.loss):  # stable: the simpler stands first
-        others = [other for other in holding if other.kept.loss <= one.kept.loss and other is not one]
-        if goal == "quality":
-            others = [other for other in others if other.kept.loss == one.kept.loss]
-            if best and one.kept.loss > best.kept.loss:
-                break
-        if best is None or all(_score(one, goal) >= _wanted(one, o) * _score(o, goal) for o in others):
+    for place, one in enumerate(holding):
+        if all(_score(one, goal) >= _wanted(one, other) * _score(other, goal) for other in holding[:place]):
             best = one
     return best
 
@@ -285,7 +283,7 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
 def _wanted(one: Option, other: Option) -> float:
     """How many times as much a way has to give as one that rounds less, or as much."""
     more = one.kept.loss - other.kept.loss
-    return MORE if more >= 1 else A_LITTLE if more > 0 else SAME
+    return MORE if more >= 1.5 else A_LITTLE if more > 0 else SAME
 
 
 def _score(one: Option, goal: str) -> float:

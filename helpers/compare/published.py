@@ -31,7 +31,7 @@ _BF16_OR_DEATH = "arXiv 2411.02355"
 ACCURACY = {
     "baseline": Kept("all", 0, ""),
     "fp8_kv": Kept("a little less", 0.5, "docs.vllm.ai, quantized KV cache"),
-    "fp8": Kept("99 to 100 %", 1, _BF16_OR_DEATH),
+    "fp8": Kept("99 to 100 %", 0.5, _BF16_OR_DEATH),
     "int8": Kept("97 to 99 %", 2, _BF16_OR_DEATH),
     "awq": Kept("close to 8 bits", 3, _BF16_OR_DEATH),
     "nvfp4": Kept("about 99 %", 3, "NVIDIA's blog on NVFP4, of DeepSeek-R1"),

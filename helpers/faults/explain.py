@@ -3,46 +3,38 @@
     try:
         ...
     except Exception as error:
-        print(diagnose.explain(error))      # or, in a cell of its own after a failure: diagnose.explain()
+        print(explain(error))      # or, in a cell of its own after a failure: explain()
 
 vLLM's last words in a notebook are often "Engine core initialization failed. See root cause above", with
 nothing above: the cause was written by a child, into the log. The log is asked exactly where an exception
 says that the cause is elsewhere, so that a slip in your own cell is never blamed on an engine.
+
+A log from anywhere, without Python: ``python -m helpers.explain``.
 """
 
 from __future__ import annotations
 
-import dis
-import linecache
-import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from helpers.base import holders, redact
-from helpers.base.files import ROOT
+from helpers.base import holders
 from helpers.base.holders import Holder
 from helpers.base.machine import Machine, detect
-from helpers.faults import catalogue, log, report
-from helpers.faults.catalogue import Entry, Facts
-from helpers.faults.log import ECHOES, error_lines, first_traceback, multiline, root_cause, specific
+from helpers.base.redact import redact
+from helpers.faults import catalogue, whose
+from helpers.faults import log as logs
+from helpers.faults.conditions import Seen
 from helpers.faults.report import Report, cut
 
-_SIGNALLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -\d+\}|exit code -\d+")  # a process that was killed
-
-# Where an error that is not the reader's own code comes from.
-_MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
-              "safetensors", "openai", "helpers")  # fmt: skip
-
-_PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
+ISSUES = "https://github.com/vllm-project/vllm/issues"
 
 
 def explain(error: BaseException | None = None, log: str = "", machine: Machine | None = None) -> Report:
     """Return what is known of ``error``, or of the last one that this Python showed.
 
     Args:
-        error: any exception, of an engine, a server or your own cell.
+        error: any exception, of an engine, a server, a notebook's runner or your own cell.
         log: vLLM's output, if there is one; asked where the exception says that the cause is elsewhere.
         machine: what the memory is asked of; with an exception this machine unless given. A log alone may
             come from anywhere, so who holds memory here says nothing about it: nobody is asked.
@@ -53,36 +45,36 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
-    said, asked = _said(error), _said(error, _made_up)
-    echo = error is None or any(mark in line for mark in ECHOES for line in asked)
-    lines = asked + (error_lines(log) + multiline(log) if echo else [])
-    elsewhere = error is None and machine is None
-    holders = None if elsewhere else _holders(machine)
-    where = _where(error) + (log if echo else "")
-    found = catalogue.lookup(specific(lines), holders or (), where)
-    if not found:  # an echo says something itself only where the log has no cause, or by an exit code
-        echoes = lines if root_cause(log) is None else [line for line in lines if _SIGNALLED.search(line)]
-        found = catalogue.lookup(echoes, holders or (), where)
-    if found:
-        return _known(*found, holders, log)
-    if own := _own_code(error):
-        return _own(own, said, log)
-    if error is not None and not echo and type(error).__module__.startswith("helpers."):
-        return Report("ours", redact.redact(str(error)), cut(redact.redact(said[0])), log=redact.redact(log))
-    return _unknown(error, said, log, holders)
+    quoted = whose.quoted(error)  # by what runs a notebook: its own words are only about that
+    said = _said(whose.chain(error))
+    asked = [] if quoted else _said([link for link in whose.chain(error) if not whose.made_up(link)])
+    elsewhere = error is None or any(logs.is_echo(line) for line in asked)
+    read = quoted or (log if elsewhere else "")  # an old log beside an exception does not count
+    held = None if error is None and machine is None else _held(machine)
+    seen = Seen("", 0, read, _where(error), held, whose.readers_line(error))
+    hit = _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read))
+    if hit and not whose.cell_of(read, by_raise=True):
+        return _known(hit, held, log)
+    if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
+        return Report("ours", redact(str(error)), cut(redact(said[0])), raw_log=log)
+    first = logs.first_error(read) or (said[0] if said else "")
+    return _own(error, read, elsewhere or bool(quoted), first, log) or _unknown(error, first, read, held, log)
 
 
-def _own(sentence: str, said: list[str], log: str) -> Report:
-    return Report(
-        "own-code",
-        sentence,
-        report.cut(redact.redact(said[0])),
-        ("Mend that line and run the cell again.",),
-        log=redact.redact(log),
-    )
+def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:
+    """The catalogue's answer, to what reports an error first; an echo's words count where nothing else does.
+
+    Where a log has its cause, an echo says something itself only by an exit code.
+    """
+    lines = logs.said(lines)
+    hit = catalogue.lookup(seen.of(logs.specific(asked) + logs.specific(lines)))
+    if hit and hit.entry.tier != "last":
+        return hit
+    echoes = [line for line in asked + lines if cause is None or logs.SIGNALLED.search(line)]
+    return hit or catalogue.lookup(seen.of(echoes))
 
 
-def _holders(machine: Machine | None) -> tuple[Holder, ...]:
+def _held(machine: Machine | None) -> tuple[Holder, ...]:
     """Who holds memory; nobody where neither driver nor system will say: a diagnosis must not fail itself."""
     try:
         return tuple(holders.who_holds(machine or detect()))
@@ -90,104 +82,60 @@ def _holders(machine: Machine | None) -> tuple[Holder, ...]:
         return ()
 
 
-def _known(entry: Entry, facts: dict, line: str, holders: Sequence | None, log: str) -> Report:
-    orphans = " ".join(str(holder.pid) for holder in holders or () if holder.orphan)
-    filled = Facts(facts | {"end_orphans": f"kill {orphans}"})
+def _known(hit: catalogue.Hit, held: Sequence | None, log: str) -> Report:
     return Report(
-        entry.name,
-        redact.redact(entry.what.format_map(filled)),
-        report.cut(redact.redact(line)),
-        tuple(redact.redact(step.format_map(filled)) for step in entry.do),
-        entry.read,
-        tuple(holders) if entry.memory and holders is not None else None,
-        redact.redact(first_traceback(log))[-4000:] if entry.name == "engine-died" else "",
-        redact.redact(log),
+        hit.entry.name,
+        redact(hit.what),
+        cut(redact(hit.evidence.strip())),
+        tuple(redact(step) for step in hit.do),
+        hit.entry.read,
+        tuple(held) if hit.entry.memory and held is not None else None,
+        redact(logs.first_traceback(log)[-4000:]) if hit.entry.name == "engine-died" else "",
+        log,
     )
 
 
-def _unknown(error, said: list[str], log: str, holders: Sequence | None) -> Report:
-    evidence = root_cause(log) or (said[0] if said else "no line of the log reports an error")
-    trace = first_traceback(log) or ("".join(traceback.format_exception(error)) if error else "")
+def _own(error: BaseException | None, read: str, elsewhere: bool, first: str, log: str) -> Report | None:
+    """A slip of the reader's own line, or of what it passes to a library that is none of vLLM's."""
+    if sentence := whose.own_code(error) or whose.cell_of(read):
+        step = "Mend that line and run the cell again."
+        return Report("own-code", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+    if not elsewhere and (sentence := whose.called(error)):
+        step = "Compare what that line passes with what the library's message asks for."
+        return Report("library-error", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+    return None
+
+
+def _unknown(error, first: str, read: str, held: Sequence | None, log: str) -> Report:
+    """What is not in the catalogue, with the first error of where the cause is said to be."""
+    trace = logs.first_traceback(read) or ("".join(traceback.format_exception(error)) if error else "")
+    steps = ["report.bundle()      # a file to attach to a bug report"]
+    if trace:
+        steps.insert(0, "Read the traceback below, from its end.")
+    if not first:
+        steps = [
+            "Give the log from its beginning; of a container that was started again: kubectl logs --previous"
+        ]
+    elif error is not None and not read and logs.is_echo(first):
+        steps.insert(0, "explain(error, log=...): what the engine's process wrote is said to have the cause.")
     return Report(
         "unknown",
         "Not in the catalogue: this failure is not known here, and nothing is guessed.",
-        report.cut(redact.redact(evidence)),
-        (
-            "Read the traceback below, from its end.",
-            "report.bundle()      # a file to attach to a bug report",
-        ),
-        "https://github.com/vllm-project/vllm/issues",
-        None if holders is None else tuple(holders),
-        redact.redact(trace)[-4000:],
-        redact.redact(log),
+        cut(redact(first or "no line of the log reports an error")),
+        tuple(steps),
+        ISSUES,
+        None if held is None else tuple(held),
+        redact(trace[-8000:])[-4000:],
+        log,
     )
 
 
-def _before(error: BaseException) -> BaseException | None:
-    """The error that led to this one. One that was only being handled and has its report did not."""
-    if error.__cause__ or error.__suppress_context__:
-        return error.__cause__
-    return None if isinstance(getattr(error.__context__, "report", None), Report) else error.__context__
-
-
-def _said(error: BaseException | None, leave_out: Callable[[BaseException], bool] | None = None) -> list[str]:
-    """``Name: message`` of an exception and of those that led to it, its own first."""
-    found, seen = [], set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if not (leave_out and leave_out(error)):
-            found.append(log.short(error))
-            found += [str(note) for note in getattr(error, "__notes__", ())]
-        error = _before(error)
-    return found
+def _said(chain: list[BaseException]) -> list[str]:
+    """``Name: message`` of each exception, with its notes."""
+    return [line for link in chain for line in (logs.short(link), *map(str, getattr(link, "__notes__", ())))]
 
 
 def _where(error: BaseException | None) -> str:
-    """The files that the error came through, and those of the errors that led to it."""
-    files = []
-    while error is not None and len(files) < 1000:
-        files += [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        error = _before(error)
-    return "\n".join(files)
-
-
-def _own_code(error: BaseException | None) -> str | None:
-    """A sentence on an error raised by the reader's own code: no frame of it is in vLLM or below."""
-    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    if not frames or any(_is_machinery(frame.filename) for frame in frames):
-        return None
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    if not own:
-        return None
-    line = (own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0)).strip()
-    where = f"line {own[-1].lineno} of your own code" + (f", `{line}`" if line else "")
-    return f"{type(error).__name__} in {where}: vLLM has no part in it."
-
-
-def _made_up(error: BaseException) -> bool:
-    """Whether a line of the reader's own raised it (`raise`, `assert`), with words of the reader's own.
-
-    By the instruction that the traceback ends in: C code, such as torch's, raises in a call. What hides the
-    error that it came from (`raise ... from None`) may repeat its words.
-    """
-    if error.__traceback__ is None or (error.__context__ is not None and _before(error) is None):
-        return False
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    raised = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raised and _own_code(error) is not None
-
-
-def _is_library(path: str) -> bool:
-    return any(folder in path for folder in _PACKAGES) or path.startswith(
-        (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen")
-    )
-
-
-def _is_machinery(path: str) -> bool:
-    parts = Path(path).parts
-    for folder in _PACKAGES:
-        if folder in parts:
-            return parts[parts.index(folder) + 1].removesuffix(".py") in _MACHINERY
-    return Path(path).is_relative_to(ROOT / "helpers")
+    """The frames that the error came through, and those of what led to it, as a traceback has them."""
+    frames = [frame for link in reversed(whose.chain(error)) for frame in whose.frames(link)]
+    return "".join(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n' for frame in frames)

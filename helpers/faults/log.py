@@ -1,25 +1,55 @@
-"""What an engine's log says: its error lines and the root cause."""
+"""A log's lines without what stands before a message, and the first error among them.
+
+The same message reaches a reader behind many things: the child that wrote it, vLLM's level and file, a
+container's name, a cluster's time, a colour. What is read is the message.
+"""
 
 from __future__ import annotations
 
+import collections
+import functools
+import json
 import re
 
-# What vLLM puts before a line of a child, and before a line of its logger.
-_PREFIX = re.compile(r"^(?:\([^()]+ pid=\d+\) )+(?:(?:ERROR|CRITICAL) \d\d-\d\d \S+ \[\S+?\] ?)?|"
-                     r"^(?:ERROR|CRITICAL) \d\d-\d\d \S+ \[\S+?\] ?")  # fmt: skip
+MOST = 1_000_000  # characters of error lines from either end of a log that are searched
+LONGEST = 4_000  # characters from either end of a line: some messages list every tensor of a model
 
-# Lines that report no error, whatever words are in them. A step that fails dumps vLLM's whole configuration.
-_CALM = re.compile(r"^(?:\([^()]+ pid=\d+\) )*(?:(?:DEBUG|INFO|WARNING)(?: \d\d-\d\d|:)|"
-                   r"ERROR \d\d-\d\d \S+ \[\S*dump_input\.py:\d+\])")  # fmt: skip
-
+_COLOUR = re.compile(r"(?:\x1b|\^\[)\[[\d;]*[A-Za-z]")
+_TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
+# One of the things that stand before a message; they are taken off until none is left.
+_BEFORE = re.compile(
+    r"(?:[\w./-]+|\[[\w.-]+\]) +\| ?(?=\S|$|  )"  # docker compose: vllm-1  |
+    r"|\[pod/[^\]]+\] "  # kubectl logs --prefix
+    rf"|\[?{_TIME}\]?(?: std(?:out|err) [FP])? ?"  # kubectl --timestamps, CRI, a cloud's
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [\w.-]+(?:\[\d+\])?: ?"  # journald
+    r"|\[?rank ?\d+\]: ?"  # torchrun
+    r"|\((?:[^()]+ )?pid=\d+[^()]*\) ?"  # vLLM's children, Ray's workers
+    r"|\[[\w./-]+\.py:\d+\] ?"  # a file alone
+    r"|-? ?[\w.]+ - (?=(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) )"  # Python's logging: name - LEVEL
+    r"|\| (?=(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) )"  # loguru: time | LEVEL | place - message
+)
+_LEVEL = re.compile(
+    r"(?:- )?\[?(TRACE|DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\]?"
+    r"(?: \d\d-\d\d \d\d:\d\d:\d\d \[?([\w./-]+):\d+\] ?|:(?:[\w.]+:)?\s*| +[-|] | {2,}| (?=\[)|$)"
+)
+# vLLM's own head, wherever it stands: whatever is before it, a message follows it.
+_HEAD = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]+:\d+\] ?")
+_PLAIN = set(" \t#-+=*.,:;/<>'abcdefghijklmnopqrstuvwxyz")
+_CALM = {"TRACE", "DEBUG", "INFO", "WARN", "WARNING"}
 # The end of a Python traceback: an exception's name and its message, which an `assert` mostly has not. The
 # word "Error" alone is anybody's, and a task is cancelled because of something else.
 _ERROR = re.compile(
     r"^(?!Error$|(?:\w+\.)*CancelledError$)"
-    r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)(?:_\w+)?|(?:\w+\.)+(?:Unsupported|TimeoutExpired))"
+    r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt)(?:_\w+)?|(?:\w+\.)+(?:Unsupported|TimeoutExpired|\w*Timeout))"
     r"(?:: (.+))?$"
 )
-
+# What reports an error without being a Python exception: argparse, a shell, a container, a server's logger.
+_OTHER = re.compile(
+    r"^(?:[\w./ -]+: )?error: |^(?:FATAL|fatal)[: ]|: command not found$|^Error response from "
+)
+_WORDS = re.compile(
+    r"(?i)\berrors?\b|\bexception\b|\bfail(?:ed|ure)\b|\bkilled\b|\bfatal\b|core dumped|exit code"
+)
 # Errors that only say that another one happened.
 ECHOES = (
     "Engine core initialization failed",
@@ -27,61 +57,197 @@ ECHOES = (
     "See root cause above",
     "EngineDeadError",
     "See stack trace (above)",
+    "See stack trace for",
+    "See stack trace above",
+    "EngineCore failed to start",
+    "Background loop has errored already",
+    "Engine process failed to start",
+    "Engine loop is not running",
+    "WorkerProc initialization failed",
+    "WorkerProc failed to start",
+    "Failed core proc(s)",
+    "Executor failed.",
+    "Got fatal signal from worker processes",
+    "Process EngineCore",
     "the engine's process ended",
 )
+# A process that was ended by a signal: an echo that says something itself.
+SIGNALLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -\d+\}|exit code:? (?:-\d+|137)\b")
+
+
+def plain(text: str) -> str:
+    """``text`` without colours."""
+    return _COLOUR.sub("", text)
+
+
+def message(line: str) -> tuple[str, str]:
+    """Return a line's level, where it has one, and its message without what stands before it."""
+    if line[:1] in _PLAIN and "]" not in line and "|" not in line and " - " not in line:
+        return "", line.rstrip()  # most lines of a long log that are not vLLM's
+    if "\x1b" in line or "^[[" in line:
+        line = _COLOUR.sub("", line)
+    if line.startswith('{"'):
+        line = _of_json(line)
+    head = _HEAD.search(line, 0, 300)
+    if head:
+        line = line[head.start() :]
+    while before := _BEFORE.match(line):
+        line = line[before.end() :]
+    level = ""
+    if found := _LEVEL.match(line):
+        level, line = found[1], line[found.end() :]
+        if (found[2] or "").endswith("dump_input.py"):
+            level = "INFO"  # a step that fails dumps vLLM's whole configuration, as an error
+    if line.startswith("["):
+        line = re.sub(r"^\[[\w./-]+\.py:\d+\] ?", "", line)
+    return level, line.rstrip()
+
+
+def _of_json(line: str) -> str:
+    """The message of a line that a container's or a cloud's logger wrote as JSON."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    for name in ("log", "message", "textPayload", "msg", "MESSAGE"):
+        if isinstance(said := fields.get(name), str):
+            return said
+    return line
+
+
+@functools.lru_cache(maxsize=2)  # a diagnosis asks the same log several times
+def _read(log: str) -> tuple[tuple[str, str], ...]:
+    """Level and message of the lines that may report an error; of very many the first and the last."""
+    first: list[tuple[str, str]] = []
+    last: collections.deque[tuple[str, str]] = collections.deque()
+    head = tail = 0
+    for line in log.splitlines():
+        if not line or line.isspace():
+            continue
+        if len(line) > 2 * LONGEST:
+            line = line[:LONGEST] + " ... " + line[-LONGEST:]
+        level, said = message(line)
+        if level in _CALM or not said:
+            continue
+        if head < MOST:
+            first.append((level, said))
+            head += len(said)
+        else:
+            last.append((level, said))
+            tail += len(said)
+            while tail > MOST:
+                tail -= len(last.popleft()[1])
+    return (*first, *last)
 
 
 def error_lines(log: str) -> list[str]:
-    """Return the lines of a log that may report an error, without what vLLM puts before them."""
-    return [
-        _PREFIX.sub("", line).rstrip() for line in log.splitlines() if line.strip() and not _CALM.match(line)
-    ]
+    """Return the lines of a log that may report an error, without what stands before their messages.
+
+    Of a log with more than twice ``MOST`` characters in such lines the middle is left out.
+    """
+    return [said for _, said in _read(log)]
+
+
+_FRAME = re.compile(r'\s*File "[^"]*", line \d+')
+_SOURCE = re.compile(r"\s{4,}\S|\s*[~^]+$|\s*\.\.\.<|\s*raise \w|-+> ?\d+ |\s{3,}\d+ ")
+_NUMBERED = re.compile(r"(?:-{2,}> ?|\s{4,})\d+(?:\s|$)")  # IPython's source lines
+
+
+def said(lines: list[str]) -> list[str]:
+    """The lines without a traceback's source, which may quote any message before it is filled in."""
+    kept, after_frame, indented = [], False, False
+    for line in lines:
+        if _NUMBERED.match(line):
+            continue
+        frame = _FRAME.match(line)
+        if (
+            not frame
+            and (after_frame or indented)
+            and (_SOURCE.match(line) or (after_frame and not _ends(line)))
+        ):
+            after_frame, indented = False, bool(_SOURCE.match(line))
+            continue
+        kept.append(line)
+        after_frame, indented = bool(frame), bool(frame)
+    return kept
+
+
+def _ends(line: str) -> bool:
+    return bool(_ERROR.match(line.strip())) or line.startswith(
+        ("Traceback ", "During handling", "The above exception")
+    )
+
+
+def is_echo(line: str) -> bool:
+    """Whether a line only says that another error happened."""
+    return any(echo in line for echo in ECHOES)
+
+
+def specific(lines: list[str]) -> list[str]:
+    """The lines that are no echoes."""
+    return [line for line in lines if not is_echo(line)]
+
+
+def named(line: str) -> str | None:
+    """A traceback's last line as ``Name: message``, without the name's module; or nothing."""
+    found = _ERROR.match(line.strip())
+    if not found:
+        return None
+    name = found[1].rsplit(".", 1)[-1]
+    return f"{name}: {found[2]}" if found[2] else name
 
 
 def root_cause(log: str) -> str | None:
     """Return the first error of ``log`` that is not an echo of another, as ``Name: message``."""
-    for line in error_lines(log):
-        found = _ERROR.match(line.strip())
-        if found and not any(echo in line for echo in ECHOES):
-            name, message = found[1].rsplit(".", 1)[-1], found[2]
-            return f"{name}: {_of_pydantic(message, log)}" if message else name
+    lines = error_lines(log)
+    for number, line in enumerate(lines):
+        if (found := named(line)) and not is_echo(line):
+            return _of_pydantic(found, lines[number + 1 : number + 3])
     return None
 
 
-def _of_pydantic(message: str, log: str) -> str:
+def first_error(log: str) -> str | None:
+    """Return ``root_cause``; without one the first line that reports an error in other words."""
+    if found := root_cause(log):
+        return found
+    told = [(level, said.strip()) for level, said in _read(log) if not is_echo(said)]
+    for wanted in (
+        lambda level, said: _OTHER.search(said),
+        lambda level, said: (
+            level in ("ERROR", "CRITICAL", "FATAL") and not said.startswith(("Traceback", "File "))
+        ),
+        lambda level, said: _WORDS.search(said) and not said.startswith(("File ", "raise ", "except ")),
+    ):
+        for level, said in told:
+            if wanted(level, said):
+                return said
+    return next((said.strip() for said in error_lines(log) if is_echo(said)), None)
+
+
+def _of_pydantic(said: str, below: list[str]) -> str:
     """What pydantic says on the line below "1 validation error for ...", which is the cause."""
-    if not re.match(r"\d+ validation errors? for ", message):
-        return message
-    below = re.search(re.escape(message) + r"\s*\n.*?Value error, (.*?) \[type=", log, re.DOTALL)
-    return below[1] if below else message
+    name, _, text = said.partition(": ")
+    if not re.match(r"\d+ validation errors? for ", text):
+        return said
+    found = re.search(r"Value error, (.*?) \[type=", " ".join(below))
+    return f"{name}: {found[1]}" if found else said
 
 
 def short(error: BaseException) -> str:
     """Return ``Name: message`` without what pydantic adds around the sentence that matters."""
-    message = str(error)
-    if found := re.search(r"Value error, (.*?) \[type=", message, re.DOTALL):
-        message = found[1]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def specific(lines: list[str]) -> list[str]:
-    return [line for line in lines if not any(echo in line for echo in ECHOES)]
-
-
-def multiline(log: str) -> list[str]:
-    """The error lines as one text, for a message that runs over several; echoes would drop all of it."""
-    return ["\n".join(specific(error_lines(log)))]
+    said = str(error)
+    if found := re.search(r"Value error, (.*?) \[type=", said, re.DOTALL):
+        said = found[1]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def first_traceback(log: str) -> str:
-    """The first traceback of a log, up to and with its error."""
+    """Return the first traceback of a log, up to and with its error."""
     lines = error_lines(log)
-    starts = [
-        number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")
-    ]
-    if not starts:
+    start = next(
+        (n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), None
+    )
+    if start is None:
         return ""
-    for end in range(starts[0], len(lines)):
-        if _ERROR.match(lines[end].strip()):
-            return "\n".join(lines[starts[0] : end + 1])
-    return "\n".join(lines[starts[0] :])
+    ends = (n for n in range(start, len(lines)) if _ERROR.match(lines[n].strip()))
+    return "\n".join(lines[start : next(ends, len(lines)) + 1])

@@ -18,15 +18,13 @@ from helpers.base.redact import NAME, REMOVED
 LONGEST_EVIDENCE = 600  # characters; some messages list every tensor of a model
 
 
-# -- the report -------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Report:
     """What is known of a failure.
 
-    ``name`` is the catalogue's, or ``own-code`` (the reader's cell), ``ours`` (an error of these helpers,
-    whose message says it all) or ``unknown``. ``holders`` are shown where memory is part of the answer.
+    ``name`` is the catalogue's, or ``own-code`` (the reader's cell), ``library-error`` (of a library
+    that the cell called), ``ours`` (an error of these helpers, whose message says it all) or ``unknown``.
+    ``holders`` are shown where memory is part of the answer.
     ``trace`` is the root traceback where the cause is not known. Secrets are removed from all of it.
     """
 
@@ -37,7 +35,22 @@ class Report:
     read: str = ""
     holders: tuple[Holder, ...] | None = None
     trace: str = ""
-    log: str = field(default="", repr=False)
+    raw_log: str = field(default="", repr=False)
+
+    @property
+    def log(self) -> str:
+        """The whole log, secrets removed: for a long one that takes a while, so it is done when asked for."""
+        return redact.redact(self.raw_log)
+
+    def facts(self) -> dict[str, object]:
+        """What a program is told."""
+        return {
+            "name": self.name,
+            "what": self.what,
+            "evidence": self.evidence,
+            "do": list(self.do),
+            "read": self.read,
+        }
 
     @property
     def known(self) -> bool:
@@ -69,7 +82,6 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-
         rows = [("Evidence", f"<code>{_code(self.evidence)}</code>")]
         if self.holders is not None:
             held = _code("\n".join(self.held))
@@ -100,7 +112,6 @@ class Report:
 
         The report, the versions, the hardware, the settings that vLLM reads, and the whole log.
         """
-
         settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("VLLM_", "CUDA_", "HF_"))}
         settings = {k: REMOVED if NAME.search(k) else v for k, v in settings.items()}
         facts = {
@@ -120,5 +131,6 @@ def _code(text: str) -> str:
 
 
 def cut(text: str) -> str:
+    """Return a text for one line of evidence: without line breaks, and not too long."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_EVIDENCE else text[: LONGEST_EVIDENCE - 4] + " ..."

@@ -39,10 +39,6 @@ def checked() -> Settings:
         problems.append(
             "VLLM_API_KEY is empty: a generated key would be known to nobody (openssl rand -base64 32)."
         )
-    if found.quantization == "awq":  # ignored, the value would serve a model in 16 bits without a word
-        problems.append(
-            "QUANTIZATION=awq: nothing here makes a checkpoint. Name one in MODEL_NAME, and none here."
-        )
     if found.shutdown_timeout < found.longest_s:
         problems.append(
             f"SHUTDOWN_TIMEOUT={found.shutdown_timeout}: an answer may take {found.longest_s} s, and clients "

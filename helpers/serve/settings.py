@@ -14,12 +14,15 @@ import math
 import os
 import re
 import secrets
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from helpers.serve import aliases
 
 # What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
 SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
@@ -35,6 +38,10 @@ _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 class SettingsError(ValueError):
     """Settings that cannot be used; one line a problem, with the variable, its value and what is allowed."""
+
+
+class SettingsWarning(UserWarning):
+    """A variable that somebody set and nothing reads."""
 
 
 def _longest_s(max_num_seqs=1, max_num_queued_reqs=0, max_answer_tokens=1, seconds_per_token=1.0, **_) -> int:
@@ -152,12 +159,18 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     problems = _misspelt(env_file)
     if unknown := [name for name in values if name not in Settings.model_fields]:
         problems += [_unknown(name, "an argument") for name in unknown]
+    taken, others, stored = aliases.read(env_file, set(Settings.model_fields) - set(values))
+    if stored and "quantization" not in values:
+        problems += stored
+        values = values | {"quantization": "none"}
     try:
-        found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **values)
+        found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **taken | values)
     except ValidationError as error:
         # What a default could not follow from has an error of its own.
         wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         problems += [_sentence(problem) for problem in wrong]
+    for other in others:
+        warnings.warn(other, SettingsWarning, stacklevel=2)
     if problems:
         raise SettingsError("\n".join(problems))
     return found
@@ -170,7 +183,7 @@ def _sentence(problem: dict) -> str:
     shown = "(not shown)" if "SecretStr" in str(field.annotation) else repr(problem["input"])
     said = problem["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:]
-    return f"{name.upper()}={shown}: {said} ({field.description})."
+    return f"{name.upper()}={shown}: {said} ({field.description}).{aliases.hint(name, problem['input'])}"
 
 
 def _misspelt(env_file: str | Path | None) -> list[str]:
@@ -179,6 +192,7 @@ def _misspelt(env_file: str | Path | None) -> list[str]:
         return []
     known = {name.upper() for name in Settings.model_fields}
     given = [name for name in dotenv_values(env_file) if name.upper() not in known | set(os.environ)]
+    given = [name for name in given if name not in aliases.NAMES]
     near = [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
     return [_unknown(name, Path(env_file).name) for name in near]
 
