@@ -53,7 +53,8 @@ def faults(notebook: dict) -> list[str]:
     if len({cell["id"] for cell in notebook["cells"]}) < len(notebook["cells"]):
         found.append("two cells have the same id")
     for cell in notebook["cells"]:
-        if noise := set(cell["metadata"]) - {"tags", "jupyter"}:
+        folded = cell["metadata"].get("jupyter", {"source_hidden": True}) == {"source_hidden": True}
+        if (noise := set(cell["metadata"]) - {"tags", "jupyter"}) or not folded:
             found.append(f"cell {cell['id']}: metadata {sorted(noise)}")
         for output in cell.get("outputs", ()):
             if output["output_type"] == "error":

@@ -221,8 +221,11 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
     """Draw the least rent a day of each scheme that can serve a load, the cheapest first, from ``cost.Offer``s."""
-    able = list({offer.scheme: offer for offer in reversed(offers) if not offer.why_not}.values())
-    able.sort(key=lambda offer: offer.per_day)
+    least: dict = {}
+    for offer in sorted(offers, key=lambda offer: offer.per_day):
+        if not offer.why_not:
+            least.setdefault(offer.scheme, offer)
+    able = list(least.values())
     if not able:
         return Note("None of these GPUs can serve this load: " + "; ".join(
             f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers
