@@ -74,7 +74,7 @@ notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 kinds: setup  ## record what the notebooks show on each kind of machine that this one can be (tests/kinds.py)
 	@$(in_venv) -m tests.kinds $(KIND) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
+notebook: setup  ## begin a notebook (NAME=09_my_question QUESTION="Is it ...?")
 	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
 
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs

@@ -5,9 +5,10 @@ Colab opens a notebook alone: fetch the repository and go into ``notebooks`` fir
 
 import os
 import sys
+from pathlib import Path
 
 if any(name.startswith("COLAB_") for name in os.environ):  # as accelerate's is_google_colab looks for it
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(Path(__file__).resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
     from helpers.tools import colab

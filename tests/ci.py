@@ -57,7 +57,7 @@ ONCE = (
     "16",
 )
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
-FILES = ["notebook_files", "kinds", "prose_figures", "links", "book"]  # they only read what is committed
+FILES = ["notebook_files", "kinds", "lesson_form", "links", "book"]  # they only read what is committed
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 

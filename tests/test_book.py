@@ -120,7 +120,8 @@ ROW = re.compile(r"^\| ([^|]+?) \| ([^|]+?) \| (\[.+\)) \|$", re.MULTILINE)
 KNOWN = {
     *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB"),
     *("README", "SECURITY", "OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ"),
-    *("L4", "T4", "A10", "A100", "H100", "H200"),
+    *("L4", "T4", "A10", "A100", "H100", "H200", "RTX", "GB", "PyTorch", "HuggingFace"),
+    *("L4s", "T4s", "A100s", "H100s"),
 }
 
 

@@ -84,7 +84,7 @@ def test_every_notebook_has_the_same_folded_line_first():
 
 
 def test_anywhere_else_it_does_nothing(bare, tmp_path):
-    """In an environment without any package, in the notebooks' folder alone, without the rest of the project."""
+    """In an environment without any package, in the notebooks' folder alone."""
     folder = tmp_path / "notebooks"
     shutil.copytree(REPO / "notebooks", folder, ignore=shutil.ignore_patterns("*.ipynb", "reference"))
     before = sorted(folder.iterdir())

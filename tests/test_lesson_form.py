@@ -1,4 +1,4 @@
-"""The lessons' form: short prose around code that is the subject, small tables, an exercise, folded set-up."""
+"""The lessons' form: short prose around code, the subject, small tables, an exercise, folded set-up."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_tables_fit_the_page(path):
 
 
 MEASURED = re.compile(r"\d ?(tok/s|[GM]iB|GB|MB|ms|%|times|GB/s|tokens a second)\b|\d %")
-SOURCE = re.compile(r"\]\(|arXiv|\"[^\"]+\"|‹|\$\$")  # a link, a paper, a quotation
+SOURCE = re.compile(r"\]\(|arXiv|\"[^\"]+\"|‹|\$\$|\?")  # a link, a paper, a quotation, a question
 
 
 def unsourced(markdown: str) -> list[str]:

@@ -80,7 +80,7 @@ def test_it_is_small(path):
 
 # Cells of which a whole line may be measured, and why. Their number of lines is compared all the same.
 WHOLE_LINES = {
-    "05dc7b5e": "00: what this machine is, down to which facts there are to tell of it",
+    "00-machine": "00: what this machine is, down to which facts there are to tell of it",
 }
 
 

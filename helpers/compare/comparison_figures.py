@@ -53,9 +53,9 @@ def roofline(
     axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED)
     batch_axis(axes, batches)
     log_axis(axes)
-    last, right = batches[-1], {"ha": "left", "va": "center"}
-    axes.annotate(" measured", (last, rates[-1]), color=look(scheme)["color"], **right)
-    axes.annotate(" weights read\n once a step", (last, bound[-1]), color=BOUND, **right)
+    last, right = batches[-1], {"textcoords": "offset points", "va": "center"}
+    axes.annotate("measured", (last, rates[-1]), (9, 0), color=look(scheme)["color"], **right)
+    axes.annotate("weights read\nonce a step", (last, bound[-1]), (9, 0), color=BOUND, **right)
     axes.annotate("arithmetic", (batches[0], most_tokens_per_s), color=BOUND, va="bottom")
     axes.set_xlim(right=last * max(2, last / batches[0]) ** 0.35)
     axes.set_ylabel("output tokens per second")
@@ -154,7 +154,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
         label_bar(axes, max(left, usable if one and one.fits else 0), place, text)  # the line crosses no text
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
-    axes.set(xlim=(0, 1.35 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
     words = [f"{name} {one.total / 2**30:.1f} GiB, {FITS[one.verdict]}" for name, one in drawn.items()]

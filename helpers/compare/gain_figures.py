@@ -9,7 +9,9 @@ from helpers.compare.advise import advise
 from helpers.model.schemes import look
 
 
-def gain_lines(found: Mapping[str, tuple[str, Mapping[int, tuple[float, float, float]]]], title: str) -> Figure:
+def gain_lines(
+    found: Mapping[str, tuple[str, Mapping[int, tuple[float, float, float]]]], title: str
+) -> Figure:
     """Draw gains against the requests at once.
 
     Args:
@@ -19,11 +21,16 @@ def gain_lines(found: Mapping[str, tuple[str, Mapping[int, tuple[float, float, f
     ends = []
     for name, (scheme, gains) in found.items():
         batches, values = list(gains), [gain for gain, _, _ in gains.values()]
-        reach = [[gain - low for gain, low, _ in gains.values()], [high - gain for gain, _, high in gains.values()]]
+        reach = [
+            [gain - low for gain, low, _ in gains.values()],
+            [high - gain for gain, _, high in gains.values()],
+        ]
         axes.errorbar(batches, values, reach, capsize=3, **look(scheme))
         ends.append((values[-1], batches[-1], f"{name}, {values[-1]:.2f}", look(scheme)["color"]))
     lowest = 0.0
-    for value, batch, text, colour in sorted(ends):  # from below, each at least a line's height above the last
+    for value, batch, text, colour in sorted(
+        ends
+    ):  # from below, each at least a line's height above the last
         lowest = max(value, lowest)
         axes.annotate(text, (batch, value), (batch * 1.12, lowest), color=colour, va="center", fontsize=11)
         lowest += 0.09 * max(end[0] for end in ends)
@@ -51,7 +58,11 @@ def on_record(origins: Mapping[str, list[dict]], schemes: Mapping[str, str], mos
     for title, rows in origins.items():
         by = {(row["scheme"], row["batch"]): row for row in rows if row["batch"] <= most}
         for name, called in schemes.items():
-            pairs = {b: (by[name, b], by["baseline", b]) for s, b in sorted(by, key=lambda k: k[1]) if s == name and ("baseline", b) in by}
+            pairs = {
+                b: (by[name, b], by["baseline", b])
+                for s, b in sorted(by, key=lambda k: k[1])
+                if s == name and ("baseline", b) in by
+            }
             gains = {
                 batch: (
                     one["output_tokens_per_s"] / base["output_tokens_per_s"],
@@ -65,7 +76,9 @@ def on_record(origins: Mapping[str, list[dict]], schemes: Mapping[str, str], mos
     return found
 
 
-def estimated(model: str, gpu: str, schemes: Mapping[str, str], users: tuple[int, ...] = (1, 4, 16, 64)) -> dict:
+def estimated(
+    model: str, gpu: str, schemes: Mapping[str, str], users: tuple[int, ...] = (1, 4, 16, 64)
+) -> dict:
     """What ``advise`` expects of a model on a card, for ``gain_lines``; contexts so short that all fit."""
     found: dict = {called: (name, {}) for name, called in schemes.items()}
     for count in users:

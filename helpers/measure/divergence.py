@@ -279,9 +279,7 @@ def compare(
     )
 
 
-def control(
-    reference: Reference, model: str | Model = EMBEDDED, **llm_args
-) -> tuple[Quality, task.Recovery]:
+def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> tuple[Quality, task.Recovery]:
     """Compare the baseline with itself where rounding alone differs: the size of "no difference".
 
     A second equal engine would give zero by construction. On a CPU this one computes in FP32, or in BF16

@@ -183,7 +183,9 @@ def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
     if recipe in SCALED:
         _check_class(model, recipe)
         calibration = {"text": text.calibration_text()[1], **EFFORT[kind]}
-        calibration = {name: value for name, value in calibration.items() if name != "strengths" or recipe == "awq"}
+        calibration = {
+            name: value for name, value in calibration.items() if name != "strengths" or recipe == "awq"
+        }
     return {
         "recipe": recipe,
         "script": quantize.script(recipe),

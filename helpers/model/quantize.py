@@ -1,4 +1,4 @@
-"""llm-compressor's recipes: programs in ``recipes/``, shown by the lessons and run in a process of their own."""
+"""llm-compressor's recipes: programs in ``recipes/`` that the lessons show, run in a process of their own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,12 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
         IntermediatesCache.pin_memory = lambda *_: None
     print("step: quantizing", flush=True)
     have = (settings["calibration"] or {}) | {"group": settings["group_size"]}
-    sys.argv = [settings["recipe"], str(source), str(target), *(str(have[n]) for n in ARGUMENTS[settings["recipe"]])]
+    sys.argv = [
+        settings["recipe"],
+        str(source),
+        str(target),
+        *(str(have[n]) for n in ARGUMENTS[settings["recipe"]]),
+    ]
     exec(compile(settings["script"], f"{settings['recipe']}.py", "exec"), {"__name__": "__main__"})
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name

@@ -16,8 +16,7 @@ from helpers.model import embedded
 from helpers.tools import environment
 
 RESTART = (
-    "Restart the runtime now (Runtime, Restart session), then run the cell with git clone and this one again: "
-    "they go on from here."
+    "Restart the runtime now (Runtime, Restart session), then run the cell with git clone and this one again."
 )
 
 _outdated: list[str] = []  # imported in this kernel, and replaced since

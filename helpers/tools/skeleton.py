@@ -1,4 +1,4 @@
-"""A new notebook with the parts that every lesson has: `make notebook NAME=07_my_question`.
+"""A new notebook with the parts that every lesson has: `make notebook NAME=09_my_question`.
 
 It runs as it is, and says in each cell what belongs there. The set-up cell is the other notebooks' own.
 """
@@ -28,7 +28,9 @@ from helpers.base.page import Table
 from helpers.model import inputs, schemes, sizes
 """
 
-PARAMETERS_TEXT = "What each parameter means. Literals only, so that `make run` and papermill can replace them."
+PARAMETERS_TEXT = (
+    "What each parameter means. Literals only, so that `make run` and papermill can replace them."
+)
 
 PARAMETERS = """model = "auto"
 out_dir = "../runs/lab"
@@ -38,8 +40,8 @@ CHECKS = "lesson = inputs.check(model=model, out_dir=out_dir)"
 
 PREDICT_TEXT = """## What is claimed stands in the heading
 
-Guess first: what should come out? What is the same on every machine is printed plainly, and the tests compare it; what was measured
-stands in ‹angle quotes›, with its unit."""
+Guess first: what should come out? What is the same on every machine is printed plainly, and the tests
+compare it; what was measured stands in ‹angle quotes›, with its unit."""
 
 PREDICT = """predicted = {
     scheme.title: sizes.predicted_weights_bytes(scheme.name, lesson.model.folder)
@@ -89,7 +91,7 @@ def write(name: str, question: str, notebooks: Path = NOTEBOOKS) -> Path:
 
     path, others = notebooks / f"{name}.ipynb", sorted(notebooks.glob("[!.]*.ipynb"))
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(f"a name is two digits and words, such as 07_my_question, not {name!r}")
+        raise ValueError(f"a name is two digits and words, such as 09_my_question, not {name!r}")
     if path.exists():
         raise ValueError(f"{path.name} is there already")
     first = json.loads(others[0].read_text(encoding="utf-8"))["cells"]
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.tools.skeleton", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("name", help="two digits and words, such as 07_my_question")
+    parser.add_argument("name", help="two digits and words, such as 09_my_question")
     parser.add_argument("--question", default="What does it cost, and is it worth it?")
     given = parser.parse_args(arguments)
     try:
