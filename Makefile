@@ -41,7 +41,7 @@ run: setup  ## run the notebooks in order; executed copies and records under run
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
 	@$(in_venv) -m tests.ci
 
-test-all: setup  ## test, the slow tests, 05, and the notebooks with their own parameters
+test-all: setup  ## test, the slow tests, 06, and the notebooks with their own parameters
 	@$(in_venv) -m tests.ci --all
 
 # Every test that provokes a fault, the slow ones too; what they saw is in build/faults.md afterwards.
@@ -74,7 +74,7 @@ notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 kinds: setup  ## record what the notebooks show on each kind of machine that this one can be (tests/kinds.py)
 	@$(in_venv) -m tests.kinds $(KIND) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-notebook: setup  ## begin a notebook (NAME=07_my_question QUESTION="Is it ...?")
+notebook: setup  ## begin a notebook (NAME=09_my_question QUESTION="Is it ...?")
 	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
 
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs
