@@ -81,11 +81,11 @@ def test_a_scheme_can_be_added_as_it_says(copy):
 def test_a_notebook_can_be_added_as_it_says(copy):
     for block in blocks("Add a notebook"):
         follow(copy, *block)
-    added = json.loads((copy / "notebooks/07_my_question.ipynb").read_text())
+    added = json.loads((copy / "notebooks/09_my_question.ipynb").read_text())
     assert any(cell.get("outputs") for cell in added["cells"]), "its outputs were stored"
     changed = subprocess.run(["git", "status", "--short"], cwd=copy, capture_output=True, text=True).stdout
     assert set(changed.split()[1::2]) == {
-        "README.md", "notebooks/07_my_question.ipynb", "notebooks/pictures/07_my_question.png",
+        "README.md", "notebooks/09_my_question.ipynb", "notebooks/pictures/09_my_question.png",
     }  # fmt: skip
 
 
