@@ -167,15 +167,6 @@ def opened(levels: list[Level]) -> list[Level]:
     return [level for level in levels if level.share is not None]
 
 
-def knee(levels: list[Level]) -> Level:
-    """The closed loop with the most *power*: requests per second, divided by the seconds each takes.
-
-    Below it more clients buy throughput cheaply, above it they mostly buy waiting. Source: Kleinrock,
-    "Power and deterministic rules of thumb for probabilistic problems in computer communications", 1979.
-    """
-    return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s if level.e2e_s else 0.0)
-
-
 def sustained(levels: list[Level]) -> float:
     """Requests per second that a server answers for as long as it is asked to.
 
