@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup scale batch-inference advise card system run test test-all faults screenshots lab notebooks kinds pictures reference lint lock clean
+.PHONY: help setup scale batch-inference advise card system run test test-all faults screenshots lab notebook notebooks kinds pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -73,6 +73,9 @@ notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 
 kinds: setup  ## record what the notebooks show on each kind of machine that this one can be (tests/kinds.py)
 	@$(in_venv) -m tests.kinds $(KIND) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+notebook: setup  ## begin a notebook (NAME=09_my_question QUESTION="Is it ...?")
+	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
 
 pictures: setup  ## make the README's pictures from the notebooks' stored outputs
 	@$(in_venv) -m helpers.tools.pictures
