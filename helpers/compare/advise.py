@@ -132,7 +132,7 @@ class Advice:
 
     def _if_made(self, one: Option, others: list[Option]) -> str:
         return (
-            one.to_make and "there is no such checkpoint yet: lesson 03 makes one, or look for one on the hub"
+            one.to_make and "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
         )
 
     @property
@@ -190,7 +190,7 @@ class Advice:
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
-            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. Lesson 05 measures yours.")
+            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
         for known in GAINED:
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.source}.")

@@ -187,8 +187,8 @@ SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller 
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (its weights are not written out), and keeps at least ``least_recovery`` of the
-       baseline's accuracy on the task.
+    1. It runs as itself here (its weights are not written out), and may keep ``least_recovery`` of the
+       baseline's accuracy on the task: what is refused has an interval that lies below it as a whole.
     2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
     3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
 
@@ -208,10 +208,8 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
             against[name] = "does not run as itself here: no kernel reads it"
         elif row.get("recovery") is None:
             against[name] = "its answers were not measured"
-        elif row["recovery"] < least_recovery:
-            open_still = row.get("recovery_high", 0) >= least_recovery
+        elif row.get("recovery_high", row["recovery"]) < least_recovery:
             against[name] = f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
-            against[name] += ": more answers could decide otherwise" if open_still else ""
         else:
             candidates[name] = row
     fastest = max(row["output_tokens_per_s"] for row in candidates.values())
@@ -226,7 +224,10 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
             ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
             slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
             against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    return Advice(chosen, _why(chosen, candidates, level, at), against)
+    why = _why(chosen, candidates, level, at)
+    if chosen != "baseline" and candidates[chosen].get("recovery_low", 1) < least_recovery:
+        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
+    return Advice(chosen, why, against)
 
 
 def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
