@@ -131,9 +131,7 @@ class Advice:
         )
 
     def _if_made(self, one: Option, others: list[Option]) -> str:
-        return (
-            one.to_make and "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
-        )
+        return one.to_make and "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
 
     @property
     def _all(self) -> str:
