@@ -30,8 +30,9 @@ H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x", "nonsense"], "no section nonsense; there are: records, kernels, envelope"),
+        (["--out", "x", "nonsense"], "no section nonsense; there are: records, deployments, served"),
         (["swaps"], "--out names the folder"),
+        (["--out", "x", "deployments", "--rounds", "9b"], "no round 9b; there are: 8b, 32b"),
         (["--out", "x"], "for a GPU, and this machine shows none"),
     ],
 )
@@ -126,10 +127,10 @@ def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
     assert recorded.breakdown(hidden) is None
 
 
-def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path):
+def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same["measured_at"] = "2026-11-24T11:17:21+00:00"
+    same["protocol"] = 0
     fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
     runs = [
         same | fast | {"long": {"1": {}}},
@@ -139,7 +140,8 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
     ]  # fmt: skip
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
-    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 200.0, "64": 990.0}, 0.5)
+    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 195.0, "64": 945.0}, 0.5)
+    assert row["runs"] == {"1": [190.0, 200.0], "64": [900.0, 990.0]}
     assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = recorded.recorded()
@@ -150,8 +152,7 @@ def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_pa
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
     same |= {"tokens_per_s": {"256": 900.0}, "of_the_bound": 0.5}
     both = [{"256": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
-    old, new = (f"2026-11-{day}T11:17:21+00:00" for day in (24, 26))
-    runs = [same | {"measured_at": at, "busy": busy} for at, busy in zip((old, new), both, strict=True)]
+    runs = [same | {"protocol": number, "busy": busy} for number, busy in enumerate(both)]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
     assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
@@ -168,7 +169,7 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
         "of_the_bound": 0.5,
         "busy": kernels,
     }
-    old, new = ({"measured_at": f"2026-11-26T0{hour}:00:00+00:00"} for hour in (1, 4))
+    old, new = {"protocol": 1}, {"protocol": 2}
     runs = [
         same | old | {"variant": "both", "tokens_per_s": {"64": 70.0, "256": 990.0}, "beside": "another"},
         same | new | {"variant": "both", "tokens_per_s": {"64": 60.0, "256": 900.0}},
@@ -176,18 +177,21 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
     ]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     both, older = recorded.recorded(tmp_path)
-    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 70.0, "256": 900.0}, {"64": 80.0})
+    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 65.0, "256": 900.0}, {"64": 80.0})
     assert ("beside" in both, "beside" in older) == (False, True)  # one of its runs was alone
     assert (recorded.fastest([both, older], "fp8", 64), recorded.fastest([both, older], "fp8", 256)) == (
         "old",
         "both",
     )
     assert recorded.breakdown(older, 256) is None
-    assert recorded.against_best([both | {"scheme": "baseline"}, older], 256) == [1.0, None]
     base = {"scheme": "baseline", "kernels": []}
-    table = recorded_tables.variants([both | base, older | base], [64, 256])
-    assert [row[3:5] for row in table.rows] == [["70 (x 0.88)", "900 (x 1.00)"], ["80 (x 1.00)", "-"]]
-    assert [row[1] for row in table.rows] == ["both", "old *"]
+    both |= base | {"variant": recorded.DEFAULTS}
+    assert recorded.against_baseline([both, older], 256) == [1.0, None]
+    table = recorded_tables.variants([both, older | base], [64, 256])
+    assert [row[3:] for row in table.rows] == [
+        [2, "60 to 70 (x 1.00)", "900 (x 1.00)"], [1, "80 (x 1.23)", "-"]
+    ]  # fmt: skip
+    assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
 
 
 def test_the_fastest_after_long_prompts_may_be_another():
@@ -208,8 +212,7 @@ def test_the_fastest_variant_depends_on_the_batch():
     for batch in recorded.BATCHES:  # two rows of one name, from two machines, are told apart
         timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
         rates = [row["tokens_per_s"][str(batch)] for row in timed]
-        factors = recorded.against_best(timed, batch)
-        assert max(f for f, row in zip(factors, timed, strict=True) if row["scheme"] == "baseline") == 1
+        factors = recorded.against_baseline(timed, batch)
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
     with pytest.raises(SchemeError, match="No variant of 'int8' is on record at batch size 3"):
         recorded.arguments("int8", 3)
@@ -309,4 +312,4 @@ def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
     sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 2}])
     rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
     assert [row["swap"] for row in rows] == [1, 2]
-    assert all(row["device"] and row["vllm"] and row["torch"] and row["measured_at"] for row in rows)
+    assert all(row["device"] and row["vllm"] and row["torch"] and row["protocol"] == 2 for row in rows)

@@ -11,7 +11,7 @@ from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.options import AS_IT_IS, Counted, Load, Option
-from helpers.compare.published import GAINED
+from helpers.compare.published import gained
 from helpers.compare.sizing import MARGIN
 from helpers.model import resolve, shapes
 from helpers.model.model import ModelError
@@ -189,9 +189,12 @@ class Advice:
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
             found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
-        for known in GAINED:
+        for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
-                found.append(f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.source}.")
+                found.append(
+                    f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, "
+                    f"{known.source}."
+                )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
         if self.price:
@@ -335,7 +338,14 @@ def _aligned(table: Table) -> str:
 
 
 def explorer(
-    model: str = "qwen3-8b", gpu: str = "L4", context: int = 4096, users: int = 16, goal: str = "throughput"
+    model: str = "qwen3-8b",
+    gpu: str = "L4",
+    context: int = 4096,
+    users: int = 16,
+    goal: str = "throughput",
+    *,
+    gpus: int = 1,
+    price: float | None = None,
 ):
     """The question with controls: any model (a folder, a hub name, a shape) on any card."""
     chosen = shapes.known_as(model) or model
@@ -343,7 +353,7 @@ def explorer(
 
     def draw(of, on, tokens, requests, aim):
         try:
-            return advise(of, on, context=tokens, users=requests, goal=aim)
+            return advise(of, on, gpus=gpus, context=tokens, users=requests, goal=aim, price=price)
         except ModelError as error:  # no such folder, no network: a sentence, as for every other refusal
             return Note(error)
 

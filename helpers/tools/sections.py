@@ -15,6 +15,7 @@ from pathlib import Path
 from helpers.base import machine, records
 from helpers.base.files import ROOT
 from helpers.base.machine import GIB, MIB, detect, now, versions
+from helpers.base.records import PROTOCOL
 from helpers.compare.bandwidth import copy_bandwidth
 from helpers.engine import engine
 from helpers.engine.engine import open_engine
@@ -58,6 +59,7 @@ def stamp() -> dict:
     """What every line carries: the machine and the versions it was measured with."""
     machine, have = detect(), versions()
     return {
+        "protocol": PROTOCOL,
         "device": machine.label,
         "driver": machine.driver,
         "device_bytes": machine.memory_bytes,
@@ -118,7 +120,7 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
             except (EngineError, SchemeError, ModelError) as error:
                 print(f"{name} {scheme}: {error}", flush=True)
                 continue
-            extra = {"copy_bandwidth": round(bandwidth), "args": GRAPHS}
+            extra = {"protocol": PROTOCOL, "copy_bandwidth": round(bandwidth), "args": GRAPHS}
             records.append(out / "records.jsonl", [row | extra for row in rows])
 
 
@@ -162,7 +164,9 @@ def kernels(out: Path, name: str = MODEL) -> None:
     model = resolve.resolve(name)
     for args in KERNELS:
         rows, _ = _one(model, "awq", None, out, **args)
-        records.append(out / "kernels.jsonl", [row | {"args": GRAPHS | args} for row in rows])
+        records.append(
+            out / "kernels.jsonl", [row | {"protocol": PROTOCOL, "args": GRAPHS | args} for row in rows]
+        )
 
 
 # -- what fits an L4 ------------------------------------------------------------------------------
