@@ -25,7 +25,7 @@ def estimate(line, batch):
 
 
 def test_an_l4_does_what_was_estimated_for_it():
-    """The seed's own GPU and model, by somebody else: the estimate is the H200's, carried over by bandwidth."""
+    """The seed's own GPU and model, by somebody else: the estimate is carried over from the H200."""
     (line,) = (line for line in published.gained() if line.card == "L4")
     for batch in (line.batch, line.to_batch):
         assert estimate(line, batch).together.ratio == pytest.approx(line.ratio, rel=0.15)

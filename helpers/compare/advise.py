@@ -192,7 +192,7 @@ class Advice:
         for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(
-                    f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, {known.source}."
+                    f"Published of {known.scheme} there: {known.ratio:.1f} times; {known.model}, {known.source}"
                 )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
