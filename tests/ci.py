@@ -1,7 +1,7 @@
 """What ``make test`` runs, the cheapest failure first, and a table of where the time went.
 
     python -m tests.ci            style, tests, the notebooks run once and what replays that run
-    python -m tests.ci --all      also 05, the slow tests, the browser; notebooks with their own parameters
+    python -m tests.ci --all      also 06, the slow tests, the browser; notebooks with their own parameters
     python -m tests.ci --replay   no tests, and judge the executed copies of the last run again
 
 Each notebook is executed once, by the runner that readers use, and everything that judges it looks at that
@@ -31,15 +31,33 @@ from helpers.compare.cards import generation
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 EXECUTED = BUILD / "executed"
-# 05 is left to --all: its server is tested among the others, and three more starts of it take minutes.
-SLOW = ["05_production"]
+# Left to --all: their servers are tested among the others, and more starts of them take minutes.
+SLOW = ["06_production", "07_scale_out"]
 # In their order, because 04 reads what 01 to 03 wrote.
 COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} - {*SLOW})
 # Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what
 # is compared must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
+# 06 with one scheme, two levels of load and one stop: a minute of its four, run and not compared.
+ONCE = (
+    "-p",
+    "short",
+    "True",
+    "-p",
+    "levels",
+    "4",
+    "-p",
+    "shares",
+    "80",
+    "-p",
+    "open_seconds",
+    "2",
+    "-p",
+    "requests",
+    "16",
+)
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
-FILES = ["notebook_files", "kinds", "prose_figures", "links", "book"]  # they only read what is committed
+FILES = ["notebook_files", "kinds", "lesson_form", "links", "book"]  # they only read what is committed
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
@@ -117,6 +135,10 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
             run("notebooks", *notebooks, **HEADLESS)
         finally:
             run.parts(EXECUTED, names)
+        if not slow:
+            once = ("helpers.tools.run", *SLOW, "--out", str(BUILD / "short"), *ONCE)
+            shutil.rmtree(BUILD / "short", ignore_errors=True)
+            run("06, one server", *once, **HEADLESS)
     recorded = ["-p", "tests.replay", "--replay", str(EXECUTED)]
     recorded += ["--continue-on-collection-errors"]
     run("nbval, pictures", "pytest", *NBVAL, *recorded, *paths)

@@ -11,11 +11,13 @@ import json
 import numpy as np
 import pytest
 
-from helpers.base import widgets
+from helpers.base import records, widgets
+from helpers.base.records import REFERENCE
 from helpers.base.widgets import Choice, Slider
-from helpers.compare import cards, comparison_figures, recorded_tables, sizing
+from helpers.compare import cards, comparison_figures, recorded_tables, roofline, sizing
 from helpers.compare.cost import Offer
 from helpers.compare.recorded_tables import KINDS
+from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
 from helpers.model import shapes
@@ -23,7 +25,7 @@ from helpers.model.schemes import EVERY, SCHEMES, look
 from helpers.serve import load_tables
 from helpers.serve.load import Level, Objective
 from tests import accessible
-from tests.test_prose_figures import NOTEBOOKS
+from tests.test_book import NOTEBOOKS
 from tests.test_show import a_row
 
 BATCHES = [1, 8, 32, 64, 256]
@@ -82,10 +84,10 @@ DRAWN = {
         rows(), {n: [90 * b / (i + 1) for b in BATCHES] for i, n in enumerate(SCHEMES)}, BATCHES
     ),
     "quality": lambda: result_figures.quality(rows()),
-    "gains": lambda: comparison_figures.gains(
-        {f"Mistral-7B on NVIDIA {card}, 16 tokens in": rows() for card in ("H200", "L4", "A100", "H100")},
-        {"Mistral-7B on NVIDIA H200, 16 tokens in": {"fp8": {1: 1.9, 64: 1.9}, "awq": {1: 3.5, 64: 2.0}}},
-    ),
+    "gains": lambda: comparison_figures.gains({
+        f"Mistral-7B on NVIDIA {card}": {name: roofline.ranges(rows(), name) for name in [*SCHEMES][1:]}
+        for card in ("H200", "L4")
+    }),
     "costs": lambda: comparison_figures.costs(
         {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(SCHEMES)}, "This machine"
     ),
@@ -94,6 +96,8 @@ DRAWN = {
         {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
         {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
     ),
+    "emptied": lambda: recorded_tables.emptied(records.recorded(REFERENCE, "swaps.jsonl", ("swap",))[0]),
+    "errors": lambda: log_figure.errors((REFERENCE.parent / "server.log").read_text()),
     "load": lambda: load_tables.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
 }  # fmt: skip
 
@@ -101,7 +105,7 @@ DRAWN = {
 def test_every_function_that_draws_is_drawn_here():
     found = {
         name
-        for module in (comparison_figures, load_tables, recorded_tables, result_figures)
+        for module in (comparison_figures, load_tables, log_figure, recorded_tables, result_figures)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if "Figure" in str(function.__annotations__.get("return"))
     }

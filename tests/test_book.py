@@ -16,8 +16,7 @@ from tests.test_links import prose
 NOTEBOOKS = sorted((REPO / "notebooks").glob("[!.]*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 MAP = re.compile(
-    r'^\| <img src="notebooks/pictures/(\w+)\.png" width="\d+" alt="(.+?)"> '
-    r"\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) "
+    r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) "
     r"\| (.+?) \| (.+?) \| (.+?) \|$",
     re.MULTILINE,
 )
@@ -32,26 +31,25 @@ def first_cell(path) -> str:
 
 def test_the_map_has_every_notebook_in_order_with_its_question():
     rows = MAP.findall(prose("README.md"))
-    assert [row[2] for row in rows] == NAMES
-    for picture, alt, name, target, question, needs, time in rows:
-        assert picture == name == target
+    assert [row[0] for row in rows] == NAMES
+    for name, target, question, needs, time in rows:
+        assert name == target
         assert first_cell(REPO / f"notebooks/{name}.ipynb").splitlines()[0] == f"# {question}"
-        assert len(alt) > 15
         assert needs
         assert re.search(r"\d+ (s|min)", time)
 
 
-def test_the_guides_own_map_asks_the_same_questions():
+def test_the_guide_names_the_next_lessons_with_their_questions():
     rows = re.findall(
         r"^\| \[(\w+)\]\(\w+\.ipynb\) \| (.+) \|$", prose("notebooks/00_start_here.ipynb"), re.MULTILINE
     )
-    assert [name for name, _ in rows] == [name for name in NAMES if "01" <= name < "07"]
+    assert [name for name, _ in rows] == NAMES[1:4]
     for name, question in rows:
         assert first_cell(REPO / f"notebooks/{name}.ipynb").splitlines()[0] == f"# {question}"
 
 
 def test_needs_on_the_map_are_those_that_the_runner_knows():
-    needs = {row[2]: row[5] for row in MAP.findall(prose("README.md"))}
+    needs = {row[0]: row[3] for row in MAP.findall(prose("README.md"))}
     for path in NOTEBOOKS:
         wanted = json.loads(path.read_text())["metadata"].get("tutorial", {}).get("needs", [])
         assert all(name[:2] in needs[path.stem] for name in wanted), f"{path.stem} needs {wanted}"
@@ -61,7 +59,7 @@ def test_needs_on_the_map_are_those_that_the_runner_knows():
 def test_a_first_page_says_what_for_what_with_and_how_long(path):
     text = first_cell(path)
     assert text.partition("\n")[0].endswith("?")
-    for part in ("**You will be able to**", "**You need**", "**It takes**"):
+    for part in ("**You need**", "**It takes**"):
         assert text.count(part) == 1
     before = re.findall(r"\*\*Before:\*\* \[(\w+)\]", text)
     assert path == NOTEBOOKS[0] or (before and before[0] < path.stem)
@@ -81,7 +79,7 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
 def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
     trouble = prose("README.md").partition("Something failed?")[2].partition("\n\n")[0]
     assert "explain.explain()" in trouble
-    assert "(notebooks/06_when_it_fails.ipynb)" in trouble
+    assert "(notebooks/08_when_it_fails.ipynb)" in trouble
 
 
 # --- The pictures
@@ -90,13 +88,13 @@ def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_a_picture_is_small_and_made_from_the_stored_output(path):
     assert not pictures.is_stale(path), "run `make pictures`"
-    assert pictures.path_of(path).stat().st_size < 30_000
+    assert pictures.path_of(path).stat().st_size < 100_000
 
 
 def test_a_picture_of_another_output_is_stale(tmp_path):
     from PIL import Image
 
-    for name in ("01_baseline", "06_when_it_fails"):  # a figure, a text
+    for name in ("01_baseline", "08_when_it_fails"):  # a figure, a text
         copy = tmp_path / f"{name}.ipynb"
         copy.write_bytes((REPO / f"notebooks/{name}.ipynb").read_bytes())
         assert pictures.is_stale(copy)
@@ -122,7 +120,8 @@ ROW = re.compile(r"^\| ([^|]+?) \| ([^|]+?) \| (\[.+\)) \|$", re.MULTILINE)
 KNOWN = {
     *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB"),
     *("README", "SECURITY", "OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ"),
-    *("L4", "T4", "A10", "A100", "H100", "H200"),
+    *("L4", "T4", "A10", "A100", "H100", "H200", "RTX", "GB", "PyTorch", "HuggingFace"),
+    *("L4s", "T4s", "A100s", "H100s"),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests import browser
 from tests.browser import ROOT
-from tests.test_prose_figures import NOTEBOOKS
+from tests.test_book import NOTEBOOKS
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ def chromium():
 
 
 @pytest.mark.timeout(RUN_S + 300)
-@pytest.mark.parametrize(("name", "controls"), [("00_start_here", 6), ("04_compare_and_cost", 10)])
+@pytest.mark.parametrize(("name", "controls"), [("00_start_here", 6), ("04_compare", 10)])
 def test_run_all_and_every_control_moves_in_both_themes(name, controls, lab, chromium):
     with browser.view(chromium, lab, name, fresh=True) as view:
         view.run_all(RUN_S)

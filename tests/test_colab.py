@@ -23,18 +23,22 @@ PREINSTALLED = (
     "traitlets==5.7.1", "pandas==2.2.2", "numpy==2.0.2", "matplotlib==3.10.0", "psutil==5.9.5",
     "requests==2.32.4", "protobuf==5.29.5", "pip",
 )  # fmt: skip
+FOLDED = {"jupyter": {"source_hidden": True}}
 PINNED = ("ipykernel==6.17.1", "ipython==7.34.0", "pandas==2.2.2", "requests==2.32.4", "tornado==6.5.1")
 
 
-def setup_cell(repository: str = "") -> str:
-    """The set-up cell as a reader runs it, with an address filled in."""
-    first = next(
-        cell for cell in json.loads(NOTEBOOKS[0].read_text())["cells"] if cell["cell_type"] == "code"
-    )
-    empty = 'REPOSITORY = ""'
-    source = "".join(first["source"])
-    assert source.count(empty) == 1
-    return source.replace(empty, f"REPOSITORY = {json.dumps(repository)}")
+def setup_cell() -> str:
+    """The set-up cell of a lesson."""
+    cells = json.loads(NOTEBOOKS[0].read_text())["cells"]
+    return "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
+
+
+def fetch(repository: str) -> list[str]:
+    """The lines that OTHER_WAYS.md has for Colab's first cell, with an address filled in."""
+    page = (REPO / "notebooks/OTHER_WAYS.md").read_text(encoding="utf-8")
+    block = re.search(r"^```python\n(!git clone .*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    assert block.count("ADDRESS") == 1
+    return block.replace("ADDRESS", repository).splitlines()
 
 
 def put_google_colab(packages: Path) -> None:
@@ -61,9 +65,9 @@ def bare(tmp_path) -> Path:
     return tmp_path / "usr/bin/python"
 
 
-def run_cell(python: Path, folder: Path, code: str) -> subprocess.CompletedProcess:
-    """Run code in a folder where nothing of this project can be found."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def run_cell(python: Path, folder: Path, code: str, **more: str) -> subprocess.CompletedProcess:
+    """Run code in a folder, with no other way to this project than what the folder holds."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more
     folder.mkdir(exist_ok=True)
     return subprocess.run([python, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
 
@@ -71,32 +75,28 @@ def run_cell(python: Path, folder: Path, code: str) -> subprocess.CompletedProce
 # --- The cell
 
 
-def test_every_notebook_has_the_same_set_up_cell_first():
+def test_every_notebook_has_the_same_folded_line_first():
     cells = [json.loads(path.read_text())["cells"] for path in NOTEBOOKS]
     first = [next(cell for cell in found if cell["cell_type"] == "code") for found in cells]
     assert {"".join(cell["source"]) for cell in first} == {setup_cell()}
-    assert all(cell["outputs"] == [] for cell in first)
+    assert setup_cell().count("\n") == 0
+    assert all(cell["outputs"] == [] and cell["metadata"] == FOLDED for cell in first)
 
 
-def test_anywhere_else_it_does_nothing(tmp_path):
-    # A namespace `google` without colab in it, as protobuf leaves one, is not Colab either.
-    (tmp_path / "google/protobuf").mkdir(parents=True)
-    done = run_cell(
-        sys.executable, tmp_path, f"{setup_cell('/nowhere')}\nprint(os.listdir(), 'helpers' in sys.modules)"
-    )
-    assert (done.stdout, done.stderr) == ("['google'] False\n", "")
+def test_anywhere_else_it_does_nothing(bare, tmp_path):
+    """In an environment without any package, in the notebooks' folder alone."""
+    folder = tmp_path / "notebooks"
+    shutil.copytree(REPO / "notebooks", folder, ignore=shutil.ignore_patterns("*.ipynb", "reference"))
+    before = sorted(folder.iterdir())
+    done = run_cell(bare, folder, f"{setup_cell()}\nimport sys; print('helpers' in sys.modules)")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
-def test_without_an_address_it_says_which_variable(bare, tmp_path):
-    done = run_cell(bare, tmp_path / "content", setup_cell())
-    assert done.returncode
-    assert done.stderr == "Set REPOSITORY above to this tutorial's address, then run the cell again.\n"
-    assert not any((tmp_path / "content").iterdir())
-
-
-def test_a_wrong_address_is_named_and_can_be_corrected(bare, tmp_path):
-    done = run_cell(bare, tmp_path / "content", setup_cell("file:///nowhere"))
-    assert done.stderr.endswith("git could not fetch file:///nowhere: is REPOSITORY above its address?\n")
+def test_before_the_repository_is_fetched_it_names_what_is_missing(bare, tmp_path):
+    done = run_cell(bare, tmp_path / "content", setup_cell(), COLAB_RELEASE_TAG="release")
+    assert "No module named 'colab'" in done.stderr
+    assert "OTHER_WAYS.md" in setup_cell()
     assert not any((tmp_path / "content").iterdir())
 
 
@@ -109,9 +109,9 @@ def test_the_second_time_it_finds_everything_and_says_nothing(bare, tmp_path, re
     content.mkdir()
     subprocess.run(["git", "clone", "-q", repository, content / "tutorial"], check=True)
     assert run_cell(bare, content / "tutorial", ready).returncode == 0
-    where = "\nprint(os.getcwd(), sys.path.count(os.path.dirname(os.getcwd())))"
-    done = run_cell(bare, content, setup_cell() + where + "\n" + setup_cell() + where)
+    where = "\nimport os, sys; print(os.getcwd(), sys.path.count(os.path.dirname(os.getcwd())))\n"
     notebooks = content / "tutorial/notebooks"
+    done = run_cell(bare, notebooks, (setup_cell() + where) * 2, COLAB_RELEASE_TAG="release")
     assert (done.stdout, done.stderr) == (f"{notebooks} 1\n" * 2, "")
 
 
@@ -246,12 +246,14 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
     subprocess.run([*install_older, *(["--find-links", sources] if sources else [])], check=True)
     subprocess.run([*install_older[:6], "--no-deps", "torchvision"], check=True)  # beside torch, on Colab
     put_google_colab(next((usr / "lib").glob("python3.*")) / "site-packages")
-    before, cell = installed(python), setup_cell(f"file://{repository}")
+    before, cell = installed(python), setup_cell()
+    first = "\n".join(fetch(f"'file://{repository}'"))
     runtime = Runtime(python, content)
     try:
         runtime.run("import matplotlib, numpy, pandas")
-        assert "SystemExit: Set REPOSITORY" in runtime.run(setup_cell())[1]
-
+        runtime.run("import os; os.environ['COLAB_RELEASE_TAG'] = 'release'")
+        assert "No module named 'colab'" in runtime.run(cell)[1]
+        assert not runtime.run(first)[1]
         said, error = runtime.run(cell)
         after = installed(python)
         assert f"numpy {before['numpy']} -> {after['numpy']}" in said
@@ -264,8 +266,9 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
         assert runtime.run(cell)[1] == error, "a kernel with the old packages is told again"
 
         runtime.restart()
+        runtime.run(f"import os; os.environ['COLAB_RELEASE_TAG'] = 'release'\n{first}")
         assert runtime.run(cell) == ("", "")
-        assert runtime.run(cell) == ("", ""), "the second time, and from the notebooks' folder"
+        assert runtime.run(cell) == ("", ""), "the second time"
         notebooks = content / "tutorial/notebooks"
         runtime.run_notebook(notebooks / "00_start_here.ipynb")
         short = {"batch_sizes": "1", "seconds": 0.3, "perplexity_tokens": 256, "max_tokens": 8}

@@ -35,7 +35,7 @@ from tests.test_interrupt import Kernel
 TEXTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text(encoding="utf-8"))
 REPO = Path(__file__).resolve().parent.parent
 LOGS = sorted((Path(__file__).parent / "logs").glob("*.log"))
-SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 06 reads
+SERVER_LOG = Path(__file__).resolve().parent.parent / "notebooks/server.log"  # which 08 reads
 HERE = object()  # a machine whose memory ``held`` says who holds
 ECHO = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 

@@ -3,15 +3,18 @@
 import base64
 import html
 import io
+import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.base.figure import HATCHES, Figure
 from helpers.base.page import Note
-from helpers.compare import cards, comparison_figures, sizing
+from helpers.compare import cards, comparison_figures, roofline, sizing
 from helpers.compare.cost import Offer
+from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
 from helpers.model import schemes, shapes
@@ -67,7 +70,7 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     one, other = result_figures.compared(rows), result_figures.compared(rows[:1])
     page = one._repr_html_()
     alt, data = re.fullmatch(
-        r'<img style="[^"]*" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
+        r'<img width="\d+" style="[^"]*" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
     ).groups()
     assert "Schemes: ‹baseline, awq›" in alt
     assert base64.b64decode(data) == one.png
@@ -76,15 +79,17 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     assert sanitized(page) != sanitized(
         comparison_figures.outliers(np.ones(3), np.ones(3), "x")._repr_html_()
     )
-    assert one._repr_png_()[1] == {"alt": one.alt}
+    assert one._repr_png_()[1]["alt"] == one.alt
 
 
 def test_pictures_are_small_and_as_wide_as_a_notebook():
     from PIL import Image
 
     figure = result_figures.compared([a_row("baseline", 1, 20.0, 300, 200)])
-    assert len(figure.png) < 40_000
-    assert 500 <= Image.open(io.BytesIO(figure.png)).width <= 1100
+    assert len(figure.png) < 60_000
+    width = Image.open(io.BytesIO(figure.png)).width  # two pixels of it for one of the page
+    assert 1000 <= width <= 2000
+    assert f'<img width="{width // 2}" style="max-width:100%"' in figure._repr_html_()
 
 
 def test_schemes_differ_without_colour():
@@ -98,7 +103,7 @@ def test_schemes_differ_without_colour():
 @pytest.mark.parametrize("name", ["memory", "speed", "quality", "gains", "costs", "rents", "fits"])
 def test_nothing_to_draw_is_a_sentence(name):
     arguments = {
-        "memory": ([], {}), "speed": ([], {}, [1]), "quality": ([],), "gains": ({}, {}), "costs": ({}, "x"),
+        "memory": ([], {}), "speed": ([], {}, [1]), "quality": ([],), "gains": ({},), "costs": ({}, "x"),
         "rents": ([Offer("L4", "awq", 1.0, why_not="2.0 GiB short")], "x"),
         "fits": ({"fp8_kv": "Needs SM 8.0."}, "x"),
     }  # fmt: skip
@@ -115,7 +120,7 @@ def test_one_scheme_alone_is_drawn_or_said():
     assert isinstance(result_figures.memory(rows, {"baseline": 10}), Figure)
     assert isinstance(result_figures.speed(rows, {"baseline": [40, 320]}, [1, 8]), Figure)
     assert isinstance(result_figures.quality(rows), Note)
-    assert isinstance(comparison_figures.gains({"m on d": rows}, {}), Note)
+    assert isinstance(comparison_figures.gains({"m on d": {"fp8": roofline.ranges(rows, "fp8")}}), Note)
 
 
 def test_records_of_two_machines_are_never_in_one_figure():
@@ -147,10 +152,45 @@ def test_the_fit_is_drawn_and_said_by_scheme():
     assert usable.get_xdata()[0] == pytest.approx(0.92 * 22.03, abs=0.01)
 
 
-def test_gains_are_ratios_and_leave_out_what_ran_in_16_bits():
-    rows = [a_row("baseline", 1, 10.0, 1, 1), a_row("fp8", 1, 15.0, 1, 1)]
+def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
+    rows = [
+        a_row("baseline", 1, 10.0, 1, 1, low=9.0, high=10.0),
+        a_row("fp8", 1, 15.0, 1, 1, low=15.0, high=18.0),
+    ]
     rows.append(a_row("awq", 1, 99.0, 1, 1, way=WRITTEN_OUT))
-    figure = comparison_figures.gains({"m on d": rows}, {"m on d": {"fp8": {1.0: 1.9}}})
-    assert max(line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_xdata())) == 1.9
+    found = {name: roofline.ranges(rows, name) for name in ("fp8", "awq")}
+    assert found == {"fp8": {1: (1.5, 1.5, 2.0)}, "awq": {}}
+    figure = comparison_figures.gains({"m on d": found})
+    [axes] = figure.axes
+    assert max(line.get_ydata()[0] for line in axes.lines) == 1.5
+    assert axes.collections[0].get_segments()[0][:, 1].tolist() == [1.5, 2.0]
     assert "fp8 1.50" in figure.alt
     assert "awq" not in figure.alt
+
+
+def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
+    points = {
+        name: {1: (1.5, 1.5, 1.5), 8: (1.4 + place / 1000,) * 3}
+        for place, name in enumerate(("fp8", "int8", "awq"))
+    }
+    [axes] = comparison_figures.gains({"m on d": points}).axes
+    names = [text for text in axes.texts if text.get_text()]
+    assert {text.get_text() for text in names} == {"16 bits", "fp8", "int8", "awq"}
+    heights = sorted(text.get_position()[1] for text in names)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.08
+
+
+def test_a_log_shows_its_first_error_as_the_cause_and_each_once():
+    log = (Path(__file__).parent.parent / "notebooks/server.log").read_text()
+    [axes] = log_figure.errors(log).axes
+    said = [text.get_text() for text in axes.texts]
+    assert said[0].startswith("60: ValueError: Available memory")
+    assert [text.split(":")[0] for text in said] == ["60", "107", "209", "211"]
+
+
+def test_each_scheme_has_one_bar_and_the_least_rent_is_marked():
+    offers = [Offer(card, name, price, count=1) for card, name, price in
+              (("L4", "fp8", 21.6), ("A100", "fp8", 26.4), ("A100", "baseline", 26.4))]  # fmt: skip
+    [axes] = comparison_figures.rents(offers, "x").axes
+    assert [bar.get_width() for bar in axes.patches] == [21.6, 26.4]
+    assert [text.get_text().endswith("the least") for text in axes.texts] == [True, False]

@@ -97,6 +97,7 @@ def test_a_notebook_refuses_a_wrong_value_and_names_the_parameter(
 ):
     imports, parameters_, checks = code_of(path)
     monkeypatch.chdir(path.parent)
+    monkeypatch.syspath_prepend(path.parent)  # where its kernel starts
     known: dict = {}
     exec(imports, known)
     for value in wrong:
@@ -112,6 +113,7 @@ def test_a_notebook_refuses_a_wrong_value_and_names_the_parameter(
 def test_a_notebooks_own_values_pass_its_checks(path, monkeypatch, capsys):
     imports, parameters_, checks = code_of(path)
     monkeypatch.chdir(path.parent)
+    monkeypatch.syspath_prepend(path.parent)  # where its kernel starts
     monkeypatch.setenv("TUTORIAL_MODEL", "embedded")
     values: dict = {}
     for source in (imports, parameters_, checks):

@@ -127,7 +127,7 @@ def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
     assert recorded.breakdown(hidden) is None
 
 
-def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path):
+def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
     same["protocol"] = 0
@@ -140,7 +140,8 @@ def test_of_several_runs_of_a_variant_the_fastest_of_each_batch_counts(tmp_path)
     ]  # fmt: skip
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
-    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 200.0, "64": 990.0}, 0.5)
+    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 195.0, "64": 945.0}, 0.5)
+    assert row["runs"] == {"1": [190.0, 200.0], "64": [900.0, 990.0]}
     assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = recorded.recorded()
@@ -176,18 +177,21 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
     ]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     both, older = recorded.recorded(tmp_path)
-    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 70.0, "256": 900.0}, {"64": 80.0})
+    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 65.0, "256": 900.0}, {"64": 80.0})
     assert ("beside" in both, "beside" in older) == (False, True)  # one of its runs was alone
     assert (recorded.fastest([both, older], "fp8", 64), recorded.fastest([both, older], "fp8", 256)) == (
         "old",
         "both",
     )
     assert recorded.breakdown(older, 256) is None
-    assert recorded.against_best([both | {"scheme": "baseline"}, older], 256) == [1.0, None]
     base = {"scheme": "baseline", "kernels": []}
-    table = recorded_tables.variants([both | base, older | base], [64, 256])
-    assert [row[3:5] for row in table.rows] == [["70 (x 0.88)", "900 (x 1.00)"], ["80 (x 1.00)", "-"]]
-    assert [row[1] for row in table.rows] == ["both", "old *"]
+    both |= base | {"variant": recorded.DEFAULTS}
+    assert recorded.against_baseline([both, older], 256) == [1.0, None]
+    table = recorded_tables.variants([both, older | base], [64, 256])
+    assert [row[3:] for row in table.rows] == [
+        [2, "60 to 70 (x 1.00)", "900 (x 1.00)"], [1, "80 (x 1.23)", "-"]
+    ]  # fmt: skip
+    assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
 
 
 def test_the_fastest_after_long_prompts_may_be_another():
@@ -208,8 +212,7 @@ def test_the_fastest_variant_depends_on_the_batch():
     for batch in recorded.BATCHES:  # two rows of one name, from two machines, are told apart
         timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
         rates = [row["tokens_per_s"][str(batch)] for row in timed]
-        factors = recorded.against_best(timed, batch)
-        assert max(f for f, row in zip(factors, timed, strict=True) if row["scheme"] == "baseline") == 1
+        factors = recorded.against_baseline(timed, batch)
         assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
     with pytest.raises(SchemeError, match="No variant of 'int8' is on record at batch size 3"):
         recorded.arguments("int8", 3)

@@ -80,7 +80,7 @@ PLANTED = {
 def test_a_planted_secret_is_in_nothing_that_a_run_leaves(tmp_path):
     """A whole run of a notebook that measures and of that of failures: copies, logs, records, a bundle."""
     quick = {"seconds": "0.1", "batch_sizes": "1", "perplexity_tokens": "256", "max_tokens": "5"}
-    command = [sys.executable, "-m", "helpers.tools.run", "01_baseline", "06_when_it_fails"]
+    command = [sys.executable, "-m", "helpers.tools.run", "01_baseline", "08_when_it_fails"]
     command += ["--out", str(tmp_path / "out"), *(part for pair in quick.items() for part in ("-p", *pair))]
     environment = {**os.environ, **PLANTED, "PYTHONPATH": str(ROOT), "TUTORIAL_MODEL": "embedded"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
@@ -88,7 +88,7 @@ def test_a_planted_secret_is_in_nothing_that_a_run_leaves(tmp_path):
     texts = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with zipfile.ZipFile(tmp_path / "out" / "diagnosis.zip") as bundle:
         texts |= {name: bundle.read(name) for name in bundle.namelist()}
-    assert {"06_when_it_fails.ipynb", "facts.json", "baseline-1.log", "records.jsonl"} <= set(texts)
+    assert {"08_when_it_fails.ipynb", "facts.json", "baseline-1.log", "records.jsonl"} <= set(texts)
     for secret in PLANTED.values():
         holders = [name for name, text in texts.items() if secret.encode() in text]
         assert not holders

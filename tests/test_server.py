@@ -21,7 +21,8 @@ from helpers.serve import clients, doors, load, load_tables, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
-from helpers.serve.server import TEARDOWN_S, open_server
+from helpers.serve.owned import TEARDOWN_S
+from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
 from tests.nginx import Upstream, nginx, said, writings
 

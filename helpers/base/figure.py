@@ -6,7 +6,7 @@ import base64
 import functools
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 DPI = 200  # twice a notebook's pixels: sharp on any screen
 
@@ -95,6 +95,27 @@ def log_axis(axes, form: str = "") -> None:
         lambda value, _: (form or ("{value:,.0f}" if value >= 100 else "{value:.3g}")).format(value=value)
     )
     axes.grid(alpha=0.3, which="major")
+
+
+def name_ends(axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 0.085) -> None:
+    """Write each line's name beside its end, apart from the others: name -> x, y and colour of that point.
+
+    Call it when the axes have their limits and scales. ``gap`` is the least distance, of the axes' height.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    placed = sorted((to_axes.transform(end[:2])[1], name) for name, end in ends.items())
+    heights: list[float] = []
+    for height, _ in placed:
+        heights.append(max(height, heights[-1] + gap if heights else height))
+    over = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for height, (_, name) in zip(heights, placed, strict=True):
+        x, y, colour = ends[name]
+        axes.text(1.03, height - over, name, transform=axes.transAxes, va="center")
+        thread = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate(
+            "", (x, y), (1.025, height - over), textcoords="axes fraction", arrowprops=thread,
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def label_bar(axes, x: float, y: float, text: str) -> None:

@@ -46,6 +46,13 @@ def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
     return numbers
 
 
+def yes_or_no(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
 def engine(tensor_parallel_size: object, quick_look: object) -> dict:
     """Return ``vllm.LLM`` arguments of a notebook's two parameters; none where both are as they come.
 
@@ -53,8 +60,42 @@ def engine(tensor_parallel_size: object, quick_look: object) -> dict:
     a GPU, at a fraction of the speed for few requests. Engines on a CPU are always started so.
     """
     count = whole("tensor_parallel_size", tensor_parallel_size, 1, 64)
-    if not isinstance(quick_look, bool):
-        raise ParameterError(f"quick_look must be True or False, not {quick_look!r}.")
+    yes_or_no("quick_look", quick_look)
     return ({"tensor_parallel_size": count} if count > 1 else {}) | (
         {"enforce_eager": True} if quick_look else {}
     )
+
+
+# What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
+WHOLE = {
+    "max_tokens": (1, 1024), "prompt_tokens": (1, 1024), "perplexity_tokens": (256, 65536),
+    "quality_tokens": (512, 65536), "reference_prompt_tokens": (1, 1_000_000), "context": (1, 10_000_000),
+    "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
+    "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
+    "small_cache_mib": (1, 1024),
+}  # fmt: skip
+NUMBERS = {
+    "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
+    "a100_price_per_day": (0.01, 1e6), "utilization": (0.001, 1), "requests_per_second": (0.001, 1e6),
+    "longest_tpot_ms": (0.1, 1e6), "least_recovery": (0, 1), "open_seconds": (1, 600),
+    "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60), "rest_gib": (0, 1000),
+}  # fmt: skip
+LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
+YES_OR_NO = ("short",)
+TEXTS = ("model", "question", "out_dir", "gpu", "goal", "sized_model")
+
+
+def checked(name: str, value: object) -> int | float | str | list[int]:
+    """Return a lesson's parameter if it is what its name may be.
+
+    Raises:
+        ParameterError: it is not, or no lesson has such a parameter.
+    """
+    if name in TEXTS:
+        return text(name, value)
+    if name in YES_OR_NO:
+        return yes_or_no(name, value)
+    for check, bounds in ((whole, WHOLE), (number, NUMBERS), (whole_list, LISTS)):
+        if name in bounds:
+            return check(name, value, *bounds[name])
+    raise ParameterError(f"There is no parameter {name!r} of a lesson: see helpers/base/parameters.py.")

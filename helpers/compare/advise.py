@@ -192,7 +192,8 @@ class Advice:
         for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(
-                    f"Published of {known.scheme} there: {known.ratio:.1f} times; {known.model}, {known.source}"
+                    f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, "
+                    f"{known.source}."
                 )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
@@ -337,7 +338,14 @@ def _aligned(table: Table) -> str:
 
 
 def explorer(
-    model: str = "qwen3-8b", gpu: str = "L4", context: int = 4096, users: int = 16, goal: str = "throughput"
+    model: str = "qwen3-8b",
+    gpu: str = "L4",
+    context: int = 4096,
+    users: int = 16,
+    goal: str = "throughput",
+    *,
+    gpus: int = 1,
+    price: float | None = None,
 ):
     """The question with controls: any model (a folder, a hub name, a shape) on any card."""
     chosen = shapes.known_as(model) or model
@@ -345,7 +353,7 @@ def explorer(
 
     def draw(of, on, tokens, requests, aim):
         try:
-            return advise(of, on, context=tokens, users=requests, goal=aim)
+            return advise(of, on, gpus=gpus, context=tokens, users=requests, goal=aim, price=price)
         except ModelError as error:  # no such folder, no network: a sentence, as for every other refusal
             return Note(error)
 

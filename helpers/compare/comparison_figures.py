@@ -18,12 +18,12 @@ from helpers.base.figure import (
     batch_axis,
     label_bar,
     log_axis,
+    name_ends,
     panels,
 )
 from helpers.base.page import Note
 from helpers.compare import rounding
-from helpers.compare.roofline import ratios
-from helpers.model.schemes import SCHEMES, bound_look, look
+from helpers.model.schemes import look
 
 FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
 
@@ -40,23 +40,26 @@ def roofline(
         bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
             weights serves every request in it. ``most_tokens_per_s``: what the arithmetic allows, at any.
     """
-    figure, [[axes]] = panels(size=(7, 4.6))
+    figure, [[axes]] = panels(size=(8, 4.2))
     batches = [speed.batch for speed in speeds_]
     rates = [speed.output_tokens_per_s for speed in speeds_]
     spread = [
         [rate - speed.low for rate, speed in zip(rates, speeds_, strict=True)],
         [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
     ]
-    axes.errorbar(batches, rates, spread, capsize=4, label=f"{scheme}, measured", **look(scheme))
+    axes.errorbar(batches, rates, spread, capsize=4, **look(scheme))
     bound = [bound_tokens_per_s * batch for batch in batches]
-    label = "bandwidth bound: weights read once a step"
-    axes.plot(batches, bound, color=BOUND, linestyle="--", label=label)
-    label = "arithmetic bound: two operations a weight and token"
-    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED, label=label)
-    axes.set_ylabel("output tokens per second")
+    axes.plot(batches, bound, color=BOUND, linestyle="--")
+    axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED)
     batch_axis(axes, batches)
     log_axis(axes)
-    figure.legend(loc="outside lower center")  # the lines may be anywhere in the axes
+    last, right = batches[-1], {"textcoords": "offset points", "va": "center"}
+    axes.annotate("measured", (last, rates[-1]), (9, 0), color=look(scheme)["color"], **right)
+    axes.annotate("weights read\nonce a step", (last, bound[-1]), (9, 0), color=BOUND, **right)
+    axes.annotate("arithmetic", (batches[0], most_tokens_per_s), color=BOUND, va="bottom")
+    axes.set_xlim(right=last * max(2, last / batches[0]) ** 0.35)
+    axes.set_ylabel("output tokens per second")
+    axes.spines[["top", "right"]].set_visible(False)
     return Figure(
         figure,
         f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
@@ -148,10 +151,10 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
             )
             left += width
         text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
-        label_bar(axes, left, place, text)
+        label_bar(axes, max(left, usable if one and one.fits else 0), place, text)  # the line crosses no text
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
-    axes.set(xlim=(0, 1.35 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
     words = [f"{name} {one.total / 2**30:.1f} GiB, {FITS[one.verdict]}" for name, one in drawn.items()]
@@ -160,99 +163,82 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
 
 
 def gains(
-    origins: Mapping[str, list[dict]], allowed: Mapping[str, Mapping[str, Mapping[float, float]]]
+    places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], exact: bool = True
 ) -> Figure | Note:
-    """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel an origin.
+    """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel a place.
 
     Args:
-        origins: records by what they are of; ``allowed``: for the same names what ``roofline.allowed`` says
-            of each scheme, drawn dotted.
+        places: by title and scheme what ``roofline.ranges`` gives: ratio, least and most at each batch size.
+        exact: what is drawn is on record or computed, the same everywhere.
     """
-
-    found = {
-        title: {name: ratios(rows, name) for name in SCHEMES if name != "baseline"}
-        for title, rows in origins.items()
-    }
-    found = {title: {n: r for n, r in by.items() if r} for title, by in found.items()}
-    found = {title: by for title, by in found.items() if by}
-    if not found:
+    places = {title: {n: r for n, r in by.items() if r} for title, by in places.items()}
+    places = {title: by for title, by in places.items() if by}
+    if not places:
         return Note("No scheme was measured beside a baseline on any machine: there are no gains to draw.")
-    columns = min(3, len(found))
-    height = -(-len(found) // columns)
-    figure, grid = panels(columns, (max(7, 3.4 * columns), 3.3 * height), height)
-    for axes, (title, by) in zip(grid.flat, found.items(), strict=False):
+    figure, [row] = panels(len(places), (1.2 + 3.9 * len(places), 3.8))
+    every = [
+        value for by in places.values() for points in by.values() for one in points.values() for value in one
+    ]
+    for axes, (title, by) in zip(row, places.items(), strict=True):
         axes.axhline(1, color=look("baseline")["color"], linewidth=1)
-        for name, gained in by.items():
-            axes.plot(gained.keys(), gained.values(), label=name, **look(name))
-            most = allowed.get(title, {}).get(name, {})
-            axes.plot(most.keys(), most.values(), **bound_look(name))
-        axes.set_title(title.replace(" on ", "\non "), fontsize="small")
-        every = [ratio for ratios in by.values() for ratio in ratios.values()]
-        every += [ratio for name in by for ratio in allowed.get(title, {}).get(name, {}).values()]
-        batch_axis(axes, sorted({batch for ratios in by.values() for batch in ratios}))
-        log_axis(axes)
-        axes.set_ylim(0.9 * min(0.5, *every), 1.1 * max(2.0, *every))
-    for axes in grid.flat[len(found) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("tokens per second, baseline = 1")
-    handles = {
-        label: handle
-        for axes in grid.flat
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    style = {"color": "black", "marker": "o", "mfc": "white", "linestyle": DOTTED}
-    handles["dotted: what the roofline allows each"] = grid.flat[0].plot([], [], **style)[0]
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5 if columns > 2 else 3)
+        for name, points in by.items():
+            ratios, low, high = zip(*points.values(), strict=True)
+            axes.plot(list(points), ratios, **look(name))
+            axes.vlines(list(points), low, high, color=look(name)["color"], linewidth=1)
+        axes.set_title(title, fontsize="medium")
+        batch_axis(axes, sorted({batch for points in by.values() for batch in points}))
+        axes.set_ylim(min(0.75, 0.95 * min(every)), max(2.0, 1.05 * max(every)))
+        ends = {
+            name: (max(points), points[max(points)][0], look(name)["color"]) for name, points in by.items()
+        }
+        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, look("baseline")["color"])})
+    row[0].set_ylabel("tokens per second, 16 bits = 1")
     words = "; ".join(
-        f"{title}: {', '.join(f'{n} {r[min(r)]:.2f} to {r[max(r)]:.2f}' for n, r in by.items())}"
-        for title, by in found.items()
+        f"{title}: {', '.join(f'{n} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}' for n, p in by.items())}"
+        for title, by in places.items()
     )
-    return Figure(
-        figure,
-        "For each machine and model a panel: the throughput of each scheme as a multiple of the baseline's, "
-        "from the smallest batch to the largest, and dotted the most that the roofline allows it. "
-        f"{page.measured(words)}",
-    )
+    alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
+    return Figure(figure, alt + (words + "." if exact else str(page.measured(words))), exact=exact)
 
 
 def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:
-    """Draw dollars a million tokens: by scheme, at each batch size."""
+    """Draw dollars a million tokens: by scheme, at each batch size on record."""
     drawn = {name: by for name, by in dollars.items() if by}
     if not drawn:
         return Note("There is no throughput on record here, so nothing has a cost.")
-    figure, [[axes]] = panels(size=(7, 3.8))
+    figure, [[axes]] = panels(size=(7, 3.6))
     for name, by in drawn.items():
-        axes.plot(by.keys(), by.values(), label=name, **look(name))
+        axes.plot(by.keys(), by.values(), **look(name))
     axes.set(ylabel="dollars a million output tokens", title=title)
     batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
     log_axis(axes, "${value:,.2f}")
-    axes.legend(fontsize="small")
-    words = "; ".join(f"{name} ${min(by.values()):,.2f} at best" for name, by in drawn.items())
+    name_ends(axes, {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()})
+    words = "; ".join(f"{name} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items())
     return Figure(
-        figure,
-        f"Dollars a million output tokens against the batch size. {page.measured(f'{title}: {words}')}",
+        figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.", exact=True
     )
 
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
-    """Draw the rent a day of each ``cost.Offer`` that can serve a load, the cheapest first."""
-    able = [offer for offer in offers if not offer.why_not]
+    """Draw the least rent of each scheme that can serve a load, the cheapest first, from ``cost.Offer``s."""
+    least: dict = {}
+    for offer in sorted(offers, key=lambda offer: offer.per_day):
+        if not offer.why_not:
+            least.setdefault(offer.scheme, offer)
+    able = list(least.values())
     if not able:
         return Note("None of these GPUs can serve this load: " + "; ".join(
             f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers
         ))  # fmt: skip
-    figure, [[axes]] = panels(size=(8, 1.4 + 0.45 * len(able)))
+    figure, [[axes]] = panels(size=(8, 1.2 + 0.45 * len(able)))
     for place, offer in enumerate(able):
-        axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], edgecolor="black", linewidth=0.5)
-        label_bar(
-            axes,
-            offer.per_day,
-            place,
-            f"{offer.count} x {offer.card}, {offer.batch} at once, ${offer.per_million:,.2f} a million",
-        )
-    axes.set_yticks(range(len(able)), [f"{offer.scheme}, {offer.card}" for offer in able])
-    axes.set(xlim=(0, 1.8 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
+        best = offer.per_day == able[0].per_day
+        style = {"edgecolor": "black", "linewidth": 2 if best else 0.5}
+        axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], **style)
+        text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
+        label_bar(axes, offer.per_day, place, text + ", the least" * best)
+    axes.set_yticks(range(len(able)), [offer.scheme for offer in able])
+    axes.set(xlim=(0, 1.6 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.", exact=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from helpers.model.model import Model
 from helpers.model.schemes import SCHEMES, SchemeError
 
 BATCHES = (1, 64, 256)
+
+DEFAULTS = "vLLM's defaults"  # the variant in which vLLM chooses for itself
 
 
 # -- what was recorded ------------------------------------------------------------------------------
@@ -30,10 +33,10 @@ NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or i
 
 
 def recorded(folder: Path = REFERENCE) -> list[dict]:
-    """The variants on record, of every machine, those that ran; of several runs of one, the best of each.
+    """The variants on record, of every machine, those that ran; several runs of one are one row.
 
-    What disturbs a run (the host at work for somebody else) only slows it, so the fastest says most about a
-    setting; that holds for the baseline, too, which every ratio is taken to.
+    Its rates are medians, since some variants ran once and others six times: the fastest of unequal numbers
+    would favour the latter. ``runs`` has every rate, by batch size.
     """
     found, _ = records.recorded(
         folder, "settings.jsonl", ("scheme", "variant", "device", "model", "protocol")
@@ -42,11 +45,11 @@ def recorded(folder: Path = REFERENCE) -> list[dict]:
     for row in found:
         if "tokens_per_s" in row:
             runs.setdefault((row["device"], row["model"], row["scheme"], row["variant"]), []).append(row)
-    return [_best_of(same) for same in runs.values()]
+    return [_together(same) for same in runs.values()]
 
 
-def _best_of(runs: list[dict]) -> dict:
-    """The newest of one variant's runs, with the fastest rate of each batch size and its shortest kernels.
+def _together(runs: list[dict]) -> dict:
+    """The newest of one variant's runs, with the median rate of each batch size and its shortest kernels.
 
     It has a rate at the largest batch only if a run by ``NINE_TIMES`` does.
     """
@@ -62,18 +65,19 @@ def _best_of(runs: list[dict]) -> dict:
         )
         for batch in runs[-1]["busy"]
     }
-    alone = max(runs, key=lambda run: run["of_the_bound"])
-    best = runs[-1] | {
-        "tokens_per_s": {batch: max(found) for batch, found in rates.items()},
+    alone = sorted(runs, key=lambda run: run["of_the_bound"])[len(runs) // 2]
+    found = runs[-1] | {
+        "tokens_per_s": {batch: statistics.median(rate) for batch, rate in rates.items()},
+        "runs": {batch: sorted(rate) for batch, rate in rates.items()},
         "of_the_bound": alone["of_the_bound"],
         "copy_bandwidth": alone.get("copy_bandwidth"),
         "busy": kernels,
     }
     if not all("beside" in run for run in runs):
-        best.pop("beside", None)
+        found.pop("beside", None)
     if long := [run["long"] for run in runs if "long" in run]:  # the first runs on record had none
-        best["long"] = long[-1]
-    return best
+        found["long"] = long[-1]
+    return found
 
 
 def with_prompts(row: dict) -> bool:
@@ -93,13 +97,12 @@ def recorded_starts(folder: Path = REFERENCE) -> list[dict]:
     return records.recorded(folder, "starts.jsonl", ("start", "start_s", "device", "model"))[0]
 
 
-def against_best(rows: list[dict], batch: int) -> list[float | None]:
-    """Each row's tokens/s as a multiple of the fastest baseline's at that batch size, in the rows' order.
-
-    None for a row without a rate there.
+def against_baseline(rows: list[dict], batch: int) -> list[float | None]:
+    """Each row's tokens/s as a multiple of the baseline's under vLLM's own settings, in the rows' order: the
+    one baseline of every ratio in these lessons. None for a row without a rate at that batch size.
     """
-    best = max(_rate(row, batch) for row in rows if row["scheme"] == "baseline")
-    return [_rate(row, batch) / best or None for row in rows]
+    base = next(row for row in rows if (row["scheme"], row["variant"]) == ("baseline", DEFAULTS))
+    return [_rate(row, batch) / _rate(base, batch) or None for row in rows]
 
 
 def _rate(row: dict, batch: int) -> float:
@@ -117,7 +120,7 @@ def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
     """The rows of vLLM's own choice and of what was fastest at a batch size, scheme by scheme."""
     found = {}
     for row in sorted(rows, key=lambda row: [*SCHEMES].index(row["scheme"])):
-        names = ["vLLM's defaults", *(fastest(rows, row["scheme"], batch) for batch in batches)]
+        names = [DEFAULTS, *(fastest(rows, row["scheme"], batch) for batch in batches)]
         if row["variant"] in names:
             found[row["scheme"], row["variant"]] = row
     return list(found.values())

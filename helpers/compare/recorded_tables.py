@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from helpers.base import page
-from helpers.base.figure import Figure, label_bar, panels
+from helpers.base.figure import Figure, label_bar, name_ends, panels
 from helpers.base.page import Note, Table
 from helpers.compare import recorded
 from helpers.model.schemes import SCHEMES
@@ -62,10 +62,8 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)
 
 
-def swaps(rows: list[dict], least: int = 10) -> Table:
-    """Engines started and released in turn by one process (a section of a reference run): the GPU's memory,
-    before the first, with one open, and after each. A row a process that had ``least`` engines or more.
-    """
+def _series(rows: list[dict]) -> list[list[dict]]:
+    """The engines of each process, in turn."""
     series: dict[tuple, list[dict]] = {}
     runs: dict[tuple, int] = {}
     for row in rows:
@@ -73,12 +71,19 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
         if row["swap"] == 1:  # another lease of the machine may give a process the same number
             runs[process] = runs.get(process, 0) + 1
         series.setdefault((*process, runs.get(process)), []).append(row)
-    long = sorted((found for found in series.values() if len(found) >= least), key=len, reverse=True)
+    return list(series.values())
 
-    def span(found: list[dict], name: str) -> str:
-        low, high = (f"{pick(row[name] for row in found):,.1f}" for pick in (min, max))
-        return f"{low} MiB" if low == high else f"{low} to {high} MiB"
 
+def _span(found: list[dict], name: str) -> str:
+    low, high = (f"{pick(row[name] for row in found):,.1f}" for pick in (min, max))
+    return f"{low} MiB" if low == high else f"{low} to {high} MiB"
+
+
+def swaps(rows: list[dict], least: int = 10) -> Table:
+    """Engines started and released in turn by one process (a section of a reference run): the GPU's memory,
+    before the first, with one open, and after each. A row a process that had ``least`` engines or more.
+    """
+    long = sorted((found for found in _series(rows) if len(found) >= least), key=len, reverse=True)
     table = []
     for found in long:
         models = ", ".join(dict.fromkeys(row["model"] for row in found))
@@ -87,8 +92,8 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
                 f"{len(found)} engines on {found[0]['device']}",
                 f"{models}; {', '.join(dict.fromkeys(row['scheme'] for row in found))}",
                 f"{found[0]['device_before_mib']:,.1f} MiB",
-                span(found, "device_open_mib"),
-                span(found, "device_after_mib"),
+                _span(found, "device_open_mib"),
+                _span(found, "device_after_mib"),
                 f"{statistics.median(row['release_s'] for row in found):.1f} s",
             ]
         )
@@ -96,28 +101,56 @@ def swaps(rows: list[dict], least: int = 10) -> Table:
     return Table(columns, table, texts=["of"])
 
 
-def variants(rows: list[dict], batches: Sequence[int]) -> Table:
-    """``recorded.recorded``: each setting's tokens/s, and what that is of the fastest baseline's.
+def emptied(rows: list[dict]) -> Figure | Note:
+    """Draw the GPU's memory over the engines that one process had in turn, of the longest such process."""
+    series = _series(rows)
+    if not series:
+        return Note("No process with several engines is on record.")
+    found = max(series, key=len)
+    turns = [row["swap"] for row in found]
+    figure, [[axes]] = panels(size=(8, 3.2))
+    looks = {
+        "with it open": ("device_open_mib", "#D55E00", "o"),
+        "after its block": ("device_after_mib", "#0072B2", "s"),
+    }
+    for _, (name, colour, marker) in looks.items():
+        axes.plot(turns, [row[name] / 1024 for row in found], marker=marker, color=colour, linestyle=":")
+    device = found[0]["device"]
+    axes.set(
+        xlabel="engine, one after the other in one process", ylabel=f"GiB in use, {device}", ylim=(0, None)
+    )
+    axes.set_xticks(turns)
+    axes.grid(alpha=0.3)
+    last = {label: (turns[-1], found[-1][name] / 1024, colour) for label, (name, colour, _) in looks.items()}
+    name_ends(axes, last)
+    held = [row["device_open_mib"] for row in found]
+    alt = (
+        f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB in use with one "
+        f"open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} before."
+    )
+    return Figure(figure, alt, exact=True)
 
-    A star marks what was timed only while something else ran on that machine.
+
+def variants(rows: list[dict], batches: Sequence[int]) -> Table:
+    """``recorded.recorded``: each setting's tokens/s, least to most, and the median as a multiple of the
+    baseline's under vLLM's own settings. A star marks what was timed only while something else ran there.
     """
 
     rows = sorted(rows, key=_scheme)
-    times = [recorded.against_best(rows, batch) for batch in batches]
+    times = [recorded.against_baseline(rows, batch) for batch in batches]
     table = []
     for row, *factors in zip(rows, *times, strict=True):
-        speeds = [row["tokens_per_s"].get(str(batch)) for batch in batches]
-        cells = [
-            f"{rate:,.0f} (x {factor:.2f})" if rate else "-"
-            for rate, factor in zip(speeds, factors, strict=True)
-        ]
+        cells = []
+        for batch, factor in zip(batches, factors, strict=True):
+            rates = list(dict.fromkeys(f"{rate:,.0f}" for rate in row["runs"].get(str(batch), ())))
+            spread = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}" if rates else "-"
+            cells.append(f"{spread} (x {factor:.2f})" if rates else "-")
         kernels = "; ".join(map(_short, row["kernels"])) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
-        table.append([row["scheme"], setting, kernels, *cells, f"{row['of_the_bound']:.0%}"])
+        runs = max(map(len, row["runs"].values()))
+        table.append([row["scheme"], setting, kernels, runs, *cells])
     heads = [f"tok/s at batch {batch}" for batch in batches]
-    return Table(
-        ["scheme", "setting", "kernel", *heads, "of the bound at 1"], table, texts=["setting", "kernel"]
-    )
+    return Table(["scheme", "setting", "kernel", "runs", *heads], table, texts=["setting", "kernel"])
 
 
 def long_prompts(rows: list[dict]) -> Table:

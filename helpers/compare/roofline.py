@@ -265,6 +265,19 @@ def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
     return {batch: rates[scheme, batch] / rates["baseline", batch] for batch in batches}
 
 
+def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
+    """``ratios`` with the least and the most that the runs of both allow, as far as records have them."""
+    timed = {(row["scheme"], row["batch"]): row for row in rows if not ways.expanded(row)}
+    found = {}
+    for batch, ratio in ratios(rows, scheme).items():
+        one, base = timed[scheme, batch], timed["baseline", batch]
+        (low, high), (base_low, base_high) = (
+            [row.get(end) or row["output_tokens_per_s"] for end in ("low", "high")] for row in (one, base)
+        )
+        found[batch] = ratio, low / base_high, high / base_low
+    return found
+
+
 SAME = 0.03  # two rates that differ by no more than this are called equal
 
 

@@ -64,6 +64,7 @@ def open_engine(
     model: str | Model = EMBEDDED,
     scheme: str = "baseline",
     *,
+    checkpoint: Model | None = None,
     log_dir: str | Path = "runs/logs",
     in_process: bool | None = None,
     **llm_args,
@@ -73,6 +74,7 @@ def open_engine(
     Args:
         model: ``embedded``, a folder, a hub name, or what ``resolve.resolve`` returned.
         scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
+        checkpoint: what ``checkpoints.make`` made of the model for this scheme with a program of yours.
         log_dir: folder for vLLM's log; one file an engine.
         in_process: build the engine in this process (the default on a CPU) or in a child.
         llm_args: further arguments of ``vllm.LLM``; they win over the defaults of ``default_args``.
@@ -81,7 +83,7 @@ def open_engine(
         SchemeError, ModelError: nothing was started.
     """
     machine = detect()
-    resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine)
+    resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine, checkpoint)
     if in_process is None:
         in_process = machine.kind == "cpu"
     args = {
@@ -94,7 +96,9 @@ def open_engine(
     return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
 
 
-def resolve_checkpoint(model: str | Model, scheme: str, machine: Machine) -> tuple[Model, Model, Way]:
+def resolve_checkpoint(
+    model: str | Model, scheme: str, machine: Machine, checkpoint: Model | None = None
+) -> tuple[Model, Model, Way]:
     """Return the model, what is loaded for it under a scheme (made first if need be), and how it runs.
 
     The one place where a scheme becomes files, for engines in this process and for servers alike.
@@ -105,12 +109,10 @@ def resolve_checkpoint(model: str | Model, scheme: str, machine: Machine) -> tup
     rule = schemes.scheme(scheme)
     way = rule.way(machine)
     resolved = model if isinstance(model, Model) else resolve.resolve(model)
-    checkpoint = resolved
-    if rule.recipe:
-        checkpoint = checkpoints.make(resolved, rule.recipe)
-        if way.expanded:
-            checkpoint = checkpoints.expand(checkpoint)
-    return resolved, checkpoint, way
+    loaded = checkpoint or (checkpoints.make(resolved, rule.recipe) if rule.recipe else resolved)
+    if way.expanded:
+        loaded = checkpoints.expand(loaded)
+    return resolved, loaded, way
 
 
 class Engine:

@@ -279,7 +279,7 @@ def compare(
     )
 
 
-def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> Quality:
+def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> tuple[Quality, task.Recovery]:
     """Compare the baseline with itself where rounding alone differs: the size of "no difference".
 
     A second equal engine would give zero by construction. On a CPU this one computes in FP32, or in BF16
@@ -287,11 +287,12 @@ def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> 
     window shares its batch with as many other tokens, so that other kernels' tiles are used.
     """
     machine = detect()
-    if machine.kind == "cuda":
-        engine = open_engine(model, **llm_args)
-        with engine:
-            return compare(engine, reference, beside=reference.window)
-    widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
-    engine = open_engine(model, **{"dtype": "bfloat16" if widened else "float32"} | llm_args)
+    beside, windows, args = reference.window, None, {}
+    if machine.kind == "cpu":
+        widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
+        beside, args = 0, {"dtype": "bfloat16" if widened else "float32"}
+        windows = max(1, reference.windows // 4) if widened else None
+    engine = open_engine(model, **args | llm_args)
     with engine:
-        return compare(engine, reference, windows=max(1, reference.windows // 4) if widened else None)
+        quality = compare(engine, reference, beside=beside, windows=windows)
+        return quality, task.recovery(reference.answers, task.answer(engine))

@@ -13,6 +13,7 @@ from helpers.base.figure import (
     batch_axis,
     label_bar,
     log_axis,
+    name_ends,
     panels,
 )
 from helpers.base.page import Note
@@ -166,25 +167,27 @@ def quality(rows: list[dict]) -> Figure | Note:
         return Note(
             "No scheme's answers were compared with the baseline's here, so there is nothing to draw."
         )
-    figure, [[axes]] = panels(size=(7, 4.6))
+    figure, [[axes]] = panels(size=(7, 3.8))
     for name, row in points.items():
-        style = look(name) | {"linestyle": "none"}
         size = row["predicted_weights_bytes"] / 2**20
-        axes.plot(
-            size, row["kl_mean"], markersize=10, label=f"{name}: {row['top1']:.0%} same top token", **style
-        )
+        axes.plot(size, row["kl_mean"], markersize=10, **(look(name) | {"linestyle": "none"}))
     base = next(iter(row for row in rows if row["scheme"] == "baseline"), None)
     if base:
         size = base["predicted_weights_bytes"] / 2**20
-        axes.axvline(
-            size, color=look("baseline")["color"], linewidth=1, label="baseline's size (no divergence)"
-        )
+        axes.axvline(size, color=look("baseline")["color"], linewidth=1)
+        axes.text(size, 0, "16 bits ", ha="right", va="bottom", color=look("baseline")["color"])
     axes.set(xlabel="weights as they are stored, MiB", ylabel="mean KL from 16 bits, nats")
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.15 * max(row["kl_mean"] for row in points.values()))
+    axes.set_ylim(-0.02, 1.15 * max(row["kl_mean"] for row in points.values()))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
+    ends = {
+        f"{name}: {row['top1']:.0%} same top token": (
+            row["predicted_weights_bytes"] / 2**20, row["kl_mean"], look(name)["color"]
+        )
+        for name, row in points.items()
+    }  # fmt: skip
+    name_ends(axes, ends)
     words = "; ".join(f"{name} {row['kl_mean']:.3f} nats" for name, row in points.items())
     return Figure(
         figure,

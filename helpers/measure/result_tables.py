@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from helpers.base import page
 from helpers.base.page import Table
-from helpers.model import sizes, ways
+from helpers.model import ways
 from helpers.model.schemes import SCHEMES
 
 
@@ -30,13 +30,12 @@ def speeds(found) -> Table:
 def records(rows: list[dict]) -> Table:
     """Records side by side, one row a scheme and batch size."""
     return Table(
-        ["scheme", "batch", "weights", "predicted", "output tokens", "TTFT", "perplexity", "runs as"],
+        ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"],
         [
             [
                 row["scheme"],
                 row["batch"],
                 page.measured(page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
-                page.mib(row["predicted_weights_bytes"]),
                 page.measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
                 page.measured(page.ms(row["ttft_s"])),
                 page.measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
@@ -73,7 +72,7 @@ def qualities(found: dict) -> Table:
 
 def recoveries(found: dict) -> Table:
     """A table of ``task.Recovery`` by scheme."""
-    columns = ["scheme", "items", "right before", "right now", "lost", "gained", "recovery", "95 % interval"]
+    columns = ["scheme", "items", "right before", "now", "lost", "gained", "recovery, 95 % interval"]
     return Table(
         columns,
         [
@@ -84,8 +83,7 @@ def recoveries(found: dict) -> Table:
                 page.measured(f"{seen.scheme:.1%}"),
                 page.measured(seen.lost),
                 page.measured(seen.gained),
-                page.measured(f"{seen.ratio:.1%}"),
-                page.measured(f"{seen.low:.1%} to {seen.high:.1%}"),
+                page.measured(f"{seen.ratio:.1%} ({seen.low:.0%} to {seen.high:.0%})"),
             ]
             for name, seen in found.items()
         ],
@@ -93,18 +91,20 @@ def recoveries(found: dict) -> Table:
 
 
 def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
-    """Records of one machine and model, a row a scheme: bytes, speed and answers against the baseline.
+    """Records of one machine and model, a row a scheme: bytes, speed at the smallest and the largest batch,
+    and answers, against the baseline. In brackets stands what the slowest and the fastest runs of both allow.
 
-    The measured saving is the difference of two loads: what a loader adds to each cancels. ``names`` are
-    the schemes that get a row, also where they were not measured; by default those of the records.
+    The saving is the difference of two loads: what a loader adds to each cancels. ``names`` are the schemes
+    that get a row, also where they were not measured; by default those of the records.
     """
     one_origin(rows)
     batches = sorted({row["batch"] for row in rows})
+    batches = batches[:1] + batches[1:][-1:]
     by_scheme: dict[str, dict[int, dict]] = {}
     for row in rows:
         by_scheme.setdefault(row["scheme"], {})[row["batch"]] = row
-    columns = ["scheme", "weights saved, predicted", "measured"]
-    columns += [f"speed at batch {batch}" for batch in batches] + ["mean KL", "same top token", "recovery"]
+    columns = ["scheme", "weights saved", *(f"speed at batch {batch}" for batch in batches)]
+    columns += ["mean KL", "same top token", "recovery"]
     table = [
         [name, *_against(by_scheme.get(name, {}), by_scheme.get("baseline", {}), batches)]
         for name in names or by_scheme
@@ -115,11 +115,10 @@ def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
 def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[page.measured]:
     """One scheme's cells of ``side_by_side``; all of them depend on what was measured here."""
     if not found or not base:
-        return [page.measured("not measured here")] * (5 + len(batches))
+        return [page.measured("not measured here")] * (4 + len(batches))
     one, zero = next(iter(found.values())), next(iter(base.values()))
-    cells = [page.mib(sizes.held(zero) - sizes.held(one))]
     known = zero["weights_bytes"] and one["weights_bytes"]
-    cells.append(page.mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured")
+    cells = [page.mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured"]
     if ways.expanded(one):  # no kernel reads its format here
         cells[-1] = "none: written out here"
     cells += ["-" if ways.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches]
@@ -168,7 +167,10 @@ def kept(row: dict) -> str:
 def _ratio(row: dict | None, base: dict | None) -> str:
     if not row or not base:
         return "not measured"
-    return f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
+    ratio = f"x {row['output_tokens_per_s'] / base['output_tokens_per_s']:.2f}"
+    if not row.get("low") or not base.get("low") or row["scheme"] == "baseline":
+        return ratio
+    return f"{ratio} ({row['low'] / base['high']:.2f} to {row['high'] / base['low']:.2f})"
 
 
 def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int = 64) -> Table:

@@ -27,7 +27,7 @@ from helpers.base.files import MANIFEST, ROOT
 from helpers.faults.log import root_cause
 from helpers.model import quantize, resolve, shapes, sizes, text
 from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
-from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED, SMOOTHING
+from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED
 from helpers.model.schemes import SchemeError
 
 
@@ -38,7 +38,9 @@ class CheckpointError(ModelError):
 PACKAGES = ("llmcompressor", "compressed-tensors")
 
 
-def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
+def make(
+    model: Model, recipe: str, *, group_size: int | None = None, script: str | Path | None = None
+) -> Model:
     """Return ``model`` quantized by ``recipe``, making the checkpoint first if it is not in the cache.
 
     Args:
@@ -48,6 +50,8 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
             ``int8`` or ``fp8`` (8-bit weights, activations quantized as they come).
         group_size: weights that share a scale, for awq and rtn; the largest of 128, 64, 32 that divides
             every layer's input width unless given.
+        script: a program to make it with instead of ``quantize.script(recipe)``, with the same arguments. The
+            cache goes by its text.
 
     Raises:
         CheckpointError: the model or its widths do not fit the recipe (nothing was loaded), or making
@@ -68,6 +72,8 @@ def make(model: Model, recipe: str, *, group_size: int | None = None) -> Model:
             model, recipe, {"quantization_config": quantize.quantization_config(recipe, size)}
         )
     settings = _settings(model, recipe, group_size)
+    if script:
+        settings["script"] = Path(script).read_text(encoding="utf-8")
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
     folder = cache_folder() / f"{title}-{key}"
@@ -177,17 +183,15 @@ def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
     if recipe in SCALED:
         _check_class(model, recipe)
         calibration = {"text": text.calibration_text()[1], **EFFORT[kind]}
-        if recipe == "int8":  # it has one strength of scaling and searches none
-            calibration["smoothing"] = SMOOTHING
-            del calibration["strengths"]
+        calibration = {
+            name: value for name, value in calibration.items() if name != "strengths" or recipe == "awq"
+        }
     return {
         "recipe": recipe,
-        "scheme": RECIPES[recipe],
+        "script": quantize.script(recipe),
         "source": _identity(model),
         "calibration": calibration,
         "group_size": _group_size(model, recipe, group_size),
-        # A CPU without BF16 units is seven times slower in BF16; the result is stored in 16 bits anyway.
-        "arithmetic": "float32" if kind == "cpu" else "as stored",
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

@@ -1,15 +1,15 @@
-"""llm-compressor's recipes, run in a process of its own."""
+"""llm-compressor's recipes: programs in ``recipes/`` that the lessons show, run in a process of their own."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 from helpers.base import processes
 from helpers.base.files import MANIFEST
-from helpers.model.text import calibration_text
 
 # What compressed-tensors calls each recipe's format. FP8 and INT8 store one scale for an output channel
 # and leave the activations' scales to the engine, which takes them from each token as it comes.
@@ -24,13 +24,20 @@ FORMATS = {
 
 GROUPED = ("awq", "rtn")  # one scale for a group of weights
 
+# What each recipe's program takes after the source and the target.
+ARGUMENTS = {
+    "awq": ("group", "samples", "tokens", "strengths"),
+    "rtn": ("group",),
+    "int8": ("samples", "tokens"),
+    "fp8": (),
+}
+SCRIPTS = Path(__file__).parent / "recipes"
+
 # These two scale channels before the rounding, which takes text to see the outliers in, and a list of
 # layers that allow it; the values are llm-compressor's folders with these lists. Published W8A8
 # checkpoints have SmoothQuant of strength 0.8, too, and mostly GPTQ after it, which is left out here:
 # at 8 bits a weight the activations are what costs quality.
 SCALED = {"awq": "awq", "int8": "smoothquant"}
-
-SMOOTHING = 0.8
 
 # Samples x tokens of calibration, and how many strengths of scaling AWQ tries for each layer. On a CPU
 # less than llm-compressor's 20 strengths on 16 x 256 tokens, which took six minutes on two cores.
@@ -53,54 +60,34 @@ def known_classes(recipe: str) -> set[str]:
     return {key.value for found in registries if isinstance(found, ast.Dict) for key in found.keys}
 
 
+def script(recipe: str) -> str:
+    """The program that a lesson shows, which makes a checkpoint: ``python fp8.py SOURCE TARGET ...``."""
+    return (SCRIPTS / f"{recipe}.py").read_text(encoding="utf-8")
+
+
 def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
-    """Quantize ``source`` into ``target``; one line of output a step."""
+    """Run the recipe's program on ``source``; the result is in ``target``. One line of output a step."""
     processes.end_with(owner)  # who would rename the result if the parent is gone?
     import torch
-    from llmcompressor import oneshot
     from llmcompressor.pipelines.cache import IntermediatesCache
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if not torch.accelerator.is_available():
         # llm-compressor pins memory for an accelerator without asking for one, and torch then raises.
         IntermediatesCache.pin_memory = lambda *_: None
-    print("step: loading the model", flush=True)
-    dtype = AutoConfig.from_pretrained(source, trust_remote_code=False).dtype
-    stored = dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
-    computed = torch.float32 if settings["arithmetic"] == "float32" else stored
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=computed, use_safetensors=True, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    data = {}
-    if settings["calibration"]:
-        print("step: calibrating", flush=True)
-        data["dataset"] = _calibration_data(tokenizer, **settings["calibration"])
-    oneshot(model=model, tokenizer=tokenizer, recipe=_modifiers(settings), **data)
-    print("step: saving", flush=True)
-    if computed != stored:
-        model.to(stored)  # before it is packed: the integers are rounded with the scales that are stored
-    model.save_pretrained(target)
+    print("step: quantizing", flush=True)
+    have = (settings["calibration"] or {}) | {"group": settings["group_size"]}
+    sys.argv = [
+        settings["recipe"],
+        str(source),
+        str(target),
+        *(str(have[n]) for n in ARGUMENTS[settings["recipe"]]),
+    ]
+    exec(compile(settings["script"], f"{settings['recipe']}.py", "exec"), {"__name__": "__main__"})
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
-        if wanted and path.name != MANIFEST and not (target / path.name).exists():
+        kept = path.name.startswith(("config", "generation_config")) or path.name == MANIFEST
+        if wanted and not (kept and (target / path.name).exists()) and path.name != MANIFEST:
             shutil.copyfile(path, target / path.name)
-
-
-def _modifiers(settings: dict) -> list:
-    """llm-compressor's recipe. AWQ and SmoothQuant only rescale; the rounding is then the same as without."""
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-
-    scheme = _scheme(settings["recipe"], settings["group_size"])
-    rounding = QuantizationModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
-    match settings["recipe"]:
-        case "awq":
-            return [AWQModifier(n_grid=settings["calibration"]["strengths"]), rounding]
-        case "int8":
-            return [SmoothQuantModifier(smoothing_strength=settings["calibration"]["smoothing"]), rounding]
-    return [rounding]
 
 
 def _scheme(recipe: str, group_size: int | None):
@@ -126,15 +113,3 @@ def quantization_config(recipe: str, group_size: int | None) -> dict:
         quantization_status=QuantizationStatus.COMPRESSED,
     )
     return config.model_dump(mode="json")
-
-
-def _calibration_data(tokenizer, text: str, samples: int, tokens: int, **_):
-    """Samples of ``tokens`` tokens, evenly spread over the calibration text: a DataLoader, one at a time."""
-    import torch
-
-    found, name = calibration_text()
-    assert name == text, f"the calibration text is {name}, not {text}"
-    ids = torch.tensor(tokenizer.encode(found, add_special_tokens=False))
-    starts = torch.linspace(0, len(ids) - tokens, samples).long().tolist()
-    windows = [{"input_ids": ids[start : start + tokens]} for start in starts]
-    return torch.utils.data.DataLoader(windows, batch_size=1)

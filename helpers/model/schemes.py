@@ -95,7 +95,7 @@ FP8 = Scheme(
     best_for="many users at once, on hardware that multiplies FP8",
     unless="the hardware only stores it: a GPU then gains at small batches alone, a CPU without AMX loses; "
     "the model is small (02_fp8 has that on record); or the batch is very large, where less of the gain is "
-    "left (04_compare_and_cost has why)",
+    "left (04_compare has why)",
     lesson="02_fp8",
     channel_bytes=4,
     ways=(

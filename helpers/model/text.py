@@ -33,3 +33,13 @@ def calibration_text() -> tuple[str, str]:
     text = "\n\n".join(part for part in paragraphs if " ".join(part.split()) not in held_out)
     python, digest = ".".join(map(str, sys.version_info[:2])), hashlib.sha256(text.encode()).hexdigest()
     return text, f"pydoc topics, first half, Python {python}, {digest[:8]}"
+
+
+def calibration_data(tokenizer, samples: int, tokens: int):
+    """Samples of ``tokens`` tokens, evenly spread over the calibration text: a DataLoader, one at a time."""
+    import torch
+
+    ids = torch.tensor(tokenizer.encode(calibration_text()[0], add_special_tokens=False))
+    starts = torch.linspace(0, len(ids) - tokens, samples).long().tolist()
+    windows = [{"input_ids": ids[start : start + tokens]} for start in starts]
+    return torch.utils.data.DataLoader(windows, batch_size=1)

@@ -258,7 +258,9 @@ def _child(job: dict) -> None:
     seeds = itertools.count()  # no prompt comes twice: the server keeps what it has read of one
 
     def run(**load) -> dict:
-        return serve.main(parser.parse_args([*_fixed(job), *command.flags(load | {"seed": next(seeds)})]))
+        return serve.main(
+            parser.parse_args([*fixed_flags(job), *command.flags(load | {"seed": next(seeds)})])
+        )
 
     best = 0.0
     for concurrency in job["concurrencies"]:
@@ -286,7 +288,7 @@ def _keep(job: dict, found: dict) -> None:
         file.write(json.dumps(found) + "\n")
 
 
-def _fixed(job: dict) -> list[str]:
+def fixed_flags(job: dict) -> list[str]:
     """What is the same at every level: random prompts of one length, answers of one length, greedy."""
     same = {
         "backend": "openai",

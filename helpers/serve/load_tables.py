@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page
-from helpers.base.figure import BOUND, Figure
+from helpers.base.figure import BOUND, Figure, name_ends, panels
 from helpers.base.page import Table
 from helpers.model.schemes import look
-from helpers.serve.load import KEEPS, closed, knee, opened, sustained
+from helpers.serve.load import closed
 
 
-def settings(found) -> Table:
-    """A ``settings.Settings``: every variable, what it means, its default and its value here."""
+def settings(found, *names: str) -> Table:
+    """A ``settings.Settings``: variables (all without ``names``), meanings, defaults and values here."""
     fields, facts = type(found).model_fields, found.facts()
+    fields = {name: field for name, field in fields.items() if not names or name.upper() in names}
     rows = [
         [name.upper(), field.description, _default(field), page.measured(facts[name.upper()] or "-")]
         for name, field in fields.items()
@@ -23,7 +24,7 @@ def settings(found) -> Table:
 
 def _default(field) -> str:
     if field.default_factory:
-        return "generated" if "generated" in field.description else "follows"
+        return "generated"
     return "-" if field.default is None else str(field.default)
 
 
@@ -58,9 +59,8 @@ def _short(text: str, width: int) -> str:
 
 
 def levels(found: Mapping[str, list]) -> Table:
-    """``load.Level``s by scheme, a row a level; a 95th percentile of too few requests is not shown."""
-    columns = ["load", "requests", "offered", "answered", "in time", "goodput", "output, tok/s"]
-    columns += [f"{name}, {part}" for name in ("TTFT", "TPOT", "ITL") for part in ("median", "95 %")]
+    """``load.Level``s by scheme, a row a level; the records have every percentile."""
+    columns = ["load", "requests", "answered", "in time", "output", "TTFT, median", "TPOT, median"]
     rows = [
         [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
     ]
@@ -74,68 +74,54 @@ def _name(level) -> str:
 
 
 def _figures(level) -> list[page.measured]:
-    times = (
-        (level.ttft_s, level.ttft_p95_s),
-        (level.tpot_s, level.tpot_p95_s),
-        (level.itl_s, level.itl_p95_s),
-    )
     cells = [
         f"{level.completed}",
-        f"{level.rate:.2f} /s" if level.rate else "-",
-        f"{level.requests_per_s:.2f} /s",
+        f"{level.requests_per_s:.2f} /s" + (f" of {level.rate:.2f}" if level.rate else ""),
         f"{level.kept:.0%}",
-        f"{level.goodput:.2f} /s",
-        f"{level.output_tokens_per_s:,.0f}",
+        f"{level.output_tokens_per_s:,.0f} tok/s",
+        page.ms(level.ttft_s),
+        page.ms(level.tpot_s),
     ]
-    for median, p95 in times:
-        cells += [page.ms(median), page.ms(p95) if level.enough else "-"]
     return [page.measured(cell) for cell in cells]
 
 
 def load(found: Mapping[str, list], objective) -> Figure:
-    """Draw ``load.Level``s by scheme: throughput and waiting of closed loops, what open ones got in time."""
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.3), layout="constrained")
-    counts, words, limit = set(), [], {"color": BOUND, "linestyle": "--"}
-    for place, (scheme, rows) in enumerate(found.items()):
-        style = look(scheme) | {"label": scheme}
-        clients = [level.concurrency for level in closed(rows)]
-        counts.update(clients)
+    """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and wait."""
+    figure, [[left, right]] = panels(2, (9, 3.8))
+    limit = {"color": BOUND, "linestyle": "--"}
+    right.axhline(objective.ttft_ms, **limit)
+    words = []
+    for scheme, rows in found.items():
+        style, clients = look(scheme), [level.concurrency for level in closed(rows)]
         left.plot(clients, [level.output_tokens_per_s for level in closed(rows)], **style)
-        best = knee(rows)
-        left.plot(best.concurrency, best.output_tokens_per_s, "o", ms=16, mfc="none", color=limit["color"])
-        middle.plot(clients, [level.ttft_s * 1e3 for level in closed(rows)], **style)
-        for level in closed(rows):
-            if level.enough:  # a bar from the median up; beside the other schemes', not over them
-                span = [level.ttft_s * 1e3, level.ttft_p95_s * 1e3]
-                middle.plot([level.concurrency * 1.04**place] * 2, span, color=style["color"], lw=1.5)
-        rates = [level.rate for level in opened(rows)]
-        right.plot(rates, [level.kept * 100 for level in opened(rows)], **style)
-        # The line that ends a scheme's range carries its marker, empty.
-        most = {"linestyle": ":", "markevery": [1], "mfc": "white"}
-        right.plot([sustained(rows)] * 3, [0, 10, 105], **look(scheme) | most)
+        right.plot(clients, [level.ttft_s * 1e3 for level in closed(rows)], **style)
+        first, *_, last = [closed(rows)[0], *closed(rows)]
         words.append(
-            f"{scheme}: the knee at {best.concurrency} clients with {best.output_tokens_per_s:,.0f} tok/s, "
-            f"{sustained(rows):.2f} requests/s sustained"
+            f"{scheme}: {first.output_tokens_per_s:,.0f} tok/s and {first.ttft_s * 1e3:,.0f} ms for "
+            f"{first.concurrency}, {last.output_tokens_per_s:,.0f} tok/s and {last.ttft_s * 1e3:,.0f} ms for "
+            f"{last.concurrency}"
         )
-    left.set(xlabel="clients at once", ylabel="output tokens per second", title="Throughput (knee circled)")
-    middle.axhline(objective.ttft_ms, **limit, label="objective")
-    middle.set(xlabel="clients at once", ylabel="TTFT, ms", title="Waiting (bars: up to 95 %)")
-    right.axhline(KEEPS * 100, **limit)
-    middle.plot([], [], color="#444444", marker="o", mfc="white", linestyle=":", label="what it sustains")
-    right.set(xlabel="requests offered per second", ylabel="requests in time, %", ylim=(0, 105))
-    right.set_title("Within the objective")
-    for axes in (left, middle):
+    left.set(title="Everybody together", ylabel="output tokens per second", ylim=(0, None))
+    right.set(title="One user waits", ylabel="TTFT, ms", ylim=(0, None))
+    counts = sorted({level.concurrency for rows in found.values() for level in closed(rows)})
+    for axes in (left, right):
         axes.set_xscale("log")
-        axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
+        axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
-    for axes in (left, middle, right):
+        axes.set_xlabel("clients at once")
         axes.grid(alpha=0.3)
-    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    for axes, pick in (
+        (left, lambda level: level.output_tokens_per_s),
+        (right, lambda level: level.ttft_s * 1e3),
+    ):
+        ends = {
+            scheme: (closed(rows)[-1].concurrency, pick(closed(rows)[-1]), look(scheme)["color"])
+            for scheme, rows in found.items()
+        }
+        more = {"objective": (counts[-1], objective.ttft_ms, limit["color"])} if axes is right else {}
+        name_ends(axes, ends | more)
     alt = (
-        "Three panels. Output tokens per second against the clients at once, the knee circled. The time to "
-        "the first token, median and up to the 95th percentile, beside its objective. The share of requests "
-        "in time against the rate offered, beside the rate that the server sustains. "
+        "Left, output tokens per second of all clients together against how many there are; right, the "
+        "median time to the first token, beside the dashed objective. "
     )
     return Figure(figure, alt + str(page.measured("; ".join(words))))

@@ -1,4 +1,4 @@
-"""What the first cell of a notebook does in Colab: bring the runtime's packages up to the lock, once.
+"""What a lesson's first line does in Colab: bring the runtime's packages up to the lock, once.
 
 It runs in the notebook's own kernel, so it needs the standard library only, and it has to think of what
 that kernel has imported already: a package that was replaced under its feet is the one reason for a restart.
@@ -16,7 +16,7 @@ from helpers.model import embedded
 from helpers.tools import environment
 
 RESTART = (
-    "Restart the runtime now (Runtime, Restart session), then run this cell again: it goes on from here."
+    "Restart the runtime now (Runtime, Restart session), then run the cell with git clone and this one again."
 )
 
 _outdated: list[str] = []  # imported in this kernel, and replaced since

@@ -3,7 +3,8 @@
     python -m helpers.tools.pictures            write notebooks/pictures/<notebook>.png
     python -m helpers.tools.pictures --check    say which are stale; the exit code too
 
-A notebook's picture is its first figure; without one, the first of its longer texts, drawn. Each file
+A notebook's picture, which its first cell shows, is the figure of the cell tagged "picture", or its first
+figure; without one, the first of its longer texts, drawn. Each file
 notes the checksum of the output that it was made from. Storing a notebook's outputs makes its picture.
 """
 
@@ -24,7 +25,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 FOLDER = "pictures"
 
-WIDTH = 360  # pixels, twice what the README shows: sharp on a fine screen
+WIDTH = 1280  # pixels, twice what a lesson shows: sharp on a fine screen
 
 LINES, COLUMNS = 12, 62  # of a text
 
@@ -38,6 +39,7 @@ def source(notebook: Path) -> bytes:
         ValueError: it has no such output; run and store it first.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells.sort(key=lambda cell: "picture" not in cell["metadata"].get("tags", ()))  # that one first
     data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
     for shown in data:
         if "image/png" in shown:

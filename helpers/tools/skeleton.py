@@ -1,4 +1,4 @@
-"""A new notebook with the parts that every lesson has: `make notebook NAME=07_my_question`.
+"""A new notebook with the parts that every lesson has: `make notebook NAME=09_my_question`.
 
 It runs as it is, and says in each cell what belongs there. The set-up cell is the other notebooks' own.
 """
@@ -17,66 +17,66 @@ NOTEBOOKS = ROOT / "notebooks"
 
 TITLE = """# {question}
 
-Why the question matters, in two sentences.
+**The answer in three lines**, with what would overrule it.
 
-**You will be able to** say what the reader can do afterwards.
+<img src="pictures/{name}.png" width="640" alt="What the figure that carries the answer shows">
 
-**You need** the set-up from the README; no GPU. **It takes** a minute. \
-**Before:** [{before}]({before}.ipynb)."""
+**You need** the set-up; no GPU. **It takes** a minute. **Before:** [{before}]({before}.ipynb)."""
 
-PARAMETERS_TEXT = """The parameters: what each means and which values make sense. Literals only, so that
-`make run` and papermill can replace them."""
+IMPORTS = """from helpers.base import page
+from helpers.base.page import Table
+from helpers.model import inputs, schemes, sizes
+"""
+
+PARAMETERS_TEXT = (
+    "What each parameter means. Literals only, so that `make run` and papermill can replace them."
+)
 
 PARAMETERS = """model = "auto"
 out_dir = "../runs/lab"
 """
 
-CHECKS_TEXT = "They are checked before anything is loaded."
+CHECKS = "lesson = inputs.check(model=model, out_dir=out_dir)"
 
-CHECKS = """out = Path(parameters.text("out_dir", out_dir))
-machine = hardware.detect()
-chosen = models.resolve(models.default(machine) if model == "auto" else parameters.text("model", model))
-print(f"Model: {chosen.title}.")
-"""
+PREDICT_TEXT = """## What is claimed stands in the heading
 
-PREDICT_TEXT = """## Predict
-
-What should come out, and why? A figure that is the same on every machine is printed plainly, and the tests
-compare it; one that was measured stands in ‹angle quotes›, with its unit."""
+Guess first: what should come out? What is the same on every machine is printed plainly, and the tests
+compare it; what was measured stands in ‹angle quotes›, with its unit."""
 
 PREDICT = """predicted = {
-    scheme.title: schemes.predicted_weights_bytes(scheme.name, chosen.folder)
+    scheme.title: sizes.predicted_weights_bytes(scheme.name, lesson.model.folder)
     for scheme in schemes.SCHEMES.values()
 }
-show.Table(["scheme", "weights"], [[title, show.mib(size)] for title, size in predicted.items()])
+Table(["scheme", "weights"], [[title, page.mib(size)] for title, size in predicted.items()])
 """
 
-SUMMARY = """What it means: one sentence after each cell.
+EXERCISE = """What it means: one sentence or two.
 
-## Summary
+## Exercise
 
-* What the reader takes away."""
+Something to work out. Then unfold."""
+
+SOLUTION = """print(f"{predicted['Baseline (16-bit)'] / 2:,.0f} weights")"""
+
+FOLDED = {"jupyter": {"source_hidden": True}}
 
 
-def cells(question: str, before: str, set_up: str) -> list:
+def cells(name: str, question: str, before: str, set_up: str) -> list:
     """The cells of a lesson that answers ``question`` and follows the notebook ``before``."""
     from nbformat.v4 import new_code_cell, new_markdown_cell
 
-    parameters = new_code_cell(PARAMETERS.strip())
-    parameters.metadata["tags"] = ["parameters"]
-    imports = "from pathlib import Path\n\nfrom helpers import hardware, models, parameters, schemes, show"
     return [
-        new_markdown_cell(TITLE.format(question=question, before=before)),
-        new_markdown_cell("## Set-up"),
-        new_code_cell(set_up),
-        new_code_cell(imports),
+        new_markdown_cell(TITLE.format(name=name, question=question, before=before)),
+        new_code_cell(set_up, metadata=FOLDED),
+        new_code_cell(IMPORTS.strip()),
         new_markdown_cell(PARAMETERS_TEXT),
-        parameters,
-        new_markdown_cell(CHECKS_TEXT),
-        new_code_cell(CHECKS.strip()),
+        new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}),
+        new_code_cell(CHECKS, metadata=FOLDED),
         new_markdown_cell(PREDICT_TEXT),
         new_code_cell(PREDICT.strip()),
-        new_markdown_cell(SUMMARY),
+        new_markdown_cell(EXERCISE),
+        new_code_cell(SOLUTION, metadata=FOLDED | {"tags": ["solution"]}),
+        new_markdown_cell("What the reader takes away."),
     ]
 
 
@@ -91,13 +91,13 @@ def write(name: str, question: str, notebooks: Path = NOTEBOOKS) -> Path:
 
     path, others = notebooks / f"{name}.ipynb", sorted(notebooks.glob("[!.]*.ipynb"))
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
-        raise ValueError(f"a name is two digits and words, such as 07_my_question, not {name!r}")
+        raise ValueError(f"a name is two digits and words, such as 09_my_question, not {name!r}")
     if path.exists():
         raise ValueError(f"{path.name} is there already")
     first = json.loads(others[0].read_text(encoding="utf-8"))["cells"]
     set_up = "".join(next(cell["source"] for cell in first if cell["cell_type"] == "code"))
     before = max((other.stem for other in others if other.stem < name), default=others[0].stem)
-    nbformat.write(new_notebook(cells=cells(question, before, set_up)), path)
+    nbformat.write(new_notebook(cells=cells(name, question, before, set_up)), path)
     return path
 
 
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m helpers.tools.skeleton", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("name", help="two digits and words, such as 07_my_question")
+    parser.add_argument("name", help="two digits and words, such as 09_my_question")
     parser.add_argument("--question", default="What does it cost, and is it worth it?")
     given = parser.parse_args(arguments)
     try:

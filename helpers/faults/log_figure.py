@@ -1,0 +1,37 @@
+"""Where in a log the errors stand, drawn: the first is the cause, those after it pass it on."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from helpers.base.figure import Figure, panels
+from helpers.faults import log as logs
+
+CAUSE, ECHO = "#D55E00", "#595959"
+
+
+def errors(log: str) -> Figure:
+    """Draw a log from its first line to its last, with each line that names an exception at its place."""
+    lines, found = log.splitlines(), {}
+    for line in logs.error_lines(log):
+        if "Error: " in line:  # the same words once more, from another process, are the same error
+            number = next(n for n, one in enumerate(lines, 1) if line.strip() in one)
+            found.setdefault(line[re.search(r"\w+Error: ", line).start() :].strip(), number)
+    marks = [*found.items(), ("the last line: " + lines[-1].strip(), len(lines))]
+    figure, [[axes]] = panels(size=(8, 0.9 + 0.62 * len(marks)))
+    axes.hlines(0, 1, len(lines), color=ECHO, linewidth=6)
+    for place, (text, number) in enumerate(marks, 1):
+        colour, weight = (CAUSE, "bold") if place == 1 else (ECHO, "normal")
+        axes.plot([number], [place], "o", color=colour, markersize=9 if place == 1 else 5)
+        axes.vlines(number, 0, place, color=colour, linewidth=2 if place == 1 else 1)
+        side, end = (5, "left") if number < len(lines) / 2 else (-5, "right")
+        shown = "\n".join(textwrap.wrap(f"{number}: {text}", 58, max_lines=2))
+        axes.annotate(
+            shown, (number, place), (side, 0), textcoords="offset points", ha=end, va="center",
+            weight=weight, fontsize="small",
+        )  # fmt: skip
+    axes.set(xlim=(0, len(lines) + 1), ylim=(len(marks) + 0.7, -0.5), xlabel="line of the log", yticks=[])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    words = "; ".join(f"line {number}, {text}" for text, number in marks)
+    return Figure(figure, f"A log of {len(lines)} lines, its errors at their places. {words}.", exact=True)
