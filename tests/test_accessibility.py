@@ -85,7 +85,7 @@ DRAWN = {
     ),
     "quality": lambda: result_figures.quality(rows()),
     "gains": lambda: comparison_figures.gains({
-        f"Mistral-7B on NVIDIA {card}": {name: roofline.ranges(rows(), name) for name in SCHEMES if name != "baseline"}
+        f"Mistral-7B on NVIDIA {card}": {name: roofline.ranges(rows(), name) for name in [*SCHEMES][1:]}
         for card in ("H200", "L4")
     }),
     "costs": lambda: comparison_figures.costs(
@@ -96,7 +96,7 @@ DRAWN = {
         {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
         {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
     ),
-    "emptied": lambda: recorded_tables.emptied(records.recorded(REFERENCE, "swaps.jsonl", ("process", "swap"))[0]),
+    "emptied": lambda: recorded_tables.emptied(records.recorded(REFERENCE, "swaps.jsonl", ("swap",))[0]),
     "errors": lambda: log_figure.errors((REFERENCE.parent / "server.log").read_text()),
     "load": lambda: load_tables.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
 }  # fmt: skip

@@ -80,19 +80,6 @@ def test_served_tokens_have_their_prompts_read():
     assert cost.served(row | {"ttft_s": 0.0}, 10_000) == pytest.approx(100.0, rel=1e-3)
 
 
-def test_the_interval_decides_about_accuracy_and_not_the_estimate_alone():
-    """0.3 of a percent of the items would otherwise refuse one of two runs of the same arithmetic."""
-    rows = rows_of(fp8=(150.0, 110, 0.94), awq=(180.0, 70, 0.90))
-    rows[1] |= {"recovery_low": 0.88, "recovery_high": 0.99}
-    rows[2] |= {"recovery_low": 0.86, "recovery_high": 0.94}
-    found = advise(rows)
-    assert found.scheme == "fp8"
-    assert "94.0% (88% to 99%) of the accuracy: more answers could refuse it at 95%" in found.why
-    assert found.against["awq"] == "keeps 90.0% (86% to 94%) of the accuracy, less than 95%"
-    sure = [rows[0], rows[1] | {"recovery": 0.99, "recovery_low": 0.97, "recovery_high": 1.01}]
-    assert "more answers" not in advise(sure).why
-
-
 def test_an_offer_that_does_not_fit_says_by_how_much():
     model = shapes.shape("qwen2.5-14b")
     found = cost.offers(model, PRICES, ["baseline"], requests_per_s=1, tokens_per_request=1, **LOAD)
@@ -131,6 +118,17 @@ def test_the_fastest_that_keeps_the_accuracy_is_recommended():
     assert "1.50 times" in found.why
     assert "90.0%" in found.against["awq"]
     assert advise(rows, least_recovery=0.85).scheme == "awq"
+
+
+def test_only_an_interval_below_the_least_is_refused():
+    rows = rows_of(fp8=(150.0, 110, 0.94))
+    rows[1] |= {"recovery_low": 0.91, "recovery_high": 0.98}
+    found = advise(rows)
+    assert found.scheme == "fp8", "seven items of 179 are no difference"
+    assert found.why.endswith("takes more answers to tell.")
+    rows[1]["recovery_high"] = 0.949
+    assert advise(rows).scheme == "baseline"
+    assert "less than 95%" in advise(rows).against["fp8"]
 
 
 def test_equally_fast_means_the_smaller():

@@ -403,15 +403,15 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
 def test_memory_that_the_system_refuses_is_named(warm, table):
     import torch
 
-    for ask, where in (
-        (lambda: bytearray(2**60), "Python"),
-        (lambda: torch.empty(2**50, dtype=torch.uint8), "torch"),
+    for ask, where, expected in (
+        (lambda: bytearray(2**60), "Python", "own-code"),  # this line asked for too much, and nobody else
+        (lambda: torch.empty(2**50, dtype=torch.uint8), "torch", "out-of-memory"),
     ):
         with pytest.raises((MemoryError, RuntimeError)) as caught:
             ask()
         name = explain.explain(caught.value).name
-        table.add("system", "memory that the system refuses", where, name, "out-of-memory", left=0)
-        assert name == "out-of-memory"
+        table.add("system", "memory that the system refuses", where, name, expected, left=0)
+        assert name == expected
 
 
 def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(small, warm, table):

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
     names = [text for text in axes.texts if text.get_text()]
     assert {text.get_text() for text in names} == {"16 bits", "fp8", "int8", "awq"}
     heights = sorted(text.get_position()[1] for text in names)
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.08
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.08
 
 
 def test_a_log_shows_its_first_error_as_the_cause_and_each_once():

@@ -13,7 +13,7 @@ from helpers.base.machine import Machine
 from helpers.base.records import FIELDS, REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
 from helpers.measure import speed
-from helpers.model import resolve, shapes, sizes
+from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES, SchemeError
 from helpers.tools import reference, sections, variants
@@ -30,8 +30,9 @@ H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x", "nonsense"], "no section nonsense; there are: records, kernels, envelope"),
+        (["--out", "x", "nonsense"], "no section nonsense; there are: records, deployments, served"),
         (["swaps"], "--out names the folder"),
+        (["--out", "x", "deployments", "--rounds", "9b"], "no round 9b; there are: 8b, 32b"),
         (["--out", "x"], "for a GPU, and this machine shows none"),
     ],
 )
@@ -88,7 +89,7 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
     """
     rows, problems = records.read(REFERENCE / "h200/records.jsonl")
     assert not problems
-    known = sizing.known_models(resolve.resolve(EMBEDDED))
+    known = sizing.known_models(lookup.resolve(EMBEDDED))
     seen = {(row["model"], row["scheme"]): row["weights_bytes"] for row in rows}
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
@@ -100,7 +101,7 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
 
 def test_no_recorded_engine_is_faster_than_its_bound():
     rows, _ = records.read(REFERENCE / "h200/records.jsonl")
-    known = sizing.known_models(resolve.resolve(EMBEDDED))
+    known = sizing.known_models(lookup.resolve(EMBEDDED))
     for row in rows:
         model = known[row["model"]]
         bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])
@@ -129,7 +130,7 @@ def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
 def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same["measured_at"] = "2026-11-24T11:17:21+00:00"
+    same["protocol"] = 0
     fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
     runs = [
         same | fast | {"long": {"1": {}}},
@@ -151,8 +152,7 @@ def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_pa
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
     same |= {"tokens_per_s": {"256": 900.0}, "of_the_bound": 0.5}
     both = [{"256": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
-    old, new = (f"2026-11-{day}T11:17:21+00:00" for day in (24, 26))
-    runs = [same | {"measured_at": at, "busy": busy} for at, busy in zip((old, new), both, strict=True)]
+    runs = [same | {"protocol": number, "busy": busy} for number, busy in enumerate(both)]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
     assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
@@ -169,7 +169,7 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
         "of_the_bound": 0.5,
         "busy": kernels,
     }
-    old, new = ({"measured_at": f"2026-11-26T0{hour}:00:00+00:00"} for hour in (1, 4))
+    old, new = {"protocol": 1}, {"protocol": 2}
     runs = [
         same | old | {"variant": "both", "tokens_per_s": {"64": 70.0, "256": 990.0}, "beside": "another"},
         same | new | {"variant": "both", "tokens_per_s": {"64": 60.0, "256": 900.0}},
@@ -312,4 +312,4 @@ def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
     sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 2}])
     rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
     assert [row["swap"] for row in rows] == [1, 2]
-    assert all(row["device"] and row["vllm"] and row["torch"] and row["measured_at"] for row in rows)
+    assert all(row["device"] and row["vllm"] and row["torch"] and row["protocol"] == 2 for row in rows)

@@ -108,6 +108,12 @@ def latest(found: list[dict]) -> list[dict]:
 
 REFERENCE = ROOT / "notebooks" / "reference"
 
+# How a line of a reference run was measured: it says so itself, in ``protocol``. By 0 a profile began with
+# the prompts, whose reading was spread over the steps; by 0 and 1 a batch was timed three times, too short a
+# look where steps are short; by 2 nine times, with Python's collector held back.
+DECODING_ALONE, NINE_TIMES = 1, 2
+PROTOCOL = NINE_TIMES
+
 
 def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     """Return what was recorded on other machines, and a sentence for each line that cannot be used.
@@ -124,6 +130,19 @@ def envelopes(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
     """Return the recorded KV caches of engines that were given no more memory than a smaller GPU has."""
     names = ("model", "scheme", "device", "memory_bytes", "weights_bytes", "kv_cache_tokens")
     return recorded(folder, "envelope.jsonl", names)
+
+
+def deployments(folder: Path = REFERENCE) -> list[dict]:
+    """Return the recorded speeds of models deployed in several ways, of every machine, newest of each alone.
+
+    A line is one load: ``batch`` requests at once after ``prompt_tokens`` each, their tokens/s with the range
+    of nine times, seconds to a first token, the GPU's clock; the model, the ``way`` and its ``scheme``.
+    ``chosen_by`` says whose choice the kernel was. Weights are random, and so is which experts a mixture's
+    router takes: at several requests its figures are those of experts that may be fewer than real ones.
+    """
+    found, _ = recorded(folder, "deployments.jsonl", ("way", "scheme", "protocol", "output_tokens_per_s"))
+    same = ("model", "device", "way", "batch", "prompt_tokens")
+    return list({tuple(row[name] for name in same): row for row in found}.values())
 
 
 def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:

@@ -11,9 +11,9 @@ from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, options
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.options import AS_IT_IS, Counted, Load, Option
-from helpers.compare.published import GAINED
+from helpers.compare.published import gained
 from helpers.compare.sizing import MARGIN
-from helpers.model import resolve, shapes
+from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
@@ -131,9 +131,7 @@ class Advice:
         )
 
     def _if_made(self, one: Option, others: list[Option]) -> str:
-        return (
-            one.to_make and "there is no such checkpoint yet: lesson 03 makes one, or look for one on the hub"
-        )
+        return one.to_make and "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
 
     @property
     def _all(self) -> str:
@@ -190,10 +188,13 @@ class Advice:
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
-            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. Lesson 05 measures yours.")
-        for known in GAINED:
+            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
+        for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
-                found.append(f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.source}.")
+                found.append(
+                    f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, "
+                    f"{known.source}."
+                )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
         if self.price:
@@ -252,7 +253,7 @@ def advise(
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
-    model = options.counted(resolve.sized(name))
+    model = options.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)

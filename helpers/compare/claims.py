@@ -118,7 +118,9 @@ def _compression(scheme: str, claimed: float) -> Callable[[Evidence], Finding]:
         group = GROUP_SIZES[0]
         matrix = 16 / (rule.weight_bits + 8 * rule.group_bytes / group)
         groups = f" (groups of {group})" if rule.group_bytes else ""
-        text = f"One matrix {matrix:.2f} times{groups}; whole models {_spread(whole.values())}, from their configs"
+        text = (
+            f"One matrix {matrix:.2f} times{groups}; whole models {_spread(whole.values())}, by their configs"
+        )
         if all(_near(factor, claimed) for factor in whole.values()):
             return Finding(text, HOLDS)
         return Finding(text, PARTLY if _near(matrix, claimed) else FALSE)
@@ -170,17 +172,16 @@ def _always(seen: Evidence) -> Finding:
     if not cases:
         return Finding("No quantized weights were measured beside a baseline", OPEN, measured=True)
     text = (
-        f"Weights of fewer bits were faster than 16 in {won} of {cases} cases (machine, model, batch), slower in "
-        f"{lost}, within {NEAR:.0%} in {cases - won - lost}. That is speed; answers are another matter"
+        f"Fewer bits a weight were faster than 16 in {won} of {cases} cases (machine, model, batch), slower "
+        f"in {lost}, within {NEAR:.0%} in {cases - won - lost}. Of answers that says nothing"
     )
     return Finding(text, HOLDS if won == cases else FALSE if lost == cases else PARTLY, measured=True)
 
 
 def _prequantized(seen: Evidence) -> Finding:
-    made = [row for row in seen.rows if row["scheme"] == "awq"]
-    if not made:
+    if not any(row["scheme"] == "awq" for row in seen.rows):
         return Finding("No AWQ checkpoint was tried here yet: run 03_awq", OPEN, measured=True)
-    text = "It has to be made before it is loaded, that is right. One was made here, without a hub, and vLLM ran it"
+    text = "It has to be made before it is loaded: true. One was made here, without a hub, and vLLM ran it"
     return Finding(text, PARTLY, measured=True)
 
 
@@ -225,7 +226,7 @@ def _blamed(seen: Evidence) -> Finding:
     card = cards.card("L4")
     way = FP8.way(card.machine)
     share = UTILIZATION * card.memory / GIB
-    text = f"An L4 (SM {card.sm}) has {way.name}. The message is about memory: PyTorch had allocated {ALLOCATED} "
+    text = f"An L4 (SM {card.sm}) has {way.name}. The message is about memory: PyTorch had {ALLOCATED} "
     text += (
         f"GiB, Example 1's engine was given {share:.2f}, so {ALLOCATED - share:.1f} GiB at least were the "
     )
@@ -293,7 +294,9 @@ def _divided(scheme: str, compression: float, said: float) -> Callable[[Evidence
 
 def _contradiction(seen: Evidence) -> Finding:
     one, other = (price * DAYS_A_MONTH for price in LOG_PRICES.values())
-    text = f"By arithmetic: ${one:.0f} is an L4's rent; in the cost analysis the baseline has an A100, ${other:.0f}"
+    text = (
+        f"By arithmetic: ${one:.0f} rents an L4; in the cost analysis the baseline has an A100, ${other:.0f}"
+    )
     return Finding(text, NONE)
 
 
@@ -311,16 +314,13 @@ def _accuracy(seen: Evidence) -> Finding:
 
 def _argument(seen: Evidence) -> Finding:
     """Look the argument's deprecation up in the vLLM that is installed, without importing it."""
-    package = importlib.util.find_spec("vllm")
-    file = "model_executor/model_loader/weight_utils.py"
+    package, file = importlib.util.find_spec("vllm"), "model_executor/model_loader/weight_utils.py"
     source = Path(package.origin).parent / file if package else None
     if source is None or not source.exists():
         return Finding("vLLM's source is not here to look it up in", OPEN)
     gone = "use --quantization fp8_per_tensor instead" in source.read_text(encoding="utf-8")
-    text = (
-        "Still accepted" + (", deprecated: vLLM asks for fp8_per_tensor" if gone else "") + f" (vllm/{file})"
-    )
-    return Finding(text, PARTLY if gone else HOLDS)
+    deprecated = ", deprecated: vLLM asks for fp8_per_tensor" if gone else ""
+    return Finding(f"Still accepted{deprecated} (vllm/{file})", PARTLY if gone else HOLDS)
 
 
 SAME_RENT = "Tokens for the same rent"
@@ -361,8 +361,9 @@ def findings(seen: Evidence) -> dict[Claim, Finding]:
 
 
 def table(found: dict[Claim, Finding], *sections: str) -> Table:
-    """The ledger as a table, of claims whose place begins with one of ``sections`` (all without any); what this
-    machine's records decide is marked as measured.
+    """The ledger as a table, of claims whose place begins with one of ``sections`` (all without any).
+
+    What this machine's records decide is marked as measured.
     """
     rows = []
     for claim, finding in found.items():

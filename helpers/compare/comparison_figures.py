@@ -220,7 +220,7 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
 
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
-    """Draw the least rent a day of each scheme that can serve a load, the cheapest first, from ``cost.Offer``s."""
+    """Draw the least rent of each scheme that can serve a load, the cheapest first, from ``cost.Offer``s."""
     least: dict = {}
     for offer in sorted(offers, key=lambda offer: offer.per_day):
         if not offer.why_not:

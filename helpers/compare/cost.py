@@ -187,8 +187,8 @@ SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller 
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (its weights are not written out), and the interval of the accuracy that it keeps
-       on the task does not lie below ``least_recovery``.
+    1. It runs as itself here (its weights are not written out), and may keep ``least_recovery`` of the
+       baseline's accuracy on the task: what is refused has an interval that lies below it as a whole.
     2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
     3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
 
@@ -224,18 +224,20 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
             ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
             slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
             against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    return Advice(chosen, _why(chosen, candidates, level, at, least_recovery), against)
+    why = _why(chosen, candidates, level, at)
+    if chosen != "baseline" and candidates[chosen].get("recovery_low", 1) < least_recovery:
+        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
+    return Advice(chosen, why, against)
 
 
-def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int, least: float) -> str:
+def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
     row, base = candidates[chosen], candidates["baseline"]
     if chosen == "baseline":
         return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
     speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
     smaller = sizes.held(base) / sizes.held(row)
     others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
-    unsure = f": more answers could refuse it at {least:.0%}" * (row.get("recovery_low", least) < least)
     return (
         f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
-        f"{smaller:.2f} times smaller, and it keeps {result_tables.kept(row)} of the accuracy{unsure}."
+        f"{smaller:.2f} times smaller, and it keeps {result_tables.kept(row)} of the accuracy."
     )

@@ -38,6 +38,7 @@ AS_IT_IS = "as_it_is"
 GPUS = (1, 2, 4, 8)
 REST = 0.025  # of the memory that vLLM needs beside weights and cache, at least 1 GiB: the most on record
 NEAR = 0.03  # a config's count and an index that differ by no more agree
+REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
 
 
@@ -130,6 +131,10 @@ class Counted:
         """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name)
+        if self.quantized.kind == "bitsandbytes":
+            raise SchemeError(
+                "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
+            )
         rule = schemes.scheme(self.quantized.kind)
         if name == AS_IT_IS and self.quantized.kv_bytes == 2:
             return rule
@@ -197,9 +202,10 @@ def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[
 def _option(model: Counted, name: str, load: Load) -> Option:
     """One way, without its gains."""
     as_it_is = name.startswith(AS_IT_IS)
+    one = Option(name, model.title(name), Kept("as released", 0, ""))
     try:
         rule = model.rule(name)
-        one = Option(name, model.title(name), _kept(rule, as_it_is))
+        one = replace(one, kept=_kept(rule, as_it_is))
         if model.quantized and not as_it_is:
             why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
             return replace(one, refused=why)
@@ -309,7 +315,7 @@ def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None
 
 def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
     """The ratio that was measured of this very case: here, or by a record of the same card."""
-    reference = [row for row in recorded_rows() if row["device"].endswith(load.card.name)]
+    reference = [row for row in (*recorded_rows(), *deployed()) if row["device"].endswith(load.card.name)]
     for found, where in ((rows or [], "measured here"), (reference, f"recorded on an {load.card.name}")):
         same = [
             row for row in found
@@ -319,10 +325,32 @@ def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[di
         for origin in sorted(
             records.by_origin(same).values(), key=lambda its: -(its[0].get("prompt_tokens") or 0)
         ):
-            ratio = roofline.ratios(origin, one.scheme).get(users)
+            ratio = _between(roofline.ratios(origin, one.scheme), users)
             if ratio and (origin[0].get("prompt_tokens") or 0) <= load.context:
                 return Gain(ratio, f"{where}, {origin[0]['prompt_tokens']} tokens in")
     return None
+
+
+def _between(ratios: dict[int, float], users: int) -> float | None:
+    """The ratio at so many users: as recorded, or between the two batch sizes next to it."""
+    below = max((batch for batch in ratios if batch <= users), default=None)
+    above = min((batch for batch in ratios if batch >= users), default=None)
+    if below is None or above is None:
+        return None
+    part = math.log(users / below) / math.log(above / below) if above > below else 0.0
+    return ratios[below] + part * (ratios[above] - ratios[below])
+
+
+@functools.cache
+def deployed() -> list[dict]:
+    """Large models on record, with the kernels that vLLM chose; no mixtures, whose experts were random."""
+    titles = {title: name for name, title in shapes.TITLES.items()}
+    return [
+        row | {"way": schemes.scheme(row["scheme"]).way(cards.card(row["device"]).machine).name}
+        for row in records.deployments()
+        if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY
+        if not sizes.layout(shapes.shape(titles[row["model"]]).folder).experts
+    ]
 
 
 @functools.cache
@@ -337,7 +365,7 @@ def estimated(model: Counted, row: dict) -> float:
     way = ways.recorded(row) or rule.way(card.machine)
     held = _everywhere(sizes.format_of(rule, model.layout, way))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
-    card = replace(card, bandwidth=row["copy_bandwidth"])
+    card = replace(card, bandwidth=row["copy_bandwidth"] / REACHED)
     return _rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
 
 
@@ -367,5 +395,6 @@ def _rest(way: Way, batch: float, layers: int) -> float:
 def _rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     """Tokens/s of ``batch`` requests, at most: what GPUs tell each other is left out."""
     card = load.card
-    least = work.seconds(batch, gpus * card.bandwidth, gpus * card.rate(way.arithmetic_bits), load.context)
+    bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)
+    least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
     return batch / (least + _rest(way, batch, work.layout.layers))

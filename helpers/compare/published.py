@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
+
+import yaml
+
+from helpers.base.records import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -15,14 +20,46 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Gained:
-    """Tokens/s as a multiple of 16 bits' that somebody measured: of a scheme on a card, at a batch size."""
+class Accuracy:
+    """What somebody published of a quantized model's answers, and under which conditions.
 
+    Of a task either ``scores``, in 16 bits and quantized, or ``recovery``, the second in percent of the
+    first; where there are no figures what it ``says``.
+    """
+
+    model: str
+    scheme: str
+    source: str
+    conditions: str
+    billions: float | list[float]
+    format: str = ""
+    says: str = ""
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    recovery: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """By task, what is left of the 16-bit model's score, in percent."""
+        found = {task: 100 * after / before for task, (before, after) in self.scores.items()}
+        return self.recovery | found
+
+
+@dataclass(frozen=True)
+class Gained:
+    """Tokens/s as a multiple of 16 bits' that somebody measured: of a scheme on a card, at a batch size.
+
+    ``shape`` is the shape of the model that comes with this, where it has one; up to ``to_batch`` if given.
+    """
+
+    model: str
     scheme: str
     card: str
     batch: int
     ratio: float
     source: str
+    conditions: str
+    shape: str | None = None
+    to_batch: int | None = None
 
 
 _BF16_OR_DEATH = "arXiv 2411.02355"
@@ -38,11 +75,20 @@ ACCURACY = {
     "mxfp4": Kept("as released", 0, "arXiv 2508.10925"),
 }
 
-GAINED = (
-    Gained("awq", "RTX 4090", 1, 194 / 62, "Llama-2-7B at batch 1, arXiv 2306.00978"),
-    Gained("awq", "L4", 1, 3.3, "Mistral-7B at batch 1 to 8, bench.bereketlemma.com"),
-    Gained("awq", "A10", 16, 3.9, "one matrix, nearly ideal until batch 16 to 32, arXiv 2408.11743"),
-)
+FILE = REFERENCE / "published.yaml"
+
+
+@functools.cache
+def accuracy() -> tuple[Accuracy, ...]:
+    """What is published of quantized models' answers."""
+    return tuple(Accuracy(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))["accuracy"])
+
+
+@functools.cache
+def gained() -> tuple[Gained, ...]:
+    """What is published of quantized models' speed."""
+    return tuple(Gained(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))["speed"])
+
 
 # Checkpoints of the shapes that come with this, as the hub has them, by scheme.
 CHECKPOINTS = {

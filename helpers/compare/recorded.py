@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.base import records
-from helpers.base.records import REFERENCE
+from helpers.base.records import DECODING_ALONE, NINE_TIMES, REFERENCE
 from helpers.compare import cards, roofline
 from helpers.model.model import Model
 from helpers.model.schemes import SCHEMES, SchemeError
@@ -29,13 +29,6 @@ _KINDS = {
     "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache|unified_attention|reduce_segments"),
 }
 
-# Profiles of earlier records began with the prompts, whose reading they spread over the steps.
-DECODING_ALONE = "2026-11-25T20"
-
-# Since then a batch is timed nine times, with Python's collector held back: before, three times without that,
-# which is too short a look at the largest batch, whose steps are a few milliseconds.
-NINE_RUNS = "2026-11-26T01:44"
-
 NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
 
 
@@ -45,7 +38,9 @@ def recorded(folder: Path = REFERENCE) -> list[dict]:
     Its rates are medians, since some variants ran once and others six times: the fastest of unequal numbers
     would favour the latter. ``runs`` has every rate, by batch size.
     """
-    found, _ = records.recorded(folder, "settings.jsonl", ("scheme", "variant", "device", "model"))
+    found, _ = records.recorded(
+        folder, "settings.jsonl", ("scheme", "variant", "device", "model", "protocol")
+    )
     runs: dict[tuple, list[dict]] = {}
     for row in found:
         if "tokens_per_s" in row:
@@ -56,12 +51,12 @@ def recorded(folder: Path = REFERENCE) -> list[dict]:
 def _together(runs: list[dict]) -> dict:
     """The newest of one variant's runs, with the median rate of each batch size and its shortest kernels.
 
-    It has a rate at the largest batch only if a run with ``NINE_RUNS`` does.
+    It has a rate at the largest batch only if a run by ``NINE_TIMES`` does.
     """
     rates: dict[str, list[float]] = {}
     for run in runs:
         for batch, rate in run["tokens_per_s"].items():
-            if int(batch) < BATCHES[-1] or run["measured_at"] >= NINE_RUNS:
+            if int(batch) < BATCHES[-1] or run["protocol"] >= NINE_TIMES:
                 rates.setdefault(batch, []).append(rate)
     profiled = [run for run in runs if not with_prompts(run)] or runs
     kernels = {
@@ -89,7 +84,7 @@ def with_prompts(row: dict) -> bool:
     """Whether a row's profile holds the reading of the prompts: next to nothing for one request, a good part
     for many, whose parts then add up to more than their step.
     """
-    return row["measured_at"] < DECODING_ALONE
+    return row["protocol"] < DECODING_ALONE
 
 
 def _told(seen: dict) -> bool:

@@ -125,15 +125,15 @@ def emptied(rows: list[dict]) -> Figure | Note:
     name_ends(axes, last)
     held = [row["device_open_mib"] for row in found]
     alt = (
-        f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB "
-        f"in use with one open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} MiB before the first."
+        f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB in use with one "
+        f"open, {_span(found, 'device_after_mib')} after each, {found[0]['device_before_mib']:,.1f} before."
     )
     return Figure(figure, alt, exact=True)
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:
-    """``recorded.recorded``: each setting's tokens/s, least to most, and the median as a multiple of that of the
-    baseline under vLLM's own settings. A star marks what was timed only while something else ran there.
+    """``recorded.recorded``: each setting's tokens/s, least to most, and the median as a multiple of the
+    baseline's under vLLM's own settings. A star marks what was timed only while something else ran there.
     """
 
     rows = sorted(rows, key=_scheme)

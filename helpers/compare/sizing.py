@@ -34,12 +34,12 @@ def kv_token_bytes(config: dict, value_bytes: int = 2) -> int:
 
 
 def config_of(model: Model) -> dict:
-    """Return a model's config with its class's defaults filled in.
+    """Return a model's config, of the part that reads text, with its class's defaults filled in.
 
     Raises:
         LayoutError: it has none that can be read.
     """
-    config = layout.full_config(sizes.config_text(model.folder))
+    config = layout.full_config(sizes.config_text(model.folder)).get_text_config(decoder=True)
     return config.to_dict() | {"model_type": config.model_type}
 
 

@@ -344,3 +344,8 @@ def loading(found: Found, seen: Seen) -> Found | None:
 def how(found: Found, seen: Seen) -> Found:
     """The signal, where the text has its number."""
     return {"how": f" (signal {found['signal']})" if "signal" in found else ""}
+
+
+def memory_error(found: Found, seen: Seen) -> Found | None:
+    """Python's own error is the reader's where the reader's line asked for too much."""
+    return None if seen.reader and seen.line.startswith("MemoryError") else {}

@@ -88,10 +88,9 @@ def measure_speed(
     return results
 
 
-def random_prompts(engine: Engine, batch: int, tokens: int, rng: random.Random) -> list[dict]:
+def random_prompts(vocabulary: int, batch: int, tokens: int, rng: random.Random) -> list[dict]:
     """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
-    vocabulary = range(100, engine.model.config["vocab_size"])
-    return [{"prompt_token_ids": rng.choices(vocabulary, k=tokens)} for _ in range(batch)]
+    return [{"prompt_token_ids": rng.choices(range(100, vocabulary), k=tokens)} for _ in range(batch)]
 
 
 MIN_STEPS = 2
@@ -113,7 +112,6 @@ def uncollected():
             gc.enable()
 
 
-@uncollected()
 def decode(
     engine: Engine,
     batch: int,
@@ -128,44 +126,69 @@ def decode(
 
     ``decoding`` is called once, between the last first token and the clock's start.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    core = engine.llm.llm_engine
     longest = engine.args["max_model_len"] - prompt_tokens
     least = output_tokens or MIN_STEPS + 1
     if longest < least:
         raise MeasureError(
             f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for {least} more."
         )
+    prompts = random_prompts(engine.model.config["vocab_size"], batch, prompt_tokens, rng)
+    with engine.guarded():
+        (rate,), ttft = decode_prompts(
+            engine.llm, prompts, seconds, output_tokens or longest, temperature=temperature, decoding=decoding
+        )
+    return rate, ttft
+
+
+@uncollected()
+def decode_prompts(
+    llm,
+    prompts: list[dict],
+    seconds: float,
+    max_tokens: int,
+    *,
+    windows: int = 1,
+    temperature: float = 0.0,
+    decoding: Callable[[], object] = lambda: None,
+) -> tuple[list[float], list[float]]:
+    """Run prompts as one batch through a bare ``vllm.LLM``; return tokens/s and each request's TTFT in s.
+
+    A rate for each of ``windows`` times of ``seconds``, one after another, from the last first token on.
+    Where the answers end before, the window is what there was.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    core = llm.llm_engine
     params = SamplingParams(
         temperature=temperature,
-        max_tokens=output_tokens or longest,
+        max_tokens=max_tokens,
         ignore_eos=True,
         output_kind=RequestOutputKind.DELTA,
     )
-    prompts = random_prompts(engine, batch, prompt_tokens, rng)
-    names = [f"speed-{rng.getrandbits(48):x}" for _ in range(batch)]
-    begun = time.perf_counter()
-    for name, prompt in zip(names, prompts, strict=True):
-        core.add_request(name, prompt, params)
+    names = [f"speed-{random.getrandbits(48):x}" for _ in prompts]
+    rates: list[float] = []
     ttft: dict[str, float] = {}
     tokens = steps = 0
-    started = now = begun
-    with engine.guarded():
-        while core.has_unfinished_requests():
-            outputs = core.step()
-            now = time.perf_counter()
-            if len(ttft) == batch:
-                steps += 1
-                tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-                if steps >= MIN_STEPS and now - started >= seconds:
-                    break
-            else:
-                for output in outputs:
-                    ttft.setdefault(output.request_id, now - begun)
-                if len(ttft) == batch:
-                    decoding()
-                started = time.perf_counter()
-        core.abort_request(names)
-    return tokens / (now - started), list(ttft.values())
+    begun = started = now = time.perf_counter()
+    for name, prompt in zip(names, prompts, strict=True):
+        core.add_request(name, prompt, params)
+    while core.has_unfinished_requests() and len(rates) < windows:
+        outputs = core.step()
+        now = time.perf_counter()
+        if len(ttft) == len(prompts):
+            steps += 1
+            tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+            if steps >= MIN_STEPS and now - started >= seconds:
+                rates.append(tokens / (now - started))
+                tokens, steps, started = 0, 0, now
+            continue
+        for output in outputs:
+            ttft.setdefault(output.request_id, now - begun)
+        if len(ttft) == len(prompts):
+            decoding()
+        started = time.perf_counter()
+    core.abort_request(names)
+    if not rates:
+        rates.append(tokens / (now - started))
+    return rates, list(ttft.values())

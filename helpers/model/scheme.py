@@ -73,7 +73,7 @@ class Scheme:
     @property
     def file(self) -> bool:
         """Whether it needs a checkpoint: vLLM does not make one while it loads."""
-        return bool(self.recipe or self.group)
+        return self.weight_bits < 16 and not any("quantization" in way.args for way in self.ways)
 
     def way(self, machine: Machine) -> Way:
         """Return how this machine runs the scheme.

@@ -93,6 +93,7 @@ def _warning(name: str, inside: bool, known: set[str]) -> str:
     flag = name.removeprefix("VLLM_")
     if flag in FLAGS.split() and (inside or name != flag):
         flag = flag.lower().replace("_", "-")
+        flag = flag.lower().replace("_", "-")
         return f"{where} is no variable that anything reads: the flag is --{flag}."
     if inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
         near = difflib.get_close_matches(flag, known, 1, cutoff=0.75)
@@ -105,8 +106,8 @@ def _stored(value: str) -> list[str]:
     if not value.lower().startswith(STORED):
         return []
     return [
-        f"QUANTIZATION={value!r}: a stored format is the checkpoint's own. Name the {value.upper()} checkpoint "
-        "in MODEL_NAME and set none; its config.json says the rest."
+        f"QUANTIZATION={value!r}: a stored format is the checkpoint's own. Name the {value.upper()} "
+        "checkpoint in MODEL_NAME and set none; its config.json says the rest."
     ]
 
 

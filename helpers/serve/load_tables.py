@@ -12,7 +12,7 @@ from helpers.serve.load import closed
 
 
 def settings(found, *names: str) -> Table:
-    """A ``settings.Settings``: variables (all without ``names``), what they mean, defaults and values here."""
+    """A ``settings.Settings``: variables (all without ``names``), meanings, defaults and values here."""
     fields, facts = type(found).model_fields, found.facts()
     fields = {name: field for name, field in fields.items() if not names or name.upper() in names}
     rows = [
@@ -86,7 +86,7 @@ def _figures(level) -> list[page.measured]:
 
 
 def load(found: Mapping[str, list], objective) -> Figure:
-    """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and what they wait."""
+    """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and wait."""
     figure, [[left, right]] = panels(2, (9, 3.8))
     limit = {"color": BOUND, "linestyle": "--"}
     right.axhline(objective.ttft_ms, **limit)
@@ -121,7 +121,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
         more = {"objective": (counts[-1], objective.ttft_ms, limit["color"])} if axes is right else {}
         name_ends(axes, ends | more)
     alt = (
-        "Left, output tokens per second of all clients together against how many there are; right, the median "
-        "time to the first token, beside the dashed objective. "
+        "Left, output tokens per second of all clients together against how many there are; right, the "
+        "median time to the first token, beside the dashed objective. "
     )
     return Figure(figure, alt + str(page.measured("; ".join(words))))

@@ -4,7 +4,8 @@
     settings = load(port=0)           # the same, with a value of yours
 
 The first three names are those of the log that this tutorial was created from. A variable wins over the
-file, an argument over both.
+file, an argument over both. Names that other templates use are taken, or named in a warning (``aliases``).
+QUANTIZATION as a variable never says awq: that is the checkpoint's own. As an argument it has one made.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _generate(engine: Engine, batch: int, prompt: int, output: int) -> float:
     from vllm import SamplingParams
 
     drawn = SamplingParams(temperature=1.0, ignore_eos=True, max_tokens=output, detokenize=False)
-    prompts = speed.random_prompts(engine, batch, prompt, random.Random())
+    prompts = speed.random_prompts(engine.model.config["vocab_size"], batch, prompt, random.Random())
     begun = time.perf_counter()
     with engine.guarded():
         engine.llm.generate(prompts, drawn, use_tqdm=False)

@@ -31,11 +31,14 @@ import nbformat
 from helpers.base import machine
 from helpers.base.machine import GIB
 from helpers.engine.engine import open_engine
-from helpers.model import embedded, resolve
+from helpers.model import embedded, lookup
 from helpers.model.model import EMBEDDED
-from helpers.tools import sections
+from helpers.tools import grid, sections
+from helpers.tools.deployments import ROUNDS
+from helpers.tools.features import features
 from helpers.tools.plan import RESULTS
 from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS, KERNELS, MODELS, ROOT, SCHEMES, two_engines
+from helpers.tools.served import served
 from helpers.tools.variants import MODEL, choose_variants, tuned
 
 
@@ -45,7 +48,7 @@ def warm(wanted: list[tuple[str, str, dict]], at_once: int = 6) -> None:
     Compiling takes most of a first start and one core of many; the engines measured later start alone.
     """
     for name in {name for name, _, _ in wanted}:
-        resolve.resolve(name)
+        lookup.resolve(name)
     with ThreadPoolExecutor(at_once) as pool:
         for (name, scheme, _), seconds, error in pool.map(_warm_one, wanted):
             print("warm", name, scheme, f"{seconds:.0f} s", error, flush=True)
@@ -141,6 +144,9 @@ def of_lessons(folder: Path) -> list[dict]:
 
 SECTIONS = {
     "records": sections.measure_records,
+    "deployments": grid.deployments,
+    "served": served,
+    "features": features,
     "kernels": sections.kernels,
     "envelope": sections.envelope,
     "failure": sections.failure,
@@ -151,6 +157,9 @@ SECTIONS = {
     "parallel": sections.parallel,
     "lessons": lessons,
 }
+
+
+ANYWHERE = {"crosscheck", "features"}  # what also tells something where there is no GPU
 
 
 def main(arguments: list[str]) -> int:
@@ -167,12 +176,17 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--warm-only", action="store_true", help="fill compile caches, measure nothing")
     parser.add_argument("--warm", type=int, default=0, metavar="N", help="fill compile caches, N at once")
+    parser.add_argument("--rounds", default="", help=f"for deployments: of {', '.join(ROUNDS)}")
+    parser.add_argument("--seconds", type=float, default=3600, help="for deployments and for served")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--build", help=argparse.SUPPRESS)
     parser.add_argument("--two-engines", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.build:
         build(*json.loads(given.build))
         return 0
+    if given.work:
+        grid.work(*json.loads(given.work))
     if given.two_engines:
         two_engines()
         return 0
@@ -180,12 +194,17 @@ def main(arguments: list[str]) -> int:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}")
     if given.out is None:
         parser.error("--out names the folder for the files")
-    if machine.detect().kind != "cuda" and given.sections != ["crosscheck"]:
+    rounds = given.rounds.split(",") if given.rounds else []
+    if unknown := set(rounds) - set(ROUNDS):
+        parser.error(f"no round {', '.join(sorted(unknown))}; there are: {', '.join(ROUNDS)}")
+    if machine.detect().kind != "cuda" and not set(given.sections or [""]) <= ANYWHERE:
         parser.error(
-            "reference runs are for a GPU, and this machine shows none (but crosscheck runs here, too)"
+            "reference runs are for a GPU, and this machine shows none "
+            f"({' and '.join(sorted(ANYWHERE))} run here, too)"
         )
     names, tried, only = given.models.split(","), given.schemes.split(","), given.variant
-    more = {"records": [names, tried], "settings": [only]}
+    more = {"records": [names, tried], "settings": [only], "served": [given.seconds]}
+    more["deployments"] = [rounds, given.seconds]
     sections, failed = given.sections or list(SECTIONS), 0
     if given.warm:
         warm(to_warm(sections, names, tried, only), given.warm)

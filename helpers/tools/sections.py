@@ -15,6 +15,7 @@ from pathlib import Path
 from helpers.base import machine, records
 from helpers.base.files import ROOT
 from helpers.base.machine import GIB, MIB, detect, now, versions
+from helpers.base.records import PROTOCOL
 from helpers.compare.bandwidth import copy_bandwidth
 from helpers.engine import engine
 from helpers.engine.engine import open_engine
@@ -23,7 +24,7 @@ from helpers.faults.log import root_cause
 from helpers.measure import divergence, speed, task, trial
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
-from helpers.model import embedded, resolve, sizes
+from helpers.model import embedded, lookup, sizes
 from helpers.model.model import Model, ModelError
 from helpers.model.schemes import SchemeError
 from helpers.tools import crosscheck, variants
@@ -58,6 +59,7 @@ def stamp() -> dict:
     """What every line carries: the machine and the versions it was measured with."""
     machine, have = detect(), versions()
     return {
+        "protocol": PROTOCOL,
         "device": machine.label,
         "driver": machine.driver,
         "device_bytes": machine.memory_bytes,
@@ -111,14 +113,14 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
     """
     bandwidth = copy_bandwidth()
     for name in names:
-        model, reference = resolve.resolve(name), None
+        model, reference = lookup.resolve(name), None
         for scheme in tried:
             try:
                 rows, reference = _one(model, scheme, reference, out)
             except (EngineError, SchemeError, ModelError) as error:
                 print(f"{name} {scheme}: {error}", flush=True)
                 continue
-            extra = {"copy_bandwidth": round(bandwidth), "args": GRAPHS}
+            extra = {"protocol": PROTOCOL, "copy_bandwidth": round(bandwidth), "args": GRAPHS}
             records.append(out / "records.jsonl", [row | extra for row in rows])
 
 
@@ -159,10 +161,12 @@ def _one(model: Model, scheme: str, reference, out: Path, **args) -> tuple[list[
 
 def kernels(out: Path, name: str = MODEL) -> None:
     """W4A16 by each kernel for it: the one that decodes faster may take longer to the first token."""
-    model = resolve.resolve(name)
+    model = lookup.resolve(name)
     for args in KERNELS:
         rows, _ = _one(model, "awq", None, out, **args)
-        records.append(out / "kernels.jsonl", [row | {"args": GRAPHS | args} for row in rows])
+        records.append(
+            out / "kernels.jsonl", [row | {"protocol": PROTOCOL, "args": GRAPHS | args} for row in rows]
+        )
 
 
 # -- what fits an L4 ------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ CONTEXT = {"max_model_len": 4096, "max_num_batched_tokens": 8192, "max_num_seqs"
 def envelope(out: Path, name: str = MODEL) -> None:
     """Give vLLM as much of this GPU as an L4 has; the KV cache it finds room for says what fits."""
     share = {"gpu_memory_utilization": round(0.9 * L4_BYTES / machine.detect().memory_bytes, 4)}
-    model = resolve.resolve(name)
+    model = lookup.resolve(name)
     for scheme, more in ENVELOPE:
         try:
             with opened(model, scheme, log_dir=out / "logs", **CONTEXT, **share, **more) as engine:
@@ -303,5 +307,5 @@ def crosscheck_section(out: Path) -> None:
         names = ("embedded",)
     for name in names:
         for pair in crosscheck.check(name, log_dir=out / "logs", **same):
-            row = {"model": resolve.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
+            row = {"model": lookup.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
             write(out / "crosscheck.jsonl", [stamp() | row])

@@ -1,0 +1,177 @@
+"""What is measured of large models on a GPU: their shapes, the ways to deploy each, and the loads.
+
+For models whose weights are not at hand: vLLM fills the matrices with random numbers, in the format that the
+config.json of a quantized checkpoint names. Bytes and speed are the real model's, its words mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers.model import shapes
+
+LONGEST = 8192 + 256  # tokens of a prompt and its answer
+GRAPHS = (1, 8, 32, 64, 256)  # batch sizes with a CUDA graph: those that are measured, for shorter starts
+PROBE = "helpers.engine.probe.Probe"
+GPU = bool(shutil.which("nvidia-smi"))
+
+_TINY = shapes.CONFIGS["qwen3-8b"] | {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024,
+}  # fmt: skip
+# By name: title and config.json; the last one is for trying the tool on any machine.
+MODELS: dict[str, tuple[str, dict]] = {
+    **{name: (title, shapes.CONFIGS[name]) for name, title in shapes.TITLES.items()},
+    "tiny": ("Tiny", _TINY),
+}
+
+_BITS8 = {"num_bits": 8, "symmetric": True}
+_CT = {"quant_method": "compressed-tensors", "ignore": ["lm_head"], "quantization_status": "compressed"}
+
+
+def _group(weights: dict, inputs: dict | None, form: str) -> dict:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
+    return {"quantization_config": _CT | {"format": form, "config_groups": {"group_0": group}}}
+
+
+# What a checkpoint of each format says of itself in its config.json: llm-compressor's presets FP8_DYNAMIC,
+# W4A16_ASYM and W8A8, ModelOpt's NVFP4, and GPTQ, which is how Qwen ships its mixtures of experts in 4 bits.
+FP8 = _group(
+    _BITS8 | {"type": "float", "strategy": "channel", "dynamic": False},
+    _BITS8 | {"type": "float", "strategy": "token", "dynamic": True},
+    "float-quantized",
+)
+INT8 = _group(
+    _BITS8 | {"type": "int", "strategy": "channel", "dynamic": False},
+    _BITS8 | {"type": "int", "strategy": "token", "dynamic": True},
+    "int-quantized",
+)
+AWQ = _group(
+    {"num_bits": 4, "type": "int", "symmetric": False, "group_size": 128, "strategy": "group",
+     "dynamic": False, "zp_dtype": "torch.int8"},
+    None,
+    "pack-quantized",
+)  # fmt: skip
+_FP4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+NVFP4 = {
+    "quantization_config": {
+        "quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"input_activations": _FP4, "weights": _FP4, "targets": ["Linear"]}},
+    }
+}  # fmt: skip
+GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False,
+                                "sym": True, "lm_head": False}}  # fmt: skip
+_CACHE = {"kv_cache_dtype": "fp8"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to deploy a model: its scheme, what its config.json adds, further arguments of ``vllm.LLM``."""
+
+    scheme: str
+    config: dict = field(default_factory=dict)
+    args: dict = field(default_factory=dict)
+
+    @property
+    def forced(self) -> bool:
+        """Whether the kernel is another than vLLM would choose."""
+        return bool({"linear_backend", "moe_backend"} & set(self.args))
+
+    @property
+    def cache_bytes(self) -> int:
+        return 1 if "kv_cache_dtype" in self.args else 2
+
+
+# By kernel where there is a choice. vLLM's own choice on Hopper is Machete for 4 bits; everywhere else it is
+# Marlin, which is why that is measured here, too.
+WAYS: dict[str, Way] = {
+    "bf16": Way("baseline"),
+    "bf16, FP8 cache": Way("fp8_kv", args=_CACHE),
+    "fp8": Way("fp8", FP8),
+    "fp8, FP8 cache": Way("fp8_fp8_kv", FP8, _CACHE),
+    "fp8 per tensor": Way("fp8_tensor", args={"quantization": "fp8_per_tensor"}),
+    "awq, Machete": Way("awq", AWQ),
+    "awq, Marlin": Way("awq", AWQ, {"linear_backend": "marlin"}),
+    "awq, Humming": Way("awq", AWQ, {"linear_backend": "humming"}),
+    "awq, Marlin, FP8 cache": Way("awq_fp8_kv", AWQ, {"linear_backend": "marlin"} | _CACHE),
+    "int8": Way("int8", INT8),
+    "nvfp4": Way("nvfp4", NVFP4),
+    "gptq": Way("awq", GPTQ),
+    # vLLM's own choice for MXFP4 on Hopper are OpenAI's Triton kernels (fused_moe/oracle/mxfp4.py). With
+    # those and random weights an H200 had not started after 170 s; with Marlin it starts like any other.
+    "mxfp4, Marlin": Way("mxfp4", args={"moe_backend": "marlin"}),
+    "mxfp4": Way("mxfp4"),
+}
+
+# Loads: tokens of each prompt, and how many at once.
+SHORT = ((16, 1), (16, 8), (16, 64), (16, 256))
+LONG = (*SHORT, (1024, 1), (1024, 8), (1024, 64), (8192, 1), (8192, 8))
+FEW = (*SHORT, (1024, 8), (1024, 64))
+BIG = (*SHORT, (1024, 1), (1024, 8), (1024, 32), (8192, 1), (8192, 4))  # where 64 prompts take minutes
+LARGEST = (*SHORT, (1024, 1), (1024, 8), (8192, 1))
+# Rounds: engines that fit a GPU of 140 GiB together, in the order of what their figures are worth.
+ROUNDS: dict[str, tuple[tuple[str, str, tuple], ...]] = {
+    "8b": (
+        *(("qwen3-8b", way, LONG) for way in ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")),
+        *(("qwen3-8b", way, FEW) for way in ("awq, Machete", "fp8 per tensor")),
+    ),
+    "32b": tuple(("qwen3-32b", way, BIG) for way in ("bf16", "fp8")),
+    "32b-more": tuple(("qwen3-32b", way, BIG) for way in ("awq, Marlin", "fp8, FP8 cache", "awq, Machete")),
+    "experts": (
+        *(("qwen3-30b-a3b", way, LONG) for way in ("bf16", "fp8")),
+        ("gpt-oss-20b", "mxfp4, Marlin", LONG),
+    ),
+    "70b": tuple(("llama-3.1-70b", way, LARGEST) for way in ("fp8", "awq, Marlin")),
+    "8b-more": (
+        *(("qwen3-8b", way, FEW) for way in ("int8", "nvfp4", "awq, Humming")),
+        *(("qwen3-8b", way, LONG) for way in ("awq, Marlin, FP8 cache", "bf16, FP8 cache")),
+    ),
+    "7b": tuple(("mistral-7b", way, LONG) for way in ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16")),
+    "phi-2": tuple(("phi-2", way, SHORT) for way in ("bf16", "fp8", "awq, Marlin")),
+    "experts-more": (("qwen3-30b-a3b", "gptq", LONG), ("gpt-oss-20b", "mxfp4", SHORT)),
+    "tiny": tuple(("tiny", way, ((16, 1), (16, 8), (128, 2))) for way in ("bf16", "awq, Machete")),
+}
+
+
+def shape(model: str, way: str, folder: Path) -> dict:
+    """Write the config.json of a model in a format; return it."""
+    config = MODELS[model][1] | WAYS[way].config
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def cache_bytes(config: dict, cells: tuple, width: int) -> int:
+    """Bytes of KV cache for the largest of the loads: prompts, and some 80 tokens of each answer."""
+    heads = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * heads * width
+    return int(max(batch * (prompt + 80) for prompt, batch in cells) * token * 1.08) + (64 << 20)
+
+
+def engine_args(model: str, way: str, cells: tuple, folder: Path) -> dict:
+    """Arguments of ``vllm.LLM``: vLLM's own choices but for what many engines on one GPU need."""
+    config = shape(model, way, folder)
+    longest = min(LONGEST, config["max_position_embeddings"])
+    args = {
+        "model": str(folder),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": longest,
+        "max_num_batched_tokens": 8192,  # these two are the server's own; LLM's are 16,384 and 1,024 here
+        "max_num_seqs": 256,
+        "enable_prefix_caching": False,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": PROBE,
+        "kv_cache_memory_bytes": cache_bytes(config, cells, WAYS[way].cache_bytes),
+        "compilation_config": {"cudagraph_capture_sizes": list(GRAPHS)},
+        "kernel_config": {"enable_jit_warmup": False},
+        **WAYS[way].args,
+    }
+    if "moe_backend" in args:
+        args["kernel_config"] = args["kernel_config"] | {"moe_backend": args.pop("moe_backend")}
+    if not GPU:
+        return args | {"enforce_eager": True, "compilation_config": {}}
+    return args | {"gpu_memory_utilization": 0.02}  # checked against what is free; the cache's size is given

@@ -1,0 +1,115 @@
+"""What was recorded of large models on a GPU: lines that are whole, bytes and speeds that can be."""
+
+import json
+import statistics
+
+import pytest
+
+from helpers.base import records
+from helpers.base.records import PROTOCOL, REFERENCE
+from helpers.compare import options
+from helpers.model import lookup, schemes, shapes, sizes
+from helpers.tools import deployments, grid, served
+
+ROWS = records.deployments()
+TITLES = {title: name for name, title in shapes.TITLES.items()}
+
+
+def counted(row):
+    return options.counted(lookup.sized(TITLES[row["model"]]))
+
+
+def name(row):
+    return f"{row['model']}, {row['way']}, {row['prompt_tokens']} in, {row['batch']}"
+
+
+def test_the_lines_are_of_one_protocol_and_no_case_is_there_twice():
+    assert len(ROWS) >= 100
+    assert {row["protocol"] for row in ROWS} == {PROTOCOL}
+    assert len({name(row) for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert row["times"] == 9
+        assert row["low"] <= row["output_tokens_per_s"] <= row["high"], name(row)
+        assert row["sm_mhz"] > 1300, name(row)  # under the heaviest loads its power limit takes a fifth
+
+
+def test_the_weights_take_what_the_config_says():
+    seen = {
+        (row["model"], row["scheme"], row["way"]): row for row in ROWS if row["scheme"] in schemes.SCHEMES
+    }
+    assert len(seen) >= 10
+    for (_, scheme, way), row in seen.items():
+        if way == "awq, Machete":  # it keeps zero points in 16 bits
+            continue
+        assert row["weights_bytes"] == pytest.approx(
+            sizes.predicted_weights_bytes(scheme, counted(row).model.folder), rel=0.02
+        ), name(row)
+
+
+def test_an_estimate_is_within_a_fifth_of_a_dense_model_and_mostly_within_a_tenth():
+    """No model here had a part in what the estimates are made of (Mistral-7B did)."""
+    dense = [row for row in ROWS if row["scheme"] in schemes.EVERY and not counted(row).layout.experts]
+    chosen = [row for row in dense if row["chosen_by"] == "vLLM"]
+    assert len({row["model"] for row in chosen}) >= 3
+    assert len(chosen) >= 60
+    off = {name(row): options.estimated(counted(row), row) / row["output_tokens_per_s"] for row in chosen}
+    assert statistics.median(off.values()) == pytest.approx(1, abs=0.05)
+    within = [abs(ratio - 1) <= 0.1 for ratio in off.values()]
+    assert sum(within) / len(within) > 0.8
+    assert all(0.8 < ratio < 1.25 for ratio in off.values()), off
+
+
+def test_no_dense_model_is_faster_than_reading_its_weights_allows():
+    for row in ROWS:
+        if row["model"] in ("Qwen3-30B-A3B", "gpt-oss-20b"):
+            continue
+        layout = counted(row).layout
+        bound = row["copy_bandwidth"] / (row["weights_bytes"] - 2 * layout.embedding)
+        assert row["output_tokens_per_s"] < row["batch"] * bound, name(row)
+
+
+def test_four_bits_in_marlin_lead_for_one_request_and_eight_bits_for_many():
+    """Which the selection guide says, for every dense model."""
+    rates = {(row["model"], row["way"], row["batch"]): row["output_tokens_per_s"]
+             for row in ROWS if row["prompt_tokens"] == 16}  # fmt: skip
+    for model in ("Qwen3-8B", "Qwen3-32B", "Llama-3.1-70B"):
+        assert rates[model, "awq, Marlin", 1] > rates[model, "fp8", 1]
+        assert rates[model, "awq, Marlin", 64] < rates[model, "fp8", 64]
+
+
+def test_under_one_objective_eight_bits_are_served_at_a_higher_rate():
+    lines = [json.loads(line) for line in (REFERENCE / "h200/served.jsonl").read_text().splitlines()]
+    kept = {}
+    for row in lines:
+        assert row["failed"] == 0
+        if "rate" in row and row["kept"]["prompt"] >= 0.9:
+            kept[row["way"]] = max(kept.get(row["way"], 0.0), row["goodput"]["prompt"])
+    assert kept["fp8"] > 1.3 * kept["bf16"]
+
+
+def test_a_round_fits_the_gpu_and_every_engine_is_one_that_vllm_accepts(tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    for engines in deployments.ROUNDS.values():
+        held = 0
+        for model, way, loads in engines:
+            args = deployments.engine_args(model, way, loads, tmp_path / f"{model}-{grid.slug(way)}")
+            layout = sizes.layout(tmp_path / f"{model}-{grid.slug(way)}")
+            bits = {"baseline": 16, "fp8_kv": 16, "awq": 4.5, "awq_fp8_kv": 4.5, "nvfp4": 4.5, "mxfp4": 4.5}
+            weights = layout.linear * bits.get(deployments.WAYS[way].scheme, 8.2) / 8
+            weights += 2 * (layout.total - layout.linear)
+            held += weights + args["kv_cache_memory_bytes"] + 2.5e9  # context, graphs, activations
+            args.pop("use_tqdm_on_load")
+            EngineArgs(**args).create_model_config()
+        assert held < 150.7e9, engines
+
+
+def test_goodput_counts_the_requests_that_kept_both_times():
+    gaps = [[0.01] * 9, [0.03] * 9, [0.01] * 9, [0.01] * 9]
+    found = {"ttfts": [0.1, 0.1, 0.6, 0.1], "itls": gaps, "errors": ["", "", "", "gone"], "duration": 2.0,
+             "completed": 3, "failed": 1, "request_throughput": 1.5, "output_throughput": 15.0}  # fmt: skip
+    row = served.figures(found)
+    assert row["goodput"] == {"prompt": 0.5, "patient": 1.5}
+    assert row["kept"]["prompt"] == pytest.approx(1 / 3, abs=1e-4)
+    assert row["ttft"]["p50_ms"] == 100.0
+    assert served.percentiles([]) == {}

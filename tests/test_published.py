@@ -1,0 +1,39 @@
+"""What others published, as data: every line has its source, and an estimate stands beside it."""
+
+import pytest
+
+from helpers.compare import cards, options, published
+from helpers.model import lookup, schemes
+
+
+def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
+    lines = published.accuracy()
+    assert {line.scheme for line in lines} >= {"fp8", "int8", "awq", "nvfp4", "fp8_kv"}
+    for line in (*lines, *published.gained()):
+        assert line.source
+        assert line.conditions
+        assert line.scheme in schemes.EVERY
+    for line in lines:
+        assert line.says or line.kept
+        assert all(80 < kept < 102 for kept in line.kept.values()), line
+
+
+def estimate(line, batch):
+    load = options.Load(cards.card(line.card), 1, 512, batch)
+    found = {one.scheme: one for one in options.options(options.counted(lookup.sized(line.shape)), load)}
+    return found[line.scheme]
+
+
+def test_an_l4_does_what_was_estimated_for_it():
+    """The seed's own GPU and model, by somebody else: the estimate is carried over from the H200."""
+    (line,) = (line for line in published.gained() if line.card == "L4")
+    for batch in (line.batch, line.to_batch):
+        assert estimate(line, batch).together.ratio == pytest.approx(line.ratio, rel=0.15)
+    assert estimate(line, 8).per_s == pytest.approx(452.3, rel=0.15)  # the most it gave, from the same page
+
+
+def test_what_is_published_of_other_cards_is_above_the_estimate_by_less_than_a_third():
+    """Another engine on the 4090, GPTQ on the H100: the estimate is the more careful of the two."""
+    for line in published.gained():
+        if line.shape and line.card != "L4":
+            assert 1 <= line.ratio / estimate(line, line.batch).alone.ratio < 1.34, line
