@@ -17,7 +17,7 @@ TRACKED = files()
 PAGES = [name for name in TRACKED if name.endswith((".md", ".ipynb"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 URL = re.compile(r"https?://[^\s)\"'<>`\\]+")
-OWN = ("127.0.0.1", "localhost", "vllm", "mirror.example")  # a server of one's own, an example
+OWN = ("prometheus.monitoring", "127.0.0.1", "localhost", "vllm", "mirror.example")  # a server of one's own, an example
 
 
 def prose(name: str) -> str:
