@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup advise card system run test test-all faults screenshots lab notebook notebooks kinds pictures reference lint lock clean
+.PHONY: help setup scale batch-inference advise card system run test test-all faults screenshots lab notebook notebooks kinds pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -83,6 +83,14 @@ pictures: setup  ## make the README's pictures from the notebooks' stored output
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over an hour)
 	@$(in_venv) -m helpers.tools.reference $(if $(OUT),--out "$(OUT)")
 
+scale: setup  ## install what 07_scale_out needs besides: vllm-router and Ray (99 MB)
+	@$(in_venv) -m helpers.tools.scale
+
+# A line of INPUT: {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": ..., ...}}.
+# Rows that OUT answers are not asked again. The key is in VLLM_API_KEY, as the server's is.
+batch-inference: scale  ## ask your servers every prompt of a file (INPUT=prompts.jsonl OUT=answers.jsonl URL=http://...)
+	@$(in_venv) -m helpers.serve.batches "$(INPUT)" "$(OUT)" --url "$(URL)" $(if $(CLIENTS),--clients $(CLIENTS))
+
 lint: setup  ## format and lint, code and notebooks
 	@$(in_venv) -m ruff check --fix . && $(in_venv) -m ruff format .
 
@@ -100,6 +108,8 @@ lock:  ## refresh both locks from pyproject.toml (needs uv)
 	sed -i -E '/^torch==/,/^[^ ]*--hash|^[a-z]/{s/^(torch==[^ ]*) \\$$/\1/;}' requirements-cpu.lock
 	sed -i -E '/^torch==/{n;/--hash/d}' requirements-cpu.lock
 	$(compile) --extra cuda -o requirements-cuda.lock
+	uv pip compile -q --group scale --no-deps --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" -o requirements-scale.lock
 
 clean:  ## remove the environment and everything that was run (the model cache stays)
 	rm -rf "$(VENV)" runs build *.egg-info

@@ -31,8 +31,8 @@ from helpers.compare.cards import generation
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 EXECUTED = BUILD / "executed"
-# 06 is left to --all: its server is tested among the others, and three more starts of it take minutes.
-SLOW = ["06_production"]
+# Left to --all: their servers are tested among the others, and more starts of them take minutes.
+SLOW = ["06_production", "07_scale_out"]
 # In their order, because 04 reads what 01 to 03 wrote.
 COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} - {*SLOW})
 # Less time a measurement, less text a comparison, shorter answers: what is measured gets rougher, and what

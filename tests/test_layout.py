@@ -143,6 +143,11 @@ def test_what_cannot_be_counted_is_refused_by_name(config, said):
     [
         ({"quant_method": "quark"}, "quantized as quark, whose bytes are not counted"),
         ({"bits": 3}, "its config does not say"),
+        ([1], "its config does not say"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8}}}},
+            "cannot be read",
+        ),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION is not counted"),
         ({"quant_method": "compressed-tensors", "config_groups": {}}, "name no weights"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.compare import cards, options, published
-from helpers.model import resolve, schemes
+from helpers.model import lookup, schemes
 
 
 def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
@@ -20,12 +20,12 @@ def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
 
 def estimate(line, batch):
     load = options.Load(cards.card(line.card), 1, 512, batch)
-    found = {one.scheme: one for one in options.options(options.counted(resolve.sized(line.shape)), load)}
+    found = {one.scheme: one for one in options.options(options.counted(lookup.sized(line.shape)), load)}
     return found[line.scheme]
 
 
 def test_an_l4_does_what_was_estimated_for_it():
-    """The seed's own GPU and model, by somebody else: the estimate is the H200's, carried over by bandwidth."""
+    """The seed's own GPU and model, by somebody else: the estimate is carried over from the H200."""
     (line,) = (line for line in published.gained() if line.card == "L4")
     for batch in (line.batch, line.to_batch):
         assert estimate(line, batch).together.ratio == pytest.approx(line.ratio, rel=0.15)

@@ -21,7 +21,8 @@ from helpers.serve import clients, doors, load, load_tables, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
-from helpers.serve.server import TEARDOWN_S, open_server
+from helpers.serve.owned import TEARDOWN_S
+from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
 from tests.nginx import Upstream, nginx, said, writings
 
@@ -308,17 +309,6 @@ def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(serve
     assert [row["concurrency"] for row in records.read(path, FIELDS)[0]] == [1, 4, None]
     assert server.settings.api_key not in path.read_text()
     assert server.settings.api_key not in next(tmp_path.glob("*.log")).read_text()
-
-
-def test_the_knee_is_where_throughput_per_waiting_is_best():
-    def level(concurrency, rate, seconds):
-        figures = dict.fromkeys(Level.__annotations__, 0.0)
-        return Level(
-            **figures | {"concurrency": concurrency, "share": None, "requests_per_s": rate, "e2e_s": seconds}
-        )
-
-    found = [level(1, 1.0, 1.0), level(4, 3.5, 1.1), level(16, 4.0, 4.0)]
-    assert load.knee(found).concurrency == 4
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,10 @@ class Counted:
         """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name)
+        if self.quantized.kind == "bitsandbytes":
+            raise SchemeError(
+                "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
+            )
         rule = schemes.scheme(self.quantized.kind)
         if name == AS_IT_IS and self.quantized.kv_bytes == 2:
             return rule
@@ -198,9 +202,10 @@ def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[
 def _option(model: Counted, name: str, load: Load) -> Option:
     """One way, without its gains."""
     as_it_is = name.startswith(AS_IT_IS)
+    one = Option(name, model.title(name), Kept("as released", 0, ""))
     try:
         rule = model.rule(name)
-        one = Option(name, model.title(name), _kept(rule, as_it_is))
+        one = replace(one, kept=_kept(rule, as_it_is))
         if model.quantized and not as_it_is:
             why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
             return replace(one, refused=why)

@@ -37,6 +37,10 @@ class Belongings:
             self._processes = [process for process in born if process.pid != tracker]
             self._shared = set(folder.glob("*")) - old_shared
 
+    def leave_processes(self) -> None:
+        """Let go of the processes: each has another owner by now. Shared memory stays."""
+        self._processes = []
+
     def end(self, patience_s: float = 5.0) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
         import psutil

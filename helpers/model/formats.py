@@ -75,28 +75,24 @@ def quantized(config: dict) -> Quantized | None:
     Raises:
         LayoutError: a method that is not counted here.
     """
-    text = config.get("text_config") or {}
-    found = next(
-        (
-            one.get(key)
-            for one in (config, text)
-            for key in ("quantization_config", "compression_config")
-            if one.get(key)
-        ),
-        None,
-    )
+    both = [one for one in (config, config.get("text_config")) if isinstance(one, dict)]
+    found = [one.get(key) for one in both for key in ("quantization_config", "compression_config")]
+    found = next(filter(None, found), None)
     if not found:
         return None
-    method = str(found.get("quant_method") or ("modelopt" if found.get("quant_algo") else "")).lower()
-    try:
-        title, kind, rules, kv = _READERS[method](found)
-    except KeyError:
-        known = ", ".join(sorted(_READERS))
+    method = isinstance(found, dict) and (found.get("quant_method") or ("quant_algo" in found and "modelopt"))
+    reader = _READERS.get(str(method).lower())
+    if reader is None:
         raise LayoutError(
             f"The checkpoint is quantized as {method or 'its config does not say'}, whose bytes are not "
-            f"counted here. Counted are: {known}."
-        ) from None
-    return Quantized(title, kind, rules, kv)
+            f"counted here. Counted are: {', '.join(sorted(_READERS))}."
+        )
+    try:
+        return Quantized(*reader(found))
+    except LayoutError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise LayoutError(f"The config's quantization_config ({method}) cannot be read: {error!r}.") from None
 
 
 def index_bytes(folder: Path) -> int | None:
@@ -195,7 +191,7 @@ def _auto_round(config: dict):
 def _fp8(config: dict):
     block = config.get("weight_block_size")
     static = 4 if config.get("activation_scheme") == "static" else 0
-    format = Format(8, block=block[0], block_bytes=4) if block else Format(8, tensor=4 + static)
+    format = Format(8, block=int(block[0]), block_bytes=4) if block else Format(8, tensor=4 + static)
     ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
     return (
         f"FP8, a scale a {'block' if block else 'matrix'}",

@@ -8,12 +8,13 @@ A request is lost only if nobody counts it: here each has an outcome, and each a
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = "answered", "wrong", "aborted", "refused", "cut off", "hung"
 
@@ -26,6 +27,7 @@ class Request:
 
     body: dict
     holds: Callable[[dict], bool]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,15 @@ def lasting(seconds: float, per_token: float, least: int = 24, most: int = 500) 
     return max(least, min(most, round(seconds / per_token))) if per_token > 0 else most
 
 
+def streamed(requests: Iterable[Request]) -> list[Request]:
+    """The same requests, each answered piece by piece."""
+    return [replace(request, body=request.body | {"stream": True}) for request in requests]
+
+
 class Crowd:
     """Clients at work; made by ``crowd``."""
 
-    def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float):
+    def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
         import httpx
 
         self._server, self._timeout_s = server, timeout_s
@@ -103,18 +110,25 @@ class Crowd:
             trust_env=False,  # no proxy: the server is on this machine
         )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
-        self._futures: list[Future] = [self._pool.submit(self._ask, request) for request in requests]
+        begun = time.monotonic()
+        self._futures: list[Future] = [
+            self._pool.submit(self._ask, request, begun + at * every_s) for at, request in enumerate(requests)
+        ]
 
-    def _ask(self, request: Request) -> Outcome:
+    def _ask(self, request: Request, due: float) -> Outcome:
         import httpx
 
+        time.sleep(max(0.0, due - time.monotonic()))
         begun = time.perf_counter()
 
         def outcome(how: str, status: int | None, text: str) -> Outcome:
             return Outcome(how, status, text, time.perf_counter() - begun)
 
+        body = {"model": self._server.name, **request.body}
         try:
-            reply = self._http.post("/v1/chat/completions", json={"model": self._server.name, **request.body})
+            if body.get("stream"):
+                return outcome(*self._streamed(request, body))
+            reply = self._http.post("/v1/chat/completions", json=body, headers=request.headers)
         except httpx.ReadTimeout:
             return outcome(HUNG, None, f"nothing within {self._timeout_s:g} s")
         except httpx.HTTPError as error:
@@ -123,6 +137,28 @@ class Crowd:
             return outcome(REFUSED, reply.status_code, message(reply))
         content = reply.json()
         return outcome(judged(request, content), 200, content["choices"][0]["message"]["content"])
+
+    def _streamed(self, request: Request, body: dict) -> tuple[str, int | None, str]:
+        """Outcome, status and text of an answer that comes in pieces: whole only if its end came, too."""
+        pieces, reason, usage = [], None, {}
+        body = body | {"stream_options": {"include_usage": True}}
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=request.headers) as reply:
+            if reply.status_code != 200:
+                reply.read()
+                return REFUSED, reply.status_code, message(reply)
+            for line in reply.iter_lines():
+                if line == "data: [DONE]":
+                    break
+                found = json.loads(line[6:]) if line.startswith("data: ") else {}
+                usage = found.get("usage") or usage
+                for choice in found.get("choices", ()):
+                    pieces.append(choice["delta"].get("content") or "")
+                    reason = choice.get("finish_reason") or reason
+        text = "".join(pieces)
+        if reason is None:  # the router ends a stream whose server died as if it were whole
+            return CUT, 200, text
+        choice = {"message": {"content": text}, "finish_reason": reason}
+        return judged(request, {"choices": [choice], "usage": usage}), 200, text
 
     def wait_until_running(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait until the server itself says that ``count`` requests are in flight.
@@ -159,9 +195,13 @@ class Crowd:
             time.sleep(0.02)
         raise TimeoutError(f"No token was written within {timeout_s:g} s.")
 
+    def stop_asking(self) -> None:
+        """Send no further request; those that were sent have their outcomes."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def outcomes(self) -> list[Outcome]:
-        """Wait for every request; return their outcomes in the order of the requests."""
-        return [future.result() for future in self._futures]
+        """Wait for every request that was sent; return their outcomes in the order of the requests."""
+        return [future.result() for future in self._futures if not future.cancelled()]
 
     def __enter__(self) -> Crowd:
         return self
@@ -171,9 +211,15 @@ class Crowd:
         self._http.close()
 
 
-def crowd(server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0) -> Crowd:
-    """Start ``concurrency`` clients that send the requests one after another, in the background."""
-    return Crowd(server, list(requests), concurrency, timeout_s)
+def crowd(
+    server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0, every_s: float = 0.0
+) -> Crowd:
+    """Start ``concurrency`` clients that send the requests one after another, in the background.
+
+    With ``every_s`` no request is sent before its turn, one each so many seconds: with a client for each
+    request that is an open loop, in which a slow server is asked no less.
+    """
+    return Crowd(server, list(requests), concurrency, timeout_s, every_s)
 
 
 def judged(request: Request, content: dict) -> str:

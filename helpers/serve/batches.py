@@ -1,0 +1,257 @@
+"""Thousands of prompts through one's own servers, every row once: Ray Data over HTTP, resumable.
+
+    print(run_batch("prompts.jsonl", "answers.jsonl", router.url, router.settings.api_key))
+
+The files are those of ``vllm run-batch`` and of OpenAI's batch API: a line of input has ``custom_id``,
+``url`` and ``body``, a line of output ``custom_id``, ``response`` and ``error``.
+
+Ray has an HTTP processor of its own (``ray.data.llm.HttpRequestProcessorConfig``, 2.60). It is not used:
+each of its actors has one request in flight, a 500 with a JSON body becomes a row's answer, and one with a
+plain text ends the whole run. A class that ``map_batches`` is given needs no more lines than its settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.base import parameters, processes
+from helpers.base.files import ROOT, write_whole
+
+URLS = ("/v1/chat/completions", "/v1/completions")
+# What a later attempt may answer: a server that drains, is full or is gone, and a router without any.
+AGAIN = (408, 429, 500, 502, 503, 504)
+LONGEST_WAIT_S = 8.0  # between two attempts
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+GRACE_S = 20  # for Ray to end, once asked to
+MISSING = "Ray is not installed: run `make scale` once (two packages, about 100 MB)."
+
+
+class BatchError(ValueError):
+    """A batch that cannot be run; the message names the file, the line and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a batch: its rows, those that were answered before this run, and this run's seconds."""
+
+    rows: int
+    answered: int
+    before: int
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer; the next run asks them again."""
+        return self.rows - self.answered
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows answered a second, in this run."""
+        return (self.answered - self.before) / self.seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows: {self.answered} answered ({self.before} before), {self.failed} failed, "
+            f"‹{self.seconds:.1f} s›, ‹{self.rows_per_s:.2f} rows/s›"
+        )
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The rows of a batch, checked.
+
+    Raises:
+        BatchError: a line is no JSON object of that form, or has an id of another line.
+    """
+    rows, seen = [], {}
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        where = f"{Path(path).name}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BatchError(f"{where}: not JSON ({error}).") from None
+        if not isinstance(row, dict) or not isinstance(row.get("custom_id"), str):
+            raise BatchError(f'{where}: must be an object with a "custom_id" of text.')
+        if row.get("url") not in URLS:
+            raise BatchError(f'{where}: "url" is {row.get("url")!r}; it must be one of {", ".join(URLS)}.')
+        if not isinstance(row.get("body"), dict) or row["body"].get("stream"):
+            raise BatchError(f'{where}: "body" must be an object, and not a stream.')
+        if first := seen.get(row["custom_id"]):
+            raise BatchError(f"{where}: custom_id {row['custom_id']!r} is that of line {first}, too.")
+        seen[row["custom_id"]] = number
+        rows.append(row)
+    return rows
+
+
+def answers(path: str | Path) -> dict[str, dict]:
+    """The answered rows of an output file, by id; not those that failed, nor a line that a kill cut short."""
+    found = {}
+    for line in Path(path).read_text().splitlines() if Path(path).exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not row["error"]:
+            found[row["custom_id"]] = row
+    return found
+
+
+def run_batch(
+    source: str | Path,
+    out: str | Path,
+    url: str,
+    key: str,
+    *,
+    clients: int = 16,
+    attempts: int = 6,
+    address: str | None = None,
+) -> Summary:
+    """Ask every row of ``source`` that ``out`` has no answer to; append a line a row as it is answered.
+
+    Args:
+        url, key: a server or a router.
+        clients: requests in flight at once, of each Ray actor: one here, one a node of a cluster.
+        attempts: how often a row is asked before it counts as failed.
+        address: of a Ray cluster; by default Ray runs on this machine and ends with this call.
+
+    Raises:
+        BatchError: the file is wrong, or Ray is missing; nothing was asked.
+    """
+    parameters.whole("clients", clients, 1, 4096)
+    if importlib.util.find_spec("ray") is None:
+        raise BatchError(MISSING)
+    rows, have = read_rows(source), answers(out)
+    have = {row["custom_id"]: have[row["custom_id"]] for row in rows if row["custom_id"] in have}
+    write_whole(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
+    begun = time.perf_counter()
+    if len(have) < len(rows):
+        words = [str(source), str(out), "--url", url, "--clients", str(clients), "--attempts", str(attempts)]
+        _in_a_child([*words, *(["--address", address] if address else [])], key, Path(f"{out}.log"))
+    return Summary(len(rows), len(answers(out)), len(have), time.perf_counter() - begun)
+
+
+def _in_a_child(words: list[str], key: str, log: Path) -> None:
+    """Run Ray below a supervisor: two of its processes would outlive an owner that is killed."""
+    command = [sys.executable, "-m", "helpers.serve.batches", *words, "--ask"]
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            processes.owned_command(command, GRACE_S),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | QUIET | {"VLLM_API_KEY": key, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
+        ) as child,
+    ):
+        try:
+            child.wait()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-3:]).strip()
+        raise BatchError(f"Ray ended with exit code {child.returncode}: {said}\nFull log: ‹{log.name}›")
+
+
+def _ask_all(source: str, out: str, url: str, clients: int, attempts: int, address: str | None) -> None:
+    """In the child: every row that has no answer, through Ray; a line a row as Ray's blocks are done."""
+    import ray
+
+    have = answers(out)
+    items = [{"line": json.dumps(row)} for row in read_rows(source) if row["custom_id"] not in have]
+    ray.init(address=address, **({} if address else {"include_dashboard": False}))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node has Ray, and not this file
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    size = 4 * clients  # of what an actor is given: its end, where few are in flight, is then rare
+    data = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
+    asked = data.map_batches(
+        Asker,
+        fn_constructor_args=(url, os.environ["VLLM_API_KEY"], clients, attempts),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=len(ray.nodes())),
+        num_cpus=0.5,
+    )
+    with Path(out).open("a") as file:
+        for row in asked.iter_rows():
+            file.write(row["line"] + "\n")
+            file.flush()
+
+
+class Asker:
+    """A Ray actor with many clients: it asks the rows it is given, and returns each with what came back."""
+
+    def __init__(self, url: str, key: str, clients: int, attempts: int):
+        from concurrent.futures import ThreadPoolExecutor
+
+        import httpx
+
+        self.pool, self.attempts = ThreadPoolExecutor(clients), attempts
+        # No proxy of the environment's: it would be told the key.
+        limits = httpx.Limits(max_connections=clients)
+        headers = {"Authorization": f"Bearer {key}"}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=600, limits=limits, trust_env=False)
+
+    def __call__(self, batch: dict) -> dict:
+        return {"line": list(self.pool.map(self.ask, batch["line"]))}
+
+    def ask(self, line: str) -> str:
+        """One row, asked until it is answered or its attempts are used up."""
+        row, response, problem = json.loads(line), None, ""
+        for attempt in range(self.attempts):
+            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt) if attempt else 0)
+            response, problem, final = self.once(row)
+            if final:
+                break
+        done = {"custom_id": row["custom_id"], "response": response, "error": problem or None}
+        return json.dumps(done)
+
+    def once(self, row: dict) -> tuple[dict | None, str, bool]:
+        """Response, problem and whether asking again is useless."""
+        import httpx
+
+        try:
+            reply = self.http.post(row["url"], json=row["body"])
+        except httpx.HTTPError as error:
+            return None, type(error).__name__, False
+        if reply.status_code != 200:
+            return None, f"{reply.status_code}: {reply.text[:300]}", reply.status_code not in AGAIN
+        body = reply.json()
+        if any(choice.get("finish_reason") == "abort" for choice in body["choices"]):
+            return None, "the server gave the answer up (abort)", False
+        return {"status_code": 200, "body": body}, "", True
+
+
+def _main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="batches", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="JSON lines with custom_id, url and body")
+    parser.add_argument("out", help="JSON lines; rows that it answers are not asked again")
+    parser.add_argument("--url", required=True, help="of a server or a router, such as http://127.0.0.1:8000")
+    parser.add_argument("--clients", type=int, default=16, help="requests in flight at once (%(default)s)")
+    parser.add_argument("--attempts", type=int, default=6, help="to answer a row (%(default)s)")
+    parser.add_argument("--address", help="of a Ray cluster, such as auto; by default this machine alone")
+    parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(words))
+    if given.pop("ask"):
+        return _ask_all(**given)
+    try:
+        summary = run_batch(key=os.environ.get("VLLM_API_KEY", ""), **given)
+    except (BatchError, parameters.ParameterError, OSError) as error:
+        raise SystemExit(f"batches: {error}") from None
+    print(summary)
+    raise SystemExit(1 if summary.failed else 0)
+
+
+if __name__ == "__main__":
+    # As Ray pickles what it is given by the name of its module, this file must be imported, not the program.
+    from helpers.serve import batches
+
+    batches._main()

@@ -1,0 +1,292 @@
+"""A process that listens on a port and ends with its owner: what a server and a router have in common.
+
+It is a process of its own, below a small supervisor. It is ready when it has answered with a token. After
+its ``with`` block, however that ended, it and everything it started is gone: a normal end drains it, an
+error or Ctrl+C kills it, and if the owner dies the system ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from helpers.base import processes, redact
+from helpers.base.files import ROOT
+from helpers.engine import engine, interrupts, logfile
+from helpers.engine.children import Belongings
+from helpers.engine.logfile import Progress
+from helpers.faults import explain
+from helpers.faults.log import root_cause
+from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
+from helpers.serve.ports import refuse_taken_port
+from helpers.serve.settings import Settings
+
+TEARDOWN_S = 20  # from the last request's end to the process's end, at most
+POLL_S = 0.1
+
+
+class Owned:
+    """One such process; a subclass says its command line, its environment and what its log is called."""
+
+    what = "server"
+
+    def __init__(self, settings: Settings, args: dict, log_dir: Path):
+        self.settings = settings
+        self.args = args  # of its command line; ``host`` and ``port`` among them
+        self.log_dir = log_dir
+        self.log_file: Path | None = None
+        self.start_s: float | None = None  # from nothing to the first token
+        self.end: Stop | None = None
+        self._process: subprocess.Popen | None = None  # the supervisor
+        self._own = Belongings()
+
+    # -- using it -------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Its address, without a path."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.args["host"], self.args["host"])
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.args['port']}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header that carries the key."""
+        return {"Authorization": f"Bearer {self.settings.api_key}"}
+
+    def client(self, **options):
+        """Return an ``openai.OpenAI`` for it; it does not retry, so that you see every failure."""
+        import openai
+
+        direct = openai.DefaultHttpxClient(trust_env=False)  # as in _http
+        options = {"max_retries": 0, "timeout": 120.0, "http_client": direct} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
+
+    def get(self, path: str, timeout_s: float = 10.0):
+        """GET a path with the key; return httpx's response."""
+        return self._http.get(self.url + path, timeout=timeout_s)
+
+    @functools.cached_property
+    def _http(self):
+        import httpx
+
+        # One: making it takes longer than a request. Not through a proxy of the environment's, which cannot
+        # reach this machine's own address, and would be told the key.
+        return httpx.Client(headers=self.headers, trust_env=False)
+
+    @property
+    def log(self) -> str:
+        """Its log so far."""
+        if self.log_file is None or not self.log_file.exists():
+            return ""
+        return self.log_file.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended, by itself or otherwise."""
+        return self._process is not None and self._process.poll() is None
+
+    def check(self) -> None:
+        """Return if it lives.
+
+        Raises:
+            ServerDiedError: it ended by itself, or was killed by someone else.
+            ServerError: it was stopped, or not started.
+        """
+        if self._process is None:
+            raise ServerError(f"This {self.what} is not running: use it in a with block.")
+        if (code := self._process.poll()) is None:
+            return
+        if self.end is None:
+            self._clean_up("died", 0.0)
+        if self.end.how == "died":
+            raise self._diagnosed(ServerDiedError, f"The {self.what} {ending(code)}.")
+        raise ServerError(f"This {self.what} is stopped: it {self.end.how}. Open a new one.")
+
+    # -- owning it ------------------------------------------------------------------------------
+
+    def __enter__(self):
+        return self.start()
+
+    def start(self):
+        """Start it without a block, which cannot span a notebook's cells; end it with ``stop``.
+
+        Until then it ends with this process, and when a cell is interrupted.
+
+        Raises:
+            ServerStartError: the port is taken, the model does not load, or it takes too long.
+        """
+        self.prepare()
+        try:
+            with Progress(self._followed_log), self._own.watched():
+                self._launch_and_wait()
+        except BaseException:
+            self.kill()
+            raise
+        interrupts.on_interrupted_cell(self.kill)
+        print(self._started())
+        return self
+
+    def prepare(self) -> None:
+        """Refuse what cannot be started, and take a new log file."""
+        if self.running:
+            raise ServerError(f"This {self.what} is running already.")
+        if self._process is not None and self.end is None:
+            self._clean_up("died", 0.0)  # nobody had asked
+        if (held := engine.opened()) is not None:
+            raise ServerError(
+                f"An engine ({held.scheme}) is open in this process and holds its memory. "
+                "Leave its with block first."
+            )
+        refuse_taken_port(self.args["host"], self.args["port"])
+        self.end = self._process = None  # a process of before has ended: its number may be another's by now
+        self.log_file = logfile.new_log_file(self.log_dir, self._log_name)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _followed_log(self) -> Path:
+        """The log that the progress bar follows."""
+        return self.log_file
+
+    def _launch_and_wait(self) -> None:
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start the process; from the thread that stays, see ``owned_command``."""
+        grace_s = self.settings.shutdown_timeout + TEARDOWN_S
+        with self.log_file.open("a") as log:
+            self._begun = time.perf_counter()
+            self._process = subprocess.Popen(
+                processes.owned_command(self._command_line(), grace_s),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=self._environment(),
+                start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait for /health, then for one token: a server may be healthy and unable to answer."""
+        stop = self._begun + self.settings.start_timeout
+        while not self._healthy():
+            if self._process.poll() is not None:
+                raise self._diagnosed(ServerStartError, f"The {self.what} did not start.")
+            if time.perf_counter() > stop:
+                limit = self.settings.start_timeout
+                raise self._diagnosed(
+                    ServerStartError, f"The {self.what} was not ready within START_TIMEOUT={limit} s."
+                )
+            time.sleep(POLL_S)
+        try:
+            left = max(1.0, stop - time.perf_counter())
+            client = self.client(timeout=left)
+            client.completions.create(model=self.name, prompt="Hello", max_tokens=1)
+        except Exception as error:
+            raise self._diagnosed(ServerStartError, f"It is healthy but does not answer: {error}") from error
+        self.start_s = time.perf_counter() - self._begun
+
+    def _healthy(self) -> bool:
+        import httpx
+
+        with contextlib.suppress(httpx.HTTPError):
+            return self.get("/health", timeout_s=2.0).status_code == 200
+        return False
+
+    def __exit__(self, kind, error, tb) -> None:
+        if self._process is None or self.end is not None:  # nothing runs any more
+            return
+        if error is not None:
+            self.kill()
+            return
+        self.check()
+        self.stop()
+
+    def stop(self) -> Stop:
+        """Send SIGTERM and wait: it drains for ``shutdown_timeout`` seconds, then it is killed."""
+        return self._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
+
+    def kill(self) -> Stop:
+        """Send SIGKILL; what it started is ended, too."""
+        return self._finish(signal.SIGKILL, TEARDOWN_S, "was killed")
+
+    def crash(self) -> None:
+        """Kill it as the system does, behind this object's back; return when it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait(TEARDOWN_S)
+
+    def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
+        if self._process is None:  # Ctrl+C came while it was being made
+            with interrupts.interrupts_deferred():
+                self._own.end()
+        if self._process is None or self.end is not None:
+            return self.end
+        if not self.running:  # its number may be another's by now
+            self._clean_up("died", 0.0)
+            return self.end
+        with interrupts.interrupts_deferred():
+            begun = time.perf_counter()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                how = f"did not stop within {patience_s:.0f} s and was killed"
+                self._process.kill()
+            self._clean_up(how, time.perf_counter() - begun)
+        return self.end
+
+    @property
+    def pid(self) -> int:
+        """The process that answers HTTP: the supervisor's child, or the supervisor while there is none."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                return child.pid
+        return self._process.pid
+
+    def processes(self) -> list:
+        """Its processes that are alive, as psutil sees them."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            supervisor = psutil.Process(self._process.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        return []
+
+    def _clean_up(self, how: str, seconds: float) -> None:
+        self._own.end()
+        self._process.wait()
+        self.end = Stop(how, seconds, self._process.returncode)
+
+    def _diagnosed(self, kind: type[ServerError], sentence: str) -> ServerError:
+        """An error that says what happened, why in the log's own words, what to do, and where the log is."""
+        code, found = self._process.poll(), root_cause(self.log)
+        cause = found or "not said; the end of the log: " + self.log.strip()[-300:]
+        lines = [sentence, f"Cause: {redact.redact(cause)}"]
+        report = None
+        if found or code is not None:  # one that only takes its time has not failed yet
+            code = -killed if (killed := _signal(code)) else code  # a signal's number, as Python has it
+            report = explain.explain(RuntimeError(f"the engine's process ended, exit code {code}"), self.log)
+            lines.append(report.advice)
+        error = kind("\n".join([*lines, f"Full log: ‹{os.path.relpath(self.log_file)}›"]))
+        error.report = report
+        return error
+
+
+def _signal(code: int | None) -> signal.Signals | None:
+    """The signal that an exit code stands for, as shells have it: 128 more than its number."""
+    return next((known for known in signal.Signals if code == 128 + known), None)
+
+
+def ending(code: int) -> str:
+    """An exit code in words."""
+    if killed := _signal(code):
+        return f"was killed by {killed.name}"
+    return f"ended by itself with exit code {code}"

@@ -1,0 +1,61 @@
+"""The queue before servers that are full: how it grows until one more is there, predicted and watched."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+def overshoot(arrivals: float, capacity: float, start_s: float) -> float:
+    """Requests that wait when a further server answers, ``start_s`` after it was started.
+
+    Args:
+        arrivals, capacity: requests a second that come, and that the servers there now answer.
+    """
+    return max(0.0, arrivals - capacity) * start_s
+
+
+@dataclass
+class Queue:
+    """Requests in servers, by their own count, as long as the block lasts."""
+
+    router: object
+    every_s: float = 0.5
+    seconds: list[float] = field(default_factory=list)  # since the block began
+    running: list[float] = field(default_factory=list)
+    waiting: list[float] = field(default_factory=list)
+
+    def __enter__(self) -> Queue:
+        self._done, self._begun = threading.Event(), time.monotonic()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def now(self) -> float:
+        """Seconds since the block began."""
+        return time.monotonic() - self._begun
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.every_s):
+            found = self.router.metrics()
+            self.seconds.append(self.now())
+            self.running.append(found.get("vllm:num_requests_running", 0.0))
+            self.waiting.append(found.get("vllm:num_requests_waiting", 0.0))
+
+    def wait_until_longer(self, than: float, timeout_s: float = 60.0) -> float:
+        """Wait until more than so many requests wait; return the second at which they did.
+
+        Raises:
+            TimeoutError: they did not within ``timeout_s``.
+        """
+        stop = self.now() + timeout_s
+        while self.now() < stop:
+            if self.waiting and self.waiting[-1] > than:
+                return self.now()
+            time.sleep(0.05)
+        raise TimeoutError(f"No more than {than:g} requests waited within {timeout_s:g} s: raise the load.")
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()

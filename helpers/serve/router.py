@@ -1,0 +1,304 @@
+"""Several servers behind one address: vllm-router and the servers, owned as ``open_server`` owns one.
+
+    with open_router(settings.load(server_port=0), servers=2) as router:
+        client = router.client()               # one address; the router chooses a server
+        router.replace(router.servers[0])      # a new one in its place, without a gap
+
+Each server has cores or GPUs of its own. The router is told of a server that leaves before that server
+drains, and of one that comes once it has answered. Whoever reaches the router's port can do the same, and
+needs no key for it (``/add_worker``): it listens on this machine only, and a proxy passes on ``/v1`` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from helpers.base import parameters
+from helpers.base.machine import Machine, detect, visible_gpus
+from helpers.serve.command import flags, server_environment
+from helpers.serve.errors import ServerDiedError, ServerError, Stop
+from helpers.serve.owned import TEARDOWN_S, Owned
+from helpers.serve.server import Server, open_server
+from helpers.serve.settings import Settings, load
+
+POLICIES = ("round_robin", "random", "power_of_two", "consistent_hash", "cache_aware")
+# Where these differ from vllm-router's own defaults: it looks at a server every 60 s and after ten failures
+# leaves it alone for 60 s. A lesson lasts four minutes; a deployment, too, wants its server back sooner.
+SOONER = {
+    "health_check_interval_secs": 5,
+    "cb_timeout_duration_secs": 10,
+    "worker_startup_check_interval": 1,
+    "log_level": "warning",
+}
+MISSING = "vllm-router is not installed: run `make scale` once (two packages, about 100 MB)."
+
+
+def open_router(
+    settings: Settings | None = None,
+    *,
+    servers: int = 2,
+    policy: str = "round_robin",
+    log_dir: str | Path = "runs/logs",
+    router_args: dict | None = None,
+    **vllm_args,
+) -> Router:
+    """Return a router and its servers for ``with``; they start, side by side, when the block is entered.
+
+    Args:
+        settings: of each server; ``server_port`` is the router's, each server takes a free one.
+        servers: how many. The cores, or the GPUs, are dealt out among them.
+        policy: how the router chooses a server, one of ``POLICIES``.
+        log_dir: folder for the logs; one file a start.
+        router_args: further arguments of ``vllm-router``, with underscores.
+        vllm_args: further arguments of ``vllm serve``, the same for each server.
+
+    Raises:
+        ServerError: vllm-router is missing, the policy is unknown, or more servers than cores or GPUs.
+        SettingsError, SchemeError, ModelError: nothing was started.
+    """
+    settings = settings or load()
+    if policy not in POLICIES:
+        raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
+    if importlib.util.find_spec("vllm_router") is None:
+        raise ServerError(MISSING)
+    free = places(detect(), servers, vllm_args.get("tensor_parallel_size", 1))
+    ports = _free_ports(settings.host, servers + 2)
+    args = {
+        "host": settings.host,
+        "port": settings.server_port or ports[0],
+        "policy": policy,
+        "prometheus_host": "127.0.0.1",
+        "prometheus_port": ports[1],
+        **SOONER,
+        **(router_args or {}),
+    }
+    router = Router(settings, args, Path(log_dir), vllm_args)
+    router.servers = [router.server(place, port=port) for place, port in zip(free, ports[2:], strict=True)]
+    return router
+
+
+def places(machine: Machine, count: int, each: int = 1) -> list[dict[str, str]]:
+    """Deal cores or GPUs out to servers: the variables that give each its own.
+
+    Args:
+        each: GPUs a server (``tensor_parallel_size``).
+
+    Raises:
+        ServerError: there are fewer cores or GPUs than that.
+    """
+    parameters.whole("servers", count, 1, 64)
+    gpus = machine.kind == "cuda"
+    units = visible_gpus() if gpus else sorted(os.sched_getaffinity(0))
+    share = each if gpus else len(units) // count
+    if share < 1 or share * count > len(units):
+        there, needed = ("GPU(s)", count * each) if gpus else ("core(s)", count)
+        raise ServerError(
+            f"servers={count} needs {needed} {there}; this machine shows {len(units)}. Replicas add capacity "
+            "only with hardware of their own: ask for fewer."
+        )
+    variable = "CUDA_VISIBLE_DEVICES" if gpus else "VLLM_CPU_OMP_THREADS_BIND"
+    dealt = [units[at * share : (at + 1) * share] for at in range(count)]
+    return [{variable: ",".join(map(str, part))} for part in dealt]
+
+
+class Router(Owned):
+    """vllm-router and the servers behind it; made by ``open_router``, used inside its ``with`` block."""
+
+    what = "router"
+
+    def __init__(self, settings: Settings, args: dict, log_dir: Path, vllm_args: dict):
+        super().__init__(settings, args, log_dir)
+        self.vllm_args = vllm_args
+        self.servers: list[Server] = []
+
+    # -- using it -------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.servers[0].name
+
+    @property
+    def checkpoint(self):
+        """What the first server loaded; its tokenizer is that of all."""
+        return self.servers[0].checkpoint
+
+    @property
+    def command(self) -> str:
+        """The command that starts the same router without these helpers."""
+        words = flags(self.args)
+        lines = [f"{flag} {shlex.quote(word)}" for flag, word in zip(words[::2], words[1::2], strict=True)]
+        urls = " ".join(server.url for server in self.servers)
+        return " \\\n    ".join(["vllm-router", f"--worker-urls {urls}", *lines])
+
+    def metrics(self) -> dict[str, float]:
+        """What its servers' ``/metrics`` say, summed over those that run."""
+        found: dict[str, float] = {}
+        for server in self.servers:
+            for name, value in _metrics(server).items():
+                found[name] = found.get(name, 0.0) + value
+        return found
+
+    def each(self, metric: str) -> list[float]:
+        """One metric of each server, in their order; 0 of one that does not run."""
+        return [_metrics(server).get(metric, 0.0) for server in self.servers]
+
+    def workers(self) -> dict[str, bool]:
+        """The addresses that the router knows, and whether it holds each for healthy."""
+        found = self.get("/workers").json()["workers"]
+        return {worker["url"]: worker["is_healthy"] for worker in found}
+
+    # -- changing it ----------------------------------------------------------------------------
+
+    def server(self, place: dict[str, str], settings: Settings | None = None, port: int = 0, **vllm_args):
+        """A further server with these settings, not started, in a place that ``places`` gave."""
+        same = {name: getattr(self.settings, name) for name in ("server_host", "vllm_api_key")}
+        own = (settings or self.settings).model_copy(update={**same, "server_port": port})
+        args = self.vllm_args | vllm_args
+        return open_server(own, log_dir=self.log_dir, environment=place, **args)
+
+    def use(self, policy: str) -> None:
+        """Start the router anew with another policy; its servers go on."""
+        if policy not in POLICIES:
+            raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
+        self._finish_alone(signal.SIGTERM, "stopped")
+        self.args["policy"] = policy
+        self.start()
+
+    def add(self, server: Server) -> None:
+        """Let the router send requests to a server that runs."""
+        self._ask("add_worker", server)
+        if server not in self.servers:
+            self.servers.append(server)
+
+    def remove(self, server: Server) -> None:
+        """Let the router send it no further requests; those that run there are answered."""
+        self._ask("remove_worker", server)
+
+    def replace(self, old: Server, settings: Settings | None = None, *, drain: bool = True, **vllm_args):
+        """Put a new server in another's place, while the others serve; return it.
+
+        The old one leaves first: its cores or its GPU are the new one's. With ``drain`` the router is told,
+        then the old server answers what it has; without, it is killed, as a crash or a hasty script does.
+
+        Raises:
+            ServerStartError: the new one did not start; the router goes on without it.
+        """
+        if drain:
+            self.remove(old)
+            old.stop()
+        else:
+            old.kill()
+            self.remove(old)
+        self.servers.remove(old)
+        new = self.server(old.environment, settings, **vllm_args).start()
+        self.add(new)
+        return new
+
+    def restart(self, server: Server) -> None:
+        """Start a server that died again, at its address. To the router it is new: no breaker is open."""
+        self.remove(server)
+        server.start()
+        self.add(server)
+
+    def _ask(self, what: str, server: Server) -> None:
+        reply = self._http.post(f"{self.url}/{what}", params={"url": server.url}, timeout=30)
+        if reply.status_code != 200:
+            raise ServerError(f"The router refused {what} for {server.url}: {reply.text.strip()}")
+
+    # -- owning it ------------------------------------------------------------------------------
+
+    def start(self) -> Router:
+        """Start the servers that do not run, side by side, and then the router; end all with ``stop``."""
+        super().start()
+        self._own.leave_processes()  # each server owns its own from here on, and lets it drain
+        return self
+
+    def prepare(self) -> None:
+        super().prepare()
+        for server in self._to_start():
+            server.prepare()
+
+    @property
+    def _followed_log(self) -> Path:
+        return next((server.log_file for server in self._to_start()), self.log_file)
+
+    def _to_start(self) -> list[Server]:
+        """All at first; after the router alone died, only those that died with it or since."""
+        return [server for server in self.servers if not server.running]
+
+    def _launch_and_wait(self) -> None:
+        begun, starting = time.perf_counter(), self._to_start()
+        for server in starting:
+            server.launch()
+        for server in starting:
+            server.wait_until_ready()
+        super()._launch_and_wait()
+        self.start_s = time.perf_counter() - begun  # of all
+
+    def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
+        """The router first: it takes nobody new and finishes what runs. Then its servers, whatever comes."""
+        with contextlib.ExitStack() as stack:
+            for server in self.servers:
+                stack.callback(server.stop if signum == signal.SIGTERM else server.kill)
+            return super()._finish(signum, patience_s, how)
+
+    def _finish_alone(self, signum: signal.Signals, how: str) -> Stop:
+        """The router and not its servers."""
+        return super()._finish(signum, self.settings.shutdown_timeout + TEARDOWN_S, how)
+
+    def __exit__(self, kind, error, tb) -> None:
+        died = self.end is None and self._process is not None and not self.running
+        if error is not None or died:
+            self.kill()
+        else:
+            self.stop()
+        if died and error is None:
+            raise self._diagnosed(ServerDiedError, "The router had ended.")
+
+    # -- what ``Owned`` asks ----------------------------------------------------------------------
+
+    @property
+    def _log_name(self) -> str:
+        return f"router-{self.args['policy']}"
+
+    def _command_line(self) -> list[str]:
+        urls = [server.url for server in self.servers]
+        launcher = [sys.executable, "-m", "vllm_router.launch_router"]
+        return [*launcher, "--worker-urls", *urls, *flags(self.args)]
+
+    def _environment(self) -> dict[str, str]:
+        return server_environment(self.settings)
+
+    def _started(self) -> str:
+        return (
+            f"The router ({self.args['policy']}) and {len(self.servers)} servers answer after "
+            f"‹{self.start_s:.1f} s› on ‹{self.url}›. Their logs: ‹{self.log_file.name}› and beside it"
+        )
+
+
+def _metrics(server: Server) -> dict[str, float]:
+    import httpx
+
+    with contextlib.suppress(httpx.HTTPError):
+        if server.running:
+            return server.metrics()
+    return {}
+
+
+def _free_ports(host: str, count: int) -> list[int]:
+    """Ports that nobody listens on now, all different: each is held until the last is found."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket(family)) for _ in range(count)]
+        for probe in found:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in found]

@@ -1,0 +1,133 @@
+"""Tables and figures of several servers and GPUs, from this run and from the recordings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+from helpers.base import page
+from helpers.base.figure import Figure, log_axis, panels
+from helpers.base.files import ROOT
+from helpers.base.page import Note, Table
+
+REFERENCE = ROOT / "notebooks/reference"
+MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
+# Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
+LOOKS = {
+    "one": ("#808080", "o", "one server, one GPU"),
+    "router": ("#0072B2", "s", "two servers, a router"),
+    "data parallel": ("#009E73", "^", "one server, two ranks"),
+    "tensor parallel": ("#D55E00", "D", "one server on two GPUs"),
+}
+
+
+def recorded(name: str, folder: Path = REFERENCE) -> list[dict]:
+    """The rows of ``{name}.jsonl`` of every machine that has one."""
+    return [
+        json.loads(line)
+        for path in sorted(folder.glob(f"*/{name}.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def outgrown(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table | Note:
+    """A model that one GPU does not hold in 16 bits: tokens a second, of all GPUs and of each."""
+    rows = [row for row in rows if row["model"] == "Llama-3.1-70B"]
+    if not rows:
+        return Note(MISSING)
+    columns = ["weights", "GPUs", "KV cache, tokens", *(f"tok/s at {b}" for b in batches), "a GPU"]
+    table = []
+    for row in sorted(rows, key=lambda row: (row["gpus"], row["scheme"])):
+        rates = [row["tokens_per_s"][str(batch)] for batch in batches]
+        shown = [f"{rate:,.0f}" for rate in [*rates, rates[-1] / row["gpus"]]]
+        table.append([row["scheme"], row["gpus"], f"{row['kv_cache_tokens']:,}", *shown])
+    caption = f"{rows[0]['model']} on {rows[0]['device']}, recorded"
+    return Table(columns, table, caption)
+
+
+def ways(rows: list[dict]) -> Figure | Note:
+    """What two GPUs buy: tokens a second for a user against tokens a second for a GPU."""
+    loads = [row for row in rows if row.get("what") == "load"]
+    if not loads:
+        return Note(MISSING)
+    figure, axes = panels(size=(7.2, 4.2))
+    (axes,), said = axes[0], []
+    for way, (colour, marker, name) in LOOKS.items():
+        points = _points([row for row in loads if row["way"] == way])
+        if not points:
+            continue
+        users, gpus, _ = zip(*points, strict=True)
+        axes.plot(users, gpus, color=colour, marker=marker)
+        axes.annotate(name, (users[-1], gpus[-1]), (8, 4), textcoords="offset points", color=colour)
+        for user, gpu, count in points:
+            axes.annotate(f"{count}", (user, gpu), (0, -13), textcoords="offset points", fontsize=8)
+        said.append(f"{name}: " + ", ".join(f"{u:.0f} and {g:,.0f} at {c} clients" for u, g, c in points))
+    axes.set_xlabel("tokens/s for each user")
+    axes.set_ylabel("tokens/s for each GPU")
+    axes.margins(x=0.25)
+    log_axis(axes)
+    alt = f"Tokens a second for each user, and for each GPU, on {loads[0]['device']}. " + "; ".join(said)
+    return Figure(figure, alt + ".", exact=True)
+
+
+def _points(rows: list[dict]) -> list[tuple[float, float, int]]:
+    """Tokens/s a user, tokens/s a GPU and clients of a way's levels; medians of the repeats."""
+    found = []
+    for clients in sorted({row["clients"] for row in rows}, reverse=True):
+        level = [row for row in rows if row["clients"] == clients]
+        pace = 1 / median(row["tpot_s"] for row in level)
+        found.append((pace, median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"], clients))
+    return found
+
+
+def served(rows: list[dict]) -> Table | Note:
+    """The recorded loads as a table: requests a second with their range over the repeats, TTFT and TPOT."""
+    loads = [row for row in rows if row.get("what") == "load"]
+    if not loads:
+        return Note(MISSING)
+    table = []
+    for way, (_, _, name) in LOOKS.items():
+        for clients in sorted({row["clients"] for row in loads if row["way"] == way}):
+            level = [row for row in loads if (row["way"], row["clients"]) == (way, clients)]
+            rates = [row["requests_per_s"] for row in level]
+            waits = [page.ms(median(row[key] for row in level)) for key in ("ttft_s", "tpot_s")]
+            spread = f"{min(rates):.1f} to {max(rates):.1f}"
+            table.append([name, clients, f"{median(rates):.1f}", spread, *waits])
+    columns = ["way", "clients", "requests/s", "range", "TTFT", "TPOT"]
+    return Table(columns, table, f"{loads[0]['device']}, recorded")
+
+
+def policies(found: Mapping[str, Mapping[str, tuple[list[float], float]]]) -> Table:
+    """By policy and kind of prompts: requests of each server, and the share of prompt tokens that hit."""
+    kinds = list(next(iter(found.values())))
+    rows = [
+        [policy, *(cell for kind in kinds for cell in _hit(kind_found[kind]))]
+        for policy, kind_found in found.items()
+    ]
+    return Table(["policy", *(name for kind in kinds for name in (kind, "from cache"))], rows)
+
+
+def _hit(found: tuple[list[float], float]) -> tuple:
+    requests, share = found
+    shown = " + ".join(f"{count:.0f}" for count in requests)
+    return page.measured(shown), page.measured(f"{share:.0%}")
+
+
+def waiting(queue, marks: Mapping[str, float], predicted: float) -> Figure:
+    """Requests waiting by the second, with what happened when, and the prediction of the most."""
+    figure, axes = panels(size=(7.2, 3.4))
+    axes = axes[0][0]
+    axes.plot(queue.seconds, queue.waiting, color="#0072B2")
+    axes.axhline(predicted, color="#D55E00", linestyle=(0, (1, 2)))
+    axes.annotate("predicted", (0, predicted), (2, 3), textcoords="offset points", color="#D55E00")
+    top = max([predicted, *queue.waiting]) or 1
+    for at, (name, second) in enumerate(marks.items()):
+        axes.axvline(second, color="#555555", linewidth=0.8)
+        axes.annotate(name, (second, top * (1.05 + 0.09 * (at % 2))), (3, 0), textcoords="offset points")
+    axes.set(xlabel="seconds", ylabel="requests waiting", ylim=(0, top * 1.25))
+    most = max(queue.waiting, default=0)
+    told = ", ".join(f"{name} after ‹{second:.0f} s›" for name, second in marks.items())
+    alt = f"Requests waiting against seconds: {told}; at most ‹{most:.0f}›, predicted ‹{predicted:.0f}›."
+    return Figure(figure, alt)

