@@ -17,7 +17,8 @@ TRACKED = files()
 PAGES = [name for name in TRACKED if name.endswith((".md", ".ipynb"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 URL = re.compile(r"https?://[^\s)\"'<>`\\]+")
-OWN = ("prometheus.monitoring", "127.0.0.1", "localhost", "vllm", "mirror.example")  # a server of one's own, an example
+# A server of one's own, one of a cluster, an example.
+OWN = ("127.0.0.1", "localhost", "vllm", "prometheus.monitoring", "mirror.example")
 
 
 def prose(name: str) -> str:
