@@ -14,7 +14,7 @@ from helpers.base.files import ROOT
 from helpers.compare import advise, options
 from helpers.compare.cards import CARDS, SizingError
 from helpers.compare.options import Counted, Load
-from helpers.model import resolve, shapes
+from helpers.model import lookup, shapes
 from helpers.model.layout import LayoutError
 from helpers.model.model import ModelError
 from helpers.tools import card
@@ -119,7 +119,7 @@ def test_estimates_agree_with_what_is_on_record():
     rows = [
         row for row in options.recorded_rows() if row["model"] == "Qwen2.5-14B" and row["prompt_tokens"] == 16
     ]
-    model = options.counted(resolve.sized("qwen2.5-14b"))
+    model = options.counted(lookup.sized("qwen2.5-14b"))
     assert len(rows) >= 15
     off = [row["output_tokens_per_s"] / options.estimated(model, row) for row in rows]
     assert min(off) > 0.85
@@ -218,7 +218,7 @@ def test_a_config_that_cannot_be_counted_is_refused_from_every_entry_point(text,
     assert code == 2
     assert list(json.loads(out)) == ["refused"]
     with pytest.raises((ModelError, LayoutError)):
-        options.counted(resolve.sized(str(tmp_path)))
+        options.counted(lookup.sized(str(tmp_path)))
 
 
 def test_a_context_longer_than_the_models_is_its_own(tmp_path):
@@ -311,4 +311,4 @@ def test_the_answer_says_the_same_in_text_and_on_a_page():
 
 
 def test_counting_needs_no_weights_and_no_name():
-    assert isinstance(options.counted(resolve.sized("shape:qwen3-8b")), Counted)
+    assert isinstance(options.counted(lookup.sized("shape:qwen3-8b")), Counted)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.compare.advise import advise
 from helpers.tools import batch, run
-from helpers.tools.batch import FILE, Running, Set
+from helpers.tools.batch import FILE, Set
 from helpers.tools.plan import RESULTS, Result, write_result
 from tests.test_run import (
     ROOT,
@@ -33,7 +34,8 @@ import json, os, pathlib, time
 begun = time.time()
 time.sleep(0.3)
 with open(pathlib.Path(out_dir, "records.jsonl"), "a") as file:
-    file.write(json.dumps({"notebook": NAME, "steps": steps, "begun": begun, "ended": time.time()}) + "\\n")
+    file.write(json.dumps({"notebook": NAME, "steps": steps, "begun": begun, "ended": time.time(),
+        "scheme": "fp8", "output_tokens_per_s": 10.0 * steps}) + "\\n")
 """
 # The record is there before this fails, as a measurement is that a later cell wastes.
 FAIL = "assert steps != 3 or os.path.exists('mended'), 'set 3 is not mended'"
@@ -109,7 +111,9 @@ def test_one_summary_and_one_file_of_records(eight):
     out, (first, *_), kept = eight
     before = list(csv.DictReader(kept[out / "summary.csv"].decode().splitlines()))
     after = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
-    assert list(before[0]) == ["set", "notebook", "status", "seconds", "error", "rate", "steps"]
+    assert list(before[0])[:4] == ["set", "notebook", "rate", "steps"]
+    rates = [(row["scheme"], float(row["output_tokens_per_s"])) for row in after]
+    assert rates == [("fp8", 10.0 * n) for n in range(1, 9) for _ in "ab"], "the answers, not seconds only"
     assert [row["status"] for row in before].count("failed") == 1
     assert [row["status"] for row in after] == ["ok"] * 16
     assert [row["steps"] for row in after] == [str(n) for n in range(1, 9) for _ in "ab"]
@@ -118,7 +122,7 @@ def test_one_summary_and_one_file_of_records(eight):
         (str(n), name, {"steps": n, "rate": "2"}) for n in range(1, 9) for name in "ab"
     ], "each measurement once, though one notebook was run twice"
     assert len((out / "set-3/records.jsonl").read_text().splitlines()) == 3
-    assert f"summary  runs/{out.name}/summary.csv" in first.stdout
+    assert f"answers  runs/{out.name}/summary.csv" in first.stdout
 
 
 def test_a_notebook_or_value_that_changed_is_not_finished(eight, monkeypatch):
@@ -185,22 +189,6 @@ def test_a_value_of_a_finished_notebook_alone_does_not_stop_the_rest(tmp_path):
     assert [row["error"] for row in csv.DictReader((tmp_path / "runs/latest/summary.csv").open())] == ["", ""]
 
 
-def test_a_refusal_from_the_command_line_is_one_sentence_and_names_the_last_list(tmp_path):
-    folder = tmp_path / "notebooks"
-    write_notebook(folder, "01_a", "pass", parameters=PARAMETERS)
-    (tmp_path / "sets.yaml").write_text("- {steps: 1}\n- {stesp: 2}\n")
-    wrong = start(folder, "-f", "sets.yaml")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("helpers.tools.run: set 2: no parameter 'stesp' here")
-    (tmp_path / "sets.yaml").write_text("- {steps: 1}\n")
-    start(folder, "-f", "sets.yaml", "--out", "runs/list")
-    start(folder)
-    lost = start(folder, "--resume", "runs/latest")
-    assert (lost.returncode, lost.stdout) == (2, "")
-    assert lost.stderr.count("\n") == 1
-    assert lost.stderr.endswith("; the last list of sets beside it is in runs/list\n")
-
-
 def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
     mark = f"{os.getpid()}77"
     once = "if pathlib.Path('again').exists(): raise SystemExit(0)"
@@ -237,24 +225,36 @@ def test_ctrl_c_leaves_no_process_and_can_be_resumed(tmp_path):
     assert [status for *_, status in statuses(resumed.stdout)] == ["ok"] * 3
 
 
-def test_a_set_whose_runner_died_while_it_wrote_is_accounted_for(tmp_path):
+def test_a_set_that_died_while_it_wrote_is_open_and_says_where_to_look(tmp_path):
     one = Set("1", tmp_path / "set-1", {}, {"01_a": "x", "02_b": "x"}, {"01_a": set(), "02_b": set()})
-    running = object.__new__(Running)  # as if it had been started
-    running.set, running.names, running.log, running._before = one, ["01_a", "02_b"], tmp_path / "1.log", 0
-    running.process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
-    running.process.wait()
     one.folder.mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/set-1.log").write_text("Killed")
     write_result(one.folder, Result("01_a", "failed", error="one\u2028two"), "x")
     with (one.folder / RESULTS).open("a") as file:
         file.write('{"notebook": "02_')
-    running.account()
-    errors = {name: row["error"] for name, row in one.last().items()}
-    assert errors == {
-        "01_a": "one\u2028two",
-        "02_b": f"its runner ended with exit code 9; see {tmp_path}/1.log",
-    }
+    assert one.open() == ["01_a", "02_b"]
+    said = batch._report(batch.Batch(tmp_path, [one], 1, 9, tmp_path))
+    assert "one\u2028two" in said
+    assert (
+        f"02_b                      0.0  died: its runner wrote nothing down\n    {tmp_path}/logs/set-1.log"
+        in said
+    )
     write_result(one.folder, Result("02_b", "ok"), "x")
     assert one.open() == ["01_a"]
+
+
+def test_what_a_set_was_advised_is_in_its_lines(tmp_path):
+    """The sentence as the real advice says it; the first one only, and nothing of a notebook without."""
+    answer = advise("qwen3-8b", "L4", users=20, context=4096, goal="throughput")
+    one = Set("1", tmp_path / "set-1", {"gpu": "L4"}, {"00_a": "x", "01_b": "x"}, {})
+    one.folder.mkdir()
+    shown = [{"data": {"text/plain": text}} for text in ("a table", repr(answer), repr(answer))]
+    (one.folder / "00_a.ipynb").write_text(json.dumps({"cells": [{}, {"outputs": shown}]}))
+    batch._report(batch.Batch(tmp_path, [one], 1, 9, tmp_path))
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    assert [(row["gpu"], row["recommended"]) for row in rows] == [("L4", answer.sentence), ("L4", "")]
+    assert answer.sentence.startswith("Deploy ")
 
 
 # --- papermill itself, on a notebook of the collection
@@ -270,7 +270,7 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "on T4, 16 requests of 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
+    assert "Qwen3-8B on T4: 20 x 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.slow

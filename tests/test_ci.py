@@ -47,7 +47,6 @@ def test_ctrl_c_leaves_the_table(tmp_path, capfd):
     assert "together" in capfd.readouterr().out
 
 
-def test_every_notebook_is_compared_by_one_of_the_targets():
+def test_every_notebook_is_run_by_a_target():
     names = {path.stem for path in (ci.ROOT / "notebooks").glob("*.ipynb")}
     assert {*ci.COMPARED, *ci.SLOW} == names
-    assert sorted(ci.COMPARED) == ci.COMPARED, "04 reads what 01 to 03 wrote"

@@ -8,7 +8,7 @@ import pytest
 from helpers.base import records
 from helpers.base.records import PROTOCOL, REFERENCE
 from helpers.compare import options
-from helpers.model import resolve, schemes, shapes, sizes
+from helpers.model import lookup, schemes, shapes, sizes
 from helpers.tools import deployments, grid, served
 
 ROWS = records.deployments()
@@ -16,7 +16,7 @@ TITLES = {title: name for name, title in shapes.TITLES.items()}
 
 
 def counted(row):
-    return options.counted(resolve.sized(TITLES[row["model"]]))
+    return options.counted(lookup.sized(TITLES[row["model"]]))
 
 
 def name(row):

@@ -92,6 +92,32 @@ def test_a_text_has_its_name_and_its_advice(case):
     assert not re.search(r"\{\w*\}", report.what), report.what
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "vllm-1  | {}",
+        "[llm]   | {}",
+        "2026-11-28T20:00:00.123456789Z {}",
+        "2026-11-28T20:00:00.123Z stderr F {}",
+        "2026-11-28 20:00:00.123 | {}",
+        "Nov 28 20:00:00 host vllm[123]: {}",
+        "[pod/llm-0/vllm] {}",
+        "[rank0]: {}",
+        "(RayWorkerWrapper pid=5, ip=10.0.0.3) {}",
+        "\x1b[36m(EngineCore pid=3)\x1b[0;0m {}",
+        "vllm  | 2026-11-28T20:00:00Z (APIServer pid=1) {}",
+        "(EngineCore pid=99) ERROR 11-23 18:00:01 [core.py:1402] {}",
+        "ERROR 11-23 18:00:01 engine.py:366] {}",
+        '{"log": %s, "stream": "stderr"}',
+    ],
+)
+def test_whatever_stands_before_a_message_it_is_the_same_message(before):
+    for case in TEXTS["case"]:
+        lines = case["text"].strip("\n").splitlines()
+        form = (lambda line: before % json.dumps(line)) if "%s" in before else before.format
+        assert explain.explain(log="\n".join(map(form, lines))).name == case["name"], case
+
+
 def test_every_entry_is_whole_and_has_a_text():
     table = tomllib.loads(catalogue.FILE.read_text(encoding="utf-8"))
     jsonschema.validate(

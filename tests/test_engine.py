@@ -20,7 +20,7 @@ from helpers.engine.errors import EngineClosedError, EngineError, EngineStartErr
 from helpers.engine.release import LEFT_FIRST, MemoryWatch
 from helpers.measure import perplexity
 from helpers.measure.speed import measure_speed
-from helpers.model import embedded, resolve, schemes, shapes
+from helpers.model import embedded, lookup, schemes, shapes
 from helpers.model.model import ModelError, ShapeOnlyError
 from tests.conftest import SWAP, children, left_behind, shared_memory
 
@@ -93,7 +93,7 @@ def test_a_quantized_engine_leaves_nothing_and_names_its_kernel(small, warm, sch
 
 
 def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_path):
-    config = resolve.resolve("embedded").config | {"num_hidden_layers": 4}
+    config = lookup.resolve("embedded").config | {"num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     engine = open_engine(f"shape:{tmp_path}", "int8", **small)
     with engine:
@@ -116,11 +116,11 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
 )
 def test_gpus_that_are_not_there_are_not_asked_for(machine, wanted, message):
     with pytest.raises((EngineError, ParameterError), match=message):
-        check_gpus(machine, wanted, resolve.resolve("embedded"))
+        check_gpus(machine, wanted, lookup.resolve("embedded"))
 
 
 def test_any_number_of_gpus_that_divides_the_heads():
-    check_gpus(Machine("cuda", "a GPU", 2**34, count=3), 3, resolve.resolve("embedded"))
+    check_gpus(Machine("cuda", "a GPU", 2**34, count=3), 3, lookup.resolve("embedded"))
 
 
 def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():

@@ -1,6 +1,7 @@
 """The package's structure: eight rooms, each importing only those below it, small enough to be read."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import cache
@@ -32,6 +33,7 @@ CORE = [
     "measure/perplexity",
 ]
 CORE_LINES = 2500
+NAMES = 100  # of all faces together
 
 
 def modules() -> list[Path]:
@@ -83,7 +85,7 @@ def test_a_room_imports_only_rooms_below_it():
         for path in modules()
         for name, _ in imports(path)
         if (mine := room(dotted(path))) and (theirs := room(name)) != mine
-        and (theirs is None or FLOOR[theirs] >= FLOOR[mine])
+        and name != "helpers" and (theirs is None or FLOOR[theirs] >= FLOOR[mine])
     ]  # fmt: skip
     assert not up
 
@@ -111,9 +113,31 @@ def test_the_readers_core_is_read_in_half_an_hour():
     assert lines <= CORE_LINES
 
 
-def test_importing_every_face_imports_neither_torch_nor_vllm():
-    code = f"import sys\nfrom helpers import {', '.join(FLOOR)}\n"
+FACES = {name: importlib.import_module(f"helpers.{name}") for name in FLOOR if name != "tools"}
+
+
+def test_the_faces_have_few_names_and_each_is_there():
+    assert 50 < sum(len(face.__all__) for face in FACES.values()) <= NAMES
+    for name, face in FACES.items():
+        modules = {path.stem for path in (HELPERS / name).glob("*.py")}
+        assert not modules & set(face.__all__), "it would hide the module, or be hidden by it"
+        for public in face.__all__:
+            assert getattr(face, public).__doc__, f"{name}.{public}"
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            face.nothing  # noqa: B018
+
+
+def test_using_every_face_imports_neither_torch_nor_vllm():
+    code = f"import sys\nfrom helpers import {', '.join(FACES)}\n"
+    code += f"for face in ({', '.join(FACES)}):\n    for name in face.__all__:\n        getattr(face, name)\n"
     code += (
         "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_faces_alone_imports_nothing_else_of_the_package():
+    code = f"import sys\nfrom helpers import {', '.join(FACES)}\n"
+    code += "print(sum(name.count('.') > 1 for name in sys.modules if name.startswith('helpers.')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "0\n"

@@ -137,10 +137,6 @@ def nvidia_smi(tmp_path, monkeypatch):
     return put
 
 
-def test_no_driver_means_cpu(nvidia_smi):
-    assert environment.detect_platform() == "cpu"
-
-
 @pytest.mark.parametrize(
     ("text", "status", "platform"),
     [
@@ -157,13 +153,6 @@ def test_nvidia_smi_decides(nvidia_smi, text, status, platform):
 def test_the_drivers_file_is_enough(nvidia_smi, tmp_path):
     (tmp_path / "no driver").touch()
     assert environment.detect_platform() == "cuda"
-
-
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_lock_is_found_from_anywhere(platform, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert environment.lock_of(platform) == REPO / f"requirements-{platform}.lock"
-    assert environment.lock_of(platform).exists()
 
 
 # --- The commands ---------------------------------------------------------------------------------
@@ -197,11 +186,6 @@ def test_after_a_set_up_for_the_cpu_torch_is_installed_anew_for_cuda(venv):
     install.setup(str(venv.folder), "cuda")
     (command,) = venv.asked("uv pip sync")
     assert command.endswith(" --reinstall-package torch")
-
-
-def test_children_write_bytecode(venv):
-    install.setup(str(venv.folder), "cpu")
-    assert not re.search("PYTHONDONTWRITEBYTECODE=.", (venv.folder / "environ").read_text())
 
 
 def test_foreign_environment_keeps_what_it_has(tmp_path):
@@ -261,12 +245,6 @@ def test_pips_certificates_reach_uv_unless_there_are_others(venv, monkeypatch, o
     assert last.startswith(f"SSL_CERT_FILE={own or '/x.pem'} ")
 
 
-def test_pips_sources_in_its_order_of_precedence():
-    listing = "install.find-links='/b\\n/c'\nglobal.find-links='/a'"
-    assert environment.pip_sources(listing) == ["--find-links", "/b", "--find-links", "/c"]
-    assert environment.pip_sources("") == []
-
-
 def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
     venv.fails("uv", NO_TORCH)
     install.setup(str(venv.folder), "cpu")
@@ -289,13 +267,6 @@ def test_another_failure_is_not_blamed_on_torch(venv):
     with pytest.raises(SetupError, match=r"(?s)requirements-cpu\.lock` failed.*dns error.*network"):
         install.setup(str(venv.folder), "cpu")
     assert len(venv.asked("cpu.lock")) == 1
-
-
-def test_cuda_never_asks_for_a_torch_backend(venv):
-    venv.fails("uv", NO_TORCH)
-    with pytest.raises(SetupError):
-        install.setup(str(venv.folder), "cuda")
-    assert not venv.asked("torch-backend")
 
 
 def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
@@ -456,11 +427,6 @@ def test_unsupported_python_is_refused(version, tmp_path, monkeypatch, capsys):
     assert f"is Python {version[0]}.{version[1]}; the packages need 3.11, 3.12 or 3.13" in said
     assert "make setup PYTHON=python3.12" in said
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
-def test_supported_python_passes(version):
-    install.check_python(version, "it")
 
 
 def test_existing_environment_with_an_old_python_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from helpers.base.machine import Machine
 from helpers.compare import claims, comparison_tables, cost, roofline
 from helpers.compare.cards import CARDS, GENERATIONS
 from helpers.measure import result_tables
-from helpers.model.resolve import resolve
+from helpers.model.lookup import resolve
 from helpers.model.schemes import SCHEMES
 from helpers.model.ways import ways
 from tests import ci, kinds, marks

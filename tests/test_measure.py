@@ -13,7 +13,7 @@ from helpers.engine.engine import open_engine
 from helpers.measure import perplexity
 from helpers.measure.memory import measure_memory, weigh
 from helpers.measure.speed import MeasureError, measure_speed
-from helpers.model import resolve, sizes
+from helpers.model import lookup, sizes
 from helpers.model.text import held_out_text
 from helpers.tools import variants
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_measured_is_refused(engine):
 @pytest.mark.parametrize("scheme", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_weights_weigh_what_was_predicted_for_this_machine(scheme):
     """Within 3 %, and what they save against the baseline, too: that is what readers compare."""
-    model, machine = resolve.resolve("embedded"), detect()
+    model, machine = lookup.resolve("embedded"), detect()
     names = ("baseline", scheme)
     held = {name: sizes.held_weights_bytes(name, model.folder, machine) for name in names}
     weighed = {name: weigh(model, name) for name in names}

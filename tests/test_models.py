@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from helpers.base import files
 from helpers.base.files import ROOT
-from helpers.model import embedded, resolve, shapes, sizes
+from helpers.model import embedded, lookup, shapes, sizes
 from helpers.model.embedded import GGUF
 from helpers.model.model import ModelError, ShapeOnlyError, cache_folder
 from tests.conftest import NO_WEIGHTS
@@ -30,7 +29,7 @@ def folder_with(path: Path, *names: str) -> Path:
 
 
 def test_the_embedded_model_chats_and_ends_its_turns():
-    model = resolve.resolve("embedded")
+    model = lookup.resolve("embedded")
     assert model.kind == "embedded"
     assert model.has_chat_template
     assert model.config["model_type"] == "llama"
@@ -41,7 +40,7 @@ def test_the_embedded_model_chats_and_ends_its_turns():
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path):
     folder = folder_with(tmp_path / "my mödel", "config.json", "model.safetensors", "tokenizer_config.json")
-    model = resolve.resolve(str(folder))
+    model = lookup.resolve(str(folder))
     assert (model.kind, model.title, model.folder) == ("local", "my mödel", folder)
     assert not model.has_chat_template
 
@@ -58,7 +57,7 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
     tmp_path, names, message, diagnosis, table
 ):
     with pytest.raises(ModelError, match=message) as caught:
-        resolve.resolve(str(folder_with(tmp_path / "model", *names)))
+        lookup.resolve(str(folder_with(tmp_path / "model", *names)))
     table.check(
         "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
     )
@@ -66,17 +65,17 @@ def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
-    model = resolve.resolve("shape:mistral-7b")
+    model = lookup.resolve("shape:mistral-7b")
     assert (model.title, model.kind, model.file_bytes) == ("Mistral-7B", "shape", 0)
     assert model.config["num_key_value_heads"] == 8
-    assert resolve.resolve("shape:mistral-7b").folder == model.folder
+    assert lookup.resolve("shape:mistral-7b").folder == model.folder
     with pytest.raises(ShapeOnlyError, match="random numbers stand in"):
         model.check_words()
     own = folder_with(tmp_path / "own")
     (own / "config.json").write_text(json.dumps(model.config | {"num_hidden_layers": 2}))
-    assert resolve.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
+    assert lookup.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
     with pytest.raises(ModelError, match=r"There is no shape 'gpt-5'\. There are: phi-2, mistral-7b"):
-        resolve.resolve("shape:gpt-5")
+        lookup.resolve("shape:gpt-5")
 
 
 # The number of weights that each model's card on the hub gives, in thousand million.
@@ -101,7 +100,7 @@ def test_a_config_that_is_none_is_refused(tmp_path, text, table):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match="not valid JSON") as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
 
 
@@ -112,7 +111,7 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     with pytest.raises(
         ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
     ) as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
 
 
@@ -134,17 +133,17 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
 )
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
-        resolve.resolve(name)
+        lookup.resolve(name)
 
 
 CLIENT = """
 import sys
 from helpers.faults import explain
-from helpers.model import resolve
+from helpers.model import lookup
 from helpers.model.model import ModelError
 for name in sys.argv[1:]:
     try:
-        print("folder", resolve.resolve(name).folder)
+        print("folder", lookup.resolve(name).folder)
     except ModelError as error:
         print(explain.explain(error).name, "|", error)
 """
@@ -223,61 +222,6 @@ def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):
     table.add("system", "a byte of a hub's file changed", "resolve, no hub", "damaged-copy", "damaged-copy")
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """An empty cache folder, and a stand-in for fetching and dequantizing that counts its calls."""
-    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
-    calls = tmp_path / "calls"
-
-    def quick(gguf: Path, folder: Path) -> None:
-        with calls.open("a") as file:
-            file.write("x")
-        folder_with(folder, "config.json", "model.safetensors")
-
-    monkeypatch.setattr(embedded, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
-    monkeypatch.setattr(embedded, "_dequantize_in_child", quick)
-    return calls
-
-
-def test_it_is_prepared_once(cache):
-    assert not embedded.ready()
-    assert embedded.prepare() == embedded.prepare()
-    assert embedded.ready()
-    assert cache.read_text() == "x"
-
-
-def test_a_damaged_one_is_made_again(cache):
-    folder = embedded.prepare()
-    (folder / "model.safetensors").write_text("cut")
-    assert not embedded.ready()
-    embedded.prepare()
-    assert embedded.ready()
-    assert cache.read_text() == "xx"
-
-
-def test_a_run_that_fails_halfway_leaves_no_model(cache, monkeypatch):
-    def killed(gguf, folder):
-        folder_with(folder, "config.json")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(embedded, "_dequantize_in_child", killed)
-    with pytest.raises(KeyboardInterrupt):
-        embedded.prepare()
-    assert not embedded.ready()
-    assert [path.name for path in cache_folder().iterdir()] == ["embedded.lock"]
-
-
-def test_two_runs_at_once_make_one_model(cache):
-    context = multiprocessing.get_context("fork")
-    runs = [context.Process(target=embedded.prepare) for _ in range(4)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(30)
-    assert [run.exitcode for run in runs] == [0] * 4
-    assert cache.read_text() == "x"
-
-
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
@@ -300,7 +244,7 @@ def test_a_read_only_disk_is_named_and_serves_what_is_on_it(small_disk, monkeypa
     small_disk.option("ro")
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
     assert embedded.ready()
-    assert resolve.resolve("embedded").folder == small_disk.cache / made.name
+    assert lookup.resolve("embedded").folder == small_disk.cache / made.name
 
 
 def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):
@@ -381,7 +325,7 @@ def test_two_real_runs_at_once_make_one_model(tmp_path, table):
     ]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("Another run is preparing the model" in text for text in said) == [False, True]
+    assert sorted("Another run is preparing embedded" in text for text in said) == [False, True]
     assert files.complete(tmp_path / "cache" / "embedded")
     table.add("system", "two runs at once", "preparing the model", "made once", "made once", processes=0)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.compare import cards, options, published
-from helpers.model import resolve, schemes
+from helpers.model import lookup, schemes
 
 
 def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
@@ -20,7 +20,7 @@ def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
 
 def estimate(line, batch):
     load = options.Load(cards.card(line.card), 1, 512, batch)
-    found = {one.scheme: one for one in options.options(options.counted(resolve.sized(line.shape)), load)}
+    found = {one.scheme: one for one in options.options(options.counted(lookup.sized(line.shape)), load)}
     return found[line.scheme]
 
 

@@ -13,7 +13,7 @@ from helpers.base.machine import Machine
 from helpers.base.records import FIELDS, REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
 from helpers.measure import speed
-from helpers.model import resolve, shapes, sizes
+from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES, SchemeError
 from helpers.tools import reference, sections, variants
@@ -89,7 +89,7 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
     """
     rows, problems = records.read(REFERENCE / "h200/records.jsonl")
     assert not problems
-    known = sizing.known_models(resolve.resolve(EMBEDDED))
+    known = sizing.known_models(lookup.resolve(EMBEDDED))
     seen = {(row["model"], row["scheme"]): row["weights_bytes"] for row in rows}
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
@@ -101,7 +101,7 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
 
 def test_no_recorded_engine_is_faster_than_its_bound():
     rows, _ = records.read(REFERENCE / "h200/records.jsonl")
-    known = sizing.known_models(resolve.resolve(EMBEDDED))
+    known = sizing.known_models(lookup.resolve(EMBEDDED))
     for row in rows:
         model = known[row["model"]]
         bound = roofline.step(model, row["scheme"], H200).bound(row["batch"], row["copy_bandwidth"])

@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers.base.files import ROOT
-from helpers.tools import run
+from helpers.tools import plan, run
 
 RULES = ROOT / "tests" / "nbval_sanitize.cfg"
 SOURCES = [
@@ -61,7 +61,7 @@ def executed(tmp_path_factory) -> Path:
     (base / "notebooks").mkdir()
     path = base / "notebooks" / "00_small.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell(source) for source in SOURCES]), path)
-    [result] = run.run_notebooks(out=base / "executed", store=True, notebooks=path.parent)
+    [result] = run.run_plan(plan.plan_run(out=base / "executed", store=True, notebooks=path.parent))
     assert result.status == "ok", result
     return base
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from helpers.tools import run, store
+from helpers.tools import plan, run, store
 from helpers.tools.plan import NOTEBOOKS
 from tests import marks, pictures
 from tests.test_notebook_files import joined
@@ -43,7 +43,7 @@ def test_two_runs_differ_only_inside_marks(tmp_path, monkeypatch):
     monkeypatch.setenv("TUTORIAL_MODEL", "embedded")
     stored = []
     for turn in ("first", "second"):
-        results = run.run_notebooks(CHEAP, out=tmp_path / turn)
+        results = run.run_plan(plan.plan_run(CHEAP, out=tmp_path / turn))
         assert [result.status for result in results] == ["ok", "ok"], results
         paths = [NOTEBOOKS / f"{name}.ipynb" for name in CHEAP]
         stored.append(

@@ -31,7 +31,6 @@ def test_the_logs_tokens_are_three_quarters_of_an_l4s_bandwidth():
 
 def test_bytes_bind_below_the_crossover_and_arithmetic_above():
     step = Step(weights=1000, operations=20, layout=Layout((), ()))
-    assert step.intensity(10) == 10 * 20 / 1000
     assert step.bound(1, bandwidth=100, rate=1000) == pytest.approx(1 / 10)
     assert step.crossover(100, 1000) == 500
     assert step.seconds(500, 100, 1000) == pytest.approx(10)

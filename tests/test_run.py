@@ -168,7 +168,7 @@ def test_refused_before_anything_starts(folder, capsys, arguments, message):
 def test_a_parameters_cell_of_more_than_literals_is_refused(folder, parameters):
     write_notebook(folder, "01_a", parameters=parameters)
     with pytest.raises(Refused, match=r"01_a\.ipynb"):
-        run.run_notebooks(notebooks=folder)
+        plan.plan_run(notebooks=folder)
 
 
 def test_an_unusable_folder_is_refused(folder, capsys):
@@ -200,7 +200,7 @@ def test_parameters_have_the_types_of_the_defaults(folder, tmp_path):
     write_notebook(folder, "03_c", "assert 'out_dir' not in globals()", parameters="other = 1")
     before = subprocess.Popen(["sleep", "1000"])
     try:
-        results = run.run_notebooks(
+        asked = plan.plan_run(
             ["notebooks/02_b.ipynb", "01_a", "03_c"],
             out=tmp_path / "there",
             parameters={
@@ -208,6 +208,7 @@ def test_parameters_have_the_types_of_the_defaults(folder, tmp_path):
             },
             notebooks=folder,
         )  # fmt: skip
+        results = run.run_plan(asked)
         assert before.poll() is None, "the runner ended a process that it had not started"
     finally:
         before.kill()
@@ -224,7 +225,7 @@ def test_parameters_have_the_types_of_the_defaults(folder, tmp_path):
 def test_two_runs_of_one_second_have_folders_of_their_own(folder, monkeypatch):
     write_notebook(folder, "01_a")
     monkeypatch.setattr(time, "strftime", lambda _: "20250101-120000")
-    outs = [plan.plan_run([], None, {}, 9, False, folder).out for _ in range(3)]
+    outs = [plan.plan_run(notebooks=folder).out for _ in range(3)]
     assert [out.name for out in outs] == [f"20250101-120000{suffix}" for suffix in ("", "-2", "-3")]
     assert (outs[0].parent / "latest").resolve() == outs[2]
 
@@ -297,7 +298,7 @@ def test_storing_twice_gives_the_same_bytes_without_time_or_place(folder):
     nbformat.write(original, path)
     stored = []
     for _ in range(2):
-        assert [r.status for r in run.run_notebooks(store=True, notebooks=folder)] == ["ok"]
+        assert [r.status for r in run.run_plan(plan.plan_run(store=True, notebooks=folder))] == ["ok"]
         stored.append(path.read_bytes())
     assert stored[0] == stored[1]
     result = nbformat.read(path, 4)
@@ -334,7 +335,7 @@ def test_nothing_is_stored_when_one_notebook_must_not_be(folder, source, reason)
     first = write_notebook(folder, "00_fine", "print('fine')")
     write_notebook(folder, "01_a", source)
     before = first.read_bytes()
-    fine, bad = run.run_notebooks(store=True, notebooks=folder)
+    fine, bad = run.run_plan(plan.plan_run(store=True, notebooks=folder))
     assert (fine.status, bad.status) == ("ok", "failed")
     assert re.search(reason, bad.error)
     assert first.read_bytes() == before

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.model import resolve
+from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
 from helpers.serve.queue import Queue, overshoot
@@ -20,7 +20,7 @@ CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 def tokens():
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(resolve.resolve(EMBEDDED).folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(lookup.resolve(EMBEDDED).folder / "tokenizer.json"))
     return lambda request: tokenizer.encode(request.body["messages"][0]["content"]).ids
 
 

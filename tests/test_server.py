@@ -311,17 +311,6 @@ def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(serve
     assert server.settings.api_key not in next(tmp_path.glob("*.log")).read_text()
 
 
-def test_the_knee_is_where_throughput_per_waiting_is_best():
-    def level(concurrency, rate, seconds):
-        figures = dict.fromkeys(Level.__annotations__, 0.0)
-        return Level(
-            **figures | {"concurrency": concurrency, "share": None, "requests_per_s": rate, "e2e_s": seconds}
-        )
-
-    found = [level(1, 1.0, 1.0), level(4, 3.5, 1.1), level(16, 4.0, 4.0)]
-    assert load.knee(found).concurrency == 4
-
-
 @pytest.mark.parametrize(
     ("closed", "opened", "sustained", "kept"),
     [  # as measured on an H200, baseline and AWQ: requests/s answered; and offered, answered, share in time

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.model import embedded, resolve, weights
+from helpers.model import embedded, lookup, weights
 from helpers.model.model import ModelError
 from helpers.model.weights import INDEX
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, 
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError) as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     report = table.check("system", f"weights: {said}", "resolve", caught.value, "damaged-weights")
     assert said in report.evidence
 
@@ -74,11 +74,11 @@ def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
     index = {"weight_map": {"a": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}}
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"lacks d in two\.safetensors, which its index names") as at:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", "a tensor that is only in the index", "resolve", at.value, "missing-weights")
     del index["weight_map"]["d"]
     (folder / INDEX).write_text(json.dumps(index))
-    resolve.resolve(str(folder))
+    lookup.resolve(str(folder))
 
 
 def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
@@ -88,7 +88,7 @@ def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
     index = {"weight_map": {"a": "one.safetensors", "b": "sub/two.safetensors"}}
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"lacks sub/two\.safetensors, .* beside it") as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", "an index that names another folder", "resolve", caught.value, "missing-weights")
 
 
@@ -96,7 +96,7 @@ def test_a_link_whose_file_is_gone(tmp_path, table):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"})
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
     with pytest.raises(ModelError, match=f"a link to {tmp_path}/gone, No such file") as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     table.check("system", "a link whose file is gone", "resolve", caught.value, "damaged-weights")
 
 
@@ -147,7 +147,7 @@ def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missi
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
     with pytest.raises(ModelError) as caught:
-        resolve.resolve(str(folder))
+        lookup.resolve(str(folder))
     assert missing in str(caught.value)
     assert "would start without a word and answer nonsense" in str(caught.value)
     table.check("system", f"no {gone} in any file", "resolve", caught.value, "missing-weights")
@@ -194,7 +194,7 @@ WHOLE_MODELS = {
 @pytest.mark.parametrize("name", WHOLE_MODELS)
 def test_what_a_model_leaves_out_on_purpose_is_not_missed(tmp_path, name):
     config, names = WHOLE_MODELS[name]
-    resolve.resolve(str(folder_of(tmp_path / "model", config, model=names)))
+    lookup.resolve(str(folder_of(tmp_path / "model", config, model=names)))
 
 
 def test_the_embedded_model_is_whole_and_looking_reads_headers_only():

@@ -1,10 +1,8 @@
 """Widgets: a picture everywhere, controls where a kernel and a reader are, a sentence for a bad value."""
 
-import pytest
-
 from helpers.base import widgets
 from helpers.base.page import Note
-from helpers.base.widgets import VIEW, Choice, Slider
+from helpers.base.widgets import VIEW, Slider
 from helpers.measure import result_figures
 from tests.test_show import a_row
 
@@ -50,18 +48,6 @@ def test_a_first_value_that_is_refused_is_a_sentence_and_no_traceback():
     explorer = widgets.explore(picture, size=Slider("size", -5, 5, -1))
     assert isinstance(explorer.first, Note)
     assert set(explorer._repr_mimebundle_()[0]) == {"text/plain", "text/html"}
-
-
-@pytest.mark.parametrize(("control", "kinds"), [
-    (Slider("n", 1, 9, 4), ["BoundedIntText", "IntSlider"]),
-    (Slider("x", 0.5, 2.0, 1.0, 0.5), ["BoundedFloatText", "FloatSlider"]),
-    (Choice("c", ["a", "b"], "b"), ["Dropdown"]),
-])  # fmt: skip
-def test_each_control_starts_at_its_value(control, kinds):
-    widget = control.widget()
-    handles = getattr(widget, "children", None) or [widget]
-    assert [type(handle).__name__ for handle in handles] == kinds
-    assert {handle.value for handle in handles} == {control.value}
 
 
 def test_box_and_slider_move_together():

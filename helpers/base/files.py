@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
@@ -35,7 +35,8 @@ def made(folder: Path, make: Callable[[Path, Path], dict]) -> Path:
         _sweep(folder)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f"{folder.name}.lock")):
+    busy = f"Another run is preparing {folder.name}; waiting for it."
+    with locked(folder.with_name(f"{folder.name}.lock"), busy):
         if complete(folder):  # another run made it while this one waited
             return folder
         _sweep(folder)
@@ -97,13 +98,21 @@ def changed(files: Mapping[Path, str], note: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path):
-    """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends."""
-    with path.open("w") as handle:
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends.
+
+    ``waiting`` is what is said before waiting for another process that holds it.
+
+    Raises:
+        BlockingIOError: another holds it, and there was nothing to say: then nobody waits.
+    """
+    with path.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another run is preparing the model; waiting for it.", flush=True)
+            if not waiting:
+                raise
+            print(waiting, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -134,15 +143,16 @@ def _write_note(note: Path, state: dict) -> None:
     """Remember that the checksums were right; a cache that cannot be written has no memory."""
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        new = note.with_name(f".{note.name}.{os.getpid()}")
-        new.write_text(json.dumps(state))
-        new.replace(note)
+        write_whole(note, json.dumps(state))
 
 
-def replace_text(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file at once or not at all, with the mode it had, if it was there."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    if path.exists():
-        shutil.copymode(path, new)
-    new.replace(path)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(text.encode())  # its line ends as they are
+        if path.exists():
+            shutil.copymode(path, new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

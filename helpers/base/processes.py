@@ -6,9 +6,14 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from helpers.base import page
+from helpers.base.files import ROOT
 
 PATIENCE_S = 3.0  # from asking a process to end to killing it
 
@@ -126,6 +131,38 @@ def _as_worker(work: Callable[[], int], supervisor: int, endings: list[signal.Si
     with contextlib.suppress(OSError):  # the terminal or the pipe may be gone
         sys.stdout.flush()
     return 128 + received[0] if received else code
+
+
+def run_logged(
+    command: list[str], log: Path, env: Mapping[str, str], progress: Callable[[], tuple[int, int, str]]
+) -> int:
+    """Run a command from the repository's root, all that it says in ``log``; return its exit code.
+
+    Where somebody watches, a bar shows what ``progress`` returns: steps done, of how many, their name. The
+    command is killed when this is interrupted.
+    """
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env) as child,
+    ):
+        try:
+            if page.watched():
+                _show_progress(child, progress)
+            return child.wait()
+        except BaseException:  # Ctrl+C above all
+            child.kill()
+            raise
+
+
+def _show_progress(child: subprocess.Popen, progress: Callable[[], tuple[int, int, str]]) -> None:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
+        while child.poll() is None:
+            bar.n, bar.total, label = progress()
+            bar.set_description(label)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
 
 
 def owned_command(command: list[str], grace_s: int) -> list[str]:

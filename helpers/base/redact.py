@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from helpers.base import files
+
 REMOVED = "[removed]"
 
 # Names of variables that hold a secret; `tokenizer`, `tokens` and `max_tokens` do not.
@@ -95,9 +97,7 @@ def clean(paths: Iterable[Path]) -> list[Path]:
         text = path.read_text(encoding="utf-8", errors="replace")
         shown = _notebook(text) if path.suffix == ".ipynb" else remove(text)
         if shown != text:
-            new = path.with_name(f".{path.name}.{os.getpid()}")
-            new.write_text(shown, encoding="utf-8")
-            new.replace(path)
+            files.write_whole(path, shown)
             held.append(path)
     return held
 

@@ -13,7 +13,7 @@ from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.options import AS_IT_IS, Counted, Load, Option
 from helpers.compare.published import gained
 from helpers.compare.sizing import MARGIN
-from helpers.model import resolve, shapes
+from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
 
 GOALS = ("fit", "latency", "throughput", "quality")
@@ -254,7 +254,7 @@ def advise(
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
-    model = options.counted(resolve.sized(name))
+    model = options.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)

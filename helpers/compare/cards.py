@@ -81,7 +81,6 @@ CARDS = {
         _card("RTX PRO 6000", "Blackwell", 12.0, 96, 1597, 504, 1008, f"{_SHEET}, Server Edition"),
     )
 }  # fmt: skip
-SIZES = ("T4", "L4", "A100 40GB", "A100 80GB", "H200")  # one card a memory size: 16, 24, 40, 80, 141 GB
 FOUR = "memory:bandwidth:rate:capability, such as 48:864:362:8.9 (GB, GB/s, dense 16-bit TFLOP/s, SM)"
 
 

@@ -141,7 +141,7 @@ def _w4_hardware(seen: Evidence) -> Finding:
     try:
         AWQ.way(volta)
     except SchemeError as error:
-        return Finding(f"{error} There: {way.why} ({way.source})", FALSE)
+        return Finding(f"{error} There: {way.why}", FALSE)
     return Finding(way.why, PARTLY)
 
 
@@ -320,7 +320,7 @@ def _argument(seen: Evidence) -> Finding:
         return Finding("vLLM's source is not here to look it up in", OPEN)
     gone = "use --quantization fp8_per_tensor instead" in source.read_text(encoding="utf-8")
     deprecated = ", deprecated: vLLM asks for fp8_per_tensor" if gone else ""
-    return Finding(f"Still accepted{deprecated} (vllm/{file})", PARTLY if gone else HOLDS)
+    return Finding(f"Still accepted{deprecated} ({source.name})", PARTLY if gone else HOLDS)
 
 
 SAME_RENT = "Tokens for the same rent"

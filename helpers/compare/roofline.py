@@ -52,10 +52,6 @@ class Step:
         cached = self.layout.request_bytes(context, self.value_bytes) if context else 0
         return self.read(batch) + batch * cached
 
-    def intensity(self, batch: int, context: int = 0) -> float:
-        """Arithmetic intensity: operations for each byte moved."""
-        return batch * self.operations / self.bytes(batch, context)
-
     def seconds(self, batch: float, bandwidth: float, rate: float = math.inf, context: int = 0) -> float:
         """The least time of a step on hardware of this bandwidth (bytes/s) and rate (operations/s)."""
         return max(self.bytes(batch, context) / bandwidth, batch * self.operations / rate)

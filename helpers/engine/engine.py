@@ -35,7 +35,7 @@ from helpers.engine.errors import (
 from helpers.engine.logfile import CHATTY, Progress
 from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import explain, log
-from helpers.model import checkpoints, resolve, schemes, weights
+from helpers.model import checkpoints, lookup, schemes, weights
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.schemes import Way
 
@@ -72,7 +72,7 @@ def open_engine(
     """Return an engine for ``with``, whose block gets a ``vllm.LLM``; it starts when the block is entered.
 
     Args:
-        model: ``embedded``, a folder, a hub name, or what ``resolve.resolve`` returned.
+        model: ``embedded``, a folder, a hub name, or what ``lookup.resolve`` returned.
         scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
         checkpoint: what ``checkpoints.make`` made of the model for this scheme with a program of yours.
         log_dir: folder for vLLM's log; one file an engine.
@@ -108,7 +108,7 @@ def resolve_checkpoint(
     """
     rule = schemes.scheme(scheme)
     way = rule.way(machine)
-    resolved = model if isinstance(model, Model) else resolve.resolve(model)
+    resolved = model if isinstance(model, Model) else lookup.resolve(model)
     loaded = checkpoint or (checkpoints.make(resolved, rule.recipe) if rule.recipe else resolved)
     if way.expanded:
         loaded = checkpoints.expand(loaded)

@@ -20,7 +20,7 @@ _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
 _BEFORE = re.compile(
     r"(?:[\w./-]+|\[[\w.-]+\]) +\| ?(?=\S|$|  )"  # docker compose: vllm-1  |
     r"|\[pod/[^\]]+\] "  # kubectl logs --prefix
-    rf"|\[?{_TIME}\]?(?: std(?:out|err) [FP])? ?"  # kubectl --timestamps, CRI, a cloud's
+    rf"|\[?{_TIME}\]?(?: std(?:out|err) [FP]| \|)? ?"  # kubectl --timestamps, CRI, a cloud's
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [\w.-]+(?:\[\d+\])?: ?"  # journald
     r"|\[?rank ?\d+\]: ?"  # torchrun
     r"|\((?:[^()]+ )?pid=\d+[^()]*\) ?"  # vLLM's children, Ray's workers
@@ -91,16 +91,20 @@ def message(line: str) -> tuple[str, str]:
     head = _HEAD.search(line, 0, 300)
     if head:
         line = line[head.start() :]
-    while before := _BEFORE.match(line):
-        line = line[before.end() :]
+    line = _after(_BEFORE, line)
     level = ""
     if found := _LEVEL.match(line):
-        level, line = found[1], line[found.end() :]
+        level, line = found[1], _after(_BEFORE, line[found.end() :])
         if (found[2] or "").endswith("dump_input.py"):
             level = "INFO"  # a step that fails dumps vLLM's whole configuration, as an error
-    if line.startswith("["):
-        line = re.sub(r"^\[[\w./-]+\.py:\d+\] ?", "", line)
     return level, line.rstrip()
+
+
+def _after(pattern: re.Pattern, line: str) -> str:
+    """The line without all that ``pattern`` matches at its beginning."""
+    while found := pattern.match(line):
+        line = line[found.end() :]
+    return line
 
 
 def _of_json(line: str) -> str:

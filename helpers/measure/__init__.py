@@ -1,1 +1,15 @@
 """Speed, memory and answers of an engine."""
+
+from helpers import face
+
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "speed": "MeasureError Speed measure_speed",
+        "memory": "Memory measure_memory",
+        "perplexity": "Perplexity measure_perplexity",
+        "divergence": "Quality compare control keep_reference",
+        "task": "Answers Recovery recovery",
+        "trial": "Trial",
+    },
+)

@@ -72,11 +72,6 @@ class Answers:
         """The share of items that are right."""
         return float(self.correct.mean())
 
-    @property
-    def by_kind(self) -> dict[str, float]:
-        """The accuracy of each kind."""
-        return {kind: float(self.correct[np.array(self.kinds) == kind].mean()) for kind in task()}
-
 
 def answer(llm) -> Answers:
     """Have the model answer ``task()``; nothing is generated, so nothing has to be parsed.

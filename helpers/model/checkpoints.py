@@ -16,16 +16,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.base import files, machine, page
-from helpers.base.files import MANIFEST, ROOT
+from helpers.base import files, machine, processes
+from helpers.base.files import MANIFEST
 from helpers.faults.log import root_cause
-from helpers.model import quantize, resolve, shapes, sizes, text
+from helpers.model import lookup, quantize, shapes, sizes, text
 from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
 from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED
 from helpers.model.schemes import SchemeError
@@ -245,38 +244,21 @@ def _run_child(arguments: list[str], log: Path) -> None:
     command = [sys.executable, "-m", "helpers.model.checkpoints", "--child", str(os.getpid()), *arguments]
     # All it needs is on this disk: no look at the hub, which only costs time where there is none.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment) as child,
-    ):
-        try:
-            _watch(child, log)
-        except BaseException:  # Ctrl+C above all
-            child.kill()
-            raise
-    if child.returncode:
+    code = processes.run_logged(command, log, environment, functools.partial(_layers_done, log))
+    if code:
         text = log.read_text(errors="replace")
         cause = root_cause("\n".join(reversed(text.splitlines())))  # the last one: it was raised
-        if child.returncode < 0:
-            cause = f"it was killed by signal {-child.returncode}; 9 is often the system, out of memory"
+        if code < 0:
+            cause = f"it was killed by signal {-code}; 9 is often the system, out of memory"
         raise CheckpointError(f"llm-compressor failed.\nCause: {cause or 'not said'}\nFull log: {log}")
 
 
-def _watch(child: subprocess.Popen, log: Path) -> None:
-    """Wait for the child; show how many layers are done where somebody watches."""
-    if not page.watched():
-        child.wait()
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
-        while child.poll() is None:
-            text = log.read_text(errors="replace")
-            steps = re.findall(r"^step: (.+)$", text, re.MULTILINE) or ["importing llm-compressor"]
-            layers = re.findall(r"\((\d+)/(\d+)\): Calibrating", text) or [(0, 1)]
-            bar.n, bar.total = map(int, layers[-1])
-            bar.set_description(steps[-1])
-            time.sleep(0.2)
+def _layers_done(log: Path) -> tuple[int, int, str]:
+    """How many layers the log says are done, of how many, and in which step."""
+    text = log.read_text(errors="replace")
+    steps = re.findall(r"^step: (.+)$", text, re.MULTILINE) or ["importing llm-compressor"]
+    done, total = (re.findall(r"\((\d+)/(\d+)\): Calibrating", text) or [(0, 1)])[-1]
+    return int(done), int(total), steps[-1]
 
 
 def _main(arguments: list[str]) -> None:
@@ -284,7 +266,7 @@ def _main(arguments: list[str]) -> None:
         owner, source, target, settings = arguments[1:]
         quantize.child_main(int(owner), Path(source), Path(target), json.loads(settings))
     elif len(arguments) in (1, 2):
-        made = make(resolve.resolve(*arguments[1:]), arguments[0])
+        made = make(lookup.resolve(*arguments[1:]), arguments[0])
         print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")
     else:
         raise SystemExit(f"usage: python -m helpers.model.checkpoints {{{','.join(RECIPES)}}} [MODEL]")

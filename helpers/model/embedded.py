@@ -29,7 +29,7 @@ def ready() -> bool:
 
 
 def prepare() -> Path:
-    """Fetch and dequantize the embedded model once; return its folder. ``once`` says what that withstands."""
+    """Fetch and dequantize the embedded model once; return its folder. See ``files.made``."""
 
     def make(folder: Path, scratch: Path) -> dict:
         _dequantize_in_child(_fetch_gguf(scratch), folder)
@@ -72,8 +72,7 @@ def _dequantize_in_child(gguf: Path, folder: Path) -> None:
     """Run ``_dequantize`` in a process of its own: it needs torch and 1.5 GB, the kernel should not."""
     job = ["--dequantize", str(os.getpid()), str(gguf), str(folder)]
     command = [sys.executable, "-m", "helpers.model.embedded", *job]
-    root = ROOT
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         said = done.stderr[-2000:] or f"killed by signal {-done.returncode}"
         raise ModelError(f"Dequantizing the embedded model failed:\n{said}")
@@ -81,8 +80,6 @@ def _dequantize_in_child(gguf: Path, folder: Path) -> None:
 
 def _dequantize(gguf_file: Path, folder: Path) -> None:
     """Write the GGUF's weights as a BF16 safetensors folder with tokenizer and chat template."""
-    _make_gguf_quick()
-
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -98,26 +95,6 @@ def _dequantize(gguf_file: Path, folder: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _make_gguf_quick() -> None:
-    """Halve the time transformers takes to read a GGUF (for this process, which does nothing else).
-
-    It opens the file four times, builds the table of tensor names 397 times, and reads 300,000 numbers
-    one by one through a memory map, which is slow at that.
-    """
-    import functools
-    import types
-
-    import gguf
-    import numpy as np
-
-    def in_memory(path, mode="r"):
-        return np.fromfile(path, np.uint8)
-
-    gguf.gguf_reader.np = types.SimpleNamespace(**{**vars(np), "memmap": in_memory})
-    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
-    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 
 if __name__ == "__main__":

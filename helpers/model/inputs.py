@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from helpers.base import parameters
 from helpers.base.machine import detect
-from helpers.model import resolve
+from helpers.model import lookup
 from helpers.model.model import default
 
 
@@ -35,8 +35,8 @@ def check(*, count_only: bool = False, **values) -> SimpleNamespace:
         found.out = Path(found.out_dir)
         found.out.mkdir(parents=True, exist_ok=True)
     if count_only:
-        found.model = resolve.sized("qwen3-8b" if name == "auto" else name)
+        found.model = lookup.sized("qwen3-8b" if name == "auto" else name)
     else:
-        found.model = resolve.resolve(default(found.machine) if name == "auto" else name)
+        found.model = lookup.resolve(default(found.machine) if name == "auto" else name)
     print(f"Model: {found.model.title}.")
     return found

@@ -15,6 +15,7 @@ import json
 import os
 from pathlib import Path
 
+from helpers.base import files
 from helpers.model import model
 from helpers.model.model import SHAPE, Model, ModelError
 
@@ -54,9 +55,7 @@ def _shape_folder(name: str, title: str, config: dict) -> Model:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
-            whole = folder / f".config-{os.getpid()}"
-            whole.write_text(text)
-            whole.replace(folder / "config.json")
+            files.write_whole(folder / "config.json", text)
     except OSError as error:
         raise ModelError(
             f"{folder} cannot be written: {error}. Set TUTORIAL_CACHE to another folder."

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import parameters, processes
-from helpers.base.files import ROOT, replace_text
+from helpers.base.files import ROOT, write_whole
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 # What a later attempt may answer: a server that drains, is full or is gone, and a router without any.
@@ -129,7 +129,7 @@ def run_batch(
         raise BatchError(MISSING)
     rows, have = read_rows(source), answers(out)
     have = {row["custom_id"]: have[row["custom_id"]] for row in rows if row["custom_id"] in have}
-    replace_text(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
+    write_whole(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
     begun = time.perf_counter()
     if len(have) < len(rows):
         words = [str(source), str(out), "--url", url, "--clients", str(clients), "--attempts", str(attempts)]

@@ -13,13 +13,11 @@ import itertools
 import json
 import os
 import resource
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers.base import machine, page, processes
-from helpers.base.files import ROOT
+from helpers.base import machine, processes
 from helpers.faults.log import root_cause
 from helpers.serve import command
 from helpers.serve.server import Server
@@ -129,36 +127,16 @@ def bench(
     # Its client would send this machine's own address, and the key, through a proxy of the environment's.
     environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), server.args["host"])
     command = [sys.executable, "-m", "helpers.serve.load", json.dumps(job)]
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment) as child,
-    ):
-        try:
-            _watch(child, results, len(concurrencies) + len(shares))
-        except BaseException:  # Ctrl+C above all
-            child.kill()
-            raise
-    if child.returncode:
-        cause = root_cause(log.read_text(errors="replace")) or f"exit code {child.returncode}"
+
+    def progress() -> tuple[int, int, str]:
+        done = len(results.read_text().splitlines()) if results.exists() else 0
+        return done, len(concurrencies) + len(shares), "levels of load"
+
+    code = processes.run_logged(command, log, environment, progress)
+    if code:
+        cause = root_cause(log.read_text(errors="replace")) or f"exit code {code}"
         raise LoadError(f"vllm bench serve failed.\nCause: {cause}\nFull log: ‹{os.path.relpath(log)}›")
     return [_level(json.loads(line)) for line in results.read_text().splitlines()]
-
-
-def _watch(child: subprocess.Popen, results: Path, total: int) -> None:
-    """Wait for the child; show the levels that are done where somebody watches."""
-    if not page.watched():
-        child.wait()
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, leave=False, desc="levels of load") as bar:
-        while child.poll() is None:
-            bar.n = len(results.read_text().splitlines()) if results.exists() else 0
-            bar.refresh()
-            try:
-                child.wait(0.5)
-            except subprocess.TimeoutExpired:
-                continue
 
 
 def _level(found: dict) -> Level:
@@ -187,15 +165,6 @@ def closed(levels: list[Level]) -> list[Level]:
 def opened(levels: list[Level]) -> list[Level]:
     """The levels of the open loops."""
     return [level for level in levels if level.share is not None]
-
-
-def knee(levels: list[Level]) -> Level:
-    """The closed loop with the most *power*: requests per second, divided by the seconds each takes.
-
-    Below it more clients buy throughput cheaply, above it they mostly buy waiting. Source: Kleinrock,
-    "Power and deterministic rules of thumb for probabilistic problems in computer communications", 1979.
-    """
-    return max(closed(levels), key=lambda level: level.requests_per_s / level.e2e_s if level.e2e_s else 0.0)
 
 
 def sustained(levels: list[Level]) -> float:

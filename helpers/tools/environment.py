@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from helpers.base import files
 from helpers.base.files import ROOT
 
 UV_VERSION = "0.13.9"
@@ -82,10 +83,8 @@ def is_current(venv: Path, platform: str) -> bool:
 
 
 def write_stamp(venv: Path, platform: str) -> None:
-    """Write the stamp under another name first: a half-written one must not exist."""
-    fresh = root_of(venv) / f"{STAMP}.new"
-    fresh.write_text(fingerprint(venv, platform))
-    fresh.replace(root_of(venv) / STAMP)
+    """Write the stamp; half a one must not exist."""
+    files.write_whole(root_of(venv) / STAMP, fingerprint(venv, platform))
 
 
 def _digest(path: Path) -> str:
@@ -112,23 +111,14 @@ def is_foreign(venv: Path) -> bool:
     return python_of(venv).exists() and not (root_of(venv) / OWN).exists()
 
 
-@contextlib.contextmanager
-def only_one(venv: Path) -> Iterator[None]:
+def only_one(venv: Path) -> AbstractContextManager[None]:
     """Hold the environment's lock file; a second run waits. The kernel frees it however a run ends."""
-    import fcntl
-
     # A foreign environment's parent may be anything, the home folder or a read-only one: stay inside.
     path = (
         root_of(venv) / "quantized-deployment.lock" if is_foreign(venv) else venv.parent / f"{venv.name}.lock"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Another set-up of {venv} is running; waiting for it.", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return files.locked(path, f"Another set-up of {venv} is running; waiting for it.")
 
 
 def clashes(venv: Path, platform: str, packages: Path) -> list[str]:

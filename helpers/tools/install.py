@@ -34,7 +34,7 @@ IMPORTED_FRONT_END = (
 )  # fmt: skip
 
 IMPORTED = (
-    *("matplotlib.pyplot", "pandas", "openai", "fastapi", "sympy", "gguf"),
+    *("matplotlib.pyplot", "openai", "fastapi", "sympy", "gguf"),
     *("vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server"),
     *("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models.llama"),
     "llmcompressor.modifiers.awq",

@@ -20,6 +20,8 @@ from helpers.base.records import append
 
 NOTEBOOKS = ROOT / "notebooks"
 
+CELL_TIMEOUT_S = 900
+
 RECORDS, RESULTS = "records.jsonl", "results.jsonl"
 
 
@@ -64,10 +66,25 @@ class Result:
 
 
 def plan_run(
-    names: Sequence[str], out: str | Path | None, parameters: Mapping[str, Any] | None,
-    timeout: int, store: bool, notebooks: Path,
-) -> Plan:  # fmt: skip
-    """Check a request (the arguments of `run_notebooks`) and make its folder, or raise Refused."""
+    names: Sequence[str] = (),
+    out: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: int = CELL_TIMEOUT_S,
+    store: bool = False,
+    notebooks: Path = NOTEBOOKS,
+) -> Plan:
+    """Check a request and make its folder.
+
+    Args:
+        names: such as `01_baseline`; all if empty.
+        out: the folder of copies, records and logs; by default a new one in `runs/`, beside `notebooks`.
+        parameters: new values by name; a notebook gets those that its parameters cell knows.
+        timeout: seconds that one cell may take.
+        store: once all have succeeded, their outputs go into the notebooks themselves.
+
+    Raises:
+        Refused: an unknown notebook or parameter, a value of the wrong type, an unusable folder.
+    """
     chosen, values = check(names, parameters, timeout, store, notebooks)
     folder = make_folder(out, notebooks.parent / "runs")
     for notebook in chosen:

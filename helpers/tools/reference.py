@@ -31,7 +31,7 @@ import nbformat
 from helpers.base import machine
 from helpers.base.machine import GIB
 from helpers.engine.engine import open_engine
-from helpers.model import embedded, resolve
+from helpers.model import embedded, lookup
 from helpers.model.model import EMBEDDED
 from helpers.tools import grid, sections
 from helpers.tools.deployments import ROUNDS
@@ -48,7 +48,7 @@ def warm(wanted: list[tuple[str, str, dict]], at_once: int = 6) -> None:
     Compiling takes most of a first start and one core of many; the engines measured later start alone.
     """
     for name in {name for name, _, _ in wanted}:
-        resolve.resolve(name)
+        lookup.resolve(name)
     with ThreadPoolExecutor(at_once) as pool:
         for (name, scheme, _), seconds, error in pool.map(_warm_one, wanted):
             print("warm", name, scheme, f"{seconds:.0f} s", error, flush=True)

@@ -20,14 +20,15 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from helpers.base import files, processes, redact
-from helpers.tools import batch, pictures, plan, store
+from helpers.tools import batch, pictures, store
 from helpers.tools.plan import (
+    CELL_TIMEOUT_S,
     NOTEBOOKS,
     RECORDS,
     Notebook,
@@ -42,8 +43,6 @@ from helpers.tools.plan import (
 )
 from helpers.tools.progress import Progress, report_lines
 
-CELL_TIMEOUT_S = 900
-
 SHUTDOWN_S = 10.0  # for a kernel to end: an engine interrupted in mid-flight needs 6 s to let go
 
 KERNEL_ENVIRONMENT = {
@@ -55,34 +54,12 @@ KERNEL_ENVIRONMENT = {
 # ---- running
 
 
-def run_notebooks(
-    names: Sequence[str] = (),
-    out: str | Path | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    timeout: int = CELL_TIMEOUT_S,
-    store: bool = False,
-    notebooks: Path = NOTEBOOKS,
-) -> list[Result]:
-    """Run notebooks in order of name and end every process they leave behind.
+def run_plan(plan: Plan, progress: Progress | None = None) -> list[Result]:
+    """Run notebooks in order of name and end every process they leave behind; one result a notebook.
 
-    Args:
-        names: such as `01_baseline`; all if empty.
-        out: the folder of copies, records and logs; by default a new one in `runs/`.
-        parameters: new values by name; a notebook gets those that its parameters cell knows.
-        timeout: seconds that one cell may take.
-        store: once all have succeeded, put their outputs into the notebooks themselves.
-        notebooks: the folder they are in; `runs/` lies beside it.
-
-    Returns:
-        One result a notebook. One that fails raises nothing; those that need it are skipped.
-
-    Raises:
-        Refused: an unknown notebook or parameter, a value of the wrong type, an unusable folder.
+    One that fails raises nothing; those that need it are skipped.
     """
-    return _run(plan.plan_run(names, out, parameters, timeout, store, notebooks), Progress())
-
-
-def _run(plan: Plan, progress: Progress) -> list[Result]:
+    progress = progress or Progress()
     results = progress.results
     with _quiet(), processes.owned_processes() as end_leftovers:
         for notebook in plan.notebooks:
@@ -218,7 +195,7 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
             result = replace(result, status="failed", error=f"not stored: {error}")
         checked.append(result)
     for path, text in texts.items() if len(texts) == len(results) else ():
-        files.replace_text(path, text)
+        files.write_whole(path, text)
         with contextlib.suppress(ValueError):  # it shows nothing to make a picture of
             pictures.make(path)
     return checked
@@ -261,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         progress = Progress(sys.stdout, live=sys.stdout.isatty())
         try:
-            _run(plan, progress)
+            run_plan(plan, progress)
         finally:
             print(report_lines(progress.results, plan))
         return 0 if all(result.status == "ok" for result in progress.results) else 1
@@ -279,14 +256,14 @@ def _batch(
         raise Refused("--store keeps what the notebooks say by themselves, not what a list of sets says")
     if folder is None:
         sets = [values | parameters for values in found]
-        plan = batch.plan(names, sets, out, jobs, timeout, notebooks)
+        asked = batch.plan(names, sets, out, jobs, timeout, notebooks)
     elif names or found or parameters or out:
         raise Refused(
             "--resume takes notebooks and sets from its folder: only --jobs and --timeout go with it"
         )
     else:
-        plan = batch.resume(folder, jobs, timeout, notebooks)
-    return processes.supervised(lambda: batch.work(plan))
+        asked = batch.resume(folder, jobs, timeout, notebooks)
+    return processes.supervised(lambda: batch.work(asked))
 
 
 if __name__ == "__main__":

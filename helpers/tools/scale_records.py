@@ -29,7 +29,7 @@ from helpers.base.files import ROOT
 from helpers.base.machine import GIB, detect, gpu_memory_used
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
-from helpers.model import resolve, schemes, shapes
+from helpers.model import lookup, schemes, shapes
 from helpers.model.model import EMBEDDED, Model, cache_folder
 from helpers.serve import clients, command, settings
 from helpers.serve.load import fixed_flags
@@ -50,7 +50,7 @@ TOGETHER = {"FP8": ("fp8", 0), "AWQ": ("awq", 1)}  # engines of one GPU each, si
 
 def served_model() -> Model:
     """Mistral-7B's shape with the embedded model's tokenizer and vocabulary: a folder without weights."""
-    words, folder = resolve.resolve(EMBEDDED), cache_folder() / "scale-mistral-7b"
+    words, folder = lookup.resolve(EMBEDDED), cache_folder() / "scale-mistral-7b"
     folder.mkdir(parents=True, exist_ok=True)
     for path in words.folder.glob("*"):
         if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":

@@ -24,7 +24,7 @@ from helpers.faults.log import root_cause
 from helpers.measure import divergence, speed, task, trial
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
-from helpers.model import embedded, resolve, sizes
+from helpers.model import embedded, lookup, sizes
 from helpers.model.model import Model, ModelError
 from helpers.model.schemes import SchemeError
 from helpers.tools import crosscheck, variants
@@ -113,7 +113,7 @@ def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
     """
     bandwidth = copy_bandwidth()
     for name in names:
-        model, reference = resolve.resolve(name), None
+        model, reference = lookup.resolve(name), None
         for scheme in tried:
             try:
                 rows, reference = _one(model, scheme, reference, out)
@@ -161,7 +161,7 @@ def _one(model: Model, scheme: str, reference, out: Path, **args) -> tuple[list[
 
 def kernels(out: Path, name: str = MODEL) -> None:
     """W4A16 by each kernel for it: the one that decodes faster may take longer to the first token."""
-    model = resolve.resolve(name)
+    model = lookup.resolve(name)
     for args in KERNELS:
         rows, _ = _one(model, "awq", None, out, **args)
         records.append(
@@ -187,7 +187,7 @@ CONTEXT = {"max_model_len": 4096, "max_num_batched_tokens": 8192, "max_num_seqs"
 def envelope(out: Path, name: str = MODEL) -> None:
     """Give vLLM as much of this GPU as an L4 has; the KV cache it finds room for says what fits."""
     share = {"gpu_memory_utilization": round(0.9 * L4_BYTES / machine.detect().memory_bytes, 4)}
-    model = resolve.resolve(name)
+    model = lookup.resolve(name)
     for scheme, more in ENVELOPE:
         try:
             with opened(model, scheme, log_dir=out / "logs", **CONTEXT, **share, **more) as engine:
@@ -307,5 +307,5 @@ def crosscheck_section(out: Path) -> None:
         names = ("embedded",)
     for name in names:
         for pair in crosscheck.check(name, log_dir=out / "logs", **same):
-            row = {"model": resolve.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
+            row = {"model": lookup.resolve(name).title, **asdict(pair), "ratio": round(pair.ratio, 4)}
             write(out / "crosscheck.jsonl", [stamp() | row])

@@ -26,7 +26,7 @@ from helpers.engine.engine import open_engine
 from helpers.engine.errors import EngineError
 from helpers.measure import speed
 from helpers.measure.speed import measure_speed
-from helpers.model import resolve
+from helpers.model import lookup
 from helpers.model.schemes import SchemeError
 
 MODEL = "shape:mistral-7b"
@@ -168,7 +168,7 @@ def settings(
     ``only`` are names or parts of them (``variants``), empty for all; ``opened`` opens an engine as
     ``open_engine`` does.
     """
-    model, bandwidth = resolve.resolve(name), copy_bandwidth()
+    model, bandwidth = lookup.resolve(name), copy_bandwidth()
     for scheme, title, args in choose_variants(only):
         row = {"model": model.title, "scheme": scheme, "variant": title, "args": args}
         row["copy_bandwidth"] = round(bandwidth)
