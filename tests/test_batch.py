@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.compare.advise import advise
 from helpers.tools import batch, run
-from helpers.tools.batch import ADVICE, FILE, Set
+from helpers.tools.batch import FILE, Set
 from helpers.tools.plan import RESULTS, Result, write_result
 from tests.test_run import (
     ROOT,
@@ -244,14 +245,16 @@ def test_a_set_that_died_while_it_wrote_is_open_and_says_where_to_look(tmp_path)
 
 
 def test_what_a_set_was_advised_is_in_its_lines(tmp_path):
-    sets = []
-    for name, text in (("1", '{"recommended": "awq"}'), ("2", '{"recommended": null}'), ("3", "{")):
-        sets.append(Set(name, tmp_path / f"set-{name}", {"gpu": "L4"}, {"00_a": "x"}, {"00_a": set()}))
-        sets[-1].folder.mkdir()
-        (sets[-1].folder / ADVICE).write_text(text)
-    batch._report(batch.Batch(tmp_path, sets, 1, 9, tmp_path))
+    """The sentence as the real advice says it; the first one only, and nothing of a notebook without."""
+    answer = advise("qwen3-8b", "L4", users=20, context=4096, goal="throughput")
+    one = Set("1", tmp_path / "set-1", {"gpu": "L4"}, {"00_a": "x", "01_b": "x"}, {})
+    one.folder.mkdir()
+    shown = [{"data": {"text/plain": text}} for text in ("a table", repr(answer), repr(answer))]
+    (one.folder / "00_a.ipynb").write_text(json.dumps({"cells": [{}, {"outputs": shown}]}))
+    batch._report(batch.Batch(tmp_path, [one], 1, 9, tmp_path))
     rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
-    assert [(row["gpu"], row["recommended"]) for row in rows] == [("L4", "awq"), ("L4", "none"), ("L4", "")]
+    assert [(row["gpu"], row["recommended"]) for row in rows] == [("L4", answer.sentence), ("L4", "")]
+    assert answer.sentence.startswith("Deploy ")
 
 
 # --- papermill itself, on a notebook of the collection
@@ -267,7 +270,7 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "on T4, 16 requests of 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
+    assert "Qwen3-8B on T4: 20 x 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ KNOWN = {
     *("CPU", "CPUs", "GPU", "GPUs", "API", "HTTP", "JSON", "YAML", "CUDA", "GiB", "MiB"),
     *("README", "SECURITY", "OpenAI", "NVIDIA", "AMD", "JupyterLab", "SageMaker", "AutoAWQ"),
     *("L4", "T4", "A10", "A100", "H100", "H200", "RTX", "GB", "PyTorch", "HuggingFace"),
-    *("L4s", "T4s", "A100s", "H100s"),
+    *("L4s", "T4s", "A100s", "H100s", "Qwen3"),
 }
 
 

@@ -244,11 +244,12 @@ def test_behind_the_proxy_nothing_but_v1_answers_and_that_not_without_the_key(se
     """Every route that the server lists, in every way of writing it."""
     routes = {re.sub("[{}]", "", path) for _, path in doors.routes(server)} - {"/health"}
     with nginx(tmp_path, server.args["port"], **{"rate=20r/s": "rate=10000r/s"}) as port:
-        for path in set().union(*map(writings, routes)):
+        for route, path in {(route, path) for route in routes for path in writings(route)}:
+            inside = route.startswith("/v1/") or "/v1/" in path or "/v1%" in path.lower()
             for method, body in (("GET", None), ("POST", "{}")):
                 status, _, text = said(port, method, path, body)
                 assert status in (400, 401, 403, 404), (method, path, text)
-                if "/v1/" not in path and "/v1%" not in path.lower():
+                if not inside:  # with the key it may be a route of the API
                     status, _, text = said(port, method, path, body, **server.headers)
                     assert status in (400, 403, 404), (method, path, text)
         key = {"x_api_key": server.settings.api_key, "Content_Type": "application/json"}

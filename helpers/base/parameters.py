@@ -72,7 +72,7 @@ WHOLE = {
     "quality_tokens": (512, 65536), "reference_prompt_tokens": (1, 1_000_000), "context": (1, 10_000_000),
     "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
     "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
-    "small_cache_mib": (1, 1024),
+    "small_cache_mib": (1, 1024), "waiting": (1, 1000), "most": (10, 10_000), "rows": (1, 100_000),
 }  # fmt: skip
 NUMBERS = {
     "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),

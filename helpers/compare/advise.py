@@ -107,7 +107,8 @@ class Advice:
 
     def _if_accuracy(self, one: Option, others: list[Option]) -> str:
         gentler = [other for other in others if other.fits and other.kept.loss < one.kept.loss]
-        best = min(gentler, key=lambda other: (other.kept.loss, other.gpus), default=None)
+        least = one.kept.loss - 1  # less than that apart is no other kind of rounding
+        best = min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None)
         return best and f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
 
     def _if_few(self, one: Option, others: list[Option]) -> str:

@@ -28,11 +28,10 @@ def gain_lines(
         axes.errorbar(batches, values, reach, capsize=3, **look(scheme))
         ends.append((values[-1], batches[-1], f"{name}, {values[-1]:.2f}", look(scheme)["color"]))
     lowest = 0.0
-    for value, batch, text, colour in sorted(
-        ends
-    ):  # from below, each at least a line's height above the last
+    style = {"va": "center", "fontsize": 11, "bbox": {"color": "white", "pad": 0.5}}
+    for value, batch, text, colour in sorted(ends):  # from below, each a line's height above the last
         lowest = max(value, lowest)
-        axes.annotate(text, (batch, value), (batch * 1.12, lowest), color=colour, va="center", fontsize=11)
+        axes.annotate(text, (batch, value), (batch * 1.12, lowest), color=colour, **style)
         lowest += 0.09 * max(end[0] for end in ends)
     axes.axhline(1, color="#555555", linewidth=1)
     axes.text(1, 1, "16 bits", va="bottom", color="#555555")

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from helpers.base import files, processes, records
+from helpers.compare.advise import GOALS
 from helpers.tools.plan import RECORDS, RESULTS, Refused, check, digest, lines, make_folder, shown
 
 FILE = "batch.json"
 
-ADVICE = "advice.json"  # what `python -m helpers.advise --json` prints
+# How ``compare.advise`` shows an answer as text: the load, then the sentence.
+_ADVICE = re.compile(rf".+ on .+ for (?:{'|'.join(GOALS)})\n\n((?:.+\n)+)")
 
 PATIENCE_S = 20.0  # for interrupted sets to end their kernels; less than the supervisor's own patience
 
@@ -69,12 +72,15 @@ class Set:
                 with contextlib.suppress(ValueError):  # cut short by a kill
                     yield name, json.loads(line)
 
-    def recommended(self) -> str:
-        """The scheme that 00_start_here recommends for this set, where it wrote its advice down."""
+    def recommended(self, name: str) -> str:
+        """The sentence of a notebook's first advice; nothing where it gives none."""
         try:
-            return json.loads((self.folder / ADVICE).read_text(encoding="utf-8"))["recommended"] or "none"
-        except (OSError, ValueError, KeyError, TypeError):
+            cells = json.loads((self.folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        except (OSError, ValueError, KeyError):
             return ""
+        data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+        texts = ("".join(shown.get("text/plain", "")) for shown in data)
+        return next((" ".join(found[1].split()) for text in texts if (found := _ADVICE.match(text))), "")
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ def _report(batch: Batch) -> str:
                 chosen = ", ".join(f"{key}={value!r}" for key, value in one.parameters.items()) or "defaults"
                 table += [f"    {row['error'] or shown(_log(batch, one))}", f"    with {chosen}"]
             head = {"set": one.name, "notebook": name, "status": row["status"], "seconds": row["seconds"]}
-            head |= {"error": row["error"], "recommended": one.recommended()}
+            head |= {"error": row["error"], "recommended": one.recommended(name)}
             for found in [found for where, found in measured if where == name] or [{}]:
                 told = {column: found[column] for column in ANSWERS if column in found}
                 answers.append(head | told | one.parameters)
