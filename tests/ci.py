@@ -39,23 +39,7 @@ COMPARED = sorted({path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb"
 # is compared must not depend on it. On a CPU without AVX-512, which emulates FP8, it saves minutes.
 SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
 # 06 with one scheme, two levels of load and one stop: a minute of its four, run and not compared.
-ONCE = (
-    "-p",
-    "short",
-    "True",
-    "-p",
-    "levels",
-    "4",
-    "-p",
-    "shares",
-    "80",
-    "-p",
-    "open_seconds",
-    "2",
-    "-p",
-    "requests",
-    "16",
-)
+ONCE = {"short": "True", "levels": "4", "shares": "80", "open_seconds": "2", "requests": "16"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
 FILES = ["notebook_files", "kinds", "lesson_form", "links", "book"]  # they only read what is committed
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
@@ -107,6 +91,11 @@ class Run:
             self.steps.append(Step(f"  {name}", "", note.get("duration") or 0.0))
 
 
+def words(parameters: dict[str, str]) -> tuple[str, ...]:
+    """Parameters as the runner's arguments."""
+    return tuple(word for pair in parameters.items() for word in ("-p", *pair))
+
+
 def _cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
@@ -127,7 +116,7 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
     if not replay:
         quick = ("-m", "not browser" if slow else "not slow")
         tests = ("pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
-        short = () if slow else tuple(word for pair in SHORT.items() for word in ("-p", *pair))
+        short = () if slow else words(SHORT)
         notebooks = ("helpers.tools.run", *names, "--out", str(EXECUTED), *short)
         shutil.rmtree(EXECUTED, ignore_errors=True)
         run("tests", *tests)
@@ -136,12 +125,12 @@ def everything(run: Run, slow: bool = False, replay: bool = False) -> None:
         finally:
             run.parts(EXECUTED, names)
         if not slow:
-            once = ("helpers.tools.run", *SLOW, "--out", str(BUILD / "short"), *ONCE)
+            once = ("helpers.tools.run", "06_production", "--out", str(BUILD / "short"), *words(ONCE))
             shutil.rmtree(BUILD / "short", ignore_errors=True)
             run("06, one server", *once, **HEADLESS)
     recorded = ["-p", "tests.replay", "--replay", str(EXECUTED)]
     recorded += ["--continue-on-collection-errors"]
-    run("nbval, pictures", "pytest", *NBVAL, *recorded, *paths)
+    run("nbval", "pytest", *NBVAL, *recorded, *paths)
     kernel = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300")
     run("nbval with a kernel", "pytest", *NBVAL, *kernel, f"notebooks/{REAL}.ipynb", **HEADLESS)
     if slow and not replay:
