@@ -119,7 +119,7 @@ def test_a_measured_number_without_a_source_would_be_found():
 @pytest.mark.parametrize(("lesson", "recipe"), [("02_fp8", "fp8"), ("03_awq", "awq")])
 def test_the_recipe_in_the_cell_is_the_one_that_all_lessons_use(lesson, recipe):
     shown = [source(cell) for cell in cells(REPO / f"notebooks/{lesson}.ipynb", "code")]
-    (written,) = [text for text in shown if text.startswith("%%writefile")]
-    first, _, program = written.partition("\n")
+    (written,) = [text for text in shown if text.startswith("%%capture\n%%writefile")]
+    _, first, program = written.split("\n", 2)
     assert first == f"%%writefile {{out}}/{recipe}.py"
     assert program + "\n" == quantize.script(recipe)
