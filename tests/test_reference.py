@@ -17,7 +17,7 @@ from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES, SchemeError
 from helpers.tools import reference, sections, variants
-from helpers.tools.plan import NOTEBOOKS, RESULTS
+from helpers.tools.plan import RESULTS
 from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS
 from helpers.tools.variants import MODEL, VARIANTS
 
@@ -256,20 +256,6 @@ def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
     seen = variants.busy(SimpleNamespace(llm=llm), batch=1)
     assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
     assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
-
-
-def test_every_lesson_ran_to_its_end_on_a_gpu_and_the_readme_says_in_what_time():
-    lines = (REFERENCE / "h200/lessons.jsonl").read_text().splitlines()
-    newest = {row["lesson"]: row for row in map(json.loads, lines)}
-    assert {row["status"] for row in newest.values()} == {"ok"}
-    assert set(newest) == {path.stem for path in NOTEBOOKS.glob("0[0-6]_*.ipynb")}
-    whole = sum(row["seconds"] for row in newest.values()) / 60
-    starts = [seconds for row in newest.values() for seconds in row["starting_s"]]
-    made = max(row["checkpoints_s"] for row in newest.values()) / 60
-    said = " ".join((NOTEBOOKS.parent / "README.md").read_text().split())
-    assert f"ran to their end on that H200 in {whole:.0f} minutes together" in said
-    assert f"checkpoints made before ({made:.0f} minutes more)" in said
-    assert f"{sum(starts) / 60:.0f} of the {whole:.0f} were the starts of {len(starts)} engines" in said
 
 
 def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):

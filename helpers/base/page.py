@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
-import sys
 from collections.abc import Iterable, Mapping
 
 _NO_QUOTES = str.maketrans("‹›", "<>")
@@ -147,10 +145,3 @@ class Answer:
 def ms(seconds: float) -> str:
     """Seconds in whole milliseconds, for a cell."""
     return f"{1000 * seconds:,.0f} ms"
-
-
-def watched() -> bool:
-    """Whether a person is likely watching: a terminal, or a notebook that is not run headless."""
-    if os.environ.get("TUTORIAL_HEADLESS"):
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from helpers.base import page
+from helpers.base import machine
 from helpers.base.files import ROOT
 
 PATIENCE_S = 3.0  # from asking a process to end to killing it
@@ -146,7 +146,7 @@ def run_logged(
         subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env) as child,
     ):
         try:
-            if page.watched():
+            if machine.watched():
                 _show_progress(child, progress)
             return child.wait()
         except BaseException:  # Ctrl+C above all
