@@ -17,10 +17,10 @@ import pytest
 
 from helpers.base import records
 from helpers.model.model import TITLE
-from helpers.serve import clients, doors, load, load_tables, probe, settings
+from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
-from helpers.serve.load import ENOUGH, FIELDS, SHORTEST_S, Level, Objective
+from helpers.serve.load import FIELDS, SHORTEST_S, Level, Objective
 from helpers.serve.owned import TEARDOWN_S
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
@@ -366,18 +366,6 @@ def test_a_level_that_is_over_at_once_is_repeated_for_longer():
 
 def test_an_answer_lasts_as_long_as_its_context_allows():
     assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 500, 500]
-
-
-def test_a_95th_percentile_of_few_requests_is_not_shown():
-    """Of four requests it is all but the slowest one's time, and says nothing of one user in twenty."""
-    figures = dict.fromkeys(Level.__annotations__, 0.25) | {"concurrency": 4, "share": None}
-    few, enough = (Level(**figures | {"completed": count}) for count in (ENOUGH - 1, ENOUGH))
-    table = load_tables.levels({"baseline": [few, enough]})
-    for row, shown in zip(table.rows, ("-", "250 ms"), strict=True):
-        cells = dict(zip(table.columns, row, strict=True))
-        assert cells["requests"].text in (str(few.completed), str(enough.completed))
-        assert {cells[name].text for name in table.columns if name.endswith("95 %")} == {shown}
-        assert cells["TTFT, median"].text == "250 ms"
 
 
 def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):

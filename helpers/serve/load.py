@@ -22,9 +22,6 @@ from helpers.faults.log import root_cause
 from helpers.serve import command
 from helpers.serve.server import Server
 
-# Requests from which on a 95th percentile is shown: of twenty, one is slower. Of fewer it is little but the
-# slowest request, a single one, and would be another in the next run.
-ENOUGH = 20
 
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
 
@@ -67,11 +64,6 @@ class Level:
     itl_s: float
     itl_p95_s: float
     e2e_s: float
-
-    @property
-    def enough(self) -> bool:
-        """Whether so many requests were answered (``ENOUGH``) that their 95th percentile says something."""
-        return self.completed >= ENOUGH
 
     @property
     def kept(self) -> float:
