@@ -22,7 +22,6 @@ from helpers.faults.log import root_cause
 from helpers.serve import command
 from helpers.serve.server import Server
 
-
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
 
 KEEPS = 0.9  # the share of requests that must meet the objective for a rate to count as kept
