@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,10 @@ def sources() -> dict[str, str]:
     }
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found[path.name] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        found[path.name] = re.sub(
+            r"^%%.*$", "", text, flags=re.M
+        )  # a program that a cell writes is code, too
     return found
 
 
