@@ -27,9 +27,7 @@ def sources() -> dict[str, str]:
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-        found[path.name] = re.sub(
-            r"^%%.*$", "", text, flags=re.M
-        )  # a program that a cell writes is code, too
+        found[path.name] = re.sub(r"^%%.*$", "", text, flags=re.M)  # what a cell writes is code, too
     return found
 
 
