@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from helpers.base import machine
+from helpers.base import processes
 from helpers.engine.logfile import PHASES, LogFile, Progress
 
 
@@ -45,7 +45,7 @@ def test_output_comes_back_when_the_block_fails(tmp_path, capfd):
 
 
 def test_the_bar_follows_the_log_and_leaves_nothing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(machine, "watched", lambda: True)
+    monkeypatch.setattr(processes, "watched", lambda: True)
     file = tmp_path / "engine.log"
     with Progress(file):
         for marker, _ in PHASES[:3]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.base import files, machine
+from helpers.base import files, machine, processes
 from helpers.base.files import ROOT
 from helpers.compare import rounding
 from helpers.model import checkpoints, lookup, quantize, shapes
@@ -263,7 +263,7 @@ def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(machine, "watched", lambda: True)
+    monkeypatch.setattr(processes, "watched", lambda: True)
     monkeypatch.setattr(checkpoints, "_layers_done", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.make(tiny, "fp8")

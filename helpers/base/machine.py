@@ -13,7 +13,6 @@ import importlib.metadata
 import itertools
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,10 +221,3 @@ def anonymous_memory(pid: int | str = "self") -> int:
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{pid}/smaps_rollup has no Anonymous line")
-
-
-def watched() -> bool:
-    """Whether a person is likely watching: a terminal, or a notebook that is not run headless."""
-    if os.environ.get("TUTORIAL_HEADLESS"):
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from helpers.base import machine
 from helpers.base.files import ROOT
 
 PATIENCE_S = 3.0  # from asking a process to end to killing it
@@ -146,7 +145,7 @@ def run_logged(
         subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env) as child,
     ):
         try:
-            if machine.watched():
+            if watched():
                 _show_progress(child, progress)
             return child.wait()
         except BaseException:  # Ctrl+C above all
@@ -177,6 +176,13 @@ def owned_command(command: list[str], grace_s: int) -> list[str]:
 def _main(owner: str, grace_s: str, *command: str) -> int:
     end_with(int(owner), signal.SIGTERM)
     return supervised(lambda: os.execv(command[0], command), "helpers.base.processes", int(grace_s))
+
+
+def watched() -> bool:
+    """Whether a person is likely watching: a terminal, or a notebook that is not run headless."""
+    if os.environ.get("TUTORIAL_HEADLESS"):
+        return False
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
 if __name__ == "__main__":

@@ -255,7 +255,6 @@ def _placed(model: Counted, one: Option, load: Load) -> Option:
     )
     gpus = needs if needs and needs <= load.gpus else max(n for n in several if n <= load.gpus)
     users, spare = _at_once(model, one.weights, one.step.value_bytes, load, gpus)
-    # As many GPUs as are there, if it runs on them; else as many as it takes.
     command, to_make = _command(model, one, gpus if users else needs or gpus, load)
     placed = replace(one, gpus=gpus, needs=needs, users=users, spare=round(spare))
     return replace(placed, fits=users >= load.users, command=command, to_make=to_make)

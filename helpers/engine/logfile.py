@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from helpers.base import machine
+from helpers.base import processes
 from helpers.engine.errors import EngineError
 
 CHATTY = ("vllm", "torch", "transformers")  # loggers whose lines belong in the file, not in the notebook
@@ -113,7 +113,7 @@ class Progress:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
-        if machine.watched():
+        if processes.watched():
             from tqdm.auto import tqdm
 
             # In a terminal the bar needs a descriptor of its own: 2 is about to be pointed at the log.
