@@ -93,7 +93,7 @@ def test_a_setting_is_timed_with_short_prompts_and_with_long_ones(engine, monkey
     monkeypatch.setattr(variants, "LONG", 128)
     monkeypatch.setattr(variants, "LONG_BATCHES", (1,))
     monkeypatch.setattr(variants, "busy", lambda engine, batch: {"step_us": 1.0})  # a GPU's kernels
-    row = variants.time(contextlib.nullcontext(engine), bandwidth=1e11)
+    row = variants._time(contextlib.nullcontext(engine), bandwidth=1e11)
     assert set(row["tokens_per_s"]) == set(row["busy"]) == {1, 2}
     assert row["of_the_bound"] > 0
     (long,) = row["long"].values()
