@@ -86,7 +86,8 @@ def test_every_notebook_has_the_same_folded_line_first():
 def test_anywhere_else_it_does_nothing(bare, tmp_path):
     """In an environment without any package, in the notebooks' folder alone."""
     folder = tmp_path / "notebooks"
-    shutil.copytree(REPO / "notebooks", folder, ignore=shutil.ignore_patterns("*.ipynb", "reference", "__pycache__"))
+    left_out = shutil.ignore_patterns("*.ipynb", "reference", "__pycache__")
+    shutil.copytree(REPO / "notebooks", folder, ignore=left_out)
     before = sorted(folder.iterdir())
     done = run_cell(bare, folder, f"{setup_cell()}\nimport sys; print('helpers' in sys.modules)")
     assert (done.stdout, done.stderr) == ("False\n", "")
