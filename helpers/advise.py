@@ -31,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Print the answer; 2 where there is none, with the reason."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.disable(logging.WARNING)  # what transformers says of configs is not the answer
     asked = vars(parser().parse_args(arguments))
     as_json = asked.pop("json")
     try:
@@ -49,5 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # what transformers says of configs is not the answer
     gc.disable()  # nothing of what torch and transformers make as they load is garbage: a fifth of the time
     sys.exit(main())
