@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from helpers.serve.router import SOONER
-from helpers.tools import scale
+from helpers.tools import extras
 from tests.test_deploy import FOLDER, PINNED, SCHEMAS, commented, compose, manifest, seconds
 
 SERVERS = ("vllm-0", "vllm-1")
@@ -68,11 +68,11 @@ def test_images_and_packages_are_pinned():
     lines = scaled()["services"]["router"]["build"]["dockerfile_inline"].splitlines()
     assert PINNED.fullmatch(lines[0].removeprefix("FROM "))
     (version,) = re.findall(r"vllm-router==(\S+)", "\n".join(lines))
-    assert f"\nvllm-router=={version} " in scale.LOCK.read_text(), "the version that the tests run"
+    assert f"\nvllm-router=={version} " in extras.lock("scale").read_text(), "the version that the tests run"
 
 
 def test_the_router_understands_its_arguments_and_knows_every_server():
-    scale.ensure()
+    extras.ensure("scale")
     from vllm_router.launch_router import parse_router_args
 
     program, *words = scaled()["services"]["router"]["command"]

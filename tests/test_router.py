@@ -26,7 +26,7 @@ from helpers.serve.batches import BatchError, answers, read_rows, run_batch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.router import open_router, places
 from helpers.serve.server import Server
-from helpers.tools import scale
+from helpers.tools import extras
 from tests import standin
 
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0, "shutdown_timeout": 10}
@@ -34,7 +34,7 @@ SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0, "shutdown_t
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed():
-    scale.ensure()
+    extras.ensure("scale")
 
 
 @pytest.fixture
