@@ -110,15 +110,17 @@ class Crowd:
             trust_env=False,  # no proxy: the server is on this machine
         )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
+        self._stopping = threading.Event()
         begun = time.monotonic()
         self._futures: list[Future] = [
             self._pool.submit(self._ask, request, begun + at * every_s) for at, request in enumerate(requests)
         ]
 
-    def _ask(self, request: Request, due: float) -> Outcome:
+    def _ask(self, request: Request, due: float) -> Outcome | None:
         import httpx
 
-        time.sleep(max(0.0, due - time.monotonic()))
+        if self._stopping.wait(max(0.0, due - time.monotonic())):
+            return None
         begun = time.perf_counter()
 
         def outcome(how: str, status: int | None, text: str) -> Outcome:
@@ -197,11 +199,13 @@ class Crowd:
 
     def stop_asking(self) -> None:
         """Send no further request; those that were sent have their outcomes."""
+        self._stopping.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def outcomes(self) -> list[Outcome]:
         """Wait for every request that was sent; return their outcomes in the order of the requests."""
-        return [future.result() for future in self._futures if not future.cancelled()]
+        results = [future.result() for future in self._futures if not future.cancelled()]
+        return [outcome for outcome in results if outcome]
 
     def __enter__(self) -> Crowd:
         return self

@@ -70,7 +70,7 @@ def levels(found: Mapping[str, list]) -> Table:
 def _name(level) -> str:
     if level.share is None:
         return f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
-    return f"{level.share:g} of capacity"
+    return f"{level.share:g} of the best"
 
 
 def _figures(level) -> list[page.measured]:
