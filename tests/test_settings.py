@@ -24,7 +24,6 @@ def bare(monkeypatch, tmp_path):
 def test_the_defaults_start_anywhere():
     found = settings.load()
     assert (found.model_name, found.quantization, found.scheme) == ("embedded", "none", "baseline")
-    assert not found.exposed
     assert len(found.api_key) > 40
     assert settings.load().api_key != found.api_key, "a key of its own for every server"
 
@@ -136,7 +135,7 @@ def test_secrets_never_print(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     found = settings.load()
-    shown = f"{found!r} {found} {found.facts()} {found.model_dump()} {found.model_dump_json()}"
+    shown = f"{found!r} {found} {found.model_dump()} {found.model_dump_json()}"
     assert KEY not in shown
     assert "hf_secret" not in shown
     assert found.api_key == KEY

@@ -42,7 +42,7 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "model": model,
         "served_model_name": settings.served_model_name or title,
         "host": settings.host,
-        "port": settings.server_port or free_port(settings.host),
+        "port": settings.server_port or free_ports(settings.host)[0],
         "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
@@ -122,11 +122,13 @@ def token(settings: Settings):
             os.environ.update({"HF_TOKEN": saved} if saved else {})
 
 
-def free_port(host: str) -> int:
-    """A port of ``host`` that nobody listens on now."""
-    with tcp_socket(host) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def free_ports(host: str, count: int = 1) -> list[int]:
+    """Ports of ``host`` that nobody listens on now, all different: each is held until the last is found."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(tcp_socket(host)) for _ in range(count)]
+        for probe in found:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in found]
 
 
 def tcp_socket(host: str) -> socket.socket:

@@ -79,8 +79,9 @@ def arms(out: Path) -> dict[str, Server | Router]:
         return Server(own, model, model, way(detect()), args, out / "logs", place)
 
     both = places(detect(), 1, each=2)[0]
-    router_args = {"host": "127.0.0.1", "port": command.free_port("127.0.0.1"), "policy": "round_robin"}
-    router_args |= {"prometheus_port": command.free_port("127.0.0.1"), **SOONER}
+    port, watched = command.free_ports("127.0.0.1", 2)
+    router_args = {"host": "127.0.0.1", "port": port, "policy": "round_robin"}
+    router_args |= {"prometheus_port": watched, **SOONER}
     router = Router(found, router_args, out / "logs", {})
     router.servers = [server(place) for place in places(detect(), 2)]
     return {

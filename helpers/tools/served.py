@@ -26,7 +26,7 @@ from pathlib import Path
 
 from helpers.base.processes import end_with
 from helpers.model import embedded
-from helpers.serve.command import START, flags, free_port
+from helpers.serve.command import START, flags, free_ports
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
 from helpers.tools.grid import Clocks, slug
 from helpers.tools.sections import stamp, write
@@ -63,7 +63,7 @@ class Served:
     """One ``vllm serve`` of a way, its port and its log; ended with its whole process group."""
 
     def __init__(self, model: str, way: str, logs: Path):
-        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_port(HOST)
+        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_ports(HOST)[0]
         self.log = logs / f"served-{slug(way)}.log"
         self.args = {
             "max_model_len": 2048,
