@@ -81,13 +81,15 @@ def flags(args: dict[str, object]) -> list[str]:
     """Arguments of ``vllm.LLM`` as vLLM's command line has them.
 
     ``max_model_len=2048`` becomes ``--max-model-len 2048``, ``True`` and ``False`` become ``--name`` and
-    ``--no-name``, a dict its JSON.
+    ``--no-name``, a dict its JSON, a list its words.
     """
     found = []
     for name, value in args.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            found += [f"--{flag}", *map(str, value)]
         else:
             found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return found
