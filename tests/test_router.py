@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from dataclasses import replace
 
 import httpx
@@ -255,9 +256,19 @@ def test_a_server_replaced_under_load_loses_nothing_and_the_new_one_is_asked(tmp
 
 
 def test_whoever_reaches_the_routers_port_may_change_it(tmp_path, quick):
-    """Why it listens on this machine only, and why a proxy passes on /v1 alone."""
-    with opened(tmp_path) as found:
-        assert httpx.post(f"{found.url}/remove_worker?url={found.servers[1].url}").status_code == 200
+    """Why it listens on this machine only, and why a proxy passes on /v1 alone: each row of the page."""
+    page = (ROOT / "notebooks/deploy/SECURITY.md").read_text().partition("<!-- router -->")[2]
+    listed = re.findall(r"`(GET|POST|DELETE) (/\S*)`", page.partition("<!-- end -->")[0])
+    assert len(listed) > 8
+    with opened(tmp_path) as found, httpx.Client(base_url=found.url, trust_env=False, timeout=30) as anybody:
+        last = found.servers[1].url
+        for method, path in listed:
+            given = {"params": {"url": last}} if path.endswith("_worker") else {}
+            given |= {"json": {"url": last}} if method == "POST" else {}
+            path = path.replace("{url}", urllib.parse.quote(last, safe=""))
+            reply = anybody.request(method, path, **given)
+            assert reply.status_code not in (401, 403, 404, 405), (method, path, reply.text)
+        assert anybody.post("/remove_worker", params={"url": last}).status_code == 200
         assert list(found.workers()) == [found.servers[0].url]
         listens = {
             c.laddr.ip for p in found.processes() for c in p.net_connections("tcp") if c.status == "LISTEN"
