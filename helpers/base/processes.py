@@ -138,7 +138,7 @@ def run_logged(
     """Run a command from the repository's root, all that it says in ``log``; return its exit code.
 
     Where somebody watches, a bar shows what ``progress`` returns: steps done, of how many, their name. The
-    command is killed when this is interrupted.
+    command is told to end when this is interrupted.
     """
     with (
         log.open("w") as out,
@@ -149,7 +149,7 @@ def run_logged(
                 _show_progress(child, progress)
             return child.wait()
         except BaseException:  # Ctrl+C above all
-            child.kill()
+            child.terminate()
             raise
 
 

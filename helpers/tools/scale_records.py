@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -31,8 +30,7 @@ from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
 from helpers.model import lookup, schemes, shapes
 from helpers.model.model import EMBEDDED, Model, cache_folder
-from helpers.serve import clients, command, settings
-from helpers.serve.load import fixed_flags
+from helpers.serve import clients, command, load, settings
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools import sections
@@ -79,8 +77,9 @@ def arms(out: Path) -> dict[str, Server | Router]:
         return Server(own, model, model, way(detect()), args, out / "logs", place)
 
     both = places(detect(), 1, each=2)[0]
-    router_args = {"host": "127.0.0.1", "port": command.free_port("127.0.0.1"), "policy": "round_robin"}
-    router_args |= {"prometheus_port": command.free_port("127.0.0.1"), **SOONER}
+    port, watched = command.free_ports("127.0.0.1", 2)
+    router_args = {"host": "127.0.0.1", "port": port, "policy": "round_robin"}
+    router_args |= {"prometheus_port": watched, **SOONER}
     router = Router(found, router_args, out / "logs", {})
     router.servers = [server(place) for place in places(detect(), 2)]
     return {
@@ -122,9 +121,8 @@ def serving(out: Path) -> None:
 def _loaded(ways: dict, out: Path, starts: dict) -> None:
     targets = {name: way.url for name, way in ways.items()}
     first = ways["one"]
-    job = {"owner": os.getpid(), "targets": targets, "model": str(first.checkpoint.folder)}
-    job |= {"name": first.name, "input_tokens": INPUT, "output_tokens": OUTPUT}
-    job |= {"objective": {"ttft_ms": 1000, "tpot_ms": 50}}
+    same = load.arguments(first.url, str(first.checkpoint.folder), first.name, INPUT, OUTPUT)
+    job = {"owner": os.getpid(), "targets": targets, "same": same | {"goodput": ["ttft:1000", "tpot:50"]}}
     own = {"OPENAI_API_KEY": first.settings.api_key, "VLLM_LOGGING_COLOR": "0", "NO_PROXY": "127.0.0.1"}
     command_line = [sys.executable, "-m", "helpers.tools.scale_records", "--load", json.dumps(job)]
     with (
@@ -145,21 +143,14 @@ def _loaded(ways: dict, out: Path, starts: dict) -> None:
 def _load(job: dict) -> None:
     """The child process: every way, level and repeat with vLLM's benchmark, imported once."""
     processes.end_with(job["owner"])
-    from vllm.benchmarks import serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    seeds, rng = itertools.count(), random.Random(0)
+    run, rng = load.benchmark(), random.Random(0)
     for repeat in range(REPEATS + 1):  # the first is short, warms up and does not count
         for way in rng.sample(sorted(job["targets"]), len(job["targets"])):
             for level in LEVELS[way]:
                 if not repeat and level != 256:
                     continue
-                load = {"max_concurrency": level, "num_prompts": max(64, ROUNDS * level)}
-                fixed = fixed_flags(job | {"base_url": job["targets"][way]})
-                words = [*fixed, *command.flags(load | {"seed": next(seeds)})]
-                found = serve.main(parser.parse_args(words))
+                given = job["same"] | {"base_url": job["targets"][way], "max_concurrency": level}
+                found = run(**given, num_prompts=max(64, ROUNDS * level))
                 if repeat:
                     row = {"what": "load", "way": way, "clients": level, "repeat": repeat}
                     print(json.dumps(row | _figures(found)), flush=True)

@@ -11,10 +11,9 @@ of the best rate that the closed ones found. Goodput is counted from each reques
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import json
 import os
-import resource
 import shutil
 import signal
 import statistics
@@ -26,7 +25,8 @@ from pathlib import Path
 
 from helpers.base.processes import end_with
 from helpers.model import embedded
-from helpers.serve.command import START, flags, free_port
+from helpers.serve import load as bench
+from helpers.serve.command import START, flags, free_ports
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
 from helpers.tools.grid import Clocks, slug
 from helpers.tools.sections import stamp, write
@@ -63,7 +63,7 @@ class Served:
     """One ``vllm serve`` of a way, its port and its log; ended with its whole process group."""
 
     def __init__(self, model: str, way: str, logs: Path):
-        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_port(HOST)
+        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_ports(HOST)[0]
         self.log = logs / f"served-{slug(way)}.log"
         self.args = {
             "max_model_len": 2048,
@@ -158,24 +158,9 @@ def _loaded(server: Served, load: dict, until: float) -> list[dict]:
 def ask(job: dict) -> None:
     """Every level against one server, with vLLM's benchmark imported once; a line of JSON each."""
     end_with(job["owner"])
-    from vllm.benchmarks import serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
-    seeds = itertools.count()  # no prompt comes twice
-    same = {
-        "backend": "openai", "base_url": job["url"], "model": job["folder"], "served_model_name": "m",
-        "dataset_name": "random", "random_input_len": job["input_tokens"],
-        "random_output_len": job["output_tokens"], "temperature": 0, "ready_check_timeout_sec": 0,
-        "percentile_metrics": "ttft,tpot,itl,e2el",
-    }  # fmt: skip
-
-    def run(**load) -> dict:
-        line = [*flags(same | load | {"seed": next(seeds)}), "--disable-tqdm", "--ignore-eos"]
-        return serve.main(parser.parse_args([*line, "--save-detailed"]))
+    same = bench.arguments(job["url"], job["folder"], "m", job["input_tokens"], job["output_tokens"])
+    same |= {"ready_check_timeout_sec": 0, "ignore_eos": True, "save_detailed": True}
+    run = functools.partial(bench.benchmark(), **same)
 
     def keep(found: dict, **what) -> float:
         with Path(job["results"]).open("a") as file:
