@@ -198,7 +198,7 @@ def test_made_once(tiny, made, cache):
     assert first == second
     assert len(made) == 1
     assert (first.kind, first.title, first.folder.parent) == ("made", "tiny-awq-g64", cache)
-    assert lookup.resolve(first.name).folder == first.folder  # as measure.weigh does
+    assert lookup.resolve(first.name).folder == first.folder
     manifest = json.loads((first.folder / "manifest.json").read_text())
     assert manifest["settings"] == made[0]
     assert set(manifest["settings"]["versions"]) == {"llmcompressor", "compressed-tensors"}
@@ -393,7 +393,7 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     makers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     said = [maker.communicate(timeout=240)[0] for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0]
-    assert sum("Another run is preparing the model" in text for text in said) == 1
+    assert sum("Another run is preparing tiny-awq" in text for text in said) == 1
     assert files.complete(made_at_last.folder)
     table.add("system", "a byte changed, then two runs at once", "an AWQ in the cache", "made once again",
               "made once again", processes=0)  # fmt: skip
