@@ -85,7 +85,9 @@ PLANTED = {
     "set as a formula": f"<p>{WORD} <mjx-container>324/month</mjx-container></p>",
     "raw": "<pre>VBox(children=(IntSlider(value=3),))</pre>",
     "a picture has no alternative text": f'<img src="{PICTURE}">',
-    "a picture is shrunk": f'<img style="width:10px" alt="{WORD}" src="{PICTURE}">',
+    "a picture is shrunk to 25 %": f'<img style="width:10px" alt="{WORD}" src="{PICTURE}">',
+    "a picture is shrunk to 50 %": f'<img width="10" alt="{WORD}" src="{PICTURE}">',
+    "a picture is shrunk to 60 %": f'<img width="40" style="width:24px" alt="{WORD}" src="{PICTURE}">',
     "a picture is broken": f'<img alt="{WORD}" src="data:image/png;base64,AAAA">',
 }
 
