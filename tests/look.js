@@ -114,6 +114,8 @@
       return prompts.every((text) => /^\[\d+\]:$/.test(text)) || (failed && !prompts.includes('[*]:'));
     },
 
+    lightness: () => luminance(ground(outputs()[0])),
+
     problems: (raw) => {
       const found = [];
       for (const output of outputs()) {

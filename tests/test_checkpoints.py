@@ -154,21 +154,6 @@ def test_the_classes_that_can_be_scaled_are_found(recipe):
     assert "PhiForCausalLM" not in classes
 
 
-@pytest.mark.parametrize(
-    ("hidden", "inner", "expected"), [(256, 512, 128), (64, 192, 64), (576, 1536, 64), (96, 160, 32)]
-)
-def test_the_largest_group_that_divides_every_width(tmp_path, made, hidden, inner, expected):
-    model = _model(tmp_path / "model", hidden_size=hidden, intermediate_size=inner, head_dim=hidden // 4)
-    assert checkpoints.make(model, "rtn").title.endswith(f"-g{expected}")
-    assert made[0]["group_size"] == expected
-
-
-def test_widths_no_group_divides(tmp_path, no_child):
-    odd = _model(tmp_path / "odd", hidden_size=80, head_dim=20)
-    with pytest.raises(CheckpointError, match=r"80, 192 wide: no group size of 128, 64, 32 .*fp8"):
-        checkpoints.make(odd, "rtn")
-
-
 def test_groups_that_cannot_be(tiny, no_child, table):
     with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
         checkpoints.make(tiny, "awq", group_size=128)
@@ -338,22 +323,6 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
 
 
 # --- Real ones that cannot be finished --------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_named_and_the_next_run_with_room_makes_it(
-    embedded, tmp_path, small_disk, table, monkeypatch
-):
-    source = _tiny_llama(tmp_path / "tiny", embedded)  # 13 MB, of which a half is never packed
-    small_disk.resize("8m")
-    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
-    with pytest.raises(CheckpointError) as at:
-        checkpoints.make(source, "rtn")
-    table.check("system", "a disk of 8 MB", "making a checkpoint", at.value, "disk-full")
-    assert not list(small_disk.cache.glob("*.partial*"))
-    assert not list(small_disk.cache.glob("*/model.safetensors"))
-    small_disk.resize("64m")
-    assert checkpoints.recognise(checkpoints.make(source, "rtn").folder) == "rtn"
 
 
 @pytest.mark.slow
