@@ -76,13 +76,8 @@ DRAWN = {
         [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 3, 16) for b in BATCHES], 40.0, 700.0
     ),
     "grids": lambda: comparison_figures.grids(np.random.default_rng(0).normal(size=(64, 64)), "down_proj"),
-    "compared": lambda: result_figures.compared(rows()),
     "outliers": lambda: comparison_figures.outliers(np.geomspace(1, 99, 99), np.geomspace(1, 9, 99), "mlp"),
     "fits": lambda: comparison_figures.fits(budgets(), "Mistral-7B on L4"),
-    "memory": lambda: result_figures.memory(rows(), dict.fromkeys(SCHEMES, 46_080)),
-    "speed": lambda: result_figures.speed(
-        rows(), {n: [90 * b / (i + 1) for b in BATCHES] for i, n in enumerate(SCHEMES)}, BATCHES
-    ),
     "quality": lambda: result_figures.quality(rows()),
     "gains": lambda: comparison_figures.gains({
         f"Mistral-7B on NVIDIA {card}": {name: roofline.ranges(rows(), name) for name in [*SCHEMES][1:]}

@@ -383,8 +383,3 @@ def look(name: str) -> dict:
     """
     colour, marker, line = EVERY[name].look if name in EVERY else Scheme.look
     return {"color": colour, "marker": marker, "linestyle": line}
-
-
-def bound_look(name: str) -> dict:
-    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
-    return look(name) | {"linestyle": (0, (1, 2)), "linewidth": 1, "mfc": "white", "markevery": [-1]}
