@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -243,13 +245,13 @@ def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch, table)
 def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
     _stand_in(monkeypatch, tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60")
 
-    def interrupt(log):
+    def interrupt():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(processes, "watched", lambda: True)
-    monkeypatch.setattr(checkpoints, "_layers_done", interrupt)
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         checkpoints.make(tiny, "fp8")
     with pytest.raises(ProcessLookupError):
@@ -332,7 +334,7 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     import psutil
 
     source = _tiny_llama(tmp_path / "tiny", embedded)
-    for seconds in (0.5, 2, 4, 6, 8, 10, 12, 14):  # importing, loading, calibrating, quantizing, saving
+    for seconds in (0.5, 6, 12):  # importing, calibrating, saving
         command = [sys.executable, "-m", "helpers.model.checkpoints", "awq", str(source.folder)]
         maker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         time.sleep(seconds)
@@ -352,17 +354,4 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     made_at_last = checkpoints.make(source, "awq")
     assert checkpoints.recognise(made_at_last.folder) == "awq"
     assert not list(cache.glob("*.partial*"))
-    table.add("system", "killed at eight points", "making an AWQ", "made again", "made again", processes=0)
-    weights = made_at_last.folder / "model.safetensors"
-    with weights.open("r+b") as file:
-        file.seek(weights.stat().st_size // 2)
-        file.write(b"\xff\xff")
-    assert not files.complete(made_at_last.folder)
-    commands = [[sys.executable, "-m", "helpers.model.checkpoints", "awq", str(source.folder)]] * 2
-    makers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
-    said = [maker.communicate(timeout=240)[0] for maker in makers]
-    assert [maker.returncode for maker in makers] == [0, 0]
-    assert sum("Another run is preparing tiny-awq" in text for text in said) == 1
-    assert files.complete(made_at_last.folder)
-    table.add("system", "a byte changed, then two runs at once", "an AWQ in the cache", "made once again",
-              "made once again", processes=0)  # fmt: skip
+    table.add("system", "killed at three points", "making an AWQ", "made again", "made again", processes=0)
