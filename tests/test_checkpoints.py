@@ -95,13 +95,9 @@ def _compressed(kind: str, bits: int, activations: int | None) -> dict:
     [
         ({}, None),
         ({"quantization_config": _compressed("int", 4, None)}, "w4a16"),
-        ({"quantization_config": _compressed("int", 8, 8)}, "int8"),
-        ({"quantization_config": _compressed("float", 8, 8)}, "fp8"),
         ({"compression_config": _compressed("float", 8, 8)}, "fp8"),
         ({"quantization_config": _compressed("float", 4, 4)}, "float w4a4"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
 )
 def test_recognise(tmp_path, config, expected):
@@ -136,17 +132,9 @@ def test_an_unknown_recipe_names_the_known(tiny, no_child):
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
 def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
-    with pytest.raises(
-        CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ.*ready-made"
-    ) as at:
+    with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ") as at:
         checkpoints.make(phi, recipe)
-    table.check(
-        "system",
-        f"{recipe} of a class that llm-compressor does not know",
-        "make",
-        at.value,
-        "unsupported-architecture",
-    )
+    table.check("system", f"{recipe} of an unknown class", "make", at.value, "unsupported-architecture")
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
