@@ -189,24 +189,6 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path):
     assert "HF_HOME names another" in said
 
 
-def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):
-    def damage(folder: Path) -> Path:
-        blob = (folder / "model.safetensors").resolve()
-        with blob.open("r+b") as file:
-            file.write(b"X")
-        return blob
-
-    with hub(FILES) as address:
-        (good,) = client(tmp_path, address, "owner/model")
-        blob = damage(Path(good.removeprefix("folder ")))
-        assert client(tmp_path, address, "owner/model") == [good]
-        assert blob.read_bytes() == FILES["model.safetensors"]
-        damage(blob.parent.parent / "snapshots" / Path(good).name)
-    (said,) = client(tmp_path, address, "owner/model")
-    assert said.startswith("damaged-copy | The local copy of owner/model is damaged: model.safetensors")
-    table.add("system", "a byte of a hub's file changed", "resolve, no hub", "damaged-copy", "damaged-copy")
-
-
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
