@@ -57,16 +57,15 @@ class Lab:
         return nbformat.read(self.folder / f"notebooks/{name}.ipynb", 4)
 
     def fresh(self, name: str) -> str:
-        """The address of a copy without outputs, in a folder beside: ``../runs`` is the same from there."""
+        """The address of a copy without outputs, beside it: what it imports and shows is found from there."""
         import nbformat
 
         notebook = self.notebook(name)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        (self.folder / "fresh").mkdir(exist_ok=True)
-        nbformat.write(notebook, self.folder / f"fresh/{name}.ipynb")
-        return f"{self.url}lab/tree/fresh/{name}.ipynb?reset&token={self.token}"
+        nbformat.write(notebook, self.folder / f"notebooks/fresh_{name}.ipynb")
+        return self.address(f"fresh_{name}")
 
     def _sessions(self, method: str = "GET", which: str = ""):
         import httpx
