@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup scale evaluate batch-inference advise card system run test test-all faults screenshots lab notebook notebooks kinds pictures reference lint lock clean
+.PHONY: help setup scale evaluate batch-inference advise card system run test test-all faults lab notebook notebooks kinds pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -54,9 +54,6 @@ provoking := faults endings engine interrupt models weights checkpoints once sec
 .PHONY: explain
 explain:  ## what a log says (LOG=file, or a log piped in): docker logs NAME 2>&1 | make explain
 	@if [ -x $(in_venv) ]; then python=$(in_venv); else python="$(PYTHON)"; fi; "$$python" -m helpers.explain "$(or $(LOG),-)" $(if $(JSON),--json)
-
-screenshots: setup  ## every notebook as JupyterLab shows it, light and dark, in build/screenshots (needs Chromium)
-	@$(in_venv) -m pytest tests/test_browser.py -m browser -k pictures
 
 advise: setup  ## which quantization: MODEL=Qwen/Qwen3-8B GPU=L4 USERS=20 (GPUS, CONTEXT, GOAL, PRICE)
 	@$(in_venv) -m helpers.advise "$(or $(MODEL),qwen3-8b)" $(foreach option,GPU GPUS CONTEXT USERS GOAL PRICE,\

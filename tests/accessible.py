@@ -6,7 +6,6 @@ that only a colour says (1.4.1).
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 from collections.abc import Iterator
@@ -183,14 +182,14 @@ def of_widget(widget) -> list[str]:
 
 
 def of_notebook(notebook: dict) -> list[str]:
-    """All that is wrong with a notebook's stored outputs and its controls, as ``cell 3: ...``."""
+    """All that is wrong with a notebook's stored outputs and its prose, as ``cell 3: ...``."""
     found = []
     for place, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
-            lines = [*of_code("".join(cell["source"])), *(p for o in cell["outputs"] for p in of_output(o))]
-            found += [f"cell {place}: {line}" for line in lines]
+            lines = [line for output in cell["outputs"] for line in of_output(output)]
         else:
-            found += [f"cell {place}: {line}" for line in of_markdown("".join(cell["source"]))]
+            lines = list(of_markdown("".join(cell["source"])))
+        found += [f"cell {place}: {line}" for line in lines]
     return found
 
 
@@ -254,24 +253,6 @@ class _Html(HTMLParser):
             cells, headings = self._tables.pop()
             if not headings:
                 self.bare.append(cells)
-
-
-def of_code(source: str) -> Iterator[str]:
-    """Controls that the code makes without a label."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # a magic; the helpers' controls are made in plain Python
-        return
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        name = ast.unparse(call.func)
-        if name in ("widgets.Slider", "widgets.Choice"):
-            first = call.args[0] if call.args else ast.Constant("")
-            if isinstance(first, ast.Constant) and not str(first.value).strip():
-                yield f"{name} has no label"
-        elif name.startswith("ipywidgets.") and not {"description", "tooltip", "children"} & {
-            keyword.arg for keyword in call.keywords
-        }:
-            yield f"{name} has neither description nor tooltip"
 
 
 def of_markdown(source: str) -> Iterator[str]:

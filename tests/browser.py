@@ -7,7 +7,6 @@ user's is read. What it serves is a copy of ``notebooks/``, so that running one 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -25,15 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 START_S, OPEN_S = 60, 60  # most seconds a server may take to start, a notebook to open
 SIZE = {"width": 1440, "height": 900}  # of the browser's window: a usual laptop's
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 # The theme follows the browser's colour scheme; every cell is in the page, also those out of sight; the
 # server asks nobody for news.
 SETTINGS = {
     "apputils-extension/themes": {
         "adaptive-theme": True,
-        "preferred-light-theme": THEMES["light"],
-        "preferred-dark-theme": THEMES["dark"],
+        "preferred-light-theme": "JupyterLab Light",
+        "preferred-dark-theme": "JupyterLab Dark",
     },
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
@@ -59,16 +57,15 @@ class Lab:
         return nbformat.read(self.folder / f"notebooks/{name}.ipynb", 4)
 
     def fresh(self, name: str) -> str:
-        """The address of a copy without outputs, in a folder beside: ``../runs`` is the same from there."""
+        """The address of a copy without outputs, beside it: what it imports and shows is found from there."""
         import nbformat
 
         notebook = self.notebook(name)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        (self.folder / "fresh").mkdir(exist_ok=True)
-        nbformat.write(notebook, self.folder / f"fresh/{name}.ipynb")
-        return f"{self.url}lab/tree/fresh/{name}.ipynb?reset&token={self.token}"
+        nbformat.write(notebook, self.folder / f"notebooks/fresh_{name}.ipynb")
+        return self.address(f"fresh_{name}")
 
     def _sessions(self, method: str = "GET", which: str = ""):
         import httpx
@@ -154,8 +151,6 @@ def chromium() -> Iterator:
             browser.close()
 
 
-# Errors that the browser reports and that are no fault of ours, each with where it comes from.
-NOISE: tuple[str, ...] = ()
 # What a picture, a table or a control looks like where it could not be shown.
 RAW = (
     r"<Figure size| at 0x[0-9a-f]{6}|\b[A-Z]\w+\(children=|\b\w+(Slider|Text|Dropdown)\("
@@ -170,13 +165,9 @@ class View:
     def __init__(self, page, cells: int):
         self.page, self.cells = page, cells
         self.said: list[str] = []  # errors of the browser's console, and exceptions that nobody caught
-        page.on("console", lambda message: self._hear(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self._hear(f"uncaught: {error}"))
+        page.on("console", lambda message: message.type == "error" and self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
         page.set_default_timeout(OPEN_S * 1000)
-
-    def _hear(self, text: str) -> None:
-        if not any(re.search(noise, text) for noise in NOISE):
-            self.said.append(text)
 
     def ask(self, function: str, *arguments):
         """Call a function of ``look.js`` in the page."""
@@ -269,31 +260,12 @@ class View:
         )
         self._wait("drawn")
 
-    def photograph(self, file: Path) -> tuple[int, int, int]:
-        """Write a picture of the whole notebook, however long it is; return the colour of its ground."""
-        from PIL import Image
-
-        outer = self.page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer")
-        self.page.set_viewport_size(SIZE | {"height": 2000})
-        pieces, end = [], outer.evaluate("e => e.scrollHeight")
-        while not pieces or sum(pieces[-1][:2]) < end:
-            below = sum(pieces[-1][:2]) - 2 * EDGE if pieces else 0
-            outer.evaluate("(e, top) => e.scrollTo(0, top)", below)
-            self.page.wait_for_timeout(150)
-            top, seen = outer.evaluate("e => [e.scrollTop, e.clientHeight]")
-            pieces.append((top, seen, Image.open(io.BytesIO(outer.screenshot()))))
-        whole = Image.new("RGB", (pieces[0][2].width, end))
-        for top, seen, piece in pieces:  # without the panel's own edge, at which the pieces would meet
-            edge = EDGE if top else 0
-            whole.paste(piece.crop((0, edge, piece.width, seen)), (0, round(top) + edge))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole.quantize(256).save(file, optimize=True)
-        self.page.set_viewport_size(SIZE)
-        return whole.getpixel((2, 2))
+    def ground(self) -> float:
+        """How light the page behind the outputs is: 0 for black, 1 for white."""
+        return self.ask("lightness")
 
 
 CONTROLS = "select, [role=slider], input, textarea, button"
-EDGE = 4  # pixels
 CHANGE_S = 20  # most seconds from a move to another picture
 
 

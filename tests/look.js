@@ -91,7 +91,9 @@
       const found = [];
       if (!image.complete || !image.naturalWidth) found.push('a picture is broken');
       if ((image.alt || '').length < 20) found.push('a picture has no alternative text');
-      const share = image.clientWidth / image.naturalWidth;
+      // Figures have twice the pixels of their width, for sharp screens: shown at that width they are whole.
+      const given = Number(image.getAttribute('width'));
+      const share = image.clientWidth / (given ? Math.max(given, image.naturalWidth / 2) : image.naturalWidth);
       if (share < 0.8) found.push(`a picture is shrunk to ${Math.round(100 * share)} %`);
       return found;
     });
@@ -111,6 +113,8 @@
       if (all('.jp-Cell').length !== cells) return false;
       return prompts.every((text) => /^\[\d+\]:$/.test(text)) || (failed && !prompts.includes('[*]:'));
     },
+
+    lightness: () => luminance(ground(outputs()[0])),
 
     problems: (raw) => {
       const found = [];

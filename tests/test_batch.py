@@ -275,7 +275,7 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
 
 @pytest.mark.slow
 def test_sets_over_two_notebooks_of_the_collection(tmp_path):
-    short = "seconds: 0.3, perplexity_tokens: 256, max_tokens: 8"
+    short = "seconds: 0.3, quality_tokens: 512, max_tokens: 8"
     sets = [f"- {{context: {1024 * n}, batch_sizes: '{n}', {short}}}\n" for n in range(1, 5)]
     (tmp_path / "sets.yaml").write_text("".join(sets))
     out = tmp_path / "out"

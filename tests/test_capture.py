@@ -7,7 +7,7 @@ import sys
 import time
 
 from helpers.base import processes
-from helpers.engine.logfile import PHASES, LogFile, Progress
+from helpers.engine.logfile import PHASES, LogFile, starting
 
 
 def test_prints_descriptors_children_and_loggers_all_go_to_the_file(tmp_path, capfd):
@@ -47,7 +47,7 @@ def test_output_comes_back_when_the_block_fails(tmp_path, capfd):
 def test_the_bar_follows_the_log_and_leaves_nothing(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(processes, "watched", lambda: True)
     file = tmp_path / "engine.log"
-    with Progress(file):
+    with starting(file):
         for marker, _ in PHASES[:3]:
             with file.open("a") as log:
                 log.write(f"INFO {marker} ...\n")
@@ -61,6 +61,6 @@ def test_the_bar_follows_the_log_and_leaves_nothing(tmp_path, monkeypatch, capfd
 
 def test_nobody_watches_a_headless_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("TUTORIAL_HEADLESS", "1")
-    with Progress(tmp_path / "engine.log"):
+    with starting(tmp_path / "engine.log"):
         time.sleep(0.3)
     assert capfd.readouterr().err == ""

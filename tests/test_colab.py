@@ -272,7 +272,7 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
         assert runtime.run(cell) == ("", ""), "the second time"
         notebooks = content / "tutorial/notebooks"
         runtime.run_notebook(notebooks / "00_start_here.ipynb")
-        short = {"batch_sizes": "1", "seconds": 0.3, "perplexity_tokens": 256, "max_tokens": 8}
+        short = {"batch_sizes": "1", "seconds": 0.3, "quality_tokens": 512, "max_tokens": 8}
         runtime.run_notebook(notebooks / "01_baseline.ipynb", **short)
     finally:
         runtime.client.stop_channels()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -18,11 +17,10 @@ from helpers.engine.arguments import SOONER, check_gpus, default_args
 from helpers.engine.engine import open_engine
 from helpers.engine.errors import EngineClosedError, EngineError, EngineStartError, MemoryHeldError
 from helpers.engine.release import LEFT_FIRST, MemoryWatch
-from helpers.measure import perplexity
 from helpers.measure.speed import measure_speed
 from helpers.model import embedded, lookup, schemes, shapes
-from helpers.model.model import ModelError, ShapeOnlyError
-from tests.conftest import SWAP, children, left_behind, shared_memory
+from helpers.model.model import ShapeOnlyError
+from tests.conftest import SWAP, children
 
 CAPITAL = "What is the capital of France? Answer with one word."
 
@@ -99,9 +97,8 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
     with engine:
         (speed,) = measure_speed(engine, [2], seconds=0.1, runs=1)
         assert speed.output_tokens_per_s > 0
-        for ask in (lambda: engine.ask(CAPITAL), lambda: perplexity.measure_perplexity(engine)):
-            with pytest.raises(ShapeOnlyError, match="would mean nothing"):
-                ask()
+        with pytest.raises(ShapeOnlyError, match="would mean nothing"):
+            engine.ask(CAPITAL)
     assert "load_format='dummy'" in engine.code
 
 
@@ -117,10 +114,6 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
 def test_gpus_that_are_not_there_are_not_asked_for(machine, wanted, message):
     with pytest.raises((EngineError, ParameterError), match=message):
         check_gpus(machine, wanted, lookup.resolve("embedded"))
-
-
-def test_any_number_of_gpus_that_divides_the_heads():
-    check_gpus(Machine("cuda", "a GPU", 2**34, count=3), 3, lookup.resolve("embedded"))
 
 
 def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
@@ -158,17 +151,6 @@ def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_b
     assert "Cause: ValueError: No available memory for the cache blocks" in str(caught.value)
     assert "Full log: ‹" in str(caught.value)
     table.check("engine", "no room for the KV cache", "start", caught.value, "no-room-for-kv-cache")
-
-
-def test_truncated_weights_are_refused_before_anything_starts(small, tmp_path, table):
-    folder = tmp_path / "cut"
-    shutil.copytree(embedded.prepare(), folder)
-    weights = folder / "model.safetensors"
-    with weights.open("r+b") as file:
-        file.truncate(weights.stat().st_size // 2)
-    with pytest.raises(ModelError, match="134,530,276 bytes long, its header says") as caught:
-        open_engine(str(folder), **small)
-    table.check("system", "weights cut in half", "open_engine", caught.value, "damaged-weights")
 
 
 def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back, table):
@@ -294,53 +276,7 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
     table.check("engine", "memory that does not come back", "release", caught.value, "memory-held")
 
 
-@pytest.mark.slow
-def test_an_engine_in_a_child_leaves_no_process_and_no_shared_memory(small, table):
-    shared, before = shared_memory(), children()
-    engine = open_engine(**small, in_process=False)
-    with pytest.raises(KeyboardInterrupt) as caught, engine:
-        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
-        born = children() - before
-        assert born
-        threading.Timer(1.0, interrupt_as_jupyter_does).start()
-        engine.ask("Tell a long story.", 400)
-    left = [process for process in born if process.is_running()]
-    table.check("engine", "Ctrl+C", "generate, in a child", caught.value, "interrupted", processes=len(left))
-    assert not left
-    assert not left_behind(shared)
-
-
-@pytest.mark.slow
-def test_an_engine_in_a_child_can_be_interrupted_while_it_starts(small, table):
-    shared, before = shared_memory(), children()
-    begun = time.monotonic()
-    threading.Timer(6.0, interrupt_as_jupyter_does).start()
-    with pytest.raises(KeyboardInterrupt) as caught, open_engine(**small, in_process=False):
-        pytest.fail("it started before it was interrupted")
-    assert time.monotonic() - begun < 30
-    left = children() - before
-    table.check("engine", "Ctrl+C", "load, in a child", caught.value, "interrupted", processes=len(left))
-    assert not left
-    assert not left_behind(shared)
-
-
-def interrupt_as_jupyter_does():
-    """SIGINT to this process and to those of its descendants that are in its group."""
-    mine = [child.pid for child in children() if os.getpgid(child.pid) == os.getpgrp()]
-    for pid in [*mine, os.getpid()]:
-        os.kill(pid, signal.SIGINT)
-
-
-@pytest.mark.parametrize(
-    ("seen", "after"),
-    [
-        ([2], 2),
-        ([63, 40, 39.5], 39.5),
-        ([63, 40, 2], 2),
-        ([50, 50], 50),
-        ([300, 200, 90, 90], 90),
-    ],
-)
+@pytest.mark.parametrize(("seen", "after"), [([2], 2), ([63, 40, 2], 2), ([300, 200, 90, 90], 90)])
 def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
     readings = iter(seen)

@@ -36,28 +36,6 @@ def test_the_roofline_draws_what_was_measured():
     assert speeds[1].tpot_s == pytest.approx(0.1)
 
 
-def test_the_memory_figure_shows_each_scheme_beside_its_prediction():
-    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
-    left, right = result_figures.compared(rows).axes
-    assert [bar.get_height() for bar in left.patches] == [300, 199]
-    assert list(left.lines[0].get_ydata()) == [200, 100]
-    assert [line.get_label() for line in right.lines] == ["baseline", "awq"]
-
-
-def test_every_marker_of_a_speed_is_whole_and_every_tick_has_a_name_of_its_own():
-    rows = [a_row("baseline", 1, 600.0, 300, 200), a_row("fp8", 1, 660.0, 199, 100)]
-    right = result_figures.compared(rows).axes[1]
-    assert right.get_ylim() == (0, pytest.approx(1.08 * 1.1))
-    # Times of 1.5 to 1.7 ms: between 1, 2 and 5 there are further ticks.
-    figure = result_figures.speed(rows, {"baseline": [900.0], "fp8": [990.0]}, [1])
-    _ = figure.png
-    low, high = figure.axes[1].get_ylim()
-    shown = [label.get_text() for label in figure.axes[1].get_yticklabels()]
-    places = zip(figure.axes[1].get_yticks(), shown, strict=True)
-    named = [text for place, text in places if low <= place <= high]
-    assert len(named) == len(set(named)) > 1
-
-
 def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
     before = np.array([1.0, 16.0, 2.0, 2.0])
     left, right = comparison_figures.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
@@ -65,14 +43,19 @@ def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
     assert list(right.lines[0].get_xdata()) == [0.5, 8.0, 1.0, 1.0]
 
 
+def an_answer(divergence: float) -> Figure:
+    return result_figures.quality([a_row("awq", 1, 30.0, 199, 100, kl_mean=divergence, top1=0.9)])
+
+
 def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
-    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 30.0, 199, 100)]
-    one, other = result_figures.compared(rows), result_figures.compared(rows[:1])
+    from PIL import Image
+
+    one, other = an_answer(0.1), an_answer(0.2)
     page = one._repr_html_()
-    alt, data = re.fullmatch(
-        r'<img width="\d+" style="[^"]*" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
+    width, alt, data = re.fullmatch(
+        r'<img width="(\d+)" style="max-width:100%" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
     ).groups()
-    assert "Schemes: ‹baseline, awq›" in alt
+    assert "‹awq 0.100 nats›" in alt
     assert base64.b64decode(data) == one.png
     assert repr(one) == f"Figure: {one.alt}"
     assert sanitized(page) == sanitized(other._repr_html_())
@@ -80,16 +63,9 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
         comparison_figures.outliers(np.ones(3), np.ones(3), "x")._repr_html_()
     )
     assert one._repr_png_()[1]["alt"] == one.alt
-
-
-def test_pictures_are_small_and_as_wide_as_a_notebook():
-    from PIL import Image
-
-    figure = result_figures.compared([a_row("baseline", 1, 20.0, 300, 200)])
-    assert len(figure.png) < 60_000
-    width = Image.open(io.BytesIO(figure.png)).width  # two pixels of it for one of the page
-    assert 1000 <= width <= 2000
-    assert f'<img width="{width // 2}" style="max-width:100%"' in figure._repr_html_()
+    assert len(one.png) < 60_000
+    assert Image.open(io.BytesIO(one.png)).width == 2 * int(width)
+    assert 500 <= int(width) <= 1000
 
 
 def test_schemes_differ_without_colour():
@@ -100,10 +76,10 @@ def test_schemes_differ_without_colour():
     assert schemes.look("unheard of")["marker"] not in {look["marker"] for look in looks}
 
 
-@pytest.mark.parametrize("name", ["memory", "speed", "quality", "gains", "costs", "rents", "fits"])
+@pytest.mark.parametrize("name", ["quality", "gains", "costs", "rents", "fits"])
 def test_nothing_to_draw_is_a_sentence(name):
     arguments = {
-        "memory": ([], {}), "speed": ([], {}, [1]), "quality": ([],), "gains": ({},), "costs": ({}, "x"),
+        "quality": ([],), "gains": ({},), "costs": ({}, "x"),
         "rents": ([Offer("L4", "awq", 1.0, why_not="2.0 GiB short")], "x"),
         "fits": ({"fp8_kv": "Needs SM 8.0."}, "x"),
     }  # fmt: skip
@@ -114,32 +90,12 @@ def test_nothing_to_draw_is_a_sentence(name):
     assert html.unescape(note._repr_html_()) == f"<p>{note}</p>"
 
 
-def test_one_scheme_alone_is_drawn_or_said():
-    rows = [a_row("baseline", batch, 20.0 * batch, 300, 200, total_bytes=2**30, kv_cache_tokens=9)
-            for batch in (1, 8)]  # fmt: skip
-    assert isinstance(result_figures.memory(rows, {"baseline": 10}), Figure)
-    assert isinstance(result_figures.speed(rows, {"baseline": [40, 320]}, [1, 8]), Figure)
+def test_one_scheme_alone_and_records_of_two_machines_are_not_drawn():
+    rows = [a_row("baseline", batch, 20.0 * batch, 300, 200) for batch in (1, 8)]
     assert isinstance(result_figures.quality(rows), Note)
     assert isinstance(comparison_figures.gains({"m on d": {"fp8": roofline.ranges(rows, "fp8")}}), Note)
-
-
-def test_records_of_two_machines_are_never_in_one_figure():
-    rows = [a_row("baseline", 1, 20.0, 300, 200), a_row("awq", 1, 20.0, 300, 200, device="another")]
-    for draw in (
-        result_figures.compared,
-        result_figures.quality,
-        lambda r: result_figures.memory(r, {}),
-        lambda r: result_figures.speed(r, {}, []),
-    ):
-        with pytest.raises(ValueError, match="m on another"):
-            draw(rows)
-
-
-def test_the_memory_bars_add_up_to_what_the_engine_took():
-    mib = 2**20
-    row = a_row("baseline", 1, 1.0, 300, 200, total_bytes=1000 * mib, kv_cache_tokens=100)
-    axes = result_figures.memory([row], {"baseline": 5 * mib}).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [300, 500, 200]
+    with pytest.raises(ValueError, match="m on another"):
+        result_figures.quality([*rows, a_row("awq", 1, 20.0, 300, 200, device="another")])
 
 
 def test_the_fit_is_drawn_and_said_by_scheme():

@@ -21,6 +21,7 @@ CORE = [
     "base/parameters",
     "base/machine",
     "base/records",
+    "model/scheme",
     "model/schemes",
     "model/sizes",
     "engine/engine",
@@ -30,7 +31,6 @@ CORE = [
     "engine/logfile",
     "measure/speed",
     "measure/memory",
-    "measure/perplexity",
 ]
 CORE_LINES = 2500
 NAMES = 100  # of all faces together

@@ -9,7 +9,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from helpers.engine import release
-from tests.conftest import left_behind, shared_memory
+from tests.conftest import SWAP, left_behind, shared_memory
 
 SETUP = """
 import os
@@ -26,9 +26,6 @@ with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 print("SETTLED", room.settled_memory())
 """
-
-
-SWAP = 20_000_000  # bytes that a swap of engines may leave in a warm process
 
 
 class Kernel:

@@ -2,19 +2,20 @@
 
 import contextlib
 import gc
-import math
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from helpers.base.files import ROOT
 from helpers.base.machine import detect
 from helpers.compare import recorded
 from helpers.engine.engine import open_engine
-from helpers.measure import perplexity
-from helpers.measure.memory import measure_memory, weigh
+from helpers.measure.memory import measure_memory
 from helpers.measure.speed import MeasureError, measure_speed
 from helpers.model import lookup, sizes
-from helpers.model.text import held_out_text
 from helpers.tools import variants
 
 
@@ -116,40 +117,37 @@ def test_memory_is_what_the_process_took(engine):
     assert memory.weights == pytest.approx(held, abs=150e6)
 
 
-def test_perplexity_is_that_of_vllms_own_logprobs(engine):
-    found = perplexity.measure_perplexity(engine, tokens=128, window=64)
-    assert found.tokens == 2 * 63
-    text, name = held_out_text()
-    assert found.text == name
-    ids = engine.llm.get_tokenizer().encode(text[:2000], add_special_tokens=False)[:128]
-    from vllm import SamplingParams
-
-    losses = []
-    for window in (ids[:64], ids[64:]):
-        params = SamplingParams(max_tokens=1, prompt_logprobs=1)
-        output = engine.llm.generate([{"prompt_token_ids": window}], params, use_tqdm=False)[0]
-        chosen = zip(window[1:], output.prompt_logprobs[1:], strict=True)
-        losses += [-logprobs[token].logprob for token, logprobs in chosen]
-    assert found.value == pytest.approx(math.exp(sum(losses) / len(losses)), rel=0.01)
-
-
 def test_what_cannot_be_measured_is_refused(engine):
     with pytest.raises(MeasureError, match="leave no room"):
         measure_speed(engine, [1], prompt_tokens=510)
-    with pytest.raises(MeasureError, match="at least one window"):
-        perplexity.measure_perplexity(engine, tokens=10, window=64)
     with pytest.raises(ValueError, match="batch_sizes"):
         measure_speed(engine, [0])
 
 
+WEIGHING = """
+import sys
+from helpers.engine.engine import open_engine
+
+with (engine := open_engine("embedded", sys.argv[1], log_dir=sys.argv[2])):
+    print(engine.loading_bytes)
+"""
+
+
+def weigh(scheme: str, logs: Path) -> int:
+    """Bytes that loading the weights adds to a fresh process's memory."""
+    command = [sys.executable, "-c", WEIGHING, scheme, str(logs)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return int(done.stdout.split()[-1])
+
+
 @pytest.mark.parametrize("scheme", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
-def test_weights_weigh_what_was_predicted_for_this_machine(scheme):
+def test_weights_weigh_what_was_predicted_for_this_machine(scheme, tmp_path):
     """Within 3 %, and what they save against the baseline, too: that is what readers compare."""
     model, machine = lookup.resolve("embedded"), detect()
-    names = ("baseline", scheme)
-    held = {name: sizes.held_weights_bytes(name, model.folder, machine) for name in names}
-    weighed = {name: weigh(model, name) for name in names}
-    for name in names:
+    held, weighed = {}, {}
+    for name in ("baseline", scheme):
+        held[name] = sizes.held_weights_bytes(name, model.folder, machine)
+        weighed[name] = weigh(name, tmp_path)
         assert weighed[name] == pytest.approx(held[name], rel=0.03), name
-        saved = weighed["baseline"] - weighed[name]
-        assert saved == pytest.approx(held["baseline"] - held[name], rel=0.03), name
+    saved = weighed["baseline"] - weighed[scheme]
+    assert saved == pytest.approx(held["baseline"] - held[scheme], rel=0.03)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from helpers.base import files
 from helpers.base.files import ROOT
 from helpers.model import embedded, lookup, shapes, sizes
 from helpers.model.embedded import GGUF
@@ -116,20 +114,7 @@ def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        " ",
-        None,
-        7,
-        "no-such-folder",
-        "./missing",
-        "/missing/model",
-        "a/b/c",
-        "my model/x",
-        "a/-b",
-        "~nobody-here/m",
-    ],
+    "name", ["", None, 7, "no-such-folder", "./missing", "a/b/c", "my model/x", "a/-b", "~nobody-here/m"]
 )
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
@@ -204,47 +189,12 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path):
     assert "HF_HOME names another" in said
 
 
-def test_a_damaged_hub_file_is_fetched_again_or_named(tmp_path, table):
-    def damage(folder: Path) -> Path:
-        blob = (folder / "model.safetensors").resolve()
-        with blob.open("r+b") as file:
-            file.write(b"X")
-        return blob
-
-    with hub(FILES) as address:
-        (good,) = client(tmp_path, address, "owner/model")
-        blob = damage(Path(good.removeprefix("folder ")))
-        assert client(tmp_path, address, "owner/model") == [good]
-        assert blob.read_bytes() == FILES["model.safetensors"]
-        damage(blob.parent.parent / "snapshots" / Path(good).name)
-    (said,) = client(tmp_path, address, "owner/model")
-    assert said.startswith("damaged-copy | The local copy of owner/model is damaged: model.safetensors")
-    table.add("system", "a byte of a hub's file changed", "resolve, no hub", "damaged-copy", "damaged-copy")
-
-
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
         embedded.prepare()
     table.check("system", "a cache that cannot be written", "prepare", caught.value, "cache-not-writable")
-
-
-def test_a_read_only_disk_is_named_and_serves_what_is_on_it(small_disk, monkeypatch, table):
-    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
-    small_disk.option("ro")
-    with pytest.raises(ModelError, match="Read-only file system") as caught:
-        embedded.prepare()
-    table.check("system", "a read-only disk", "prepare", caught.value, "cache-not-writable")
-    small_disk.option("rw")
-    monkeypatch.delenv("TUTORIAL_CACHE")
-    made = embedded.prepare()
-    small_disk.resize("400m")
-    shutil.copytree(made, small_disk.cache / made.name)
-    small_disk.option("ro")
-    monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
-    assert embedded.ready()
-    assert lookup.resolve("embedded").folder == small_disk.cache / made.name
 
 
 def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):
@@ -313,21 +263,6 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
     table.add("system", "killed at six points, then two bytes changed", "preparing the model", "made again",
               "made again", processes=0)  # fmt: skip
-
-
-@pytest.mark.slow
-def test_two_real_runs_at_once_make_one_model(tmp_path, table):
-    environment = {**os.environ, "TUTORIAL_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "helpers.model.embedded"]
-    runs = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("Another run is preparing embedded" in text for text in said) == [False, True]
-    assert files.complete(tmp_path / "cache" / "embedded")
-    table.add("system", "two runs at once", "preparing the model", "made once", "made once", processes=0)
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ PLANTED = {
 @pytest.mark.slow
 def test_a_planted_secret_is_in_nothing_that_a_run_leaves(tmp_path):
     """A whole run of a notebook that measures and of that of failures: copies, logs, records, a bundle."""
-    quick = {"seconds": "0.1", "batch_sizes": "1", "perplexity_tokens": "256", "max_tokens": "5"}
+    quick = {"seconds": "0.1", "batch_sizes": "1", "quality_tokens": "512", "max_tokens": "5"}
     command = [sys.executable, "-m", "helpers.tools.run", "01_baseline", "08_when_it_fails"]
     command += ["--out", str(tmp_path / "out"), *(part for pair in quick.items() for part in ("-p", *pair))]
     environment = {**os.environ, **PLANTED, "PYTHONPATH": str(ROOT), "TUTORIAL_MODEL": "embedded"}

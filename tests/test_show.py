@@ -108,17 +108,6 @@ def test_predictions_are_ratios_to_the_first():
     assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
 
 
-def test_what_other_machines_gained_is_beside_their_baseline_at_both_ends():
-    rows = [a_row(name, batch, rate * batch, 1, 1, kv_cache_tokens=9000)
-            for name, rate in (("baseline", 10.0), ("fp8", 15.0)) for batch in (1, 8, 64, 256)]  # fmt: skip
-    table = result_tables.elsewhere({"here": rows, "cited": [rows[0] | {"cited": "a log"}]}, ["fp8", "awq"])
-    assert table.rows == [
-        ["here", "baseline", "1.0 MiB", "9,000", "x 1.00 (batch 1)", "x 1.00 (batch 64)"],
-        ["here", "fp8", "1.0 MiB", "9,000", "x 1.50 (batch 1)", "x 1.50 (batch 64)"],
-    ]
-    assert result_tables.elsewhere({"here": rows}, ["awq"]).rows == []
-
-
 def test_answers_are_shown_once_for_each_machine_that_compared_them():
     def one(scheme, device, **more):
         return a_row(scheme, 1, 1.0, 1, 1) | {"device": device, "way": "a way", "model": "m"} | more

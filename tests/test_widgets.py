@@ -10,7 +10,7 @@ from tests.test_show import a_row
 def picture(size):
     if size <= 0:
         raise ValueError("The size must be above zero.")
-    return result_figures.compared([a_row("baseline", 1, 20.0, size, size)])
+    return result_figures.quality([a_row("awq", 1, 20.0, size, size, kl_mean=0.1, top1=0.9)])
 
 
 def test_headless_it_is_the_picture_of_the_first_values():

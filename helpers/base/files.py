@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
@@ -54,7 +54,7 @@ def made(folder: Path, make: Callable[[Path, Path], dict]) -> Path:
             if folder.exists():  # a damaged one, since it was not complete
                 folder.rename(old)
             new.rename(folder)
-            _write_note(_beside(folder), {str(folder / name): _state(folder / name) for name in sizes})
+            _note(folder, _states(folder, sizes))
     return folder
 
 
@@ -65,13 +65,13 @@ def _sweep(folder: Path) -> None:
 
 
 def complete(folder: Path) -> bool:
-    """Whether a folder of ``made`` is there, its files as they were written. Cheap: see ``changed``."""
+    """Whether a folder of ``made`` is there, its files as they were written. Cheap: see ``_unchanged``."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes, hashes = manifest["sizes"], manifest["hashes"]
         if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return False
-        return not changed({folder / name: digest for name, digest in hashes.items()}, _beside(folder))
+        return _unchanged(folder, hashes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -82,19 +82,19 @@ def doubt(folder: Path) -> None:
         _beside(folder).unlink(missing_ok=True)
 
 
-def changed(files: Mapping[Path, str], note: Path) -> list[Path]:
-    """Return those files whose SHA-256 is not the one given.
+def _unchanged(folder: Path, hashes: Mapping[str, str]) -> bool:
+    """Whether the folder's files have these SHA-256.
 
-    A file is read only if its size, inode or time of change differs from what ``note`` says of the last
-    time. Every program that writes to a file sets that time, and so does whoever copies it elsewhere.
+    They are read only if a size, inode or time of change differs from what was noted the last time. Every
+    program that writes to a file sets that time, and so does whoever copies it elsewhere.
     """
-    state = {str(path): _state(path) for path in files}
-    known = _noted(note)
-    unsure = [path for path in files if known.get(str(path)) != state[str(path)]]
-    wrong = [path for path in unsure if _sha256(path) != files[path]]
-    if unsure and not wrong:
-        _write_note(note, state)
-    return wrong
+    state = _states(folder, hashes)
+    if _noted(_beside(folder)) == state:
+        return True
+    if any(_sha256(folder / name) != digest for name, digest in hashes.items()):
+        return False
+    _note(folder, state)
+    return True
 
 
 @contextlib.contextmanager
@@ -126,24 +126,22 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.seen")
 
 
-def _state(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_ino, stat.st_ctime_ns]
+def _states(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size, inode and time of change of each file."""
+    stats = {name: (folder / name).stat() for name in names}
+    return {name: [stat.st_size, stat.st_ino, stat.st_ctime_ns] for name, stat in stats.items()}
 
 
-def _noted(note: Path) -> dict:
-    try:
-        found = json.loads(note.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+def _noted(note: Path) -> dict | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(note.read_text())
+    return None
 
 
-def _write_note(note: Path, state: dict) -> None:
+def _note(folder: Path, state: dict) -> None:
     """Remember that the checksums were right; a cache that cannot be written has no memory."""
     with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(state))
+        write_whole(_beside(folder), json.dumps(state))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def engine(tensor_parallel_size: object, quick_look: object) -> dict:
 
 # What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
 WHOLE = {
-    "max_tokens": (1, 1024), "prompt_tokens": (1, 1024), "perplexity_tokens": (256, 65536),
+    "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
     "quality_tokens": (512, 65536), "reference_prompt_tokens": (1, 1_000_000), "context": (1, 10_000_000),
     "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
     "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),

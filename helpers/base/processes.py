@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -133,35 +134,52 @@ def _as_worker(work: Callable[[], int], supervisor: int, endings: list[signal.Si
 
 
 def run_logged(
-    command: list[str], log: Path, env: Mapping[str, str], progress: Callable[[], tuple[int, int, str]]
+    command: list[str], log: Path, env: Mapping[str, str], look: Callable[[], tuple[int, int, str]]
 ) -> int:
     """Run a command from the repository's root, all that it says in ``log``; return its exit code.
 
-    Where somebody watches, a bar shows what ``progress`` returns: steps done, of how many, their name. The
-    command is told to end when this is interrupted.
+    ``look`` is that of ``progress``. The command is told to end when this is interrupted.
     """
     with (
         log.open("w") as out,
         subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env) as child,
     ):
         try:
-            if watched():
-                _show_progress(child, progress)
-            return child.wait()
+            with progress(look):
+                return child.wait()
         except BaseException:  # Ctrl+C above all
             child.terminate()
             raise
 
 
-def _show_progress(child: subprocess.Popen, progress: Callable[[], tuple[int, int, str]]) -> None:
+@contextlib.contextmanager
+def progress(look: Callable[[], tuple[int, int, str]]) -> Iterator[None]:
+    """Where somebody watches, a bar of what ``look`` returns: steps done, of how many, their name."""
+    if not watched():
+        yield
+        return
     from tqdm.auto import tqdm
 
-    with tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
-        while child.poll() is None:
-            bar.n, bar.total, label = progress()
+    # In a terminal the bar needs a descriptor of its own: 2 may be pointed at a log meanwhile.
+    terminal = os.fdopen(os.dup(2), "w") if "ipykernel" not in sys.modules else None
+    bar = tqdm(total=1, leave=False, bar_format="{desc} {bar} {elapsed}", file=terminal)
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(0.2):
+            bar.n, bar.total, label = look()
             bar.set_description(label)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(0.2)
+        bar.close()
+        if terminal is not None:
+            terminal.close()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def owned_command(command: list[str], grace_s: int) -> list[str]:

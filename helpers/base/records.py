@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,21 +49,16 @@ def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) 
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0, os.SEEK_END)
-        if file.tell() and not _ends_with_newline(file):
-            text = "\n" + text  # a line cut short by a killed run stays a line of its own
-        file.write(text)
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                text = "\n" + text  # a line cut short by a killed run stays a line of its own
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     return path
-
-
-def _ends_with_newline(file) -> bool:
-    with open(file.name, "rb") as raw:  # noqa: PTH123
-        raw.seek(-1, os.SEEK_END)
-        return raw.read(1) == b"\n"
 
 
 def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], list[str]]:
@@ -163,24 +159,22 @@ def of(
     A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
     length are another load. Where several versions of vLLM were measured, the newest record's counts.
     """
-    isa, ours, others = sorted(machine.isa), [], {}
+    isa, ours, left_out = sorted(machine.isa), [], Counter()
     for row in found:
         what = f"{row['model']} on {row['device']}"
-        if (row["model"], row["device"]) == (model, machine.label):
-            if row.get("isa", isa) != isa:
-                what += f" with other instruction sets ({', '.join(row['isa'])})"
-            elif row.get("prompt_tokens") != prompt_tokens:
-                what += f" with prompts of {row.get('prompt_tokens')} tokens"
-            else:
-                ours.append(row)
-                continue
-        others[what] = others.get(what, 0) + 1
-    kept = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
+        if (row["model"], row["device"]) != (model, machine.label):
+            left_out[what] += 1
+        elif row.get("isa", isa) != isa:
+            left_out[f"{what} with other instruction sets ({', '.join(row['isa'])})"] += 1
+        elif row.get("prompt_tokens") != prompt_tokens:
+            left_out[f"{what} with prompts of {row.get('prompt_tokens')} tokens"] += 1
+        else:
+            ours.append(row)
+    newest = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
     for row in ours:
-        if row["vllm"] != ours[-1]["vllm"]:
-            what = f"{model} on {machine.label} with vLLM {row['vllm']}"
-            others[what] = others.get(what, 0) + 1
-    return latest(kept), [f"Left out: {count} records of {what}." for what, count in others.items()]
+        if row not in newest:
+            left_out[f"{model} on {machine.label} with vLLM {row['vllm']}"] += 1
+    return latest(newest), [f"Left out: {count} records of {what}." for what, count in left_out.items()]
 
 
 def by_origin(found: list[dict]) -> dict[str, list[dict]]:

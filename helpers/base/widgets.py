@@ -125,7 +125,12 @@ def explore(draw: Callable, **controls: Slider | Choice) -> Explorer:
     """Show what ``draw`` returns, a figure or a note, with controls for its arguments.
 
     A ``ValueError`` that ``draw`` raises becomes a sentence in the picture's place.
+
+    Raises:
+        ValueError: a control without a label, which who does not see the page could not tell from others.
     """
+    if nameless := [name for name, control in controls.items() if not control.label.strip()]:
+        raise ValueError(f"A control needs a label: {', '.join(nameless)}.")
     return Explorer(draw, controls)
 
 

@@ -105,11 +105,16 @@ def children_bound_to_this():
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
-        engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)  # else the resource tracker
+        engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)
+        # An engine takes all signals: what a caller blocks for a moment, it would keep blocked. Python's own
+        # tracker of shared memory inherits that, and outlives the others to remove what they left.
+        more = {"setsigmask": []} if engine else {}
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
-            return spawn_bound([path, *args[1:]], tracker=not engine)
+            return os.posix_spawn(
+                path, _watching(args) if engine else args, dict(os.environ), setpgroup=0, **more
+            )
         finally:
             for descriptor in passfds:
                 os.set_inheritable(descriptor, False)
@@ -138,30 +143,15 @@ def _main_left_alone():
         vars(main).update(kept)
 
 
-def spawn_bound(command: list, tracker: bool = False) -> int:
-    """Start a Python program in a process of its own group that ends with this one; return its pid.
+PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; vLLM's own patience
 
-    It takes all signals: what a caller blocks for a moment, a child would keep blocked. multiprocessing's
-    resource ``tracker`` alone is to inherit that, unblocks by itself once it ignores them, and outlives the
-    others to remove what they left.
-    """
-    path, args = _bound(command[0], list(command) if tracker else _watching(list(command)))
-    mask = {} if tracker else {"setsigmask": []}
-    return os.posix_spawn(path, args, dict(os.environ), setpgroup=0, **mask)
-
-
-# A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). The wish stays
-# with the process when it becomes another program.
-_BIND = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[3:])"
-)
-
-
-# SIGTERM is a wish: an engine that hangs in compiled code does not take it. After five seconds vLLM's client
-# kills one, but here that died with its owner. So a thread in the child sees to its end.
+# A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). That is a wish: an
+# engine that hangs in compiled code does not take it, and vLLM's client, which would kill it after five
+# seconds, died with its owner. So a thread in the child sees to its end.
 _WATCH = """
-import os as _os, threading as _threading, time as _time
+import ctypes as _ctypes, os as _os, sys as _sys, threading as _threading, time as _time
+if _sys.platform == "linux":
+    _ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
 def _watch(owner={owner}, patience={patience}):
     while _os.getppid() == owner:
         _time.sleep(0.5)
@@ -170,20 +160,13 @@ def _watch(owner={owner}, patience={patience}):
 _threading.Thread(target=_watch, name="owner-watch", daemon=True).start()
 """
 
-PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; vLLM's own patience
-
 
 def _watching(command: list) -> list:
     """The same ``python -c`` command, with the watch ahead of its program."""
+    command = [os.fsdecode(part) for part in command]
     place = command.index("-c") + 1
     watch = _WATCH.format(owner=os.getpid(), patience=PATIENCE_S)
     return [*command[:place], watch + command[place], *command[place + 1 :]]
-
-
-def _bound(path, args: list) -> tuple:
-    if sys.platform != "linux":
-        return path, args
-    return sys.executable, [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid()), path, *args]
 
 
 def wake_on_death(core) -> Callable[[], None]:

@@ -32,7 +32,7 @@ from helpers.engine.errors import (
     EngineStartError,
     MemoryHeldError,
 )
-from helpers.engine.logfile import CHATTY, Progress
+from helpers.engine.logfile import CHATTY
 from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import log
 from helpers.model import checkpoints, lookup, schemes, weights
@@ -289,7 +289,7 @@ class Engine:
         global _engines_built
         os.environ |= arguments.environment(self.in_process)
         os.environ |= arguments.compiling(self.machine, self.args)
-        with Progress(self.log_file), self._log.capturing():
+        with logfile.starting(self.log_file), self._log.capturing():
             try:
                 self.import_s = 0.0 if "vllm" in sys.modules else llm.import_vllm()
             finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 from pathlib import Path
 
 from helpers.base import processes
@@ -104,42 +103,12 @@ PHASES = (
 )
 
 
-class Progress:
-    """A progress bar that follows a start-up log; absent in headless runs, where nobody watches."""
+def starting(log_file: Path) -> contextlib.AbstractContextManager[None]:
+    """A bar, where somebody watches, that follows a start-up log while the block runs."""
 
-    def __init__(self, log_file: Path):
-        self._file = log_file
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+    def look() -> tuple[int, int, str]:
+        text = log_file.read_text(errors="replace") if log_file.exists() else ""
+        reached = ["importing vLLM", *(label for marker, label in PHASES if marker in text)]
+        return len(reached), len(PHASES) + 1, reached[-1]
 
-    def __enter__(self) -> Progress:
-        if processes.watched():
-            from tqdm.auto import tqdm
-
-            # In a terminal the bar needs a descriptor of its own: 2 is about to be pointed at the log.
-            terminal = os.fdopen(os.dup(2), "w") if "ipykernel" not in sys.modules else None
-            bar = tqdm(
-                total=len(PHASES) + 1,
-                desc="importing vLLM",
-                leave=False,
-                bar_format="{desc} {bar} {elapsed}",
-                file=terminal,
-            )
-            self._thread = threading.Thread(target=self._follow, args=(bar, terminal), daemon=True)
-            self._thread.start()
-        return self
-
-    def _follow(self, bar, terminal) -> None:
-        while not self._done.wait(0.2):
-            text = self._file.read_text(errors="replace") if self._file.exists() else ""
-            reached = [label for marker, label in PHASES if marker in text]
-            bar.n = 1 + len(reached)
-            bar.set_description(reached[-1] if reached else "importing vLLM")
-        bar.close()
-        if terminal is not None:
-            terminal.close()
-
-    def __exit__(self, *_) -> None:
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+    return processes.progress(look)

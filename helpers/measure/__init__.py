@@ -7,7 +7,6 @@ __getattr__, __all__ = face(
     {
         "speed": "MeasureError Speed measure_speed",
         "memory": "Memory measure_memory",
-        "perplexity": "Perplexity measure_perplexity",
         "divergence": "Quality compare control keep_reference",
         "task": "Answers Recovery recovery",
         "trial": "Trial",

@@ -27,7 +27,6 @@ import numpy as np
 from helpers.base.machine import detect
 from helpers.engine.engine import Engine, open_engine, owner_of
 from helpers.measure import tap, task
-from helpers.measure.perplexity import Perplexity
 from helpers.measure.tap import QualityError
 from helpers.measure.task import Answers
 from helpers.model import schemes, text
@@ -97,6 +96,19 @@ def _text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
             f"The text gives {len(ids)} tokens in windows of 5 or more, not {tokens} in windows of {window}."
         )
     return ids[:count]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How surprised a model is by a text: ``exp`` of the mean negative log-likelihood of a token.
+
+    ``tokens`` were predicted; ``text`` names the text by its source and a hash, since another text
+    gives another figure.
+    """
+
+    value: float
+    tokens: int
+    text: str
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from helpers.base import page
 from helpers.base.page import Table
@@ -171,35 +171,3 @@ def _ratio(row: dict | None, base: dict | None) -> str:
     if not row.get("low") or not base.get("low") or row["scheme"] == "baseline":
         return ratio
     return f"{ratio} ({row['low'] / base['high']:.2f} to {row['high'] / base['low']:.2f})"
-
-
-def elsewhere(origins: Mapping[str, list[dict]], names: Iterable[str], most: int = 64) -> Table:
-    """What schemes gained on recorded machines: a row a record and scheme, beside the baseline there.
-
-    Args:
-        origins: ``records.by_origin`` of what was recorded; one without a baseline, or with none of the
-            schemes ``names``, has no row, and what is only cited has none either.
-        most: the largest batch that is shown. For 256 requests two recordings of runs this short
-            differed by more than the schemes do; ``variants.settings`` times that batch longer.
-    """
-    table = []
-    for title, rows in origins.items():
-        found = {
-            (row["scheme"], row["batch"]): row
-            for row in rows
-            if row["batch"] <= most and not row.get("cited")
-        }
-        shared = {
-            name: sorted(batch for one, batch in found if one == name and ("baseline", batch) in found)
-            for name in ("baseline", *names)
-        }
-        if not any(shared[name] for name in names):
-            continue
-        shared = {name: batches for name, batches in shared.items() if batches}
-        sizes = page.alike(found[name, batches[0]]["weights_bytes"] for name, batches in shared.items())
-        for (name, batches), size in zip(shared.items(), sizes, strict=True):
-            one, ends = found[name, batches[0]], (batches[0], batches[-1])
-            gains = [f"{_ratio(found[name, b], found['baseline', b])} (batch {b})" for b in ends]
-            table.append([title, name, size, f"{one['kv_cache_tokens']:,}", *gains])
-    columns = ["record", "scheme", "weights", "KV cache, tokens"]
-    return Table([*columns, "speed at the smallest batch", f"at the largest up to {most}"], table)

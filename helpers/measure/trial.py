@@ -14,9 +14,8 @@ from helpers.base.machine import detect
 from helpers.engine.engine import Engine, open_engine
 from helpers.engine.errors import EngineDiedError, EngineStartError
 from helpers.measure import divergence, speed, task
-from helpers.measure.divergence import Quality, Reference
+from helpers.measure.divergence import Perplexity, Quality, Reference
 from helpers.measure.memory import Memory, measure_memory
-from helpers.measure.perplexity import Perplexity
 from helpers.measure.speed import Speed
 from helpers.measure.task import Recovery
 from helpers.model import schemes, sizes

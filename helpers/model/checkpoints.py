@@ -101,42 +101,32 @@ def _once(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict
 
 
 def _expand(source: Path, folder: Path, _scratch: Path) -> dict:
+    from compressed_tensors.quantization import QuantizationConfig
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", MANIFEST))
-    for path in sorted(source.glob("*.safetensors")):
-        save_file(_unpacked(load_file(path)), folder / path.name, metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
-    config.pop("quantization_config", None)
+    (scheme,) = QuantizationConfig.model_validate(config.pop("quantization_config")).config_groups.values()
+    for path in sorted(source.glob("*.safetensors")):
+        save_file(_unpacked(load_file(path), scheme), folder / path.name, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return {"settings": json.loads((source / MANIFEST).read_text())["settings"]}
 
 
-def _unpacked(tensors: dict) -> dict:
-    """Undo compressed-tensors' packing of asymmetric 4-bit weights: (integer - zero point) x scale.
+def _unpacked(tensors: dict, scheme) -> dict:
+    """A checkpoint's tensors with each packed weight, its scales and zero points made one matrix again."""
+    from compressed_tensors.compressors import PackedQuantizationCompressor
 
-    Eight 4-bit values lie in an int32, lowest bits first: neighbours in a row for weights, in a column
-    for zero points. Both are stored with 8 added, which cancels.
-    """
-    import torch
-
-    def nibbles(packed):  # (rows, n) int32 -> (rows, 8 n)
-        return ((packed.unsqueeze(-1) >> torch.arange(0, 32, 4)) & 15).flatten(1)
-
-    found = {}
+    found: dict = {}
+    packed: dict[str, dict] = {}
     for name, tensor in tensors.items():
-        if name.endswith(("weight_scale", "weight_zero_point", "weight_shape")):
-            continue
-        if not name.endswith("weight_packed"):
+        module, _, part = name.rpartition(".")
+        if part.startswith("weight_"):
+            packed.setdefault(module, {})[part] = tensor
+        else:
             found[name] = tensor
-            continue
-        stem = name.removesuffix("_packed")
-        rows, columns = tensors[f"{stem}_shape"].tolist()
-        scale = tensors[f"{stem}_scale"]
-        zero = nibbles(tensors[f"{stem}_zero_point"].t().contiguous()).t()[:rows]
-        values = nibbles(tensor)[:, :columns].reshape(rows, scale.shape[1], -1)
-        weight = (values - zero.unsqueeze(-1)).float() * scale.float().unsqueeze(-1)
-        found[stem] = weight.reshape(rows, columns).to(scale.dtype)
+    for module, parts in packed.items():
+        found[f"{module}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
     return found
 
 

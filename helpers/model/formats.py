@@ -161,31 +161,16 @@ def _bits(config: dict, default: int = 4) -> int:
 def _awq(config: dict):
     bits, group = _bits(config), config.get("group_size") or config.get("q_group_size") or 128
     format = Format(bits, group=group, group_bytes=2 + bits / 8)
-    return f"AWQ, {bits} bits", "awq", _rules(format, config.get("modules_to_not_convert")), 2
+    return f"AWQ, {bits} bits", "awq", _rules(format, config.get("modules_to_not_convert"))
 
 
 def _gptq(config: dict):
     bits, group = _bits(config), config.get("group_size") or -1
     format = Format(bits, group=group, group_bytes=2 + bits / 8, input=4)
     left_out = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
-    rest = _rules(format, [*left_out, *(config.get("modules_to_not_convert") or ())])
-    return (
-        f"GPTQ, {bits} bits",
-        "awq",
-        lambda one: format if one.part == "head" and config.get("lm_head") else rest(one),
-        2,
-    )
-
-
-def _auto_round(config: dict):
-    bits, group = _bits(config), config.get("group_size") or 128
-    kept = [
-        name
-        for name, extra in (config.get("extra_config") or {}).items()
-        if (extra.get("bits") or bits) >= 16
-    ]
-    format = Format(bits, group=group, group_bytes=2 + bits / 8)
-    return f"AutoRound, {bits} bits", "awq", _rules(format, kept), 2
+    left_out += config.get("modules_to_not_convert") or ()
+    parts = (*_INSIDE, "head") if config.get("lm_head") else _INSIDE
+    return f"GPTQ, {bits} bits", "awq", _rules(format, left_out, parts)
 
 
 def _fp8(config: dict):
@@ -193,36 +178,22 @@ def _fp8(config: dict):
     static = 4 if config.get("activation_scheme") == "static" else 0
     format = Format(8, block=int(block[0]), block_bytes=4) if block else Format(8, tensor=4 + static)
     ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
-    return (
-        f"FP8, a scale a {'block' if block else 'matrix'}",
-        "fp8_file",
-        _rules(format, ignored, _EVERYWHERE),
-        2,
-    )
-
-
-def _fbgemm(config: dict):
-    format = Format(8, channel=4)
-    return (
-        "FP8 (FBGEMM), a scale a channel",
-        "fp8_file",
-        _rules(format, config.get("modules_to_not_convert")),
-        2,
-    )
+    title = f"FP8, a scale a {'block' if block else 'matrix'}"
+    return title, "fp8_file", _rules(format, ignored, _EVERYWHERE)
 
 
 def _bitsandbytes(config: dict):
     skipped = config.get("llm_int8_skip_modules")
     if config.get("load_in_8bit"):
-        return "bitsandbytes, 8 bits", "bitsandbytes", _rules(Format(8, channel=4), skipped, _EVERYWHERE), 2
+        return "bitsandbytes, 8 bits", "bitsandbytes", _rules(Format(8, channel=4), skipped, _EVERYWHERE)
     scale = 1 + 4 / 256 if config.get("bnb_4bit_use_double_quant") else 4
     format = Format(4, group=64, group_bytes=scale)
-    return "bitsandbytes, 4 bits", "bitsandbytes", _rules(format, skipped, _EVERYWHERE), 2
+    return "bitsandbytes, 4 bits", "bitsandbytes", _rules(format, skipped, _EVERYWHERE)
 
 
 def _mxfp4(config: dict):
     format = Format(4, group=32, group_bytes=1)
-    return "MXFP4 experts", "mxfp4", _rules(format, config.get("modules_to_not_convert"), ("experts",)), 2
+    return "MXFP4 experts", "mxfp4", _rules(format, config.get("modules_to_not_convert"), ("experts",))
 
 
 _NVFP4 = Format(4, group=16, group_bytes=1, tensor=8)
@@ -295,9 +266,7 @@ def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format
 _READERS = {
     "awq": _awq,
     "gptq": _gptq,
-    "auto-round": _auto_round,
     "fp8": _fp8,
-    "fbgemm_fp8": _fbgemm,
     "bitsandbytes": _bitsandbytes,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,

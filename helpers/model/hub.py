@@ -1,13 +1,10 @@
-"""Models from the hub: fetched, and checked against what was fetched."""
+"""Models from the hub."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 
-from helpers.base.files import changed
-from helpers.model import model
 from helpers.model.formats import INDEX
 from helpers.model.model import SHAPE, Model, ModelError
 
@@ -15,19 +12,16 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def from_hub(name: str) -> Model:
+    """A model of the hub, fetched unless it is there; ``hf cache verify`` compares checksums."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     repository, _, revision = name.partition("@")
-    folder = _snapshot(repository, revision or None)
-    if wrong := _changed_since_fetched(repository, folder):
-        for path in wrong:  # the good ones stay; the hub's client fetches what is missing
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        try:
-            folder = _snapshot(repository, revision or None)
-            wrong = _changed_since_fetched(repository, folder) or [p for p in wrong if not p.exists()]
-        except ModelError as error:
-            raise _damaged(repository, wrong) from error
-        if wrong:
-            raise _damaged(repository, wrong)
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
+    except (OSError, httpx.TransportError, HFValidationError) as error:
+        raise ModelError(_why_not(repository, revision or None, error)) from error
     return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
 
 
@@ -56,25 +50,6 @@ def config_from_hub(name: str) -> Model:
     with contextlib.suppress(OSError, httpx.TransportError, EntryNotFoundError):
         hf_hub_download(repository, INDEX, revision=revision or None)
     return Model(name, repository.split("/")[1], config.parent, SHAPE, revision=config.parent.name)
-
-
-def _damaged(repository: str, files: list[Path]) -> ModelError:
-    names = ", ".join(path.name for path in files)
-    return ModelError(
-        f"The local copy of {repository} is damaged: {names} differ from what "
-        "was fetched, and could not be fetched again. They were removed. Check the network and try again."
-    )
-
-
-def _snapshot(repository: str, revision: str | None) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED))
-    except (OSError, httpx.TransportError, HFValidationError) as error:
-        raise ModelError(_why_not(repository, revision, error)) from error
 
 
 def _why_not(repository: str, revision: str | None, error: Exception) -> str:
@@ -122,15 +97,3 @@ _ANSWERS = {
     403: "Its owner disabled it, or your token may not read it: its page on the hub says which.",
     429: "That were too many requests: wait some minutes, or set HF_TOKEN, which allows more.",
 }
-
-
-def _changed_since_fetched(repository: str, folder: Path) -> list[Path]:
-    """Files of a hub's snapshot that are not what was fetched.
-
-    The hub's client stores a large file under its SHA-256 and links to it, and compares sizes only.
-    """
-    files = {path: path.resolve().name for path in folder.glob("*.safetensors")}
-    files = {path: digest for path, digest in files.items() if re.fullmatch("[0-9a-f]{64}", digest)}
-    return changed(
-        files, model.cache_folder() / "hub" / f"{repository.replace('/', '--')}-{folder.name}.seen"
-    )

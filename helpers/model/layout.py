@@ -125,15 +125,6 @@ class Layout:
         )
 
 
-def read(text: str) -> Layout:
-    """Count the model that a ``config.json`` of this text describes.
-
-    Raises:
-        LayoutError: a class that transformers does not have, or layers that cannot be told apart.
-    """
-    return _counted(text)
-
-
 def full_config(text: str):
     """A config's object as transformers has it: every name filled in with its class's default.
 
@@ -164,7 +155,12 @@ _WRITES = re.compile(r"ForCausalLM|LMHead|ForConditionalGeneration|ForImageTextT
 
 
 @functools.lru_cache(maxsize=64)
-def _counted(text: str) -> Layout:
+def read(text: str) -> Layout:
+    """Count the model that a ``config.json`` of this text describes.
+
+    Raises:
+        LayoutError: a class that transformers does not have, or layers that cannot be told apart.
+    """
     config = full_config(text)
     model = _built(config)
     written = config.get_text_config(decoder=True)

@@ -87,6 +87,11 @@ class Scheme:
         raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
 
 
+def nowhere(why: str, source: str) -> Way:
+    """The last of a scheme's ways: what a machine lacks that takes none of the others."""
+    return Way("", lambda machine: False, why, source)
+
+
 def cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
     return lambda machine: machine.kind == "cuda" and low <= (machine.sm or 0) < high
 
@@ -120,8 +125,8 @@ def _in_fp8(way: Way) -> Way:
 
 def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
     """A scheme's weights with an FP8 KV cache: a scheme of its own, on hardware that runs both."""
-    refused = "An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU."
-    refused = " ".join(why for why in (base.ways[-1].why * (not base.ways[-1].name), refused) if why)
+    lacking = [way.why for way in base.ways if not way.name]
+    lacking.append("An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.")
     ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
-    ways.append(Way("", lambda machine: False, refused, _KV_SOURCE))
+    ways.append(nowhere(" ".join(lacking), _KV_SOURCE))
     return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, with_fp8_cache
+from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, nowhere, with_fp8_cache
 
 _BF16, _FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
 
@@ -51,12 +51,7 @@ BASELINE = Scheme(
             _ONEDNN,
             _FP32,
         ),
-        Way(
-            "",
-            lambda machine: False,
-            "vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
-            _PLATFORM,
-        ),
+        nowhere("vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).", _PLATFORM),
     ),
 )
 
@@ -128,7 +123,7 @@ FP8 = Scheme(
             arithmetic_bits=8,
             timed=("fp8", "vLLM's defaults"),
         ),
-        Way("", lambda machine: False, "FP8 weights need SM 7.5 on a GPU.", _FP8_GPU),
+        nowhere("FP8 weights need SM 7.5 on a GPU.", _FP8_GPU),
     ),
 )
 
@@ -200,7 +195,7 @@ _W4 = (
         _FP32,
         expanded=True,
     ),
-    Way("", lambda machine: False, "4-bit weights need SM 7.5 on a GPU.", _WNA16),
+    nowhere("4-bit weights need SM 7.5 on a GPU.", _WNA16),
 )
 
 AWQ = Scheme(
@@ -247,41 +242,32 @@ INT8 = Scheme(
             arithmetic_bits=8,
             timed=("fp8", "per channel"),  # INT8 was not timed; the same bytes and rates
         ),
-        *(
-            Way(
-                name,
-                when,
-                why,
-                _INT8,
-                args,
-                arithmetic_bits=8,
-            )
-            for name, when, args, why in (
-                (
-                    "INT8 in vLLM's own CPU kernel",
-                    cpu("amx_bf16"),
-                    _BF16,
-                    "With AMX vLLM has a kernel of its own, for matrices of the usual sizes "
-                    "(check_cpu_sgl_kernel).",
-                ),
-                (
-                    "INT8 in oneDNN",
-                    cpu(*BF16_ISA),
-                    _BF16,
-                    "The CPU multiplies INT8 integers in its vector units.",
-                ),
-                (
-                    "INT8 in oneDNN",
-                    cpu(),
-                    _FP32,
-                    "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
-                    "for each product, and the activations have to be rounded at every step.",
-                ),
-            )
+        Way(
+            "INT8 in vLLM's own CPU kernel",
+            cpu("amx_bf16"),
+            "With AMX vLLM has a kernel of its own, for matrices of the usual sizes (check_cpu_sgl_kernel).",
+            _INT8,
+            _BF16,
+            arithmetic_bits=8,
         ),
         Way(
-            "",
-            lambda machine: False,
+            "INT8 in oneDNN",
+            cpu(*BF16_ISA),
+            "The CPU multiplies INT8 integers in its vector units.",
+            _INT8,
+            _BF16,
+            arithmetic_bits=8,
+        ),
+        Way(
+            "INT8 in oneDNN",
+            cpu(),
+            "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
+            "for each product, and the activations have to be rounded at every step.",
+            _INT8,
+            _FP32,
+            arithmetic_bits=8,
+        ),
+        nowhere(
             "The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there.",
             "csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported",
         ),
@@ -330,7 +316,7 @@ NVFP4 = Scheme(
         replace(
             _MARLIN, why="Before Blackwell no matrix unit knows FP4: Marlin widens the weights as it reads."
         ),
-        Way("", lambda machine: False, "FP4 weights need SM 7.5 on a GPU.", _FP4),
+        nowhere("FP4 weights need SM 7.5 on a GPU.", _FP4),
     ),
 )
 MXFP4 = replace(
@@ -349,7 +335,7 @@ MXFP4 = replace(
             why="The experts' weights are widened as they are read: by Triton's kernels on Hopper, by Marlin "
             "elsewhere.",
         ),
-        Way("", lambda machine: False, "MXFP4 experts need SM 8.0 on a GPU.", _FP4),
+        nowhere("MXFP4 experts need SM 8.0 on a GPU.", _FP4),
     ),
 )
 
@@ -383,8 +369,3 @@ def look(name: str) -> dict:
     """
     colour, marker, line = EVERY[name].look if name in EVERY else Scheme.look
     return {"color": colour, "marker": marker, "linestyle": line}
-
-
-def bound_look(name: str) -> dict:
-    """The same for what limits it: dotted, and ending in the scheme's marker, left empty."""
-    return look(name) | {"linestyle": (0, (1, 2)), "linewidth": 1, "mfc": "white", "markevery": [-1]}

@@ -11,9 +11,7 @@ Source: the safetensors format, 8 bytes with the length of the header, the heade
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
@@ -117,75 +115,33 @@ def _not_as_indexed(folder: Path, names: dict[str, set[str]] | None) -> list[str
 
 # -- matrices that a layer needs ----------------------------------------------------------------------------
 
-# The matrices of attention and of an MLP, by their names under one parent.
-SETS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"))
-
-# Every layer of these has all of them. Elsewhere one may be left out on purpose (some share keys between
-# layers, some compress them, some have no gate): there a layer is held against the others of its kind.
+# Every layer of these has all of these matrices. Elsewhere one may be left out on purpose: some models share
+# keys between layers, some compress them, some have no gate.
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-
-_PART = re.compile(rf"^(.*)\.({'|'.join(part for parts in SETS for part in parts)})\.(\w+)$")
-
-_NUMBER = re.compile(r"\d+")
+INSIDE = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
 
 
 def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
-    """A sentence on tensors that are in no file and that the model needs, the first few by name."""
-    every = set().union(*names.values())
-    lacking = {*_unlike_the_others(every, config), *_not_plain(every, config)}
+    """A sentence on what a model of a plain architecture needs and no file has, the first few by name."""
+    modules = {name.rpartition(".")[0] for name in set().union(*names.values())}
+    fused = any(module.endswith(("qkv_proj", "gate_up_proj")) for module in modules)
+    if config.get("model_type") not in PLAIN or "model.layers.0.input_layernorm" not in modules or fused:
+        return []  # another naming, such as Mistral's own, or one we do not know
+    inside = ["input_layernorm", *(f"{parent}.{part}" for parent, parts in INSIDE.items() for part in parts)]
+    inside.append("post_attention_layernorm")
+    layers = range(config.get("num_hidden_layers", 0))
+    wanted = ["model.embed_tokens", *(f"model.layers.{n}.{module}" for n in layers for module in inside)]
+    wanted += ["model.norm", *(["lm_head"] if config.get("tie_word_embeddings") is False else [])]
+    lacking = [f"{module}.weight" for module in wanted if module not in modules]
     if not lacking:
         return []
-    lacking = sorted(lacking, key=lambda name: ([int(number) for number in _NUMBER.findall(name)], name))
     return [
         f"The weights lack {_some(lacking)}: no file has them. vLLM would start without a word and answer "
         "nonsense."
     ]
-
-
-def _unlike_the_others(names: set[str], config: dict) -> Iterator[str]:
-    """Parts of a layer's sets that other layers of its kind have."""
-    present: dict[tuple[str, str], set[str]] = defaultdict(set)  # (parent, kind of tensor): its parts
-    for name in names:
-        if found := _PART.match(name):
-            present[found[1], found[3]].add(found[2])
-    usual: dict[tuple, set[str]] = defaultdict(set)  # what the layers of a kind have between them
-    for (parent, kind), parts in present.items():
-        usual[_like(parent, config), kind] |= parts
-    for (parent, kind), parts in present.items():
-        for whole in SETS:
-            if parts & set(whole):
-                wanted = usual[_like(parent, config), kind] & set(whole)
-                yield from (f"{parent}.{part}.{kind}" for part in wanted - parts)
-
-
-def _like(parent: str, config: dict) -> tuple[str, str, bool]:
-    """What a module has in common with those it can be compared with: its name less the numbers, and what
-    the config says of its layer: the kind of attention, and whether it computes keys of its own."""
-    config = config.get("text_config") or config
-    layer, kinds = _NUMBER.search(parent), config.get("layer_types") or []
-    number = int(layer[0]) if layer else 0
-    own_keys = number < config.get("num_hidden_layers", 0) - (config.get("num_kv_shared_layers") or 0)
-    return _NUMBER.sub("*", parent), kinds[number] if number < len(kinds) else "", own_keys
-
-
-def _not_plain(names: set[str], config: dict) -> Iterator[str]:
-    """What a model of a plain architecture lacks: any of its layers' matrices, or what is around them."""
-    modules = {name.rpartition(".")[0] for name in names}
-    fused = any(module.endswith(("qkv_proj", "gate_up_proj")) for module in modules)
-    if config.get("model_type") not in PLAIN or "model.layers.0.input_layernorm" not in modules or fused:
-        return  # another naming, such as Mistral's own, or one we do not know
-    inside = ["input_layernorm", "post_attention_layernorm"]
-    inside += [
-        f"{parent}.{part}" for parent, parts in zip(("self_attn", "mlp"), SETS, strict=True) for part in parts
-    ]
-    wanted = {"model.embed_tokens", "model.norm"}
-    wanted |= {
-        f"model.layers.{n}.{module}" for n in range(config.get("num_hidden_layers", 0)) for module in inside
-    }
-    if config.get("tie_word_embeddings") is False:
-        wanted.add("lm_head")
-    for module in wanted - modules:
-        yield f"{module}.weight"
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

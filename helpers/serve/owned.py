@@ -20,7 +20,6 @@ from helpers.base import processes
 from helpers.base.files import ROOT
 from helpers.engine import engine, errors, interrupts, logfile
 from helpers.engine.children import Belongings
-from helpers.engine.logfile import Progress
 from helpers.faults.log import root_cause
 from helpers.serve.command import tcp_socket
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
@@ -120,7 +119,7 @@ class Owned:
         """
         self.prepare()
         try:
-            with Progress(self._followed_log), self._own.watched():
+            with logfile.starting(self._followed_log), self._own.watched():
                 self._launch_and_wait()
         except BaseException:
             self.kill()
