@@ -130,8 +130,7 @@ def arguments(scheme: str, batch: int, long: bool = False, folder: Path = REFERE
     """``vllm.LLM`` arguments of the variant that decoded fastest at a batch size, on the GPU on record.
 
     After prompts of 16 tokens, or with ``long`` after those of 1,024. For another model, another GPU or
-    another batch it may be another: measure yours with ``settings``. Variants that take another checkpoint
-    are left out.
+    another batch it may be another. Variants that take another checkpoint are left out.
 
     Raises:
         SchemeError: no variant of the scheme is on record under that load.

@@ -177,7 +177,7 @@ def _scheme(row: dict) -> int:
 def kernels(rows: list[dict]) -> Table:
     """Records of one scheme under several kernels, a row a load: tokens/s and TTFT.
 
-    The others' stand with what they are of the first's, which is vLLM's own choice (``sections.kernels``).
+    The others' stand with what they are of the first's, which is vLLM's own choice.
     """
     found = {name: {} for name in dict.fromkeys(row["kernel"] for row in rows)}
     for row in rows:
@@ -201,7 +201,7 @@ def _short(kernel: str) -> str:
 
 
 def crosschecked(pairs: list[dict]) -> Table:
-    """``crosscheck.Pair`` on record, a row a workload: our seconds as a multiple of vLLM's, by each clock.
+    """Workloads timed by two clocks, a row each: our seconds as a multiple of vLLM's, by each clock.
 
     vLLM's own seconds stand beside them for a GPU, from the least of its clocks to the most.
     """
