@@ -1,25 +1,20 @@
-"""The script of the reference runs, as far as it goes without a GPU: what it refuses, starts and writes."""
+"""Reference runs: what the script refuses, what becomes of a part that fails, and what is on record."""
 
-import json
 import os
-from types import SimpleNamespace
+import time
 
-import nbformat
+import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers.base import machine, records
 from helpers.base.machine import Machine
 from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
-from helpers.measure import speed
 from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES
-from helpers.tools import reference, sections, variants
-from helpers.tools.plan import RESULTS
-from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS
-from helpers.tools.variants import MODEL, VARIANTS
+from helpers.tools import recording, reference
+from helpers.tools.recording import Child
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
@@ -31,7 +26,7 @@ H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
     ("arguments", "message"),
     [
         (["--out", "x", "nonsense"], "no section nonsense; there are: records, deployments, served"),
-        (["swaps"], "--out names the folder"),
+        (["served"], "--out names the folder"),
         (["--out", "x", "deployments", "--rounds", "9b"], "no round 9b; there are: 8b, 32b"),
         (["--out", "x"], "for a GPU, and this machine shows none"),
     ],
@@ -44,40 +39,38 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, me
     assert message in capsys.readouterr().err
 
 
-def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_with():
-    wanted = reference.to_warm(["records", "settings"], ["shape:phi-2"])
-    assert ("shape:phi-2", "awq", GRAPHS) in wanted
-    measured = [args for _, _, args in variants.choose_variants()]
-    warmed = [args for name, _, args in wanted if name == MODEL]
-    assert warmed == [args for args in measured if "compile_sizes" not in args["compilation_config"]]
-    assert len(warmed) == len(measured) - 4  # what is tuned by timing it is compiled alone, and last
-    assert all(args["compilation_config"]["cudagraph_capture_sizes"] == variants.GRAPHS for args in measured)
-    assert set(VARIANTS) <= set(SCHEMES)
-    assert [args["linear_backend"] for _, _, args in reference.to_warm(["kernels"], [])[1:]] == [
-        "marlin",
-        "humming",
-    ]
-    tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
-    assert tried == [(scheme, CONTEXT | more) for scheme, more in ENVELOPE]
+def parts(say, what: str) -> None:
+    """The work of a child below."""
+    say(pid=os.getpid())
+    if what == "fails":
+        raise ValueError("no room")
+    if what == "hangs":
+        time.sleep(60)
+    say(heard=input())
 
 
-def test_a_whole_name_is_that_variant_alone_and_a_part_is_all_that_have_it():
-    names = [f"{scheme}: {title}" for scheme, title, _ in variants.choose_variants(["awq: Marlin"])]
-    assert names == ["awq: Marlin"]
-    titles = [title for _, title, _ in variants.choose_variants(["awq: Marlin,"])]
-    assert len(titles) > 1
-    assert all(title.startswith("Marlin, ") for title in titles)
-    assert variants.choose_variants(["no such"]) == []
+@pytest.mark.parametrize(
+    ("what", "patience_s", "cause"),
+    [("answers", 60, ""), ("fails", 60, "ValueError: no room"), ("hangs", 0.5, "it said nothing")],
+)
+def test_a_part_says_lines_and_one_that_fails_or_hangs_says_why_and_is_gone(
+    tmp_path, what, patience_s, cause
+):
+    with Child("tests.test_reference:parts", tmp_path / "log", what) as child:
+        pid = child.line()["pid"]
+        child.tell(go=1)
+        found = child.line(time.monotonic() + patience_s)
+        assert found == (None if cause else {"heard": '{"go": 1}'})
+        assert cause in child.cause
+    assert not psutil.pid_exists(pid)
 
 
-def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
-    monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    with variants._fresh_caches():
-        assert os.environ["VLLM_CACHE_ROOT"] != "/mine"
-        assert "TRITON_CACHE_DIR" in os.environ
-    assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
-    assert "TRITON_CACHE_DIR" not in os.environ
+def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
+    for swap in (1, 2):
+        recording.write(tmp_path / "x/lines.jsonl", recording.stamp() | {"swap": swap})
+    rows, problems = records.read(tmp_path / "x/lines.jsonl", ("device", "vllm", "torch", "protocol"))
+    assert not problems
+    assert [row["swap"] for row in rows] == [1, 2]
 
 
 def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
@@ -202,55 +195,3 @@ def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
             v for s, v in names if s == scheme
         }
     assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*SCHEMES].index)
-
-
-def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
-    kernels = [("cutlass::gemm", 64, 3000.0), ("cutlass::gemm", 32, 1000.0), ("others", 0, 10.0)]
-    llm = SimpleNamespace(collective_rpc=lambda name: [{"steps": 2, "kernels": kernels}])
-    monkeypatch.setattr(speed, "decode", lambda *_, decoding: (decoding(), (100.0, []))[1])
-    seen = variants.busy(SimpleNamespace(llm=llm), batch=1)
-    assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
-    assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
-
-
-def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):
-    cell = new_code_cell("open_engine()")
-    cell.outputs = [
-        new_output("stream", name="stdout", text="vLLM is ready after ‹3.5 s›. Its log: ‹a.log›\n")
-    ]
-    cell.outputs += [
-        new_output("stream", name="stdout", text="x\nThe server (awq) answers after ‹12.0 s› on ‹…›.\n")
-    ]
-    nbformat.write(new_notebook(cells=[cell]), tmp_path / "05_x.ipynb")
-    result = {
-        "notebook": "05_x",
-        "status": "ok",
-        "seconds": 20.0,
-        "error": "",
-        "digest": "",
-        "records": [0, 0],
-    }
-    (tmp_path / RESULTS).write_text(json.dumps(result) + "\n")
-    assert reference.of_lessons(tmp_path) == [
-        {"lesson": "05_x", "status": "ok", "seconds": 20.0, "starting_s": [3.5, 12.0]}
-    ]
-
-
-def test_the_lessons_run_and_each_has_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "_make_checkpoints", lambda: 1.5)  # minutes; 00 needs none
-    reference.lessons(tmp_path, ["00_start_here"])
-    [line] = [json.loads(text) for text in (tmp_path / "lessons.jsonl").read_text().splitlines()]
-    assert (line["lesson"], line["status"], line["starting_s"]) == ("00_start_here", "ok", [])
-    assert line["seconds"] > 0
-    assert line["checkpoints_s"] == 1.5
-    assert line["device"] == machine.detect().label
-    with pytest.raises(RuntimeError, match=r"did not run to its end \(exit code 2\)"):
-        reference.lessons(tmp_path, ["99_no_such_lesson"])
-
-
-def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
-    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 1}])
-    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 2}])
-    rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
-    assert [row["swap"] for row in rows] == [1, 2]
-    assert all(row["device"] and row["vllm"] and row["torch"] and row["protocol"] == 2 for row in rows)
