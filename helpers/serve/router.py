@@ -46,7 +46,6 @@ def open_router(
     servers: int = 2,
     policy: str = "round_robin",
     log_dir: str | Path = "runs/logs",
-    router_args: dict | None = None,
     **vllm_args,
 ) -> Router:
     """Return a router and its servers for ``with``; they start, side by side, when the block is entered.
@@ -56,7 +55,6 @@ def open_router(
         servers: how many. The cores, or the GPUs, are dealt out among them.
         policy: how the router chooses a server, one of ``POLICIES``.
         log_dir: folder for the logs; one file a start.
-        router_args: further arguments of ``vllm-router``, with underscores.
         vllm_args: further arguments of ``vllm serve``, the same for each server.
 
     Raises:
@@ -76,7 +74,6 @@ def open_router(
         "prometheus_host": "127.0.0.1",
         "prometheus_port": ports[1],
         **SOONER,
-        **(router_args or {}),
     }
     router = Router(settings, args, Path(log_dir), vllm_args)
     router.servers = [router.server(place, port=port) for place, port in zip(free, ports[2:], strict=True)]
