@@ -104,7 +104,7 @@ def test_an_error_in_the_block_ends_all(tmp_path, quick):
 
 
 def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block(tmp_path, quick):
-    with pytest.raises(ServerDiedError, match="router had ended"), opened(tmp_path) as found:
+    with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"), opened(tmp_path) as found:
         with clients.crowd(found, clients.numbered(64), concurrency=8, timeout_s=20) as crowd:
             crowd.wait_until_running(8)
             found.crash()

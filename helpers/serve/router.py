@@ -23,7 +23,7 @@ from pathlib import Path
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
 from helpers.serve.command import flags, free_ports, server_environment
-from helpers.serve.errors import ServerDiedError, ServerError, Stop
+from helpers.serve.errors import ServerError, Stop
 from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
 from helpers.serve.settings import Settings, load
@@ -249,15 +249,6 @@ class Router(Owned):
     def _finish_alone(self, signum: signal.Signals, how: str) -> Stop:
         """The router and not its servers."""
         return super()._finish(signum, self.settings.shutdown_timeout + TEARDOWN_S, how)
-
-    def __exit__(self, kind, error, tb) -> None:
-        died = self.end is None and self._process is not None and not self.running
-        if error is not None or died:
-            self.kill()
-        else:
-            self.stop()
-        if died and error is None:
-            raise self._diagnosed(ServerDiedError, "The router had ended.")
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 
