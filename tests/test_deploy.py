@@ -284,7 +284,10 @@ def test_ready_and_alive_mean_that_a_token_came_through():
 # ---- security
 
 
-def test_images_are_pinned():
+def test_images_are_pinned_and_a_pod_goes_where_gpus_are():
+    assert {container["imagePullPolicy"] for container in containers().values()} == {"IfNotPresent"}
+    assert [(one["key"], one["effect"]) for one in pod()["tolerations"]] == [("nvidia.com/gpu", "NoSchedule")]
+    assert yaml.safe_load(text("kustomization.yaml"))["namespace"]
     images = [found["image"] for found in (*compose()["services"].values(), *containers().values())]
     assert all(PINNED.fullmatch(image) for image in images), images
     assert {image for image in images if "vllm" in image} == {"vllm/vllm-openai:v0.32.0"}

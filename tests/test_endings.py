@@ -90,12 +90,8 @@ def kernel(tmp_path):
 
 def start_and_leave_running(kernel: Kernel) -> set[psutil.Process]:
     """Open an engine in a child and return the kernel's descendants, the kernel's own process with them."""
-    message, said, stop = kernel.client.execute(IN_CHILD), "", time.monotonic() + 120
-    while "GO" not in said and time.monotonic() < stop:
-        reply = kernel.client.get_iopub_msg(timeout=120)
-        if reply["parent_header"].get("msg_id") == message:
-            said += reply["content"].get("text", "")
-    assert "GO" in said
+    said, error = kernel.run(IN_CHILD, until="GO")
+    assert not error, said
     process = psutil.Process(kernel.manager.provisioner.pid)
     found = {process, *process.children(recursive=True)}
     assert len(found) > 1, "the engine has a process of its own"
@@ -125,21 +121,7 @@ def test_ctrl_c_again_and_again_while_generating(kernel, table):
         '    engine.ask("Tell a long story.", 450)\nprint("PAST")'
     )
     for pause in (0.01, 0.05, 0.3):
-        message, said, error = kernel.client.execute(cell), "", ""
-        while True:
-            reply = kernel.client.get_iopub_msg(timeout=120)
-            if reply["parent_header"].get("msg_id") != message:
-                continue
-            content = reply["content"]
-            said += content.get("text", "")
-            error = content.get("ename", error)
-            if "GO" in said and content.get("text"):
-                time.sleep(1.0)
-                for _ in range(5):
-                    kernel.manager.interrupt_kernel()
-                    time.sleep(pause)
-            if reply["msg_type"] == "status" and content["execution_state"] == "idle":
-                break
+        said, error = kernel.run(cell, interrupt_when="GO", after_s=1.0, again_after_s=(pause,) * 4)
         assert error == "KeyboardInterrupt"
         assert "PAST" not in said
         said, error = kernel.run(PARIS.format(more=""))

@@ -289,23 +289,6 @@ class TestWhatARunningEngineIsGiven:
         )
         assert "Paris" in running.ask(CAPITAL, 20).outputs[0].text
 
-    def test_no_prompts_give_no_answers_and_special_tokens_are_text(self, running):
-        from vllm import SamplingParams
-
-        assert running.llm.generate([]) == []
-        spoken = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
-        (answer,) = running.llm.generate([spoken], SamplingParams(temperature=0.0, max_tokens=20))
-        assert "Paris" in answer.outputs[0].text
-        assert "<|im_" not in answer.outputs[0].text
-
-    def test_a_bug_in_the_readers_cell_is_not_blamed_on_the_running_engine(self, running):
-        try:
-            print(running.llm.generate(["Hello"])[0].outputs[0].txt)
-        except AttributeError as error:
-            report = explain.explain(error, running.log)
-        assert report.name == "own-code"
-        assert "running.llm.generate" in report.what
-
 
 def test_leaving_the_block_while_requests_are_still_running(small, memory_back, table):
     from vllm import SamplingParams

@@ -38,8 +38,18 @@ class Kernel:
         self.client.start_channels()
         self.client.wait_for_ready(60)
 
-    def run(self, code: str, interrupt_when: str | None = None, after_s: float = 0.0) -> tuple[str, str]:
-        """Run a cell; return its text and the name of its error. Interrupt it once it has said a word."""
+    def run(
+        self,
+        code: str,
+        interrupt_when: str | None = None,
+        after_s: float = 0.0,
+        again_after_s: tuple[float, ...] = (),
+        until: str | None = None,
+    ) -> tuple[str, str]:
+        """Run a cell; return its text and its error's name, or leave it running once it has said ``until``.
+
+        Interrupt it once it has said a word, and again after each of some pauses.
+        """
         message, said, error, self.traceback = self.client.execute(code), "", "", ""
         stop = time.monotonic() + 120
         while time.monotonic() < stop:
@@ -51,9 +61,12 @@ class Kernel:
             error = content.get("ename", error)
             self.traceback += "\n".join(content.get("traceback", ()))
             if interrupt_when and interrupt_when in said:
-                time.sleep(after_s)
-                self.manager.interrupt_kernel()
+                for pause in (after_s, *again_after_s):
+                    time.sleep(pause)
+                    self.manager.interrupt_kernel()
                 interrupt_when = None
+            if until and until in said:
+                return said, error
             if reply["msg_type"] == "status" and content["execution_state"] == "idle":
                 return said, error
         raise TimeoutError(f"the cell did not end; it said {said!r}")

@@ -104,7 +104,7 @@ def test_an_error_in_the_block_ends_all(tmp_path, quick):
 
 
 def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block(tmp_path, quick):
-    with pytest.raises(ServerDiedError, match="router had ended"), opened(tmp_path) as found:
+    with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"), opened(tmp_path) as found:
         with clients.crowd(found, clients.numbered(64), concurrency=8, timeout_s=20) as crowd:
             crowd.wait_until_running(8)
             found.crash()
@@ -247,7 +247,9 @@ def test_every_metric_of_the_routers_alerts_exists(tmp_path, quick):
     """Those of retries come with the first request that no server answered: both are gone."""
     rules = yaml.safe_load((ROOT / "notebooks/deploy/alerts.scale.yml").read_text())["groups"][0]["rules"]
     named = {name for rule in rules for name in re.findall(r"vllm_router_\w+", rule["expr"])}
-    with opened(tmp_path, router_args={"retry_max_retries": 2}) as found:
+    found = opened(tmp_path)
+    found.args["retry_max_retries"] = 2
+    with found:
         clients.crowd(found, clients.numbered(4), 1).outcomes()
         for server in found.servers:
             server.crash()

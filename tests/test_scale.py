@@ -1,8 +1,6 @@
 """Several servers, without any: prompts for a router, the queue's arithmetic, recordings of two GPUs."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +10,7 @@ from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
 from helpers.serve.queue import Queue, overshoot
 from helpers.tools import extras
+from tests.nginx import Upstream
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 
@@ -83,24 +82,11 @@ WHOLE = [
     ],
 )
 def test_a_stream_is_whole_only_if_its_end_came(said, outcome):
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert asked["stream"]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write("".join(f"data: {line}\n\n" for line in said).encode())
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{listener.server_port}"
-        server = SimpleNamespace(url=url, headers={}, name="m")
+    with Upstream() as listener:
+        listener.says = "".join(f"data: {line}\n\n" for line in said)
+        server = SimpleNamespace(url=f"http://127.0.0.1:{listener.server_port}", headers={}, name="m")
         with clients.crowd(server, clients.streamed(clients.long(1, 2)), 1) as crowd:
             (found,) = crowd.outcomes()
-        listener.shutdown()
     assert (found.how, found.status) == (outcome, 200)
     assert found.text.startswith("Red") or outcome == "wrong"
 

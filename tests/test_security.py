@@ -35,11 +35,7 @@ def runs_foreign_code(call: ast.Call) -> str:
     """What is wrong with a call: it loads a pickle, runs a model's own code, or unpacks a whole archive."""
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    if name.rpartition(".")[2] in ("extractall", "unpack_archive") or name in (
-        "torch.load",
-        "pickle.load",
-        "pickle.loads",
-    ):
+    if name.rpartition(".")[2] in ("extractall", "unpack_archive") or name in PICKLES:
         return name
     for argument, value in {"trust_remote_code": "True", "allow_pickle": "True", "shell": "True"}.items():
         if given.get(argument) == value:

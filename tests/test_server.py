@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from helpers.base import records
+from helpers.faults import explain
 from helpers.model.model import TITLE
 from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
@@ -165,6 +167,12 @@ def test_bad_requests_are_refused_with_a_reason_and_the_next_good_one_is_answere
     assert "gpt-none" in found["unknown model"].text
     assert "512" in found["prompt longer than the context"].text
     assert "max_tokens" in found["max_tokens of -1"].text
+    function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    asked = {"model": server.name, "messages": [{"role": "user", "content": "Rain?"}], "tools": [function]}
+    reply = httpx.post(
+        f"{server.url}/v1/chat/completions", json=asked, headers=server.headers, trust_env=False
+    )
+    assert (reply.status_code, explain.explain(log=reply.text).name) == (400, "tools-without-parser")
     with clients.crowd(server, clients.numbered(1), concurrency=1) as crowd:
         assert crowd.outcomes()[0].how == "answered"
 
@@ -217,6 +225,10 @@ def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     assert max(outcome.seconds for outcome in refused) < min(
         o.seconds for o in outcomes if o.how == "answered"
     )
+    with clients.crowd(server, clients.streamed(clients.long(40, 30)), concurrency=40) as crowd:
+        outcomes = crowd.outcomes()
+    found = Counter((outcome.how, outcome.status) for outcome in outcomes)
+    assert found == {("answered", 200): 32, ("cut off", 200): 8}, "a stream says so after its 200"
     greedy = {"model": server.name, "prompt": "Hi", "n": 5, "max_tokens": 1}
     reply = httpx.post(server.url + "/v1/completions", json=greedy, headers=server.headers, trust_env=False)
     assert (reply.status_code, "at most 4" in clients.message(reply)) == (400, True), reply.text

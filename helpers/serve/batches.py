@@ -25,10 +25,7 @@ from helpers.base import parameters, processes
 from helpers.base.files import ROOT, write_whole
 
 URLS = ("/v1/chat/completions", "/v1/completions")
-# What a later attempt may answer: a server that drains, is full or is gone, and a router without any.
-AGAIN = (408, 429, 500, 502, 503, 504)
 ATTEMPTS = 6  # to answer a row, before it counts as failed
-LONGEST_WAIT_S = 8.0  # between two of them
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 GRACE_S = 20  # for Ray to end, once asked to
 MISSING = "Ray is not installed: run `make scale` once (two packages, about 100 MB)."
@@ -168,47 +165,46 @@ def _ask_all(source: str, out: str, url: str, clients: int, address: str | None)
 
 
 class Asker:
-    """A Ray actor with many clients: it asks the rows it is given, and returns each with what came back."""
+    """A Ray actor with many clients: it asks the rows it is given, and returns each with what came back.
+
+    OpenAI's client asks again, and waits as it is told to, where a server drains, is full or is gone.
+    """
 
     def __init__(self, url: str, key: str, clients: int):
         from concurrent.futures import ThreadPoolExecutor
 
         import httpx
+        import openai
 
         self.pool = ThreadPoolExecutor(clients)
         # No proxy of the environment's: it would be told the key.
         limits = httpx.Limits(max_connections=clients)
-        headers = {"Authorization": f"Bearer {key}"}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=600, limits=limits, trust_env=False)
+        http = openai.DefaultHttpxClient(trust_env=False, limits=limits)
+        options = {"max_retries": ATTEMPTS - 1, "timeout": 600, "http_client": http}
+        self.client = openai.OpenAI(base_url=url, api_key=key, **options)
 
     def __call__(self, batch: dict) -> dict:
         return {"line": list(self.pool.map(self.ask, batch["line"]))}
 
     def ask(self, line: str) -> str:
         """One row, asked until it is answered or its attempts are used up."""
-        row, response, problem = json.loads(line), None, ""
-        for attempt in range(ATTEMPTS):
-            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt) if attempt else 0)
-            response, problem, final = self.once(row)
-            if final:
-                break
-        done = {"custom_id": row["custom_id"], "response": response, "error": problem or None}
-        return json.dumps(done)
-
-    def once(self, row: dict) -> tuple[dict | None, str, bool]:
-        """Response, problem and whether asking again is useless."""
         import httpx
+        import openai
 
+        row, response, problem = json.loads(line), None, ""
         try:
-            reply = self.http.post(row["url"], json=row["body"])
-        except httpx.HTTPError as error:
-            return None, type(error).__name__, False
-        if reply.status_code != 200:
-            return None, f"{reply.status_code}: {reply.text[:300]}", reply.status_code not in AGAIN
-        body = reply.json()
-        if any(choice.get("finish_reason") == "abort" for choice in body["choices"]):
-            return None, "the server gave the answer up (abort)", False
-        return {"status_code": 200, "body": body}, "", True
+            for _ in range(ATTEMPTS):
+                body = self.client.post(row["url"], body=row["body"], cast_to=httpx.Response).json()
+                if all(choice.get("finish_reason") != "abort" for choice in body["choices"]):
+                    response = {"status_code": 200, "body": body}
+                    break
+                problem = "the server gave the answer up (abort)"
+        except openai.APIStatusError as error:
+            problem = f"{error.status_code}: {error.response.text[:300]}"
+        except openai.APIConnectionError as error:
+            problem = type(error).__name__
+        error = None if response else problem
+        return json.dumps({"custom_id": row["custom_id"], "response": response, "error": error})
 
 
 def _main(words: list[str] | None = None) -> None:

@@ -196,13 +196,13 @@ class Owned:
         return False
 
     def __exit__(self, kind, error, tb) -> None:
-        if self._process is None or self.end is not None:  # nothing runs any more
-            return
-        if error is not None:
+        died = self._process is not None and self.end is None and not self.running
+        if error is not None or died:
             self.kill()
-            return
-        self.check()
-        self.stop()
+        else:
+            self.stop()
+        if died and error is None:
+            self.check()
 
     def stop(self) -> Stop:
         """Send SIGTERM and wait: it drains for ``shutdown_timeout`` seconds, then it is killed."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
 from helpers.serve.command import flags, free_ports, server_environment
-from helpers.serve.errors import ServerDiedError, ServerError, Stop
+from helpers.serve.errors import ServerError, Stop
 from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
 from helpers.serve.settings import Settings, load
@@ -46,7 +46,6 @@ def open_router(
     servers: int = 2,
     policy: str = "round_robin",
     log_dir: str | Path = "runs/logs",
-    router_args: dict | None = None,
     **vllm_args,
 ) -> Router:
     """Return a router and its servers for ``with``; they start, side by side, when the block is entered.
@@ -56,7 +55,6 @@ def open_router(
         servers: how many. The cores, or the GPUs, are dealt out among them.
         policy: how the router chooses a server, one of ``POLICIES``.
         log_dir: folder for the logs; one file a start.
-        router_args: further arguments of ``vllm-router``, with underscores.
         vllm_args: further arguments of ``vllm serve``, the same for each server.
 
     Raises:
@@ -76,7 +74,6 @@ def open_router(
         "prometheus_host": "127.0.0.1",
         "prometheus_port": ports[1],
         **SOONER,
-        **(router_args or {}),
     }
     router = Router(settings, args, Path(log_dir), vllm_args)
     router.servers = [router.server(place, port=port) for place, port in zip(free, ports[2:], strict=True)]
@@ -252,15 +249,6 @@ class Router(Owned):
     def _finish_alone(self, signum: signal.Signals, how: str) -> Stop:
         """The router and not its servers."""
         return super()._finish(signum, self.settings.shutdown_timeout + TEARDOWN_S, how)
-
-    def __exit__(self, kind, error, tb) -> None:
-        died = self.end is None and self._process is not None and not self.running
-        if error is not None or died:
-            self.kill()
-        else:
-            self.stop()
-        if died and error is None:
-            raise self._diagnosed(ServerDiedError, "The router had ended.")
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from helpers.base import page
+from helpers.base import page, records
 from helpers.base.figure import Figure, log_axis, panels
-from helpers.base.files import ROOT
 from helpers.base.page import Note, Table
+from helpers.base.records import REFERENCE
 
-REFERENCE = ROOT / "notebooks/reference"
 MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
 # Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
 LOOKS = {
@@ -25,11 +23,7 @@ LOOKS = {
 
 def recorded(name: str, folder: Path = REFERENCE) -> list[dict]:
     """The rows of ``{name}.jsonl`` of every machine that has one."""
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob(f"*/{name}.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
+    return records.recorded(folder, f"{name}.jsonl", ("device",))[0]
 
 
 def outgrown(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table | Note:
