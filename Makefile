@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup scale batch-inference advise card system run test test-all faults lab notebook notebooks kinds pictures reference lint lock clean
+.PHONY: help setup scale evaluate batch-inference advise card system run test test-all faults lab notebook notebooks kinds pictures reference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -80,8 +80,13 @@ pictures: setup  ## make the README's pictures from the notebooks' stored output
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over an hour)
 	@$(in_venv) -m helpers.tools.reference $(if $(OUT),--out "$(OUT)")
 
+# Asks a served model in each scheme, and compares the answers item by item. Most tasks come from the hub.
+evaluate: setup  ## lm-eval's tasks: MODEL=Qwen/Qwen3-8B TASKS=gsm8k,ifeval SCHEMES=baseline,fp8,awq (CHAT=1, LIMIT=100)
+	@$(in_venv) -m helpers.tools.evaluate $(if $(MODEL),--model "$(MODEL)") $(if $(TASKS),--tasks $(TASKS)) \
+		$(if $(SCHEMES),--schemes $(SCHEMES)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(CHAT),--chat) $(if $(OUT),--out "$(OUT)")
+
 scale: setup  ## install what 07_scale_out needs besides: vllm-router and Ray (99 MB)
-	@$(in_venv) -m helpers.tools.scale
+	@$(in_venv) -m helpers.tools.extras scale
 
 # A line of INPUT: {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": ..., ...}}.
 # Rows that OUT answers are not asked again. The key is in VLLM_API_KEY, as the server's is.
@@ -105,8 +110,8 @@ lock:  ## refresh both locks from pyproject.toml (needs uv)
 	sed -i -E '/^torch==/,/^[^ ]*--hash|^[a-z]/{s/^(torch==[^ ]*) \\$$/\1/;}' requirements-cpu.lock
 	sed -i -E '/^torch==/{n;/--hash/d}' requirements-cpu.lock
 	$(compile) --extra cuda -o requirements-cuda.lock
-	uv pip compile -q --group scale --no-deps --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make lock" -o requirements-scale.lock
+	for group in scale evaluate; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements-$$group.lock; done
 
 clean:  ## remove the environment and everything that was run (the model cache stays)
 	rm -rf "$(VENV)" runs build *.egg-info

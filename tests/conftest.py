@@ -94,6 +94,30 @@ def memory_back(warm):
     assert left < SWAP, f"{left / MIB:.0f} MiB left behind"
 
 
+@pytest.fixture
+def nothing_left(tmp_path):
+    """Fail a test after which a server's or a router's process still runs; yields what finds those.
+
+    They are known by the log in the test's folder that they write to, whoever's children they are by then.
+    """
+    import psutil
+
+    def running() -> list:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if Path(f"/proc/{process.pid}/fd/1").readlink().is_relative_to(tmp_path):
+                    found.append(process)
+        return found
+
+    yield running
+    psutil.wait_procs(running(), timeout=20)
+    left = running()
+    for process in left:
+        process.kill()
+    assert not left
+
+
 def settled() -> int:
     """Bytes of anonymous memory of this process, all garbage given back."""
     return release.settled_memory()

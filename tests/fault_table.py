@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.base.machine import MIB
 from helpers.faults import explain
 
-# How a fault was had, in the order of the table's parts.
+# How a fault was had, in the order of the table.
 HOW = {
     "engine": "provoked with a real vLLM engine or server on this machine",
     "system": "provoked with real processes, disks, archives and a hub on this machine",
@@ -27,25 +25,6 @@ HOW = {
     "source": "read in the source: the hardware cannot be had here",
     "control": "slips of a reader's own cell, none of which is vLLM's",
 }
-BACK = "with its process"  # memory of a process that has ended
-
-
-@dataclass(frozen=True)
-class Row:
-    """One fault. ``left`` is bytes of memory that stayed in this process, None where it had taken none;
-    ``processes`` how many more there are than before."""
-
-    how: str
-    fault: str
-    where: str
-    diagnosis: str
-    expected: str
-    left: int | None = None
-    processes: int | None = None
-
-    @property
-    def right(self) -> bool:
-        return self.diagnosis == self.expected
 
 
 class Table:
@@ -56,12 +35,24 @@ class Table:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
-    def add(self, how: str, fault: str, where: str, diagnosis: str, expected: str, **left) -> None:
-        row = Row(how, fault, where, diagnosis, expected, **left)
-        assert row.how in HOW
+    def add(
+        self,
+        how: str,
+        fault: str,
+        where: str,
+        diagnosis: str,
+        expected: str,
+        left: int | None = None,
+        processes: int | None = None,
+    ) -> None:
+        """One fault. ``left`` is bytes of memory that stayed in this process, None where it had taken none;
+        ``processes`` how many more there are than before."""
+        memory = "" if left is None else f"{left / MIB:+.0f} MiB"
+        named = diagnosis if diagnosis == expected else f"{diagnosis} (expected {expected})"
+        row = [list(HOW).index(how), fault, where, named, memory, "" if processes is None else processes]
         if self.path:
             with self.path.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+                file.write(json.dumps(row) + "\n")
 
     def check(self, how: str, fault: str, where: str, error: BaseException, expected: str, **left):
         """Diagnose ``error``, note the row, and insist on the diagnosis; return the report."""
@@ -71,51 +62,22 @@ class Table:
         return report
 
 
-def read(path: Path) -> list[Row]:
-    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
-    newest = {(row.how, row.fault, row.where): row for row in rows}
-    return sorted(newest.values(), key=lambda row: list(HOW).index(row.how))
-
-
-def markdown(rows: list[Row]) -> str:
-    """The table, and under it the counts."""
-    head = ("fault", "where", "diagnosis", "memory left", "processes left")
+def markdown(path: Path) -> str:
+    """The rows as one table a way of having had them, with how many there are and how many were misnamed."""
+    newest = {tuple(row[:3]): row for row in map(json.loads, path.read_text().splitlines())}
     lines = []
-    for how, meaning in HOW.items():
-        mine = [row for row in rows if row.how == how]
-        if not mine:
-            continue
-        lines += [
-            f"\n**{meaning[0].upper()}{meaning[1:]}** ({len(mine)})\n",
-            _line(head),
-            _line(("---",) * len(head)),
-        ]
-        lines += [_line(_shown(row)) for row in mine if how != "control"]
-        if how == "control":
-            lines += [_line((row.fault, row.where, row.diagnosis, "", "")) for row in mine if not row.right]
-    counts = Counter(row.how for row in rows)
-    names = {row.expected for row in rows if row.how in ("engine", "system")}
-    wrong = Counter(row.how for row in rows if not row.right)
-    lines += ["", *(f"{counts[how]:4} {meaning}" for how, meaning in HOW.items())]
-    lines += [f"{len(names):4} different diagnoses of the faults provoked here"]
-    lines += [f"{sum(wrong.values()) - wrong['control']:4} faults with another diagnosis than expected"]
-    lines += [f"{wrong['control']:4} of {counts['control']} of the control misdiagnosed"]
+    for number, meaning in enumerate(HOW.values()):
+        mine = [row for row in newest.values() if row[0] == number]
+        wrong = sum("(expected " in row[3] for row in mine)
+        lines += [f"\n**{meaning[0].upper()}{meaning[1:]}**: {len(mine)}, {wrong} misnamed\n"]
+        lines += ["| fault | where | diagnosis | memory left | processes left |", "|---|---|---|---|---|"]
+        for row in mine:
+            lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row[1:]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _shown(row: Row) -> tuple[str, ...]:
-    left = BACK if row.left is None and row.processes is not None else ""
-    left = f"{row.left / MIB:+.0f} MiB" if row.left is not None else left
-    diagnosis = row.diagnosis if row.right else f"{row.diagnosis} (expected {row.expected})"
-    return row.fault, row.where, diagnosis, left, "" if row.processes is None else str(row.processes)
-
-
-def _line(cells) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    text = markdown(read(source))
+    text = markdown(source)
     source.with_suffix(".md").write_text(text)
     print(text)

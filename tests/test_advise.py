@@ -110,7 +110,7 @@ def test_every_estimate_keeps_its_order(model):
                    for name in less if name in more)  # fmt: skip
     found = [one for one in held[0].values() if one.step and one.gpus == 1]
     for one in found:
-        assert one.spare >= 0 or not one.fits
+        assert one.budget.spare >= 0 or not one.fits
         assert one.per_s >= one.alone_per_s * 0.9
 
 

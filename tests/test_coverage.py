@@ -1,7 +1,7 @@
 """Every message that vLLM raises while it starts or loads, fed to the diagnosis: which get a name.
 
 The messages are read out of the installed source, with an 8 for each value. The numbers below may only rise:
-a message that had a name keeps one. What has none is "unknown", for the reason that stands beside its place.
+a message that had a name keeps one.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ from helpers.base.machine import versions
 from helpers.faults import explain
 
 READ = "0.32.0"  # the version that the catalogue was read against
-INSIDE = "its own invariants, which say that vLLM is wrong and not what to do"
-MODEL = "of one model, format or kernel each; the evidence says more than an entry could"
-# Place in the source: messages there, how many have a name at least, and why the others have none.
+# Place in the source, and how many of its messages have a name at least. The others are its own invariants,
+# which say that vLLM is wrong and not what to do; of one request's fields, answered to its client; or of one
+# model, format or kernel each, where the evidence says more than an entry could.
 PLACES = {
-    "config/": (333, 311, INSIDE),
-    "engine/": (35, 25, INSIDE),
-    "envs.py": (7, 4, INSIDE),
-    "platforms/": (54, 13, "of other makers' processors"),
-    "sampling_params.py": (80, 80, INSIDE),
-    "lora/": (90, 6, INSIDE),
-    "renderers/": (110, 11, "of one request's media and templates"),
-    "entrypoints/": (380, 8, "of one request's fields, answered to its client"),
-    "distributed/parallel_state.py": (72, 0, INSIDE),
-    "distributed/utils.py": (10, 2, INSIDE),
-    "transformers_utils/": (148, 0, MODEL),
-    "v1/engine/": (97, 10, INSIDE),
-    "v1/executor/": (59, 8, INSIDE),
-    "v1/core/": (73, 3, INSIDE),
-    "v1/worker/gpu_worker.py": (18, 1, INSIDE),
-    "v1/worker/cpu_worker.py": (4, 3, INSIDE),
-    "v1/worker/utils.py": (14, 2, INSIDE),
-    "v1/attention/": (475, 5, MODEL),
-    "model_executor/model_loader/": (92, 11, "of special loaders, and " + INSIDE),
-    "model_executor/models/registry.py": (9, 6, INSIDE),
-    "model_executor/layers/quantization/": (397, 88, MODEL),
-    "model_executor/layers/fused_moe/": (492, 16, MODEL),
-    "model_executor/kernels/": (101, 8, MODEL),
+    "config/": 311,
+    "engine/": 25,
+    "envs.py": 4,
+    "platforms/": 13,
+    "sampling_params.py": 80,
+    "lora/": 6,
+    "renderers/": 11,
+    "entrypoints/": 8,
+    "distributed/utils.py": 2,
+    "v1/engine/": 10,
+    "v1/executor/": 8,
+    "v1/core/": 3,
+    "v1/worker/gpu_worker.py": 1,
+    "v1/worker/cpu_worker.py": 3,
+    "v1/worker/utils.py": 2,
+    "v1/attention/": 5,
+    "model_executor/model_loader/": 11,
+    "model_executor/models/registry.py": 6,
+    "model_executor/layers/quantization/": 88,
+    "model_executor/layers/fused_moe/": 16,
+    "model_executor/kernels/": 8,
 }
 
 
@@ -94,8 +92,6 @@ def named(place: str, root: Path) -> Counter:
 def test_as_many_of_vllms_messages_have_a_name_as_before(place):
     root = Path(importlib.util.find_spec("vllm").submodule_search_locations[0])
     found = named(place, root)
-    total, least, _ = PLACES[place]
     with_a_name = sum(found.values()) - found["unknown"]
     print(f"{place:40} {sum(found.values()):5} messages, {with_a_name:4} with a name: {dict(found)}")
-    assert sum(found.values()) > total / 2, "the source is not where it was"
-    assert with_a_name >= least, found
+    assert with_a_name >= PLACES[place], found

@@ -78,15 +78,16 @@ def commented(after: str, text: str) -> list:
 # ---- by the platforms' own schemas
 
 
-def test_the_compose_file_is_valid():
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.scale.yaml"])
+def test_each_compose_file_is_valid(name):
     schema = json.loads((SCHEMAS / "compose.json").read_text())
-    jsonschema.Draft7Validator(schema).validate(yaml.safe_load(text("compose.yaml")))
+    jsonschema.Draft7Validator(schema).validate(yaml.safe_load(text(name)))
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_every_kubernetes_object_is_valid(version):
     schema = json.loads((SCHEMAS / f"kubernetes-{version}.json").read_text())
-    for found in yaml.safe_load_all(text("kubernetes.yaml")):
+    for found in yaml.safe_load_all(f"{text('kubernetes.yaml')}\n---\n{text('kubernetes.scale.yaml')}"):
         kind = schema["kinds"][f"{found['apiVersion']}/{found['kind']}"]
         jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"}).validate(found)
 

@@ -1,18 +1,15 @@
 """What a deployer of several servers copies: valid, in agreement with the files for one and with itself."""
 
-import json
 import os
 import re
 import stat
 import subprocess
 
-import jsonschema
-import pytest
 import yaml
 
 from helpers.serve.router import SOONER
-from helpers.tools import scale
-from tests.test_deploy import FOLDER, PINNED, SCHEMAS, commented, compose, manifest, seconds
+from helpers.tools import extras
+from tests.test_deploy import FOLDER, PINNED, commented, compose, manifest, seconds
 
 SERVERS = ("vllm-0", "vllm-1")
 
@@ -23,17 +20,6 @@ def scaled() -> dict:
 
 def scaler() -> dict:
     return yaml.safe_load((FOLDER / "kubernetes.scale.yaml").read_text())
-
-
-def test_the_compose_file_is_valid():
-    jsonschema.Draft7Validator(json.loads((SCHEMAS / "compose.json").read_text())).validate(scaled())
-
-
-@pytest.mark.parametrize("version", ["1.30", "1.37"])
-def test_the_autoscaler_is_valid(version):
-    schema = json.loads((SCHEMAS / f"kubernetes-{version}.json").read_text())
-    kind = schema["kinds"][f"{scaler()['apiVersion']}/{scaler()['kind']}"]
-    jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{kind}"}).validate(scaler())
 
 
 def test_each_server_is_the_single_one_with_a_gpu_of_its_own():
@@ -68,11 +54,11 @@ def test_images_and_packages_are_pinned():
     lines = scaled()["services"]["router"]["build"]["dockerfile_inline"].splitlines()
     assert PINNED.fullmatch(lines[0].removeprefix("FROM "))
     (version,) = re.findall(r"vllm-router==(\S+)", "\n".join(lines))
-    assert f"\nvllm-router=={version} " in scale.LOCK.read_text(), "the version that the tests run"
+    assert f"\nvllm-router=={version} " in extras.lock("scale").read_text(), "the version that the tests run"
 
 
 def test_the_router_understands_its_arguments_and_knows_every_server():
-    scale.ensure()
+    extras.ensure("scale")
     from vllm_router.launch_router import parse_router_args
 
     program, *words = scaled()["services"]["router"]["command"]

@@ -10,9 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import linecache
-import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -161,28 +159,29 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 """
 
 
-def test_the_cause_in_the_childs_words_and_not_the_echo():
-    assert root_cause(CHILD) == "ValueError: Something new (1/2 GiB) is amiss"
+PYDANTIC = "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig"
 
 
 @pytest.mark.parametrize(
-    "log",
+    ("log", "cause"),
     [
-        "",
-        "INFO all is well",
-        "the word Error: in a sentence",
-        "Error",
-        "ErrorHandler: started",
-        "Errors: 0",
-        "    except NotImplementedError:",
-        "    raise AssertionError",
-        "Unsupported: a word of ours",
-        "TimeoutExpired",
-        "asyncio.exceptions.CancelledError",  # of a server that is stopped: a consequence
+        ("", None),
+        ("INFO all is well", None),
+        ("the word Error: in a sentence", None),
+        ("Error", None),
+        ("ErrorHandler: started", None),
+        ("    except NotImplementedError:", None),
+        ("    raise AssertionError", None),
+        ("TimeoutExpired", None),
+        ("asyncio.exceptions.CancelledError", None),  # of a server that is stopped: a consequence
+        (CHILD, "ValueError: Something new (1/2 GiB) is amiss"),  # the child's words, and not the echo
+        ("torch.OutOfMemoryError: CUDA out of memory.", "OutOfMemoryError: CUDA out of memory."),
+        (PYDANTIC, "ValidationError: 1 validation error for VllmConfig"),
+        (f"{PYDANTIC}\n  Value error, Expecting value [type=x, y=1]", "ValidationError: Expecting value"),
     ],
 )
-def test_a_log_without_an_error_has_no_cause(log):
-    assert root_cause(log) is None
+def test_the_root_cause_is_an_error_and_no_other_word(log, cause):
+    assert root_cause(log) == cause
 
 
 @pytest.mark.parametrize(
@@ -208,12 +207,6 @@ def test_an_engine_that_died_without_a_word_shows_the_traceback_there_is():
     report = explain.explain(ECHO, log)
     assert report.name == "engine-died"
     assert 'File "core.py", line 1' in str(report)
-
-
-def test_an_exceptions_module_is_left_out():
-    assert (
-        root_cause("torch.OutOfMemoryError: CUDA out of memory.") == "OutOfMemoryError: CUDA out of memory."
-    )
 
 
 def test_pydantics_frame_around_a_message_is_left_out():
@@ -283,10 +276,6 @@ def test_a_failure_on_the_way_out_of_another_has_its_own_cause(held):
     assert explain.explain(second, SEED, HERE).name == "another-engine"
 
 
-def test_what_fits_is_not_offered_where_nothing_does():
-    assert "free the memory first" in explain.explain(ECHO, FREE.format(free="1.0")).do[2]
-
-
 SEED = (
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total capacity of 22.03 "
     "GiB of which 43.06 MiB is free. Including non-PyTorch memory, this process has 21.98 GiB memory in use."
@@ -303,55 +292,6 @@ def test_the_log_this_project_was_made_from(held):
     assert "130,000 MiB" in str(report)
     held[:] = [holder("memory")]  # who holds a computer's main memory is beside the point
     assert explain.explain(log=SEED, machine=HERE).name == "model-too-large"
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "torch.AcceleratorError: CUDA error: out of memory",
-        "RuntimeError: Triton Error [CUDA]: out of memory",
-        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "torch.distributed.DistBackendError: NCCL error\nLast error:\nCuda failure 2 'out of memory'",
-    ],
-)
-def test_a_full_gpu_in_the_words_of_every_library(held, said):
-    assert explain.explain(ECHO, said).name == "model-too-large"
-    held.append(holder(ours=True))
-    assert explain.explain(ECHO, said).name == "out-of-gpu-memory-taken"
-
-
-def test_the_context_is_a_number_whatever_the_model_calls_it():
-    text = recorded(LOGS[0].with_name("context-too-long--2.log"))[1]
-    assert explain.explain(ECHO, text).do == ("max_model_len=1024 or less",)
-
-
-@pytest.mark.parametrize(
-    "said", ["OSError: [Errno 122] Disk quota exceeded: '/x'", "x: Disk quota exceeded (os error 122)"]
-)
-def test_a_quota_is_a_full_disk_too(said):
-    assert explain.explain(ECHO, said).name == "disk-full"
-
-
-DUMP = (
-    "(EngineCore pid=99) ERROR 08-01 12:00:00 [dump_input.py:72] Dumping input data for V1 LLM engine "
-    "(v0.32.0) with config: model='/m', trust_remote_code=True, \n"
-)
-ADVICE = (
-    "RuntimeError: Failed to load the processor. If the processor is a custom processor not yet available "
-    "in the HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM"
-)
-
-
-@pytest.mark.parametrize(
-    "log",
-    [
-        DUMP + "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
-        "ValueError: Tokenizer class X does not exist or is not currently imported.\n" + ADVICE,
-    ],
-    ids=["dumped", "advised"],
-)
-def test_only_a_model_with_code_of_its_own_is_said_to_have_some(log):
-    assert explain.explain(ECHO, log).name in ("unknown", "tokenizer-class-unknown")
 
 
 def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
@@ -490,10 +430,6 @@ def test_the_command_asks_for_a_log_and_says_where_it_is():
     assert (done.returncode, "no-such.log cannot be read" in done.stderr) == (2, True)
 
 
-def test_a_calm_log_has_no_diagnosis():
-    assert explain.explain(log=CALM).name == "unknown"
-
-
 def test_what_the_system_says_is_known_whoever_asked_for_it():
     with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w") as file:  # noqa: PTH123
         file.write("x")
@@ -507,26 +443,12 @@ def test_a_missing_driver_library_is_known_by_what_the_loader_says():
     assert explain.explain(caught.value).name == "no-driver"
 
 
-def test_the_limit_of_open_files_is_known_by_what_the_system_says(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))  # noqa: PTH208
-    try:
-        with pytest.raises(OSError, match="Too many open files") as caught:
-            files.extend((tmp_path / "x").open("a") for _ in range(64))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for file in files:
-            file.close()
-    assert explain.explain(caught.value).name == "too-many-open-files"
-
-
 # -- what is not known -------------------------------------------------------------------------------------
 
 
 def test_an_unknown_failure_says_so_and_shows_the_root_traceback(tmp_path):
     report = explain.explain(ECHO, CHILD)
-    assert not report.known
+    assert report.name == "unknown"
     assert "not known here, and nothing is guessed" in report.what
     assert report.evidence == "ValueError: Something new (1/2 GiB) is amiss"
     assert report.trace.startswith("Traceback (most recent call last)")
@@ -586,19 +508,3 @@ def test_the_card_has_all_of_the_text_and_no_markup_of_its_own(held):
     for words in ("Evidence", "Who holds the memory", "What to do", "nvidia-smi", "Read"):
         assert words in card
         assert words in str(report)
-
-
-def test_diagnosing_imports_neither_torch_nor_vllm():
-    code = "import sys\nfrom helpers.faults import explain\nexplain.explain(log='x')\n"
-    code += "assert not {'torch', 'vllm'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_what_pydantic_says_on_the_next_line_is_the_cause():
-    log = (
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
-        "  Value error, Expecting value: line 1 column 1 (char 0) [type=value_error, input_value=Args]\n"
-        "    For further information visit the documentation\n"
-    )
-    assert root_cause(log) == "ValidationError: Expecting value: line 1 column 1 (char 0)"
-    assert root_cause(log.splitlines()[0]) == "ValidationError: 1 validation error for VllmConfig"

@@ -102,25 +102,21 @@ def start_and_leave_running(kernel: Kernel) -> set[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "restart"])
-def test_a_kernel_that_is_killed_or_restarted_takes_its_engine_along(kernel, how, tmp_path, table):
+@pytest.mark.parametrize("how", ["SIGKILL", "restart", "shut down"])
+def test_a_kernel_that_ends_takes_its_engine_along(kernel, how, tmp_path, table):
     processes = start_and_leave_running(kernel)
     shared = shared_by(processes)
     if how == "SIGKILL":
         os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+    if how == "shut down":
+        kernel.manager.shutdown_kernel(now=False)
+        return ended(table, "kernel shut down", "block, in a child", processes, shared)
     kernel.manager.restart_kernel(now=True)
     kernel.client.wait_for_ready(60)
     ended(table, f"kernel {how}", "block, in a child", processes, shared)
     said, error = kernel.run(IMPORTS.format(logs=str(tmp_path / "logs")) + PARIS.format(more=""))
     assert not error, said
     assert "Paris" in said
-
-
-def test_a_kernel_that_is_shut_down_politely_leaves_nothing(kernel, table):
-    processes = start_and_leave_running(kernel)
-    shared = shared_by(processes)
-    kernel.manager.shutdown_kernel(now=False)
-    ended(table, "kernel shut down", "block, in a child", processes, shared)
 
 
 def test_ctrl_c_again_and_again_while_generating(kernel, table):

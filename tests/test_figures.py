@@ -12,8 +12,9 @@ import pytest
 
 from helpers.base.figure import HATCHES, Figure
 from helpers.base.page import Note
-from helpers.compare import cards, comparison_figures, roofline, sizing
+from helpers.compare import cards, comparison_figures, roofline
 from helpers.compare.cost import Offer
+from helpers.compare.options import Load, counted, option
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
@@ -99,8 +100,8 @@ def test_one_scheme_alone_and_records_of_two_machines_are_not_drawn():
 
 
 def test_the_fit_is_drawn_and_said_by_scheme():
-    load = {"context": 4096, "concurrency": 16}
-    found = sizing.budgets(shapes.shape("mistral-7b"), ["baseline", "awq"], cards.card("L4"), **load)
+    mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
+    found = {name: option(mistral, name, load).budget for name in ("baseline", "awq")}
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
     assert "baseline 22.5 GiB, does not fit" in figure.alt
     assert "awq 12.9 GiB, fits" in figure.alt

@@ -1,6 +1,5 @@
 """Measurements on the real engine: against vLLM's own calls, and refused where they cannot give a number."""
 
-import contextlib
 import gc
 import subprocess
 import sys
@@ -11,12 +10,10 @@ import pytest
 
 from helpers.base.files import ROOT
 from helpers.base.machine import detect
-from helpers.compare import recorded
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import MeasureError, measure_speed
 from helpers.model import lookup, sizes
-from helpers.tools import variants
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +84,6 @@ def test_no_garbage_collection_stops_the_clock(engine, monkeypatch):
         assert not gc.isenabled()  # as it was found
     finally:
         gc.enable()
-
-
-def test_a_setting_is_timed_with_short_prompts_and_with_long_ones(engine, monkeypatch):
-    monkeypatch.setattr(recorded, "BATCHES", (1, 2))
-    monkeypatch.setattr(variants, "LONG", 128)
-    monkeypatch.setattr(variants, "LONG_BATCHES", (1,))
-    monkeypatch.setattr(variants, "busy", lambda engine, batch: {"step_us": 1.0})  # a GPU's kernels
-    row = variants._time(contextlib.nullcontext(engine), bandwidth=1e11)
-    assert set(row["tokens_per_s"]) == set(row["busy"]) == {1, 2}
-    assert row["of_the_bound"] > 0
-    (long,) = row["long"].values()
-    assert long["prompt_tokens"] == 128
-    assert min(long["tokens_per_s"], long["ttft_s"]) > 0
 
 
 def test_nothing_is_left_queued_by_a_measurement(engine):

@@ -1,25 +1,20 @@
-"""The script of the reference runs, as far as it goes without a GPU: what it refuses, starts and writes."""
+"""Reference runs: what the script refuses, what becomes of a part that fails, and what is on record."""
 
-import json
 import os
-from types import SimpleNamespace
+import time
 
-import nbformat
+import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers.base import machine, records
 from helpers.base.machine import Machine
-from helpers.base.records import FIELDS, REFERENCE
+from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
-from helpers.measure import speed
 from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
-from helpers.model.schemes import SCHEMES, SchemeError
-from helpers.tools import reference, sections, variants
-from helpers.tools.plan import RESULTS
-from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS
-from helpers.tools.variants import MODEL, VARIANTS
+from helpers.model.schemes import SCHEMES
+from helpers.tools import recording, reference
+from helpers.tools.recording import Child
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
@@ -31,7 +26,7 @@ H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
     ("arguments", "message"),
     [
         (["--out", "x", "nonsense"], "no section nonsense; there are: records, deployments, served"),
-        (["swaps"], "--out names the folder"),
+        (["served"], "--out names the folder"),
         (["--out", "x", "deployments", "--rounds", "9b"], "no round 9b; there are: 8b, 32b"),
         (["--out", "x"], "for a GPU, and this machine shows none"),
     ],
@@ -44,40 +39,38 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, me
     assert message in capsys.readouterr().err
 
 
-def test_every_engine_of_a_section_is_warmed_with_the_arguments_it_is_measured_with():
-    wanted = reference.to_warm(["records", "settings"], ["shape:phi-2"])
-    assert ("shape:phi-2", "awq", GRAPHS) in wanted
-    measured = [args for _, _, args in variants.choose_variants()]
-    warmed = [args for name, _, args in wanted if name == MODEL]
-    assert warmed == [args for args in measured if "compile_sizes" not in args["compilation_config"]]
-    assert len(warmed) == len(measured) - 4  # what is tuned by timing it is compiled alone, and last
-    assert all(args["compilation_config"]["cudagraph_capture_sizes"] == variants.GRAPHS for args in measured)
-    assert set(VARIANTS) <= set(SCHEMES)
-    assert [args["linear_backend"] for _, _, args in reference.to_warm(["kernels"], [])[1:]] == [
-        "marlin",
-        "humming",
-    ]
-    tried = [(scheme, args) for _, scheme, args in reference.to_warm(["envelope"], [])]
-    assert tried == [(scheme, CONTEXT | more) for scheme, more in ENVELOPE]
+def parts(say, what: str) -> None:
+    """The work of a child below."""
+    say(pid=os.getpid())
+    if what == "fails":
+        raise ValueError("no room")
+    if what == "hangs":
+        time.sleep(60)
+    say(heard=input())
 
 
-def test_a_whole_name_is_that_variant_alone_and_a_part_is_all_that_have_it():
-    names = [f"{scheme}: {title}" for scheme, title, _ in variants.choose_variants(["awq: Marlin"])]
-    assert names == ["awq: Marlin"]
-    titles = [title for _, title, _ in variants.choose_variants(["awq: Marlin,"])]
-    assert len(titles) > 1
-    assert all(title.startswith("Marlin, ") for title in titles)
-    assert variants.choose_variants(["no such"]) == []
+@pytest.mark.parametrize(
+    ("what", "patience_s", "cause"),
+    [("answers", 60, ""), ("fails", 60, "ValueError: no room"), ("hangs", 0.5, "it said nothing")],
+)
+def test_a_part_says_lines_and_one_that_fails_or_hangs_says_why_and_is_gone(
+    tmp_path, what, patience_s, cause
+):
+    with Child("tests.test_reference:parts", tmp_path / "log", what) as child:
+        pid = child.line()["pid"]
+        child.tell(go=1)
+        found = child.line(time.monotonic() + patience_s)
+        assert found == (None if cause else {"heard": '{"go": 1}'})
+        assert cause in child.cause
+    assert not psutil.pid_exists(pid)
 
 
-def test_compile_caches_are_fresh_inside_the_block_only(monkeypatch):
-    monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    with variants._fresh_caches():
-        assert os.environ["VLLM_CACHE_ROOT"] != "/mine"
-        assert "TRITON_CACHE_DIR" in os.environ
-    assert os.environ["VLLM_CACHE_ROOT"] == "/mine"
-    assert "TRITON_CACHE_DIR" not in os.environ
+def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
+    for swap in (1, 2):
+        recording.write(tmp_path / "x/lines.jsonl", recording.stamp() | {"swap": swap})
+    rows, problems = records.read(tmp_path / "x/lines.jsonl", ("device", "vllm", "torch", "protocol"))
+    assert not problems
+    assert [row["swap"] for row in rows] == [1, 2]
 
 
 def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
@@ -133,7 +126,7 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     same["protocol"] = 0
     fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
     runs = [
-        same | fast | {"long": {"1": {}}},
+        same | fast,
         same | {"error": "no kernel"},
         same | {"tokens_per_s": {"1": 190.0, "64": 990.0}, "of_the_bound": 0.4, "busy": {
             "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
@@ -142,7 +135,6 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     (row,) = recorded.recorded(tmp_path)
     assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 195.0, "64": 945.0}, 0.5)
     assert row["runs"] == {"1": [190.0, 200.0], "64": [900.0, 990.0]}
-    assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = recorded.recorded()
     assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
@@ -150,18 +142,16 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
 
 def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_path):
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same |= {"tokens_per_s": {"256": 900.0}, "of_the_bound": 0.5}
-    both = [{"256": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
+    same |= {"tokens_per_s": {"1": 900.0}, "of_the_bound": 0.5}
+    both = [{"1": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
     runs = [same | {"protocol": number, "busy": busy} for number, busy in enumerate(both)]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
     assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
-    assert not recorded.with_prompts(row)
-    assert recorded.with_prompts(runs[0])
 
 
 def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path):
-    kernels = {"256": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
+    kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {
         "device": "NVIDIA H200",
         "model": "Mistral-7B",
@@ -183,10 +173,8 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
         "old",
         "both",
     )
-    assert recorded.breakdown(older, 256) is None
     base = {"scheme": "baseline", "kernels": []}
     both |= base | {"variant": recorded.DEFAULTS}
-    assert recorded.against_baseline([both, older], 256) == [1.0, None]
     table = recorded_tables.variants([both, older | base], [64, 256])
     assert [row[3:] for row in table.rows] == [
         [2, "60 to 70 (x 1.00)", "900 (x 1.00)"], [1, "80 (x 1.23)", "-"]
@@ -194,50 +182,10 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
     assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
 
 
-def test_the_fastest_after_long_prompts_may_be_another():
-    assert recorded.arguments("fp8", 64)["attention_backend"] == "TRITON_ATTN"
-    assert recorded.arguments("fp8", 64, long=True) == {}
-    with pytest.raises(SchemeError, match="'fp8' is on record at batch size 256 after long prompts"):
-        recorded.arguments("fp8", 256, long=True)
-
-
-def test_the_fastest_variant_depends_on_the_batch():
+def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
     rows = recorded.recorded()
     assert recorded.fastest(rows, "awq", 1).startswith("Marlin")
     assert not recorded.fastest(rows, "awq", 64).startswith("Marlin")
-    assert recorded.arguments("awq", 1)["linear_backend"] == "marlin"
-    alone = {"compilation_config": {"compile_sizes": [1]}, "attention_backend": "TRITON_ATTN"}
-    assert recorded.arguments("baseline", 1) == alone
-    assert "kernel_config" not in recorded.arguments("fp8", 64)  # the measurement's own
-    for batch in recorded.BATCHES:  # two rows of one name, from two machines, are told apart
-        timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
-        rates = [row["tokens_per_s"][str(batch)] for row in timed]
-        factors = recorded.against_baseline(timed, batch)
-        assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
-    with pytest.raises(SchemeError, match="No variant of 'int8' is on record at batch size 3"):
-        recorded.arguments("int8", 3)
-
-
-def test_humming_decodes_faster_but_at_the_largest_batch_and_first_tokens_differ_both_ways():
-    """What 04 says of the two kernels, in words."""
-    rows, problems = records.recorded(REFERENCE, "kernels.jsonl", (*FIELDS, "args"))
-    assert not problems
-    table = {(row["kernel"], row["batch"], row["prompt_tokens"]): row for row in rows}
-    loads = {(batch, prompt) for _, batch, prompt in table}
-    assert len(table) == len(rows) == 2 * len(loads)
-
-    def factor(load, field):
-        return table["HummingLinearKernel", *load][field] / table["MacheteLinearKernel", *load][field]
-
-    assert all((factor(load, "output_tokens_per_s") > 1.1) == (load[0] < 256) for load in loads)
-    later = {load for load in loads if factor(load, "ttft_s") > 1.1}
-    assert {(32, 16), (64, 16)} <= later
-    assert (1, 16) not in later
-    assert factor((64, 16), "ttft_s") > 1.75
-
-
-def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
-    rows = recorded.recorded()
     found = recorded.notable(rows, [1, 256])
     names = [(row["scheme"], row["variant"]) for row in found]
     assert len(names) == len(set(names)) < len(rows)
@@ -247,55 +195,3 @@ def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
             v for s, v in names if s == scheme
         }
     assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*SCHEMES].index)
-
-
-def test_kernels_whose_names_are_cut_alike_are_added_up(monkeypatch):
-    kernels = [("cutlass::gemm", 64, 3000.0), ("cutlass::gemm", 32, 1000.0), ("others", 0, 10.0)]
-    llm = SimpleNamespace(collective_rpc=lambda name: [{"steps": 2, "kernels": kernels}])
-    monkeypatch.setattr(speed, "decode", lambda *_, decoding: (decoding(), (100.0, []))[1])
-    seen = variants.busy(SimpleNamespace(llm=llm), batch=1)
-    assert seen["longest"] == {"cutlass::gemm": [2000.0, 48.0], "others": [5.0, 0.0]}
-    assert (seen["gpu_us"], seen["step_us"]) == (2005.0, 10000.0)
-
-
-def test_how_a_lesson_went_is_read_from_its_copy(tmp_path):
-    cell = new_code_cell("open_engine()")
-    cell.outputs = [
-        new_output("stream", name="stdout", text="vLLM is ready after ‹3.5 s›. Its log: ‹a.log›\n")
-    ]
-    cell.outputs += [
-        new_output("stream", name="stdout", text="x\nThe server (awq) answers after ‹12.0 s› on ‹…›.\n")
-    ]
-    nbformat.write(new_notebook(cells=[cell]), tmp_path / "05_x.ipynb")
-    result = {
-        "notebook": "05_x",
-        "status": "ok",
-        "seconds": 20.0,
-        "error": "",
-        "digest": "",
-        "records": [0, 0],
-    }
-    (tmp_path / RESULTS).write_text(json.dumps(result) + "\n")
-    assert reference.of_lessons(tmp_path) == [
-        {"lesson": "05_x", "status": "ok", "seconds": 20.0, "starting_s": [3.5, 12.0]}
-    ]
-
-
-def test_the_lessons_run_and_each_has_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "_make_checkpoints", lambda: 1.5)  # minutes; 00 needs none
-    reference.lessons(tmp_path, ["00_start_here"])
-    [line] = [json.loads(text) for text in (tmp_path / "lessons.jsonl").read_text().splitlines()]
-    assert (line["lesson"], line["status"], line["starting_s"]) == ("00_start_here", "ok", [])
-    assert line["seconds"] > 0
-    assert line["checkpoints_s"] == 1.5
-    assert line["device"] == machine.detect().label
-    with pytest.raises(RuntimeError, match=r"did not run to its end \(exit code 2\)"):
-        reference.lessons(tmp_path, ["99_no_such_lesson"])
-
-
-def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
-    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 1}])
-    sections.write(tmp_path / "x/lines.jsonl", [sections.stamp() | {"swap": 2}])
-    rows = [json.loads(line) for line in (tmp_path / "x/lines.jsonl").read_text().splitlines()]
-    assert [row["swap"] for row in rows] == [1, 2]
-    assert all(row["device"] and row["vllm"] and row["torch"] and row["protocol"] == 2 for row in rows)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from dataclasses import replace
 
 import httpx
@@ -26,7 +27,7 @@ from helpers.serve.batches import BatchError, answers, read_rows, run_batch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.router import open_router, places
 from helpers.serve.server import Server
-from helpers.tools import scale
+from helpers.tools import extras
 from tests import standin
 
 SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0, "shutdown_timeout": 10}
@@ -34,36 +35,19 @@ SMALL = {"max_model_len": 512, "max_num_seqs": 16, "server_port": 0, "shutdown_t
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed():
-    scale.ensure()
+    extras.ensure("scale")
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Stand-ins in vLLM's place."""
+def quick(monkeypatch, nothing_left):
+    """Stand-ins in vLLM's place, none of which may be left; yields what finds those that run."""
     monkeypatch.setattr(Server, "_command_line", Server._command_line)  # is set back afterwards
     standin.in_vllms_place()
+    return nothing_left
 
 
 def opened(tmp_path, **more):
     return open_router(settings.load(None, **SMALL), log_dir=tmp_path, **more)
-
-
-def everything(found: router.Router) -> tuple[list, list[int]]:
-    """Every process of a router and its servers, and the ports that they listen on."""
-    owned = [process for one in (found, *found.servers) for process in one.processes()]
-    ports = [one.args["port"] for one in (found, *found.servers)]
-    return owned, [*ports, found.args["prometheus_port"]]
-
-
-def nothing_left(owned: list, ports: list[int]) -> bool:
-    """Whether the processes have ended and the ports can be listened on again."""
-    if psutil.wait_procs(owned, timeout=20)[1]:
-        return False
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    return True
 
 
 # ---- before anything starts
@@ -98,36 +82,29 @@ def test_servers_are_dealt_cores_or_gpus_of_their_own(monkeypatch):
 # ---- ways of dying: nothing is left of any
 
 
-def test_a_block_that_ends_drains_router_and_servers(tmp_path, quick):
+def test_a_stop_under_load_drains_router_and_servers_and_loses_nothing(tmp_path, quick):
     with opened(tmp_path) as found:
-        left = everything(found)
-        assert len(left[0]) == 8, "two processes of the router's, three of each server's"
+        assert len(quick()) == 8, "two processes of the router's, three of each server's"
         assert found.workers() == {server.url: True for server in found.servers}
-    assert [one.end.how for one in (found, *found.servers)] == ["stopped"] * 3
-    assert nothing_left(*left)
-
-
-def test_a_stop_under_load_loses_nothing(tmp_path, quick):
-    with opened(tmp_path) as found:
-        left = everything(found)
         with clients.crowd(found, clients.long(8, 400), concurrency=8) as crowd:
             crowd.wait_until_running(8)
             found.stop()
             assert clients.count(crowd.outcomes())["answered"] == 8
-    assert nothing_left(*left)
+    assert [one.end.how for one in (found, *found.servers)] == ["stopped"] * 3
+    for port in (*(one.args["port"] for one in (found, *found.servers)), found.args["prometheus_port"]):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
 
 
 def test_an_error_in_the_block_ends_all(tmp_path, quick):
     with pytest.raises(ZeroDivisionError), opened(tmp_path) as found:
-        left = everything(found)
         _ = 1 / 0
     assert found.end.how == "was killed"
-    assert nothing_left(*left)
 
 
 def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block(tmp_path, quick):
     with pytest.raises(ServerDiedError, match="router had ended"), opened(tmp_path) as found:
-        left = everything(found)
         with clients.crowd(found, clients.numbered(64), concurrency=8, timeout_s=20) as crowd:
             crowd.wait_until_running(8)
             found.crash()
@@ -136,7 +113,6 @@ def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block
         assert counted["cut off"] > 0
         assert counted["hung"] == counted["wrong"] == 0
         assert all(server.running for server in found.servers)
-    assert nothing_left(*left)
 
 
 def test_a_router_starts_again_before_the_servers_that_lived_on(tmp_path, quick):
@@ -147,14 +123,11 @@ def test_a_router_starts_again_before_the_servers_that_lived_on(tmp_path, quick)
             found.check()
         found.start()
         assert [server.pid for server in found.servers] == before
-        left = everything(found)
         assert clients.crowd(found, clients.numbered(1), 1).outcomes()[0].how == "answered"
-    assert nothing_left(*left)
 
 
 def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
     with opened(tmp_path) as found:
-        owned, ports = everything(found)
         with clients.crowd(found, clients.numbered(300), concurrency=16, timeout_s=30) as crowd:
             crowd.wait_until_running(16)
             found.servers[0].crash()
@@ -163,20 +136,15 @@ def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
             found.servers[0].check()
         found.restart(found.servers[0])
         assert list(found.workers().values()) == [True, True]
-        owned += found.servers[0].processes()
-    assert nothing_left(owned, ports)
 
 
 def test_a_server_that_does_not_start_takes_the_others_with_it(tmp_path, quick, monkeypatch):
     lines = iter(["import time; time.sleep(600)", "raise SystemExit('no such model')"])
     monkeypatch.setattr(Server, "_command_line", lambda self: [sys.executable, "-c", next(lines)])
-    before = set(psutil.Process().children(recursive=True))
     monkeypatch.setattr(Server, "_healthy", lambda self: self._process.poll() is None and "600" in self.log)
     found = open_router(settings.load(None, **SMALL | {"start_timeout": 2}), log_dir=tmp_path)
     with pytest.raises(ServerStartError):
         found.start()
-    left = set(psutil.Process().children(recursive=True)) - before
-    assert not psutil.wait_procs(list(left), timeout=10)[1]
 
 
 class Interrupted(subprocess.Popen):
@@ -192,15 +160,11 @@ class Interrupted(subprocess.Popen):
 
 
 def test_ctrl_c_while_the_second_server_is_made_leaves_neither(tmp_path, quick, monkeypatch):
-    before = set(psutil.Process().children(recursive=True))
     found = opened(tmp_path)
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         found.start()
-    left = set(psutil.Process().children(recursive=True)) - before
-    for process in left:
-        process.kill()
-    assert not left
+    assert not quick()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +176,7 @@ def test_ctrl_c_while_the_second_server_is_made_leaves_neither(tmp_path, quick, 
         ("READY", signal.SIGINT),
     ],
 )
-def test_an_owner_that_ends_takes_all_with_it(tmp_path, until, signum):
+def test_an_owner_that_ends_takes_all_with_it(tmp_path, nothing_left, until, signum):
     code = (
         "import time\nfrom helpers.serve import settings\nfrom helpers.serve.router import open_router\n"
         "from tests import standin\nstandin.in_vllms_place()\n"
@@ -225,13 +189,11 @@ def test_an_owner_that_ends_takes_all_with_it(tmp_path, until, signum):
     while until not in owner.stdout.readline():
         assert owner.poll() is None
     time.sleep(0.4 if until == "import" else 0)
-    owned = psutil.Process(owner.pid).children(recursive=True)
+    assert len(nothing_left()) == 8 or until == "import"
+    assert nothing_left()
     owner.send_signal(signum)
     owner.wait(30)
     owner.stdout.close()
-    assert len(owned) == 8 or until == "import"
-    assert owned
-    assert not psutil.wait_procs(owned, timeout=20)[1]
 
 
 # ---- changing it
@@ -240,24 +202,31 @@ def test_an_owner_that_ends_takes_all_with_it(tmp_path, until, signum):
 def test_a_server_replaced_under_load_loses_nothing_and_the_new_one_is_asked(tmp_path, quick):
     with opened(tmp_path) as found:
         old, kept = found.servers
-        owned, ports = everything(found)
         with clients.crowd(found, clients.numbered(400), concurrency=8) as crowd:
             crowd.wait_until_running(8)
             new = found.replace(old, max_num_seqs=8)
-            owned, ports = owned + new.processes(), [*ports, new.args["port"]]
             assert clients.count(crowd.outcomes())["answered"] == 400
         assert found.servers == [kept, new]
         assert new.environment == old.environment, "its cores or its GPU are the old one's"
         assert new.args["max_num_seqs"] == 8
         assert set(found.workers()) == {kept.url, new.url}
         assert old.end.how == "stopped"
-    assert nothing_left(owned, ports)
 
 
 def test_whoever_reaches_the_routers_port_may_change_it(tmp_path, quick):
-    """Why it listens on this machine only, and why a proxy passes on /v1 alone."""
-    with opened(tmp_path) as found:
-        assert httpx.post(f"{found.url}/remove_worker?url={found.servers[1].url}").status_code == 200
+    """Why it listens on this machine only, and why a proxy passes on /v1 alone: each row of the page."""
+    page = (ROOT / "notebooks/deploy/SECURITY.md").read_text().partition("<!-- router -->")[2]
+    listed = re.findall(r"`(GET|POST|DELETE) (/\S*)`", page.partition("<!-- end -->")[0])
+    assert len(listed) > 8
+    with opened(tmp_path) as found, httpx.Client(base_url=found.url, trust_env=False, timeout=30) as anybody:
+        last = found.servers[1].url
+        for method, path in listed:
+            given = {"params": {"url": last}} if path.endswith("_worker") else {}
+            given |= {"json": {"url": last}} if method == "POST" else {}
+            path = path.replace("{url}", urllib.parse.quote(last, safe=""))
+            reply = anybody.request(method, path, **given)
+            assert reply.status_code not in (401, 403, 404, 405), (method, path, reply.text)
+        assert anybody.post("/remove_worker", params={"url": last}).status_code == 200
         assert list(found.workers()) == [found.servers[0].url]
         listens = {
             c.laddr.ip for p in found.processes() for c in p.net_connections("tcp") if c.status == "LISTEN"
@@ -269,7 +238,7 @@ def test_no_key_is_in_a_command_line_or_a_log(tmp_path, quick):
     with opened(tmp_path) as found:
         key = found.settings.api_key
         clients.crowd(found, clients.numbered(2), 1).outcomes()
-        lines = [" ".join(process.cmdline()) for process in everything(found)[0]]
+        lines = [" ".join(process.cmdline()) for process in quick()]
         assert not any(key in line for line in lines)
         assert not any(key in path.read_text() for path in tmp_path.iterdir())
 

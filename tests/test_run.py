@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -228,25 +227,6 @@ def test_two_runs_of_one_second_have_folders_of_their_own(folder, monkeypatch):
     outs = [plan.plan_run(notebooks=folder).out for _ in range(3)]
     assert [out.name for out in outs] == [f"20250101-120000{suffix}" for suffix in ("", "-2", "-3")]
     assert (outs[0].parent / "latest").resolve() == outs[2]
-
-
-def test_a_terminal_shows_one_line_that_updates_itself(folder):
-    write_notebook(folder, "01_a", "import time; time.sleep(1.5)")
-    ours, theirs = pty.openpty()
-    runner = subprocess.Popen(command(folder), env=environment(), stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(ours)
-    live, _, table = shown.decode().partition("notebook  seconds")
-    assert runner.wait() == 0
-    assert re.search(r"\r\x1b\[K01_a  cell 3 of 3  \d+ s", live)
-    assert live.count("\n") == 1, "only the table starts a new line"
-    assert "01_a" in table
 
 
 TELLS = """

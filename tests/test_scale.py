@@ -11,7 +11,7 @@ from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
 from helpers.serve.queue import Queue, overshoot
-from helpers.tools import scale
+from helpers.tools import extras
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
 
@@ -144,11 +144,10 @@ def test_without_recordings_a_note_says_how_to_make_them(tmp_path):
 
 
 def test_what_is_missing_is_named_and_a_set_up_without_them_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(scale, "_installed", lambda name: "0.0.1" if name == "ray" else None)
-    assert scale.missing() == ["msgpack", "orjson", "ray", "vllm-router"]
+    monkeypatch.setattr(extras, "_installed", lambda name: "0.0.1" if name == "ray" else None)
+    assert extras.missing("scale") == ["msgpack", "orjson", "ray", "vllm-router"]
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setattr(scale, "LOCK", scale.LOCK.with_name("requirements-none.lock"))
-    monkeypatch.setattr(scale, "missing", lambda: ["ray"])
-    with pytest.raises(scale.SetupError, match=r"Installing ray failed:(.|\n)*PIP_FIND_LINKS"):
-        scale.ensure()
+    monkeypatch.setattr(extras, "missing", lambda group: ["ray"])
+    with pytest.raises(extras.SetupError, match=r"Installing ray failed:(.|\n)*PIP_FIND_LINKS"):
+        extras.ensure("none")

@@ -42,10 +42,6 @@ def server(tmp_path_factory):
         yield server
 
 
-def gone(processes: list) -> bool:
-    return not psutil.wait_procs(processes, timeout=15)[1]
-
-
 # ---- before anything starts
 
 
@@ -66,56 +62,9 @@ def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path, table):
     assert f"({os.getpid()}) listens there" in str(caught.value)
 
 
-def test_a_start_that_takes_too_long_says_so_and_leaves_nothing(tmp_path):
-    before = set(psutil.Process().children(recursive=True))
+def test_a_start_that_takes_too_long_says_so_and_leaves_nothing(tmp_path, nothing_left):
     with pytest.raises(ServerStartError, match="not ready within START_TIMEOUT=1 s"):
         open_server(small(start_timeout=1), log_dir=tmp_path).start()
-    assert gone(list(set(psutil.Process().children(recursive=True)) - before))
-
-
-def test_an_owner_that_is_killed_while_it_starts_takes_all_with_it(tmp_path):
-    assert gone(_start_in_an_owner_and_kill_it(tmp_path, until="import"))
-
-
-def _start_in_an_owner_and_kill_it(tmp_path, until: str) -> list:
-    """Start a server in a process of its own and SIGKILL that; return the server's processes."""
-    code = (
-        "import time\nfrom helpers.serve import settings\nfrom helpers.serve.server import open_server\n"
-        f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r})\n"
-        "server.start()\nprint('READY', flush=True)\ntime.sleep(600)\n"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    if until == "ready":
-        while "READY" not in owner.stdout.readline():
-            assert owner.poll() is None
-    else:
-        time.sleep(5)
-    owned = psutil.Process(owner.pid).children(recursive=True)
-    assert len(owned) >= 2, "a supervisor and vLLM"
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
-    return owned
-
-
-class Interrupted(subprocess.Popen):
-    """Ctrl+C after the child was made and before anybody has its number."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        raise KeyboardInterrupt
-
-
-def test_ctrl_c_while_its_process_is_made_leaves_none(tmp_path, monkeypatch):
-    before = set(psutil.Process().children(recursive=True))
-    server = open_server(small(), log_dir=tmp_path)
-    monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        server.start()
-    left = set(psutil.Process().children(recursive=True)) - before
-    for process in left:
-        process.kill()
-    assert not left
 
 
 def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
@@ -185,14 +134,11 @@ def test_every_request_of_many_clients_is_answered_and_right(server):
     assert numbers == list(range(64)), "each client got the answer to its own question"
 
 
-def test_an_answer_to_another_question_would_be_wrong():
-    request = clients.numbered(2)[1]
-    assert not request.holds({"choices": [{"message": {"content": "0 is even"}}]})
-    assert request.holds({"choices": [{"message": {"content": "1 is odd"}}]})
-
-
-def test_half_of_an_answer_is_not_an_answer():
-    """Its status is 200: only ``finish_reason`` says that the server gave it up."""
+def test_anothers_answer_and_half_an_answer_are_none():
+    """The status of either is 200: only ``finish_reason`` says that the server gave one up."""
+    asked = clients.numbered(2)[1]
+    assert not asked.holds({"choices": [{"message": {"content": "0 is even"}}]})
+    assert asked.holds({"choices": [{"message": {"content": "1 is odd"}}]})
     [request] = clients.long(1, 30)
 
     def reply(tokens, reason):
@@ -203,13 +149,6 @@ def test_half_of_an_answer_is_not_an_answer():
     assert clients.judged(request, reply(12, "length")) == "wrong"
     assert clients.judged(request, reply(12, "abort")) == "aborted"
     assert clients.judged(request, reply(30, "abort")) == "aborted"
-
-
-@pytest.mark.slow
-def test_none_of_five_hundred_requests_is_lost(server):
-    with clients.crowd(server, clients.numbered(500), concurrency=16, timeout_s=300) as crowd:
-        outcomes = crowd.outcomes()
-    assert clients.count(outcomes)["answered"] == 500
 
 
 def test_bad_requests_are_refused_with_a_reason_and_the_next_good_one_is_answered(server):
@@ -374,7 +313,7 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
         begun = time.monotonic()
         with pytest.raises(TimeoutError, match=r"2 of 2 requests had ended .* longer answers"):
             crowd.wait_until_running(2)
-        with pytest.raises(TimeoutError, match="All requests had ended before a token was seen"):
+        with pytest.raises(TimeoutError, match="before a token of theirs was seen"):
             crowd.wait_until_writing()
     assert time.monotonic() - begun < 10
 
@@ -395,7 +334,7 @@ def test_a_stop_under_load_loses_nothing(server):
     assert (end.how, end.exit_code) == ("stopped", 0)
     assert watch.said("health") == "200"
     assert "500" in watch.said("tokens")
-    assert gone(processes)
+    assert not psutil.wait_procs(processes, timeout=15)[1]
 
 
 def test_a_stopped_server_says_so_and_its_port_is_free(server):
@@ -429,12 +368,11 @@ def test_a_start_that_is_refused_leaves_a_stopped_server_that_can_start_again(se
 
 
 @pytest.mark.slow
-def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path, table):
+def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path, table, nothing_left):
     server = open_server(small(), log_dir=tmp_path).start()
     first = server.start_s
     with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=60) as crowd:
         crowd.wait_until_running(16)
-        processes = server.processes()
         server.crash()
         outcomes = crowd.outcomes()
     found = clients.count(outcomes)
@@ -445,28 +383,14 @@ def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_p
     table.check(
         "engine", "the server is killed", "16 requests in flight", caught.value, "killed", processes=0
     )
-    assert gone(processes)
+    assert not nothing_left()
     with open_server(small(server_port=server.args["port"]), log_dir=tmp_path) as again:
         assert clients.crowd(again, clients.numbered(1), 1).outcomes()[0].how == "answered"
     assert again.start_s < 3 * first
 
 
 @pytest.mark.slow
-def test_without_a_drain_no_client_gets_its_answer(tmp_path):
-    """vLLM kills its engine at once; what the clients hear of it is a race inside the server."""
-    server = open_server(small(shutdown_timeout=0), log_dir=tmp_path).start()
-    with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=10) as crowd:
-        crowd.wait_until_running(16)
-        processes = server.processes()
-        server.stop()
-        found = clients.count(crowd.outcomes())
-    assert found["answered"] == found["wrong"] == 0, found
-    assert found["hung"] + found["refused"] + found["aborted"] == 16, found
-    assert gone(processes)
-
-
-@pytest.mark.slow
-def test_an_engine_that_gets_a_last_word_in_sends_what_was_written_so_far(tmp_path):
+def test_an_engine_that_gets_a_last_word_in_sends_what_was_written_so_far(tmp_path, nothing_left):
     """What a GPU's engine does when its server stops without a drain; here it alone is told to end."""
     server = open_server(small(shutdown_timeout=0), log_dir=tmp_path).start()
     with clients.crowd(server, clients.long(8, 300), concurrency=8, timeout_s=30) as crowd:
@@ -477,26 +401,22 @@ def test_an_engine_that_gets_a_last_word_in_sends_what_was_written_so_far(tmp_pa
         outcomes = crowd.outcomes()
     assert clients.count(outcomes)["aborted"] == 8, outcomes
     assert all(outcome.status == 200 for outcome in outcomes)
-    processes = server.processes()
     server.stop()
-    assert gone(processes)
 
 
 @pytest.mark.slow
-def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path):
-    """Answers of many seconds against a drain of one: what is not done by then gets no answer."""
-    timeout = 1
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path, timeout, nothing_left):
+    """Answers of many seconds, no drain or one second: what clients hear is a race inside the server."""
     server = open_server(small(shutdown_timeout=timeout), log_dir=tmp_path).start()
     tokens = 480  # the context is 512
     with clients.crowd(server, clients.long(4, tokens), concurrency=4, timeout_s=10) as crowd:
         crowd.wait_until_running(4)
-        processes = server.processes()
         end = server.stop()
         found = clients.count(crowd.outcomes())
     assert found["answered"] == found["wrong"] == 0, found
     assert found["hung"] + found["refused"] + found["aborted"] + found["cut off"] == 4, found
     assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
-    assert gone(processes)
 
 
 class Behind:
@@ -553,7 +473,30 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_started_by_the_script_alone_nothing_outlives_what_answers(tmp_path, monkeypatch):
+def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
+    """A rolling SIGTERM while requests come, with the shipped nginx.conf: the other server answers."""
+    (tmp_path / "nginx").mkdir()
+    key = "k" * settings.LEAST_KEY
+    servers = [open_server(small(vllm_api_key=key), log_dir=tmp_path).start() for _ in range(2)]
+    try:
+        with nginx(tmp_path / "nginx", *(server.args["port"] for server in servers)) as port:
+            behind = Behind(servers[0], port)
+            with clients.crowd(behind, clients.numbered(10_000), 4, timeout_s=120, every_s=1.0) as crowd:
+                time.sleep(5)
+                for server in servers:
+                    assert server.stop().how == "stopped"
+                    server.start()
+                crowd.stop_asking()
+                found = clients.count(crowd.outcomes())
+    finally:
+        for server in servers:
+            server.kill()
+    print(found)
+    assert found["answered"] == sum(found.values()) >= 80, found
+
+
+@pytest.mark.slow
+def test_started_by_the_script_alone_nothing_outlives_what_answers(tmp_path, monkeypatch, nothing_left):
     """Its API process is killed: the engine and its memory go with it, without an owner that is Python."""
     server = open_server(small())  # its arguments; it is not started
     variables = {"MODEL_NAME": str(server.checkpoint.folder), "VLLM_API_KEY": server.settings.api_key}
@@ -570,11 +513,9 @@ def test_started_by_the_script_alone_nothing_outlives_what_answers(tmp_path, mon
             assert launched.poll() is None, left
             assert time.monotonic() < stop, left
             time.sleep(0.5)
-        owned = psutil.Process(launched.pid).children(recursive=True)
         [api] = psutil.Process(launched.pid).children()
-        assert len(owned) >= 2
+        assert len(nothing_left()) >= 3
         api.kill()
-        assert gone(owned)
         assert launched.wait(15) == 128 + signal.SIGKILL
     finally:
         launched.kill()
@@ -587,17 +528,25 @@ def _alive(url: str) -> str:
 
 
 @pytest.mark.slow
-def test_an_owner_that_is_killed_takes_a_ready_server_with_it(tmp_path):
-    assert gone(_start_in_an_owner_and_kill_it(tmp_path, until="ready"))
+def test_an_owner_that_is_killed_takes_a_ready_server_with_it(tmp_path, nothing_left):
+    """Other ends of an owner are in test_router, with stand-ins."""
+    code = (
+        "import time\nfrom helpers.serve import settings\nfrom helpers.serve.server import open_server\n"
+        f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r})\n"
+        "server.start()\nprint('READY', flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        while "READY" not in owner.stdout.readline():
+            assert owner.poll() is None
+        assert len(nothing_left()) >= 3, "a supervisor, vLLM and its engine"
+        owner.kill()
 
 
 @pytest.mark.slow
-def test_an_error_in_the_block_ends_the_server(tmp_path):
+def test_an_error_in_the_block_ends_the_server(tmp_path, nothing_left):
     with pytest.raises(ZeroDivisionError), open_server(small(), log_dir=tmp_path) as server:
-        processes = server.processes()
         _ = 1 / 0
     assert server.end.how == "was killed"
-    assert gone(processes)
 
 
 @pytest.mark.slow
@@ -613,22 +562,21 @@ def test_a_start_that_fails_is_diagnosed_from_the_log(tmp_path, table):
 
 
 @pytest.mark.slow
-def test_an_interrupted_cell_ends_the_server(tmp_path):
+def test_an_interrupted_cell_ends_the_server(tmp_path, nothing_left):
     from tests.test_interrupt import Kernel
 
     kernel = Kernel()
     try:
         said, error = kernel.run(
-            "import json, time\nfrom helpers.serve import settings\n"
+            "import time\nfrom helpers.serve import settings\n"
             "from helpers.serve.server import open_server\n"
-            f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r}).start()\n"
-            "print(json.dumps([p.pid for p in server.processes()]))"
+            f"server = open_server(settings.load(None, **{SMALL!r}), log_dir={str(tmp_path)!r}).start()"
         )
         assert not error, said
-        pids = json.loads(said.splitlines()[-1])
-        owned = [psutil.Process(pid) for pid in pids]
+        assert len(nothing_left()) >= 3
         _, error = kernel.run("print('GO', flush=True)\ntime.sleep(60)", interrupt_when="GO", after_s=0.5)
         assert error == "KeyboardInterrupt"
-        assert gone(owned)
+        psutil.wait_procs(nothing_left(), timeout=15)
+        assert not nothing_left(), "and not only when the kernel ends"
     finally:
         kernel.close()

@@ -138,7 +138,7 @@ def run_logged(
 ) -> int:
     """Run a command from the repository's root, all that it says in ``log``; return its exit code.
 
-    ``look`` is that of ``progress``. The command is killed when this is interrupted.
+    ``look`` is that of ``progress``. The command is told to end when this is interrupted.
     """
     with (
         log.open("w") as out,
@@ -148,7 +148,7 @@ def run_logged(
             with progress(look):
                 return child.wait()
         except BaseException:  # Ctrl+C above all
-            child.kill()
+            child.terminate()
             raise
 
 

@@ -9,7 +9,6 @@ __getattr__, __all__ = face(
         "cards": "CARDS Card SizingError card",
         "options": "Load Option",
         "sizing": "Budget budgets reconcile",
-        "roofline": "Hardware regime",
         "cost": "CostError Offer offers recommend",
         "claims": "findings",
     },

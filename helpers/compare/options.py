@@ -13,15 +13,16 @@ import itertools
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from helpers.base import records
 from helpers.base.machine import GIB
-from helpers.compare import cards, recorded, roofline
+from helpers.compare import cards, recorded, roofline, sizing
 from helpers.compare.cards import Card, SizingError
 from helpers.compare.published import ACCURACY, CHECKPOINTS, Kept
 from helpers.compare.roofline import Step
-from helpers.compare.sizing import UTILIZATION
+from helpers.compare.sizing import Budget
 from helpers.model import formats, schemes, shapes, sizes, ways
 from helpers.model.formats import Quantized
 from helpers.model.layout import MATRICES, Layout, LayoutError, full_config
@@ -36,7 +37,6 @@ OFFERED = (
 )  # fmt: skip
 AS_IT_IS = "as_it_is"
 GPUS = (1, 2, 4, 8)
-REST = 0.025  # of the memory that vLLM needs beside weights and cache, at least 1 GiB: the most on record
 NEAR = 0.03  # a config's count and an index that differ by no more agree
 REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
@@ -75,23 +75,19 @@ class Gain:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to deploy. Bytes are those of all GPUs together; ``users`` run at once, others wait their turn.
+    """One way to deploy, on ``gpus``; ``needs`` is the fewest that hold the load (None: more than eight).
 
-    ``gpus`` is how many it is counted for, ``needs`` the fewest that hold the load (None: more than eight).
-    ``spare`` are bytes that the load leaves, below 0 what it lacks. ``per_s`` are tokens a second of all
-    users together, ``alone_per_s`` of one alone, both estimated from above.
+    ``budget`` is what it takes of them together. ``per_s`` are tokens a second of all users together,
+    ``alone_per_s`` of one alone, both estimated from above. Where it is ``refused`` nothing else is known.
     """
 
     scheme: str
     title: str
     kept: Kept
     refused: str = ""
-    weights: int = 0
     gpus: int = 1
     needs: int | None = None
-    users: int = 0
-    fits: bool = False
-    spare: int = 0
+    budget: Budget | None = None
     per_s: float = 0.0
     alone_per_s: float = 0.0
     alone: Gain | None = None
@@ -100,6 +96,21 @@ class Option:
     to_make: bool = False  # the checkpoint that the command names
     step: Step | None = field(default=None, repr=False)
     way: Way | None = field(default=None, repr=False)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights."""
+        return self.budget.weights if self.budget else 0
+
+    @property
+    def users(self) -> int:
+        """Requests that run at once; others wait their turn."""
+        return self.budget.at_once if self.budget else 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether all run at once."""
+        return self.budget is not None and self.budget.spare >= 0
 
 
 # -- the model ----------------------------------------------------------------------------------------------
@@ -189,17 +200,16 @@ def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[
     Args:
         rows: records of this machine, whose ratios stand before any estimate.
     """
-    found = [_option(model, name, load) for name in model.names]
+    found = [option(model, name, load) for name in model.names]
     base = next((one for one in found if one.scheme == "baseline" and one.step), None)
     if base and (base.needs or 0) > load.gpus:  # a rival: 16 bits, on more GPUs
-        rival = replace(
-            base, scheme=f"baseline on {base.needs} GPUs", title=f"{base.title} on {base.needs} GPUs"
-        )
-        found.append(_placed(model, rival, replace(load, gpus=base.needs)))
+        rival = option(model, "baseline", replace(load, gpus=base.needs))
+        more = f" on {base.needs} GPUs"
+        found.append(replace(rival, scheme=rival.scheme + more, title=rival.title + more))
     return [_with_gains(one, model, load, rows) if one.step else one for one in found]
 
 
-def _option(model: Counted, name: str, load: Load) -> Option:
+def option(model: Counted, name: str, load: Load) -> Option:
     """One way, without its gains."""
     as_it_is = name.startswith(AS_IT_IS)
     one = Option(name, model.title(name), Kept("as released", 0, ""))
@@ -219,7 +229,10 @@ def _option(model: Counted, name: str, load: Load) -> Option:
     except (SchemeError, LayoutError) as error:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
-    return _placed(model, replace(one, weights=stored, step=step, way=way), load)
+    gpus, needs, budget = _placed(model, stored, step.value_bytes, load)
+    one = replace(one, gpus=gpus, needs=needs, budget=budget, step=step, way=way)
+    command, to_make = _command(model, one, gpus if one.users else needs or gpus, load)
+    return replace(one, command=command, to_make=to_make)
 
 
 def _everywhere(format):
@@ -238,26 +251,26 @@ def _kept(rule: Scheme, as_it_is: bool) -> Kept:
     return Kept(f"{weights.says}, a little less", weights.loss + 0.5, sources)
 
 
-def _at_once(model: Counted, weights: int, value_bytes: int, load: Load, gpus: int) -> tuple[int, float]:
-    """How many requests run at once on so many GPUs, and the bytes of all of them that the load leaves."""
-    rest = max(GIB, REST * load.card.memory)
-    room = load.card.memory * UTILIZATION - rest - weights / gpus
-    request = max(1, model.layout.request_bytes(load.context, value_bytes)) / min(gpus, model.kv_heads)
-    return max(0, math.floor(room / request)), gpus * (room - load.users * request)
-
-
-def _placed(model: Counted, one: Option, load: Load) -> Option:
-    """The same on the fewest of the GPUs that hold the load, or on all of them where those do not."""
-    several = [n for n in GPUS if model.heads % n == 0]
-    needs = next(
-        (n for n in several if _at_once(model, one.weights, one.step.value_bytes, load, n)[0] >= load.users),
-        None,
-    )
-    gpus = needs if needs and needs <= load.gpus else max(n for n in several if n <= load.gpus)
-    users, spare = _at_once(model, one.weights, one.step.value_bytes, load, gpus)
-    command, to_make = _command(model, one, gpus if users else needs or gpus, load)
-    placed = replace(one, gpus=gpus, needs=needs, users=users, spare=round(spare))
-    return replace(placed, fits=users >= load.users, command=command, to_make=to_make)
+def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple[int, int | None, Budget]:
+    """The fewest of the GPUs that hold a load, or all of them where those do not; how many would, and what
+    it takes of those it is placed on."""
+    budgets = {
+        gpus: sizing.budget(
+            model.layout,
+            weights,
+            value_bytes,
+            load.card,
+            context=load.context,
+            users=load.users,
+            gpus=gpus,
+            copies=gpus / min(gpus, model.kv_heads),
+        )
+        for gpus in GPUS
+        if model.heads % gpus == 0
+    }
+    needs = next((gpus for gpus, one in budgets.items() if one.spare >= 0), None)
+    gpus = needs if needs and needs <= load.gpus else max(n for n in budgets if n <= load.gpus)
+    return gpus, needs, budgets[gpus]
 
 
 def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, bool]:
@@ -295,22 +308,31 @@ def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None
     load, and what counts is what one GPU gives.
     """
     plain, way = roofline.step_of(model.layout, lambda _: None, 2), schemes.BASELINE.way(load.card.machine)
-    sixteen = _placed(
-        model,
-        Option("baseline", "", ACCURACY["baseline"], step=plain, way=way, weights=2 * model.layout.total),
-        replace(load, gpus=max(GPUS)),
-    )
+    _, sixteen, _ = _placed(model, 2 * model.layout.total, 2, load)
     batch = min(load.users, one.users) or load.users
-    alone, together = (_rate(one.step, one.way, load, one.gpus, users) for users in (1, batch))
-    others = sixteen.gpus if sixteen.fits else one.gpus
-    first = alone / _rate(plain, way, load, one.gpus, 1)
-    all_of_them = together / one.gpus / (_rate(plain, way, load, others, load.users) / others)
+    alone, together = (rate(one.step, one.way, load, one.gpus, users) for users in (1, batch))
+    others = sixteen or one.gpus
+    first = alone / rate(plain, way, load, one.gpus, 1)
+    all_of_them = together / one.gpus / (rate(plain, way, load, others, load.users) / others)
     gains = [Gain(first, ESTIMATE), Gain(all_of_them, ESTIMATE)]
     if one.gpus == 1:
         gains[0] = _measured(one, model, load, 1, rows) or gains[0]
         if one.fits and others == 1:
             gains[1] = _measured(one, model, load, load.users, rows) or gains[1]
     return replace(one, per_s=together, alone_per_s=alone, alone=gains[0], together=gains[1])
+
+
+def gains(
+    model: Counted, card: Card, names: Sequence[str], users: Sequence[int]
+) -> dict[str, dict[int, tuple[float, float, float]]]:
+    """By scheme and users at once what is expected of a card, for ``comparison_figures.gains``; of contexts
+    so short that all fit."""
+    found = {name: {} for name in names}
+    for count in users:
+        for one in options(model, Load(card, users=count, context=128)):
+            if one.scheme in found:
+                found[one.scheme][count] = (one.together.ratio,) * 3
+    return found
 
 
 def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
@@ -366,7 +388,7 @@ def estimated(model: Counted, row: dict) -> float:
     held = _everywhere(sizes.format_of(rule, model.layout, way))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
     card = replace(card, bandwidth=row["copy_bandwidth"] / REACHED)
-    return _rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
+    return rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
 
 
 @functools.cache
@@ -392,7 +414,7 @@ def _rest(way: Way, batch: float, layers: int) -> float:
     return layers * max(0.0, before + (after - before) * (batch - low) / (high - low))
 
 
-def _rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
+def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     """Tokens/s of ``batch`` requests, at most: what GPUs tell each other is left out."""
     card = load.card
     bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)

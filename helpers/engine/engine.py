@@ -22,7 +22,7 @@ from pathlib import Path
 
 from helpers.base import files, redact
 from helpers.base.machine import Machine, detect
-from helpers.engine import arguments, borrowed, children, interrupts, llm, logfile, release
+from helpers.engine import arguments, borrowed, children, errors, interrupts, llm, logfile, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
 from helpers.engine.errors import (
@@ -34,7 +34,7 @@ from helpers.engine.errors import (
 )
 from helpers.engine.logfile import CHATTY
 from helpers.engine.release import MemoryWatch, Release, Released
-from helpers.faults import explain, log
+from helpers.faults import log
 from helpers.model import checkpoints, lookup, schemes, weights
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.schemes import Way
@@ -177,9 +177,7 @@ class Engine:
     @property
     def log(self) -> str:
         """vLLM's log of this engine so far."""
-        if self.log_file is None or not self.log_file.exists():
-            return ""
-        return self.log_file.read_text(errors="replace")
+        return errors.read_log(self.log_file)
 
     @property
     def kernels(self) -> list[str]:
@@ -323,15 +321,9 @@ class Engine:
         for problem in weights.damage(self.checkpoint.folder):
             error.add_note(problem)
         files.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
-        report = explain.explain(error, self.log)
-        cause = redact.redact(log.root_cause(self.log) or log.short(error))
-        trace = f"{report.trace}\n" if report.trace and not self.in_process else ""  # else it is shown above
-        found = kind(
-            f"{sentence} ({self.scheme}, {self.model.title}).\nCause: {cause}\n{report.advice}\n{trace}"
-            f"Full log: ‹{os.path.relpath(self.log_file)}›"
-        )
-        found.report = report
-        return found
+        sentence = f"{sentence} ({self.scheme}, {self.model.title})."
+        trace = not self.in_process  # else it is shown above
+        return errors.diagnosed(kind, sentence, self.log_file, error, log.short(error), trace)
 
     # -- closing it -----------------------------------------------------------------------------
 

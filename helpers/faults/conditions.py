@@ -294,22 +294,12 @@ def here(found: Found, seen: Seen) -> Found | None:
 def said(found: Found, seen: Seen) -> Found:
     """The message itself, for entries whose message says what to do."""
     text = re.sub(r"^(?:[\w.]+: )?(?:Value error, )?", "", seen.line.strip()).split(" [type=")[0]
-    return {"said": text if len(text) <= 300 else text[:296] + " ..."}
+    return {"said": _shortened(text)}
 
 
 def not_vllm(found: Found, seen: Seen) -> Found | None:
     """Not where vLLM is among the frames."""
     return None if re.search(r"[/\\]vllm[/\\]", seen.frames()) else {}
-
-
-def seconds(found: Found, seen: Seen) -> Found:
-    """How long a cell was waited for, where the message says it."""
-    return {"seconds": f": {found['after']} s" if "after" in found else ""}
-
-
-def openai(found: Found, seen: Seen) -> Found:
-    """The host that answered in a server's place."""
-    return {"host": found.get("host", "api.openai.com")}
 
 
 def with_log(found: Found, seen: Seen) -> Found | None:
@@ -320,7 +310,11 @@ def with_log(found: Found, seen: Seen) -> Found | None:
 def refused(found: Found, seen: Seen) -> Found:
     """The argument that pydantic names, and why."""
     text = found.get("said") or f"{found['field'].partition('.')[0]}: {found['why']}"
-    return {"said": text if len(text) <= 300 else text[:296] + " ..."}
+    return {"said": _shortened(text)}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 300 else text[:296] + " ..."
 
 
 def interrupted(found: Found, seen: Seen) -> Found:
@@ -339,11 +333,6 @@ def raised_in(found: Found, seen: Seen, place: str) -> Found | None:
 def loading(found: Found, seen: Seen) -> Found | None:
     """A KeyError is of a checkpoint only where weights are loaded."""
     return {} if "KeyError" not in seen.line or "load_weights" in seen.frames() else None
-
-
-def how(found: Found, seen: Seen) -> Found:
-    """The signal, where the text has its number."""
-    return {"how": f" (signal {found['signal']})" if "signal" in found else ""}
 
 
 def memory_error(found: Found, seen: Seen) -> Found | None:

@@ -52,11 +52,6 @@ class Report:
             "read": self.read,
         }
 
-    @property
-    def known(self) -> bool:
-        """Whether the cause was found."""
-        return self.name != "unknown"
-
     def __str__(self) -> str:
         first, _, rest = self.advice.partition("\n")
         trace = self.trace and "The first traceback:\n" + textwrap.indent(self.trace, "    ")

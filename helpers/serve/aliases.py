@@ -6,7 +6,6 @@ taken; one that means something else, or that only vLLM's command line knows, is
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,8 +28,6 @@ TAKEN = {
 FILE_ONLY = {"model_name": "MODEL", "server_port": "PORT", "server_host": "HOST", "vllm_api_key": "API_KEY"}
 ELSEWHERE = {
     "VLLM_PORT": "is the port that vLLM's own processes meet at, not the server's. Say SERVER_PORT",
-    "VLLM_USE_V1": "has no meaning any more",
-    "VLLM_ATTENTION_BACKEND": "is no variable of vLLM any more: the flag is --attention-backend",
 }
 # Flags of vLLM that people write as variables. vLLM does not read them so.
 FLAGS = """
@@ -40,18 +37,7 @@ FLAGS = """
     ENABLE_AUTO_TOOL_CHOICE TOOL_CALL_PARSER REASONING_PARSER LIMIT_MM_PER_PROMPT SPECULATIVE_CONFIG
     ATTENTION_BACKEND GENERATION_CONFIG ENABLE_EXPERT_PARALLEL DISABLE_LOG_REQUESTS ROPE_SCALING
 """
-OF_THE_PROCESS = (
-    "VLLM_",
-    "HF_",
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "PYTORCH_",
-    "TORCH_",
-    "OMP_",
-    "HTTP_",
-    "HTTPS_",
-)
+OF_THE_PROCESS = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "OMP_", "HTTP")
 # A stored format is the checkpoint's: its config.json says it, and vLLM reads that.
 STORED = ("awq", "gptq", "marlin", "compressed", "bitsandbytes", "gguf", "modelopt", "mxfp4", "nvfp4")
 SAY = {"half": "float16", "fp16": "float16", "float": "float32", "fp32": "float32", "bf16": "bfloat16"}
@@ -70,7 +56,7 @@ def read(env_file: str | Path | None, fields: Iterable[str]) -> tuple[dict[str, 
     fields = set(fields)
     inside = dotenv_values(env_file) if env_file is not None and Path(env_file).is_file() else {}
     given = {name: value for name, value in (inside | dict(os.environ)).items() if value}
-    taken, known = {}, {field.upper() for field in fields}
+    taken: dict[str, str] = {}
     for table, source in ((FILE_ONLY, inside), (TAKEN, given)):
         for field, names in table.items():
             found = [source[name] for name in names.split() if source.get(name)]
@@ -79,26 +65,22 @@ def read(env_file: str | Path | None, fields: Iterable[str]) -> tuple[dict[str, 
     organisation = given.get("VLLM_MODEL_ORG")
     if organisation and "model_name" in taken and "/" not in taken["model_name"]:
         taken["model_name"] = f"{organisation}/{taken['model_name']}"
-    ours = known | {"VLLM_MODEL_ORG"} | NAMES - ELSEWHERE.keys()
-    warnings = [_warning(name, name in inside, known) for name in sorted(given.keys() - ours)]
+    ours = {field.upper() for field in fields} | {"VLLM_MODEL_ORG"} | NAMES - ELSEWHERE.keys()
+    warnings = [_warning(name, name in inside) for name in sorted(given.keys() - ours)]
     stored = given.get("QUANTIZATION") or taken.get("quantization") or ""
     return taken, [warning for warning in warnings if warning], _stored(stored)
 
 
-def _warning(name: str, inside: bool, known: set[str]) -> str:
+def _warning(name: str, inside: bool) -> str:
     """What is wrong with a variable that is none of ours; nothing where nobody meant us."""
     where = f"{name} (.env)" if inside else name
     if name in ELSEWHERE:
         return f"{where} {ELSEWHERE[name]}."
     flag = name.removeprefix("VLLM_")
     if flag in FLAGS.split() and (inside or name != flag):
-        flag = flag.lower().replace("_", "-")
-        flag = flag.lower().replace("_", "-")
-        return f"{where} is no variable that anything reads: the flag is --{flag}."
+        return f"{where} is no variable that anything reads: the flag is --{flag.lower().replace('_', '-')}."
     if inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
-        near = difflib.get_close_matches(flag, known, 1, cutoff=0.75)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{where} is read from the environment, not from this file: export it.{hint}"
+        return f"{where} is read from the environment, not from this file: export it."
     return ""
 
 

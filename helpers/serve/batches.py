@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from helpers.base.files import ROOT, write_whole
 URLS = ("/v1/chat/completions", "/v1/completions")
 # What a later attempt may answer: a server that drains, is full or is gone, and a router without any.
 AGAIN = (408, 429, 500, 502, 503, 504)
-LONGEST_WAIT_S = 8.0  # between two attempts
+ATTEMPTS = 6  # to answer a row, before it counts as failed
+LONGEST_WAIT_S = 8.0  # between two of them
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 GRACE_S = 20  # for Ray to end, once asked to
 MISSING = "Ray is not installed: run `make scale` once (two packages, about 100 MB)."
@@ -110,7 +110,6 @@ def run_batch(
     key: str,
     *,
     clients: int = 16,
-    attempts: int = 6,
     address: str | None = None,
 ) -> Summary:
     """Ask every row of ``source`` that ``out`` has no answer to; append a line a row as it is answered.
@@ -118,7 +117,6 @@ def run_batch(
     Args:
         url, key: a server or a router.
         clients: requests in flight at once, of each Ray actor: one here, one a node of a cluster.
-        attempts: how often a row is asked before it counts as failed.
         address: of a Ray cluster; by default Ray runs on this machine and ends with this call.
 
     Raises:
@@ -132,37 +130,20 @@ def run_batch(
     write_whole(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
     begun = time.perf_counter()
     if len(have) < len(rows):
-        words = [str(source), str(out), "--url", url, "--clients", str(clients), "--attempts", str(attempts)]
-        _in_a_child([*words, *(["--address", address] if address else [])], key, Path(f"{out}.log"))
+        source, out = Path(source).absolute(), Path(out).absolute()  # the child runs elsewhere
+        words = [str(source), str(out), "--url", url, "--clients", str(clients), "--ask"]
+        words += ["--address", address] if address else []
+        # Ray runs below a supervisor: two of its processes would outlive an owner that is killed.
+        command = processes.owned_command([sys.executable, "-m", "helpers.serve.batches", *words], GRACE_S)
+        environment = os.environ | QUIET | {"VLLM_API_KEY": key, "PYTHONPATH": str(ROOT)}
+        log, done = Path(f"{out}.log"), lambda: (out.read_text().count("\n"), len(rows), "rows")
+        if code := processes.run_logged(command, log, environment, done):
+            said = "\n".join(log.read_text(errors="replace").splitlines()[-3:])
+            raise BatchError(f"Ray ended with exit code {code}: {said}\nFull log: ‹{log.name}›")
     return Summary(len(rows), len(answers(out)), len(have), time.perf_counter() - begun)
 
 
-def _in_a_child(words: list[str], key: str, log: Path) -> None:
-    """Run Ray below a supervisor: two of its processes would outlive an owner that is killed."""
-    command = [sys.executable, "-m", "helpers.serve.batches", *words, "--ask"]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            processes.owned_command(command, GRACE_S),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=os.environ | QUIET | {"VLLM_API_KEY": key, "PYTHONPATH": str(ROOT)},
-            start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
-        ) as child,
-    ):
-        try:
-            child.wait()
-        except BaseException:
-            child.terminate()
-            raise
-    if child.returncode:
-        said = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-3:]).strip()
-        raise BatchError(f"Ray ended with exit code {child.returncode}: {said}\nFull log: ‹{log.name}›")
-
-
-def _ask_all(source: str, out: str, url: str, clients: int, attempts: int, address: str | None) -> None:
+def _ask_all(source: str, out: str, url: str, clients: int, address: str | None) -> None:
     """In the child: every row that has no answer, through Ray; a line a row as Ray's blocks are done."""
     import ray
 
@@ -175,7 +156,7 @@ def _ask_all(source: str, out: str, url: str, clients: int, attempts: int, addre
     data = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
     asked = data.map_batches(
         Asker,
-        fn_constructor_args=(url, os.environ["VLLM_API_KEY"], clients, attempts),
+        fn_constructor_args=(url, os.environ["VLLM_API_KEY"], clients),
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=len(ray.nodes())),
         num_cpus=0.5,
@@ -189,12 +170,12 @@ def _ask_all(source: str, out: str, url: str, clients: int, attempts: int, addre
 class Asker:
     """A Ray actor with many clients: it asks the rows it is given, and returns each with what came back."""
 
-    def __init__(self, url: str, key: str, clients: int, attempts: int):
+    def __init__(self, url: str, key: str, clients: int):
         from concurrent.futures import ThreadPoolExecutor
 
         import httpx
 
-        self.pool, self.attempts = ThreadPoolExecutor(clients), attempts
+        self.pool = ThreadPoolExecutor(clients)
         # No proxy of the environment's: it would be told the key.
         limits = httpx.Limits(max_connections=clients)
         headers = {"Authorization": f"Bearer {key}"}
@@ -206,7 +187,7 @@ class Asker:
     def ask(self, line: str) -> str:
         """One row, asked until it is answered or its attempts are used up."""
         row, response, problem = json.loads(line), None, ""
-        for attempt in range(self.attempts):
+        for attempt in range(ATTEMPTS):
             time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt) if attempt else 0)
             response, problem, final = self.once(row)
             if final:
@@ -236,7 +217,6 @@ def _main(words: list[str] | None = None) -> None:
     parser.add_argument("out", help="JSON lines; rows that it answers are not asked again")
     parser.add_argument("--url", required=True, help="of a server or a router, such as http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, default=16, help="requests in flight at once (%(default)s)")
-    parser.add_argument("--attempts", type=int, default=6, help="to answer a row (%(default)s)")
     parser.add_argument("--address", help="of a Ray cluster, such as auto; by default this machine alone")
     parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(words))

@@ -110,15 +110,17 @@ class Crowd:
             trust_env=False,  # no proxy: the server is on this machine
         )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="client")
+        self._stopping = threading.Event()
         begun = time.monotonic()
         self._futures: list[Future] = [
             self._pool.submit(self._ask, request, begun + at * every_s) for at, request in enumerate(requests)
         ]
 
-    def _ask(self, request: Request, due: float) -> Outcome:
+    def _ask(self, request: Request, due: float) -> Outcome | None:
         import httpx
 
-        time.sleep(max(0.0, due - time.monotonic()))
+        if self._stopping.wait(max(0.0, due - time.monotonic())):
+            return None
         begun = time.perf_counter()
 
         def outcome(how: str, status: int | None, text: str) -> Outcome:
@@ -167,18 +169,7 @@ class Crowd:
             TimeoutError: they were not within ``timeout_s``, or so few are left that they no longer can be:
                 the answers were shorter than the time to look.
         """
-        stop = time.monotonic() + timeout_s
-        while time.monotonic() < stop:
-            left = sum(not future.done() for future in self._futures)
-            if in_flight(self._server) >= count:
-                return
-            if left < count:
-                raise TimeoutError(
-                    f"{len(self._futures) - left} of {len(self._futures)} requests had ended before {count} "
-                    "were seen in flight. Ask for longer answers."
-                )
-            time.sleep(0.02)
-        raise TimeoutError(f"{count} requests were not in flight within {timeout_s:g} s.")
+        self._wait_until(lambda: in_flight(self._server) >= count, count, f"{count} in flight", timeout_s)
 
     def wait_until_writing(self, timeout_s: float = 60.0) -> None:
         """Wait until the server has written a token since this was called.
@@ -186,22 +177,33 @@ class Crowd:
         Raises:
             TimeoutError: it had not within ``timeout_s``, or every request had ended.
         """
-        stop, before = time.monotonic() + timeout_s, _written(self._server)
+        before = _written(self._server)
+        self._wait_until(lambda: _written(self._server) > before, 1, "a token of theirs", timeout_s)
+
+    def _wait_until(self, seen: Callable[[], bool], least: int, what: str, timeout_s: float) -> None:
+        """Look again and again until it is seen, as long as ``least`` requests have not ended."""
+        stop = time.monotonic() + timeout_s
         while time.monotonic() < stop:
-            if _written(self._server) > before:
+            left = sum(not future.done() for future in self._futures)
+            if seen():
                 return
-            if all(future.done() for future in self._futures):
-                raise TimeoutError("All requests had ended before a token was seen. Ask for longer answers.")
+            if left < least:
+                raise TimeoutError(
+                    f"{len(self._futures) - left} of {len(self._futures)} requests had ended before {what} "
+                    "was seen. Ask for longer answers."
+                )
             time.sleep(0.02)
-        raise TimeoutError(f"No token was written within {timeout_s:g} s.")
+        raise TimeoutError(f"{what} was not seen within {timeout_s:g} s.")
 
     def stop_asking(self) -> None:
         """Send no further request; those that were sent have their outcomes."""
+        self._stopping.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def outcomes(self) -> list[Outcome]:
         """Wait for every request that was sent; return their outcomes in the order of the requests."""
-        return [future.result() for future in self._futures if not future.cancelled()]
+        results = [future.result() for future in self._futures if not future.cancelled()]
+        return [outcome for outcome in results if outcome]
 
     def __enter__(self) -> Crowd:
         return self

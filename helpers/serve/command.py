@@ -42,7 +42,7 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "model": model,
         "served_model_name": settings.served_model_name or title,
         "host": settings.host,
-        "port": settings.server_port or free_port(settings.host),
+        "port": settings.server_port or free_ports(settings.host)[0],
         "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
@@ -81,13 +81,15 @@ def flags(args: dict[str, object]) -> list[str]:
     """Arguments of ``vllm.LLM`` as vLLM's command line has them.
 
     ``max_model_len=2048`` becomes ``--max-model-len 2048``, ``True`` and ``False`` become ``--name`` and
-    ``--no-name``, a dict its JSON.
+    ``--no-name``, a dict its JSON, a list its words.
     """
     found = []
     for name, value in args.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            found += [f"--{flag}", *map(str, value)]
         else:
             found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return found
@@ -122,11 +124,13 @@ def token(settings: Settings):
             os.environ.update({"HF_TOKEN": saved} if saved else {})
 
 
-def free_port(host: str) -> int:
-    """A port of ``host`` that nobody listens on now."""
-    with tcp_socket(host) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def free_ports(host: str, count: int = 1) -> list[int]:
+    """Ports of ``host`` that nobody listens on now, all different: each is held until the last is found."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(tcp_socket(host)) for _ in range(count)]
+        for probe in found:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in found]
 
 
 def tcp_socket(host: str) -> socket.socket:

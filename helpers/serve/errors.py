@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helpers.engine.errors import EngineError
-from helpers.faults.report import Report
 
 
 class ServerError(EngineError):
@@ -15,13 +14,9 @@ class ServerError(EngineError):
 class ServerStartError(ServerError):
     """The server did not become ready; the message and ``report`` hold the cause from its log."""
 
-    report: Report | None = None
-
 
 class ServerDiedError(ServerError):
     """The server ended without being asked to; the message and ``report`` hold the cause from its log."""
-
-    report: Report | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ the server keeps up or not, as users do. The generator runs in a process of its 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,15 +80,14 @@ def bench(
     objective: Objective,
     input_tokens: int = 32,
     output_tokens: int = 16,
-    rounds: int = 2,
     seconds: float = 8.0,
     log_dir: str | Path,
 ) -> list[Level]:
     """Load a server at each level and return what came out, closed loops first.
 
     Args:
-        concurrencies: clients at once; each sends ``rounds`` requests, and a level at least four. A level
-            that is over in less than ``SHORTEST_S`` is repeated with more.
+        concurrencies: clients at once; each sends two requests, and a level at least four. A level that is
+            over in less than ``SHORTEST_S`` is repeated with more.
         shares: rates of the open loops, as shares of the best request throughput of the closed ones.
         input_tokens, output_tokens: lengths of every request; the prompts are random, and differ by level.
         seconds: how long requests keep coming in an open loop; the last then have to be answered.
@@ -99,20 +100,10 @@ def bench(
     stem = server.log_file.stem.replace("server", "bench")
     log, results = log_dir / f"{stem}.log", log_dir / f"{stem}.jsonl"
     results.unlink(missing_ok=True)
-    job = {
-        "owner": os.getpid(),
-        "base_url": server.url,
-        "model": str(server.checkpoint.folder),
-        "name": server.name,
-        "concurrencies": concurrencies,
-        "shares": shares,
-        "objective": asdict(objective),
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "rounds": rounds,
-        "seconds": seconds,
-        "results": str(results.absolute()),
-    }
+    same = arguments(server.url, str(server.checkpoint.folder), server.name, input_tokens, output_tokens)
+    same |= {"goodput": [f"ttft:{objective.ttft_ms}", f"tpot:{objective.tpot_ms}"]}
+    job = {"owner": os.getpid(), "same": same, "results": str(results.absolute())}
+    job |= {"concurrencies": concurrencies, "shares": shares, "seconds": seconds}
     environment = os.environ | {"OPENAI_API_KEY": server.settings.api_key, "VLLM_LOGGING_COLOR": "0"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     # Its client would send this machine's own address, and the key, through a proxy of the environment's.
@@ -205,9 +196,25 @@ def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
 # -- the child process ------------------------------------------------------------------------------
 
 
-def _child(job: dict) -> None:
-    """Run every level with vLLM's benchmark, imported once; one line of JSON a level as it is done."""
-    processes.end_with(job["owner"])
+def arguments(url: str, folder: str, name: str, input_tokens: int, output_tokens: int) -> dict:
+    """What is the same at every level: random prompts of one length, answers of one length, greedy."""
+    return {
+        "backend": "openai",
+        "base_url": url,
+        "model": folder,  # for its tokenizer
+        "served_model_name": name,
+        "dataset_name": "random",
+        "random_input_len": input_tokens,
+        "random_output_len": output_tokens,
+        "temperature": 0,
+        "percentile_metrics": "ttft,tpot,itl,e2el",
+        "metric_percentiles": "95",
+        "disable_tqdm": True,
+    }
+
+
+def benchmark() -> Callable[..., dict]:
+    """vLLM's benchmark, imported once, for a process of its own: from a level's arguments to its result."""
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -216,15 +223,15 @@ def _child(job: dict) -> None:
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
     seeds = itertools.count()  # no prompt comes twice: the server keeps what it has read of one
+    return lambda **given: serve.main(parser.parse_args(command.flags(given | {"seed": next(seeds)})))
 
-    def run(**load) -> dict:
-        return serve.main(
-            parser.parse_args([*fixed_flags(job), *command.flags(load | {"seed": next(seeds)})])
-        )
 
-    best = 0.0
+def _child(job: dict) -> None:
+    """Run every level; one line of JSON a level as it is done."""
+    processes.end_with(job["owner"])
+    run, best = functools.partial(benchmark(), **job["same"]), 0.0
     for concurrency in job["concurrencies"]:
-        found = _long_enough(run, concurrency, max(4, job["rounds"] * concurrency))
+        found = _long_enough(run, concurrency, max(4, 2 * concurrency))
         best = max(best, found["request_throughput"])
         _keep(job, found | {"share": None})
     for share in job["shares"]:
@@ -246,25 +253,6 @@ def _long_enough(run, concurrency: int, count: int) -> dict:
 def _keep(job: dict, found: dict) -> None:
     with Path(job["results"]).open("a") as file:
         file.write(json.dumps(found) + "\n")
-
-
-def fixed_flags(job: dict) -> list[str]:
-    """What is the same at every level: random prompts of one length, answers of one length, greedy."""
-    same = {
-        "backend": "openai",
-        "base_url": job["base_url"],
-        "model": job["model"],  # a folder here, for its tokenizer
-        "served_model_name": job["name"],
-        "dataset_name": "random",
-        "random_input_len": job["input_tokens"],
-        "random_output_len": job["output_tokens"],
-        "temperature": 0,
-        "percentile_metrics": "ttft,tpot,itl,e2el",
-        "metric_percentiles": "95",
-        "disable_tqdm": True,
-    }
-    objective = job["objective"]
-    return [*command.flags(same), "--goodput", f"ttft:{objective['ttft_ms']}", f"tpot:{objective['tpot_ms']}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and figures of a server: its settings, what became of requests, its doors, its load."""
+"""Tables and figures of a server: what became of requests, what it refused, its load."""
 
 from __future__ import annotations
 
@@ -11,23 +11,6 @@ from helpers.model.schemes import look
 from helpers.serve.load import closed
 
 
-def settings(found, *names: str) -> Table:
-    """A ``settings.Settings``: variables (all without ``names``), meanings, defaults and values here."""
-    fields, facts = type(found).model_fields, found.facts()
-    fields = {name: field for name, field in fields.items() if not names or name.upper() in names}
-    rows = [
-        [name.upper(), field.description, _default(field), page.measured(facts[name.upper()] or "-")]
-        for name, field in fields.items()
-    ]
-    return Table(["variable", "meaning", "default", "here"], rows, texts=["meaning"])
-
-
-def _default(field) -> str:
-    if field.default_factory:
-        return "generated"
-    return "-" if field.default is None else str(field.default)
-
-
 def outcomes(found: Mapping[str, Mapping[str, int]], plain: Iterable[str] = ()) -> Table:
     """Counts of ``clients.count`` by what was done; ``plain`` names outcomes that are the same everywhere."""
     names = list(next(iter(found.values())))
@@ -36,15 +19,6 @@ def outcomes(found: Mapping[str, Mapping[str, int]], plain: Iterable[str] = ()) 
         for what, count in found.items()
     ]
     return Table(["", *names], rows)
-
-
-def doors(found) -> Table:
-    """``doors.open_doors``: which routes answer without the key."""
-    rows = [
-        [f"{door.method} {door.path}", "open" if door.open else "asks for the key", door.without_key]
-        for door in sorted(found, key=lambda door: (not door.open, door.path, door.method))
-    ]
-    return Table(["route", "without the key", "status"], rows)
 
 
 def refusals(found, width: int = 110) -> Table:
@@ -70,7 +44,7 @@ def levels(found: Mapping[str, list]) -> Table:
 def _name(level) -> str:
     if level.share is None:
         return f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
-    return f"{level.share:g} of capacity"
+    return f"{level.share:g} of the best"
 
 
 def _figures(level) -> list[page.measured]:

@@ -11,18 +11,18 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
-from helpers.base import processes, redact
+from helpers.base import processes
 from helpers.base.files import ROOT
-from helpers.engine import engine, interrupts, logfile
+from helpers.engine import engine, errors, interrupts, logfile
 from helpers.engine.children import Belongings
-from helpers.faults import explain
 from helpers.faults.log import root_cause
+from helpers.serve.command import tcp_socket
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
-from helpers.serve.ports import refuse_taken_port
 from helpers.serve.settings import Settings
 
 TEARDOWN_S = 20  # from the last request's end to the process's end, at most
@@ -80,9 +80,7 @@ class Owned:
     @property
     def log(self) -> str:
         """Its log so far."""
-        if self.log_file is None or not self.log_file.exists():
-            return ""
-        return self.log_file.read_text(errors="replace")
+        return errors.read_log(self.log_file)
 
     @property
     def running(self) -> bool:
@@ -265,18 +263,34 @@ class Owned:
         self.end = Stop(how, seconds, self._process.returncode)
 
     def _diagnosed(self, kind: type[ServerError], sentence: str) -> ServerError:
-        """An error that says what happened, why in the log's own words, what to do, and where the log is."""
-        code, found = self._process.poll(), root_cause(self.log)
-        cause = found or "not said; the end of the log: " + self.log.strip()[-300:]
-        lines = [sentence, f"Cause: {redact.redact(cause)}"]
-        report = None
-        if found or code is not None:  # one that only takes its time has not failed yet
+        code, failed = self._process.poll(), None
+        if code is not None or root_cause(self.log):  # one that only takes its time has not failed yet
             code = -killed if (killed := _signal(code)) else code  # a signal's number, as Python has it
-            report = explain.explain(RuntimeError(f"the engine's process ended, exit code {code}"), self.log)
-            lines.append(report.advice)
-        error = kind("\n".join([*lines, f"Full log: ‹{os.path.relpath(self.log_file)}›"]))
-        error.report = report
-        return error
+            failed = RuntimeError(f"the engine's process ended, exit code {code}")
+        otherwise = "not said; the end of the log: " + self.log.strip()[-300:]
+        return errors.diagnosed(kind, sentence, self.log_file, failed, otherwise)
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Say at once, and who has it, what vLLM would say after importing for half a minute."""
+    import psutil
+
+    with tcp_socket(host) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
+        try:
+            probe.bind((host, port))
+            return
+        except OSError as error:
+            why = error.strerror
+    who = ""
+    with contextlib.suppress(psutil.Error):
+        for found in psutil.net_connections("tcp"):
+            if found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid:
+                who = f" {psutil.Process(found.pid).name()} ({found.pid}) listens there."
+    raise ServerStartError(
+        f"The server cannot listen on {host}, port {port}: {why}.{who} "
+        "Choose another SERVER_PORT; 0 takes a free one."
+    )
 
 
 def _signal(code: int | None) -> signal.Signals | None:

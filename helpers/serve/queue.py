@@ -18,12 +18,11 @@ def overshoot(arrivals: float, capacity: float, start_s: float) -> float:
 
 @dataclass
 class Queue:
-    """Requests in servers, by their own count, as long as the block lasts."""
+    """Requests that wait in servers, by their own count, as long as the block lasts."""
 
     router: object
     every_s: float = 0.5
     seconds: list[float] = field(default_factory=list)  # since the block began
-    running: list[float] = field(default_factory=list)
     waiting: list[float] = field(default_factory=list)
 
     def __enter__(self) -> Queue:
@@ -40,7 +39,6 @@ class Queue:
         while not self._done.wait(self.every_s):
             found = self.router.metrics()
             self.seconds.append(self.now())
-            self.running.append(found.get("vllm:num_requests_running", 0.0))
             self.waiting.append(found.get("vllm:num_requests_waiting", 0.0))
 
     def wait_until_longer(self, than: float, timeout_s: float = 60.0) -> float:

@@ -16,14 +16,13 @@ import importlib.util
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
-from helpers.serve.command import flags, server_environment
+from helpers.serve.command import flags, free_ports, server_environment
 from helpers.serve.errors import ServerDiedError, ServerError, Stop
 from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
@@ -65,12 +64,11 @@ def open_router(
         SettingsError, SchemeError, ModelError: nothing was started.
     """
     settings = settings or load()
-    if policy not in POLICIES:
-        raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
+    check_policy(policy)
     if importlib.util.find_spec("vllm_router") is None:
         raise ServerError(MISSING)
     free = places(detect(), servers, vllm_args.get("tensor_parallel_size", 1))
-    ports = _free_ports(settings.host, servers + 2)
+    ports = free_ports(settings.host, servers + 2)
     args = {
         "host": settings.host,
         "port": settings.server_port or ports[0],
@@ -83,6 +81,12 @@ def open_router(
     router = Router(settings, args, Path(log_dir), vllm_args)
     router.servers = [router.server(place, port=port) for place, port in zip(free, ports[2:], strict=True)]
     return router
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a policy that the router does not have."""
+    if policy not in POLICIES:
+        raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
 
 
 def places(machine: Machine, count: int, each: int = 1) -> list[dict[str, str]]:
@@ -127,11 +131,6 @@ class Router(Owned):
         return self.servers[0].name
 
     @property
-    def checkpoint(self):
-        """What the first server loaded; its tokenizer is that of all."""
-        return self.servers[0].checkpoint
-
-    @property
     def command(self) -> str:
         """The command that starts the same router without these helpers."""
         words = flags(self.args)
@@ -167,8 +166,7 @@ class Router(Owned):
 
     def use(self, policy: str) -> None:
         """Start the router anew with another policy; its servers go on."""
-        if policy not in POLICIES:
-            raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
+        check_policy(policy)
         self._finish_alone(signal.SIGTERM, "stopped")
         self.args["policy"] = policy
         self.start()
@@ -292,13 +290,3 @@ def _metrics(server: Server) -> dict[str, float]:
         if server.running:
             return server.metrics()
     return {}
-
-
-def _free_ports(host: str, count: int) -> list[int]:
-    """Ports that nobody listens on now, all different: each is held until the last is found."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket(family)) for _ in range(count)]
-        for probe in found:
-            probe.bind((host, 0))
-        return [probe.getsockname()[1] for probe in found]

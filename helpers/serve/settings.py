@@ -30,8 +30,6 @@ SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
 
 LEAST_KEY = 16  # characters of an API key; a generated one has 43
 
-LOCAL = ("127.0.0.1", "::1")
-
 EMBEDDED = "embedded"  # the model that comes with the lessons; this module runs without them, too
 
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -131,19 +129,6 @@ class Settings(BaseSettings):
     def api_key(self) -> str:
         """The clients' key itself; everything else shows stars."""
         return self.vllm_api_key.get_secret_value()
-
-    @property
-    def exposed(self) -> bool:
-        """Whether other machines can reach it."""
-        return self.host not in LOCAL
-
-    def facts(self) -> dict[str, str]:
-        """Variables and values for a table; secrets as stars."""
-        return {name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
-
-
-def _shown(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def load(env_file: str | Path | None = ".env", **values) -> Settings:

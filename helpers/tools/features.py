@@ -20,7 +20,7 @@ from helpers.engine.engine import open_engine, owner_of
 from helpers.engine.errors import EngineError
 from helpers.model.model import EMBEDDED, ModelError
 from helpers.model.schemes import SchemeError
-from helpers.tools.sections import stamp, write
+from helpers.tools.recording import stamp, write
 
 SCHEMES = ("baseline", "int8", "awq")
 USERS = (1, 8)
@@ -210,8 +210,7 @@ def features(out: Path, schemes: Sequence[str] = SCHEMES, users: Sequence[int] =
             with open_engine(EMBEDDED, scheme, **same, **more) as llm:
                 common |= {"model": owner_of(llm).model.title, "speculative": bool(method)}
                 for feature, count in itertools.product(asked, users):
-                    write(out / "features.jsonl", [common | row for row in feature(llm, count)])
+                    for row in feature(llm, count):
+                        write(out / "features.jsonl", common | row)
         except (EngineError, SchemeError, ModelError) as error:
-            write(
-                out / "features.jsonl", [common | {"speculative": bool(method), "error": str(error)[-400:]}]
-            )
+            write(out / "features.jsonl", common | {"speculative": bool(method), "error": str(error)[-400:]})

@@ -7,25 +7,18 @@ is measured the others wait for requests, and the GPU is its own. Lines land as 
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import random
 import re
-import select
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-from helpers.base.processes import end_with
+from helpers.compare.bandwidth import copy_bandwidth
 from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
-from helpers.tools.sections import stamp, write
+from helpers.tools.recording import Child, Clocks, stamp, write
 
 TIMES = 9
 WINDOW_S = 0.12
@@ -38,14 +31,8 @@ PRIVATE = ("model", "worker_extension_cls", "use_tqdm_on_load")  # arguments tha
 # -- one engine, in a process of its own ---------------------------------------------------------------
 
 
-def work(owner: int, model: str, way: str, loads: list) -> None:
-    """Start an engine, say so, wait for the word, measure each load, and write a line for each."""
-    end_with(owner)
-    out = os.fdopen(int(os.environ["GRID_LINES"]), "w", buffering=1)
-
-    def say(**row) -> None:
-        out.write(json.dumps(row) + "\n")
-
+def work(say, model: str, way: str, loads: list) -> None:
+    """Start an engine, say so, wait for the word, measure each load, and say a line for each."""
     from vllm import LLM
 
     folder = Path(tempfile.mkdtemp()) / MODELS[model][0]
@@ -55,7 +42,6 @@ def work(owner: int, model: str, way: str, loads: list) -> None:
     cache = llm.llm_engine.vllm_config.cache_config
     weights = [found for found in llm.collective_rpc("weights_bytes") if found]
     say(
-        ready=True,
         start_s=round(time.perf_counter() - begun, 1),
         weights_bytes=sum(weights) or None,
         kv_cache_bytes=args["kv_cache_memory_bytes"],
@@ -70,8 +56,6 @@ def work(owner: int, model: str, way: str, loads: list) -> None:
         prompts = random_prompts(vocabulary, batch, 16, rng)
         say(batch=batch, prompt_tokens=16, **busy(llm, prompts, args["max_model_len"] - 16))
     say(done=True)
-    out.close()
-    os._exit(0)  # who started it ends its process group
 
 
 def measure(llm, vocabulary: int, batch: int, prompt: int, longest: int, rng) -> dict:
@@ -116,45 +100,12 @@ def busy(llm, prompts: list[dict], max_tokens: int) -> dict:
     found = next(filter(None, llm.collective_rpc("profile_stop")))
     steps = max(1, found["steps"])
     return {
-        "busy": True,
         "steps": steps,
         "gpu_us": round(sum(us for _, _, us in found["kernels"]) / steps, 1),
         "longest": [
             [name, round(us / steps, 1), round(count / steps, 1)] for name, count, us in found["kernels"][:14]
         ],
     }
-
-
-class Clocks:
-    """The GPU's clock and power while a load is measured, five times a second: their medians."""
-
-    def __enter__(self) -> Clocks:
-        self._seen: list[tuple[int, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        with contextlib.suppress(Exception):  # no GPU, no clocks
-            import pynvml
-
-            pynvml.nvmlInit()
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-            while not self._stop.wait(0.2):
-                clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
-                self._seen.append((clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def found(self) -> dict:
-        if not self._seen:
-            return {"sm_mhz": None, "power_w": None}
-        clocks, powers = zip(*self._seen, strict=True)
-        return {"sm_mhz": statistics.median(clocks), "power_w": round(statistics.median(powers), 1)}
 
 
 # -- a round of engines -----------------------------------------------------------------------------------
@@ -165,109 +116,59 @@ def slug(way: str) -> str:
     return re.sub(r"\W+", "-", way)
 
 
-class Worker:
-    """One engine's process, its log, and the lines it writes."""
-
-    def __init__(self, model: str, way: str, loads: tuple, logs: Path):
-        self.model, self.way = model, way
-        self.log = logs / f"{model}-{slug(way)}.log"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._read, write = os.pipe()
-        environment = os.environ | {
-            "GRID_LINES": str(write), "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_COLOR": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-        }  # fmt: skip
-        job = json.dumps([os.getpid(), model, way, loads])
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.tools.reference", "--work", job],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(write,), env=environment, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-        os.close(write)
-        self._rest = b""
-
-    def line(self, until: float) -> dict | None:
-        """The next line, None when it has not come by ``until`` or the process is gone."""
-        while b"\n" not in self._rest:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self._read], [], [], left)[0]:
-                return None
-            if not (more := os.read(self._read, 65536)):
-                return None
-            self._rest += more
-        line, self._rest = self._rest.split(b"\n", 1)
-        return json.loads(line)
-
-    def go(self) -> None:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        os.close(self._read)
-
-    @property
-    def kernels(self) -> list[str]:
-        """What vLLM's log says it chose."""
-        text = self.log.read_text(errors="replace")
-        named = re.findall(r"(?:Selected|Using) '?(\w*(?:Kernel|MARLIN|TRITON|CUTLASS|HUMMING)\w*)'?", text)
-        found = named + re.findall(r"Using '?(\w+)'? (?:attention|\w* ?MoE) backend", text)
-        return list(dict.fromkeys(found))
-
-    @property
-    def cause(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if "Error" in line]
-        return (lines or ["no error in its log"])[0][-400:]
-
-
-def run_round(name: str, out: Path, logs: Path, until: float) -> None:
-    """Start a round's engines beside each other, then measure one after the other."""
-    begun = time.monotonic()
-    workers = [Worker(*one, logs) for one in ROUNDS[name]]
-    file, common = out / "deployments.jsonl", stamp()
-    try:
-        ready, latest = [], begun + READY_S
-        for worker in workers:
-            first = worker.line(min(until, latest))
-            latest = min(latest, time.monotonic() + MORE_S)
-            what = {"model": MODELS[worker.model][0], "way": worker.way, "scheme": WAYS[worker.way].scheme}
-            what["chosen_by"] = "us" if WAYS[worker.way].forced else "vLLM"  # the kernel
-            if first is None:
-                waited = round(time.monotonic() - begun, 1)
-                write(file, [common | what | {"error": worker.cause, "after_s": waited}])
-                worker.end()
-                continue
-            first.pop("ready")
-            ready.append((worker, common | what | first | {"kernels": worker.kernels, "weights": "random"}))
-        print(f"{name}: {len(ready)} engines ready after {time.monotonic() - begun:.0f} s", flush=True)
-        for worker, row in ready:
-            _measured(worker, row | {"beside": len(ready) - 1}, file, until)
-    finally:
-        for worker in workers:
-            if worker.process.returncode is None:
-                worker.end()
-    print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
-
-
-def _measured(worker: Worker, row: dict, file: Path, until: float) -> None:
-    begun = time.monotonic()
-    worker.go()
-    while (found := worker.line(until)) is not None and "done" not in found:
-        name = "steps.jsonl" if found.pop("busy", False) else file.name
-        write(file.with_name(name), [row | found])
-    worker.end()
-    how = "" if found else f", cut short: {worker.cause}"
-    print(f"{worker.model} {worker.way}: {time.monotonic() - begun:.0f} s{how}", flush=True)
+def chosen(log: str) -> list[str]:
+    """The kernels that vLLM's log says it chose."""
+    named = re.findall(r"(?:Selected|Using) '?(\w*(?:Kernel|MARLIN|TRITON|CUTLASS|HUMMING)\w*)'?", log)
+    found = named + re.findall(r"Using '?(\w+)'? (?:attention|\w* ?MoE) backend", log)
+    return list(dict.fromkeys(found))
 
 
 def deployments(out: Path, names: list[str], seconds: float) -> None:
     """Measure rounds, by default all, for so long; a round that could not come to its end is left out."""
-    until = time.monotonic() + seconds
+    until, bandwidth = time.monotonic() + seconds, round(copy_bandwidth())
     for name in names or [name for name in ROUNDS if name != "tiny"]:
         if until - time.monotonic() < START_S:
             print(f"{name}: left out, {until - time.monotonic():.0f} s are too few", flush=True)
         else:
-            run_round(name, out, out / "logs", until)
+            run_round(name, out, until, stamp() | {"copy_bandwidth": bandwidth, "weights": "random"})
+
+
+def run_round(name: str, out: Path, until: float, common: dict) -> None:
+    """Start a round's engines beside each other, then measure one after the other."""
+    begun = time.monotonic()
+    started: list[tuple[Child, dict]] = []
+    try:
+        for model, way, loads in ROUNDS[name]:
+            what = {"model": MODELS[model][0], "way": way, "scheme": WAYS[way].scheme}
+            what["chosen_by"] = "us" if WAYS[way].forced else "vLLM"  # the kernel
+            log = out / f"logs/{model}-{slug(way)}.log"
+            spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+            started.append((Child("helpers.tools.grid:work", log, model, way, loads, **spawn), common | what))
+        ready, latest = [], begun + READY_S
+        for child, row in started:
+            first = child.line(min(until, latest))
+            latest = min(latest, time.monotonic() + MORE_S)
+            if first is None:
+                row |= {"error": child.cause, "after_s": round(time.monotonic() - begun, 1)}
+                write(out / "deployments.jsonl", row)
+                child.end()
+            else:
+                ready.append(
+                    (child, row | first | {"kernels": chosen(child.log.read_text(errors="replace"))})
+                )
+        print(f"{name}: {len(ready)} engines ready after {time.monotonic() - begun:.0f} s", flush=True)
+        for child, row in ready:
+            _measured(child, row | {"beside": len(ready) - 1}, out, until)
+    finally:
+        for child, _ in started:
+            child.end()
+    print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def _measured(child: Child, row: dict, out: Path, until: float) -> None:
+    child.tell(go=True)
+    while (found := child.line(until)) is not None and "done" not in found:
+        write(out / ("steps.jsonl" if "longest" in found else "deployments.jsonl"), row | found)
+    if not found:
+        print(f"{row['model']} {row['way']}: cut short: {child.cause}", flush=True)
+    child.end()

@@ -23,12 +23,11 @@ from pathlib import Path
 from helpers.model import embedded
 from helpers.tools import environment, steps
 from helpers.tools.environment import OWN, STAMP, UV_VERSION
-from helpers.tools.steps import Job, SetupError
+from helpers.tools.steps import SetupError, Step
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 
-# The roots of what the lessons import. What brings no torch comes first: meanwhile the preparation of
-# the model, which runs beside, compiles torch.
+# The roots of what the lessons import.
 IMPORTED_FRONT_END = (
     "jupyterlab.labapp", "ipykernel.kernelapp", "ipywidgets", "papermill", "pytest", "nbval",
 )  # fmt: skip
@@ -98,12 +97,15 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
         check_python(sys.version_info, sys.executable)
     # make's SIGTERM must end the children as Ctrl+C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    steps.prepare_environ(folder)
+    # Where it is set, Python would not write the bytecode that this set-up is to leave behind.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not any(os.environ.get(name) for name in ("UV_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):
+        os.environ["UV_CACHE_DIR"] = str(folder.parent / ".cache" / "uv")
     with environment.only_one(folder):
         if not environment.is_current(folder, platform):  # another run may have finished it meanwhile
             install(folder, platform, hosted)
         elif not embedded.ready():
-            steps.must(steps.run(model_command(folder))[0])
+            prepare_model(folder)
 
 
 def install(venv: Path, platform: str, hosted: bool = False) -> None:
@@ -122,7 +124,7 @@ def install(venv: Path, platform: str, hosted: bool = False) -> None:
                 f"{environment.python_of(venv)} -m pip uninstall {' '.join(clashing)}"
             )
         uninstall = [environment.python_of(venv), "-m", "pip", "uninstall", "--quiet", "--yes", *clashing]
-        steps.must(steps.run((f"without {', '.join(clashing)}", uninstall))[0])
+        steps.run(f"without {', '.join(clashing)}", uninstall).must()
     get_uv(venv)
     with tempfile.TemporaryDirectory() as scratch:
         if hosted:
@@ -134,11 +136,9 @@ def install(venv: Path, platform: str, hosted: bool = False) -> None:
             f"Jupyter's kernel `python3` is missing in {venv}/share/jupyter, though the lock has ipykernel. "
             "Remove the environment (`make clean`) and run the set-up again."
         )
-    imports, model = steps.run(import_command(venv, hosted), model_command(venv))
-    steps.must(imports)
-    # The model is looked for at every set-up: if only it failed, only it is repeated.
+    import_once(venv, hosted)
     environment.write_stamp(venv, platform)
-    steps.must(model)
+    prepare_model(venv)  # looked for at every set-up: if only it failed, only it is repeated
     seconds = time.perf_counter() - begun
     print(f"Ready in {seconds:.0f} s: {venv}, Python {python}, {platform}.", flush=True)
 
@@ -180,7 +180,7 @@ def make_venv(venv: Path) -> None:
     # Before Python's own files: what is found half-made is known to be ours, and made anew.
     venv.mkdir(parents=True)
     (venv / OWN).write_text("made by helpers/tools/install.py, which keeps it exactly as the lock says\n")
-    steps.must(steps.run(("virtual environment", [sys.executable, "-m", "venv", venv]))[0])
+    steps.run("virtual environment", [sys.executable, "-m", "venv", venv]).must()
 
 
 def check_venv_module() -> None:
@@ -219,15 +219,9 @@ def get_uv(venv: Path) -> None:
         return
     if subprocess.run([environment.python_of(venv), "-c", "import pip"], capture_output=True).returncode:
         # Environments made by uv or a minimal conda have no pip.
-        steps.must(steps.run(("pip", [environment.python_of(venv), "-m", "ensurepip"]))[0])
-    steps.must(
-        steps.run(
-            (
-                f"uv {UV_VERSION}",
-                [environment.python_of(venv), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"],
-            )
-        )[0]
-    )
+        steps.run("pip", [environment.python_of(venv), "-m", "ensurepip"]).must()
+    pip = [environment.python_of(venv), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"]
+    steps.run(f"uv {UV_VERSION}", pip).must()
 
 
 def lock_command(venv: Path, lock: Path, sources: list[str]) -> list[str | Path]:
@@ -252,22 +246,20 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
     command = lock_command(venv, lock, environment.pip_sources(asked.stdout))
     if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
         command += cpu_builds_anew(packages)
-    if certificates := environment.pip_configuration(asked.stdout).get(
-        "cert"
-    ):  # of a proxy, say: uv has another name for it
-        os.environ.setdefault("SSL_CERT_FILE", certificates)
-    done = steps.run((f"packages of {lock.name}", command))[0]
+    if certificates := environment.pip_configuration(asked.stdout).get("cert"):
+        os.environ.setdefault("SSL_CERT_FILE", certificates)  # of a proxy, say: uv has another name for it
+    done = steps.run(f"packages of {lock.name}", command)
     if platform == "cpu" and torch_is_missing(done):
         # PyPI does not have the CPU build; the option makes uv look at the PyTorch project's own wheels.
         print("torch's CPU build is in no configured source; looking at the PyTorch project's.", flush=True)
-        done = steps.run(("packages, torch from its project", [*command, "--torch-backend", "cpu"]))[0]
+        done = steps.run("packages, torch from its project", [*command, "--torch-backend", "cpu"])
         if done.returncode:
             raise SetupError(
                 "torch's CPU build is neither in pip's configured sources nor at the PyTorch project's:\n"
                 f"{steps.tail(done.output)}\nIf that cannot be reached from here, put the wheel for this "
                 "Python in a folder and name it: `PIP_FIND_LINKS=/that/folder make setup`."
             )
-    steps.must(done, "Check the network and the disk, then run it again: what is downloaded is kept.")
+    done.must("Check the network and the disk, then run it again: what is downloaded is kept.")
 
 
 def cpu_builds_anew(packages: Path) -> list[str]:
@@ -276,7 +268,7 @@ def cpu_builds_anew(packages: Path) -> list[str]:
     return [option for name in there for option in ("--reinstall-package", name)]
 
 
-def torch_is_missing(done: Job) -> bool:
+def torch_is_missing(done: Step) -> bool:
     """Whether uv failed because no source has the torch that the lock pins."""
     return bool(
         done.returncode and "No solution found" in done.output and re.search(r"\btorch==", done.output)
@@ -286,15 +278,12 @@ def torch_is_missing(done: Job) -> bool:
 def install_project(venv: Path) -> None:
     """Make ``helpers`` importable from this checkout; setuptools is in the lock, so nothing is fetched."""
     editable = ["pip", "install", "--no-deps", "--no-build-isolation", "--editable", environment.REPO]
-    steps.must(
-        steps.run(
-            ("this project", [environment.uv_of(venv), *editable, "--python", environment.python_of(venv)])
-        )[0]
-    )
+    uv, python = environment.uv_of(venv), environment.python_of(venv)
+    steps.run("this project", [uv, *editable, "--python", python]).must()
 
 
-def import_command(venv: Path, hosted: bool = False) -> tuple[str, list[str | Path]]:
-    """The step that imports once what the lessons import, which leaves compiled bytecode.
+def import_once(venv: Path, hosted: bool = False) -> None:
+    """Import once what the lessons import, which leaves compiled bytecode.
 
     Without bytecode each import of vLLM takes twice as long wherever Python may not write it. Only a
     third of the installed source is ever imported, so compiling all of it (uv's --compile-bytecode,
@@ -302,12 +291,12 @@ def import_command(venv: Path, hosted: bool = False) -> tuple[str, list[str | Pa
     """
     importing = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     names = IMPORTED if hosted else (*IMPORTED_FRONT_END, *IMPORTED)
-    return "first imports, bytecode", [environment.python_of(venv), "-c", importing, *names]
+    steps.run("first imports, bytecode", [environment.python_of(venv), "-c", importing, *names]).must()
 
 
-def model_command(venv: Path) -> tuple[str, list[str | Path]]:
-    """The step that prepares the embedded model; beside the imports: each keeps one core busy."""
-    return "embedded model", [environment.python_of(venv), "-m", "helpers.model.embedded"]
+def prepare_model(venv: Path) -> None:
+    """Have the embedded model as files."""
+    steps.run("embedded model", [environment.python_of(venv), "-m", "helpers.model.embedded"]).must()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,18 @@ class Notebook:
     text: str
     defaults: dict[str, Any]
     needs: list[str]
-    cells: int  # code cells
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: what runs, with which values (by notebook), and where its files go."""
+    """A checked request: what runs, with which values (by notebook), where its files go, and how it went."""
 
     notebooks: list[Notebook]
     values: dict[str, dict[str, Any]]
     out: Path
     timeout: int
     store: bool
+    results: list[Result] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,13 @@ def _read(path: Path) -> Notebook:
     text, defaults = path.read_text(encoding="utf-8"), {}
     try:
         content = json.loads(text)
-        code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
-        for cell in code:
+        for cell in content["cells"]:
             if "parameters" in cell["metadata"].get("tags", ()):
                 defaults.update(_literals("".join(cell["source"])))
         needs = content["metadata"].get("tutorial", {}).get("needs", [])
     except (KeyError, SyntaxError, TypeError, ValueError) as error:
         raise Refused(f"{path.name} cannot be read as a notebook with parameters: {error!r}") from None
-    return Notebook(path, text, defaults, needs, sum(bool("".join(c["source"]).strip()) for c in code))
+    return Notebook(path, text, defaults, needs)
 
 
 def _literals(source: str) -> Iterator[tuple[str, Any]]:

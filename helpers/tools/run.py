@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,9 +40,9 @@ from helpers.tools.plan import (
     from_file,
     lines,
     plan_run,
+    shown,
     write_result,
 )
-from helpers.tools.progress import Progress, report_lines
 
 SHUTDOWN_S = 10.0  # for a kernel to end: an engine interrupted in mid-flight needs 6 s to let go
 
@@ -54,41 +55,59 @@ KERNEL_ENVIRONMENT = {
 # ---- running
 
 
-def run_plan(plan: Plan, progress: Progress | None = None) -> list[Result]:
+def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
     """Run notebooks in order of name and end every process they leave behind; one result a notebook.
 
-    One that fails raises nothing; those that need it are skipped.
+    One that fails raises nothing; those that need it are skipped. How each went is in ``plan.results``, too,
+    which an interrupted run has as far as it came; ``stream`` gets a line for each, a terminal a bar besides.
     """
-    progress = progress or Progress()
-    results = progress.results
+    results = plan.results
+
+    def finish(result: Result, **more) -> None:
+        results.append(result)
+        write_result(plan.out, result, **more)
+        if stream:
+            print(_row(result), file=stream, flush=True)
+
     with _quiet(), processes.owned_processes() as end_leftovers:
         for notebook in plan.notebooks:
             name, status, error = notebook.path.stem, "failed", ""
             if lacking := [r.name for r in results if r.name in notebook.needs and r.status != "ok"]:
-                result = Result(name, "skipped", error=f"needs {', '.join(lacking)}")
-                write_result(plan.out, result)
-                progress.finish(result)
+                finish(Result(name, "skipped", error=f"needs {', '.join(lacking)}"))
                 continue
-            progress.start(name, notebook.cells + bool(plan.values[name]))
-            first = len(lines(plan.out / RECORDS))
+            at, begun, first = _Cell(), time.monotonic(), len(lines(plan.out / RECORDS))
+            bar = {"desc": name, "leave": False} if stream and stream.isatty() else False
             try:
-                error = _execute(notebook, plan, progress)
+                error = _execute(notebook, plan, at, bar)
                 status = "failed" if error else "ok"
             except KeyboardInterrupt:
-                status, error = "interrupted", progress.where
+                status, error = "interrupted", str(at)
                 raise
             finally:
                 end_leftovers()
                 _remove_secrets(plan, notebook)
-                result = Result(
-                    name, status, progress.seconds, redact.remove(error), plan.out / notebook.path.name
+                path, seconds = plan.out / notebook.path.name, time.monotonic() - begun
+                finish(
+                    Result(name, status, seconds, redact.remove(error), path),
+                    of=digest(notebook, plan.values[name]),
+                    records=(first, len(lines(plan.out / RECORDS))),
                 )
-                of = digest(notebook, plan.values[name])
-                write_result(plan.out, result, of, (first, len(lines(plan.out / RECORDS))))
-                progress.finish(result)
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
     return results
+
+
+class _Cell:
+    """Which cell runs, as [n] in the executed copy, where the injected parameters are a cell, too."""
+
+    number = 0
+
+    def __call__(self, **_: Any) -> None:
+        """papermill's hook, called when a code cell starts."""
+        self.number += 1
+
+    def __str__(self) -> str:
+        return f"cell {self.number}" if self.number else "before the first cell"
 
 
 def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
@@ -98,7 +117,7 @@ def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
         redact.clean(kept)
 
 
-def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
+def _execute(notebook: Notebook, plan: Plan, at: _Cell, bar: dict | bool) -> str:
     """Run one notebook in a kernel of its own; what went wrong, in a line, or nothing."""
     from papermill import execute_notebook
 
@@ -116,8 +135,8 @@ def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
                 kernel_name="python3",
                 kernel_manager_class=_kernel_manager(log),
                 execution_timeout=plan.timeout,
-                on_cell_execute=progress.next_cell,
-                progress_bar=False,
+                on_cell_execute=at,
+                progress_bar=bar,
                 stdout_file=log,
                 stderr_file=log,
             )
@@ -125,7 +144,7 @@ def _execute(notebook: Notebook, plan: Plan, progress: Progress) -> str:
             if isinstance(error.__context__, KeyboardInterrupt):  # and then ending the kernel failed
                 raise error.__context__ from None
             traceback.print_exc(file=log)
-            return f"{progress.where}: {_last_words(error, plan.timeout)}"
+            return f"{at}: {_last_words(error, plan.timeout)}"
     return ""
 
 
@@ -201,6 +220,33 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
     return checked
 
 
+# ---- what is shown
+
+
+def _row(result: Result, width: int = 0) -> str:
+    status = f"skipped: {result.error}" if result.status == "skipped" else result.status
+    return f"{result.name:{width}}  {result.seconds:7.1f}  {status}"
+
+
+def report(plan: Plan) -> str:
+    """The table, under each failure what to look at, then where everything is."""
+    width = max(len(name) for name in ["notebook", *plan.values])
+    said = ["", f"{'notebook':{width}}  seconds  status"]
+    for result in plan.results:
+        said.append(_row(result, width))
+        if result.path and result.error:
+            log = plan.out / "logs" / f"{result.name}.log"
+            said += [f"    {result.error}", f"    copy {shown(result.path)}", f"    log  {shown(log)}"]
+    records = plan.out / RECORDS
+    said += ["", f"copies   {shown(plan.out)}"]
+    said += [f"records  {shown(records) if records.exists() else 'none written'}"]
+    if plan.store:
+        ok = [result.status == "ok" for result in plan.results]
+        done = all(ok) and len(ok) == len(plan.notebooks)
+        said += [f"stored   {shown(plan.notebooks[0].path.parent) if done else 'nothing'}"]
+    return "\n".join(said)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (see the top of this file)."""
     parser = argparse.ArgumentParser(
@@ -236,12 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     def work() -> int:
-        progress = Progress(sys.stdout, live=sys.stdout.isatty())
         try:
-            run_plan(plan, progress)
+            run_plan(plan, sys.stdout)
         finally:
-            print(report_lines(progress.results, plan))
-        return 0 if all(result.status == "ok" for result in progress.results) else 1
+            print(report(plan))
+        return 0 if all(result.status == "ok" for result in plan.results) else 1
 
     return processes.supervised(work)
 

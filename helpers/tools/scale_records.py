@@ -14,168 +14,86 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
-import json
-import os
 import random
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from helpers.base import processes
-from helpers.base.files import ROOT
 from helpers.base.machine import GIB, detect, gpu_memory_used
+from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
-from helpers.model import lookup, schemes, shapes
-from helpers.model.model import EMBEDDED, Model, cache_folder
-from helpers.serve import clients, command, settings
-from helpers.serve.load import fixed_flags
+from helpers.model.model import cache_folder
+from helpers.serve import clients
+from helpers.serve.command import free_ports
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
-from helpers.tools import sections
+from helpers.tools.recording import Child, stamp, write
+from helpers.tools.served import Asker, server, start, worded
 
-INPUT, OUTPUT = 512, 128  # tokens a request
+LENGTHS = {"input_tokens": 512, "output_tokens": 128}
 KV_BYTES = 24 * GIB  # of each GPU and server: 196,608 tokens of this shape in 16 bits
 LEVELS = {"one": (16, 256), "tensor parallel": (16, 256, 512), "data parallel": (16, 256, 512)}
 LEVELS["router"] = LEVELS["data parallel"]
 REPEATS, ROUNDS = 3, 2
-TOGETHER = {"FP8": ("fp8", 0), "AWQ": ("awq", 1)}  # engines of one GPU each, side by side
 
 
 # -- serving ----------------------------------------------------------------------------------------
 
 
-def served_model() -> Model:
-    """Mistral-7B's shape with the embedded model's tokenizer and vocabulary: a folder without weights."""
-    words, folder = lookup.resolve(EMBEDDED), cache_folder() / "scale-mistral-7b"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in words.folder.glob("*"):
-        if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":
-            shutil.copy(path, folder)
-    same = {name: words.config[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
-    (folder / "config.json").write_text(json.dumps(shapes.CONFIGS["mistral-7b"] | same))
-    return Model(str(folder), "Mistral-7B", folder, "folder")
-
-
 def arms(out: Path) -> dict[str, Server | Router]:
     """The four ways, not started; ``one`` is the first of the router's two servers."""
-    found, model, way = settings.load(None, max_num_seqs=512), served_model(), schemes.scheme("baseline").way
-    common = {
-        "load_format": "dummy",
-        "dtype": "bfloat16",
-        "max_model_len": 2048,
-        "kv_cache_memory_bytes": KV_BYTES,
-        "gpu_memory_utilization": 0.2,
-        "enable_prefix_caching": False,
-    }
-
-    def server(place: dict, **more) -> Server:
-        own = found.model_copy(update={"server_port": 0})
-        folder, config = str(model.folder), model.config
-        args = command.arguments(own, detect(), way(detect()), folder, model.title, config) | common | more
-        return Server(own, model, model, way(detect()), args, out / "logs", place)
-
-    both = places(detect(), 1, each=2)[0]
-    router_args = {"host": "127.0.0.1", "port": command.free_port("127.0.0.1"), "policy": "round_robin"}
-    router_args |= {"prometheus_port": command.free_port("127.0.0.1"), **SOONER}
-    router = Router(found, router_args, out / "logs", {})
-    router.servers = [server(place) for place in places(detect(), 2)]
+    model, logs = worded("mistral-7b", "bf16", cache_folder() / "scale-mistral-7b"), out / "logs"
+    same = {"kv_cache_memory_bytes": KV_BYTES, "gpu_memory_utilization": 0.2}
+    both, host = places(detect(), 1, each=2)[0], "127.0.0.1"
+    two = [server(model, logs, place, **same) for place in places(detect(), 2)]
+    port, watched = free_ports(host, 2)
+    args = {"host": host, "port": port, "prometheus_port": watched}
+    router = Router(two[0].settings, {**args, "policy": "round_robin", **SOONER}, logs, {})
+    router.servers = two
     return {
-        "one": router.servers[0],
+        "one": two[0],
         "router": router,
-        "tensor parallel": server(both, tensor_parallel_size=2),
-        "data parallel": server(both, data_parallel_size=2),
+        "tensor parallel": server(model, logs, both, tensor_parallel_size=2, **same),
+        "data parallel": server(model, logs, both, data_parallel_size=2, **same),
     }
 
 
 def serving(out: Path) -> None:
     """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
-    before, begun = gpu_memory_used(), time.perf_counter()
-    ways = arms(out)
-    owners = [ways["router"], ways["tensor parallel"], ways["data parallel"]]
+    before, ways = gpu_memory_used(), arms(out)
+    router = ways["router"]
+    servers = [*router.servers, ways["tensor parallel"], ways["data parallel"]]
     with contextlib.ExitStack() as stack:
-        for owner in owners:  # side by side: launched at once, waited for in turn
-            owner.prepare()
-            stack.callback(owner.kill)
-        for server in [*ways["router"].servers, *owners[1:]]:
-            if server.log_file is None:
-                server.prepare()
-            server.launch()
-        for server in [*ways["router"].servers, *owners[1:]]:
-            server.wait_until_ready()
-            print(server.log_file.name, f"{server.start_s:.0f} s", flush=True)
-        owners[0].launch()
-        owners[0].wait_until_ready()
+        for one in (*servers, router):
+            stack.callback(one.kill)
+        if failed := start(servers):
+            raise RuntimeError("\n".join(failed.values()))
+        router.start()  # its servers run already
         starts = {name: round(way.start_s, 1) for name, way in ways.items()}
-        print(f"all ready after {time.perf_counter() - begun:.0f} s: {starts}", flush=True)
-        _loaded(ways, out, starts)
-        _killed(ways["router"], out)
-    sections.write(
-        out / "scale.jsonl",
-        [sections.stamp() | {"what": "memory", "before_bytes": before, "after_bytes": gpu_memory_used()}],
-    )
+        print(f"all ready: {starts}", flush=True)
+        with Asker(out / "logs/scale-load.log") as asker:
+            _loaded(asker, ways, out / "scale.jsonl", starts)
+        write(out / "scale.jsonl", stamp() | _killed(router))
+    memory = {"what": "memory", "before_bytes": before, "after_bytes": gpu_memory_used()}
+    write(out / "scale.jsonl", stamp() | memory)
 
 
-def _loaded(ways: dict, out: Path, starts: dict) -> None:
-    targets = {name: way.url for name, way in ways.items()}
-    first = ways["one"]
-    job = {"owner": os.getpid(), "targets": targets, "model": str(first.checkpoint.folder)}
-    job |= {"name": first.name, "input_tokens": INPUT, "output_tokens": OUTPUT}
-    job |= {"objective": {"ttft_ms": 1000, "tpot_ms": 50}}
-    own = {"OPENAI_API_KEY": first.settings.api_key, "VLLM_LOGGING_COLOR": "0", "NO_PROXY": "127.0.0.1"}
-    command_line = [sys.executable, "-m", "helpers.tools.scale_records", "--load", json.dumps(job)]
-    with (
-        (out / "logs/scale-load.log").open("w") as log,
-        subprocess.Popen(
-            command_line, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=os.environ | own
-        ) as child,
-    ):
-        for line in child.stdout:
-            if line.startswith('{"what"'):
-                row = json.loads(line)
-                extra = {"start_s": starts[row["way"]], "gpus": 1 if row["way"] == "one" else 2}
-                sections.write(out / "scale.jsonl", [sections.stamp() | row | extra])
-    if child.returncode:
-        raise RuntimeError(f"the load generator ended with {child.returncode}: see {out}/logs/scale-load.log")
-
-
-def _load(job: dict) -> None:
-    """The child process: every way, level and repeat with vLLM's benchmark, imported once."""
-    processes.end_with(job["owner"])
-    from vllm.benchmarks import serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    seeds, rng = itertools.count(), random.Random(0)
-    for repeat in range(REPEATS + 1):  # the first is short, warms up and does not count
-        for way in rng.sample(sorted(job["targets"]), len(job["targets"])):
-            for level in LEVELS[way]:
-                if not repeat and level != 256:
-                    continue
+def _loaded(asker: Asker, ways: dict, file: Path, starts: dict) -> None:
+    """Every level of every way, in mixed order; the first round is short, warms up and does not count."""
+    rng = random.Random(0)
+    for repeat in range(REPEATS + 1):
+        for way in rng.sample(sorted(ways), len(ways)):
+            for level in LEVELS[way] if repeat else (256,):
                 load = {"max_concurrency": level, "num_prompts": max(64, ROUNDS * level)}
-                fixed = fixed_flags(job | {"base_url": job["targets"][way]})
-                words = [*fixed, *command.flags(load | {"seed": next(seeds)})]
-                found = serve.main(parser.parse_args(words))
+                found = asker.load(ways[way], **LENGTHS, **load)
                 if repeat:
                     row = {"what": "load", "way": way, "clients": level, "repeat": repeat}
-                    print(json.dumps(row | _figures(found)), flush=True)
+                    row |= {"start_s": starts[way], "gpus": 1 if way == "one" else 2}
+                    row |= {f"{name}_s": found[name]["p50_ms"] / 1e3 for name in ("ttft", "tpot")}
+                    write(file, stamp() | row | found)
 
 
-def _figures(found: dict) -> dict:
-    """What is kept of a level: rates, and medians and 95th percentiles in seconds."""
-    kept = {"requests_per_s": found["request_throughput"], "output_tokens_per_s": found["output_throughput"]}
-    kept |= {"completed": found["completed"], "failed": found["failed"], "seconds": found["duration"]}
-    for name in ("ttft", "tpot"):
-        kept[f"{name}_s"] = found[f"median_{name}_ms"] / 1e3
-        kept[f"{name}_p95_s"] = found[f"p95_{name}_ms"] / 1e3
-    return {name: round(value, 4) for name, value in kept.items()}
-
-
-def _killed(router: Router, out: Path, concurrency: int = 256) -> None:
+def _killed(router: Router, concurrency: int = 256) -> dict:
     """One of two servers is killed at 256 clients: what becomes of every request."""
     begun = time.perf_counter()
     with clients.crowd(router, clients.numbered(12 * concurrency), concurrency, timeout_s=60) as crowd:
@@ -184,8 +102,7 @@ def _killed(router: Router, out: Path, concurrency: int = 256) -> None:
         outcomes = crowd.outcomes()
     row = {"what": "kill", "clients": concurrency, **clients.count(outcomes)}
     row |= {"slowest_s": round(max(outcome.seconds for outcome in outcomes), 2)}
-    row |= {"seconds": round(time.perf_counter() - begun, 2)}
-    sections.write(out / "scale.jsonl", [sections.stamp() | row])
+    return row | {"seconds": round(time.perf_counter() - begun, 2)}
 
 
 # -- engines ----------------------------------------------------------------------------------------
@@ -193,35 +110,36 @@ def _killed(router: Router, out: Path, concurrency: int = 256) -> None:
 
 def engines(out: Path, name: str = "shape:llama-3.1-70b") -> None:
     """A model that outgrows a GPU: 8 and 4 bits on one (at once, a GPU each), 16 and 8 bits on two."""
-    command_line = [sys.executable, "-m", "helpers.tools.scale_records", "--out", str(out), "--engine"]
-    running = [
-        subprocess.Popen(
-            [*command_line, json.dumps([name, scheme, 1])],
-            cwd=ROOT,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)},
-        )
-        for scheme, gpu in TOGETHER.values()
-    ]
-    failed = [child.args[-1] for child in running if child.wait()]
-    for scheme in ("baseline", "fp8"):
-        job = json.dumps([name, scheme, 2])
-        failed += [job] if subprocess.run([*command_line, job], cwd=ROOT).returncode else []
+    failed = []
+    for turn in ([("fp8", "0"), ("awq", "1")], [("baseline", "0,1")], [("fp8", "0,1")]):
+        with contextlib.ExitStack() as stack:
+            for child in [stack.enter_context(_child(out, name, *one)) for one in turn]:
+                if (row := child.line()) is None:
+                    failed.append(child.cause)
+                else:
+                    write(out / "parallel.jsonl", stamp() | row)
     if failed:
-        raise RuntimeError(f"not measured: {', '.join(failed)}")
+        raise RuntimeError("\n".join(failed))
 
 
-def _engine(out: Path, name: str, scheme: str, gpus: int) -> None:
-    graphs = {"compilation_config": {"cudagraph_capture_sizes": [1, 16, 64, 256]}}
-    more = graphs | {"tensor_parallel_size": gpus}
-    with sections.opened(name, scheme, log_dir=out / "logs", **more) as engine:
-        speeds = measure_speed(engine, [1, 16, 64, 256], seconds=3.0, runs=5)
-        memory = measure_memory(engine)
-    row = {"model": engine.model.title, "scheme": scheme, "gpus": gpus, "start_s": round(engine.start_s, 1)}
+def _child(out: Path, name: str, scheme: str, gpus: str) -> Child:
+    logs, count = out / "logs", len(gpus.split(","))
+    log = logs / f"parallel-{scheme}-{count}.log"
+    work = "helpers.tools.scale_records:engine"
+    return Child(work, log, name, scheme, count, str(logs), CUDA_VISIBLE_DEVICES=gpus)
+
+
+def engine(say, name: str, scheme: str, gpus: int, logs: str) -> None:
+    """One engine, in a process of its own: what a model takes and gives on so many GPUs."""
+    args = {"compilation_config": {"cudagraph_capture_sizes": [1, 16, 64, 256]}}
+    with open_engine(name, scheme, log_dir=logs, tensor_parallel_size=gpus, **args) as opened:
+        speeds = measure_speed(opened, [1, 16, 64, 256], seconds=3.0, runs=5)
+        memory = measure_memory(opened)
+    row = {"model": opened.model.title, "scheme": scheme, "gpus": gpus, "start_s": round(opened.start_s, 1)}
     row |= {"kv_cache_tokens": memory.kv_cache_tokens, "weights_bytes": memory.weights}
-    for key in ("output_tokens_per_s", "low", "high"):
-        named = "tokens_per_s" if key == "output_tokens_per_s" else key
+    for named, key in (("tokens_per_s", "output_tokens_per_s"), ("low", "low"), ("high", "high")):
         row[named] = {speed.batch: round(getattr(speed, key), 1) for speed in speeds}
-    sections.write(out / "parallel.jsonl", [sections.stamp() | row])
+    say(**row)
 
 
 PARTS = {"serving": serving, "engines": engines}
@@ -231,26 +149,16 @@ def main(words: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scale_records", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help="serving, engines (default: both)")
-    parser.add_argument("--out", type=Path, help="folder of the records")
-    parser.add_argument("--load", help=argparse.SUPPRESS)
-    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     given = parser.parse_args(words)
-    if given.load:
-        return _load(json.loads(given.load))
-    if given.engine:
-        return _engine(given.out, *json.loads(given.engine))
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
-    if given.out is None:
-        parser.error("--out names the folder for the records")
     if detect().kind != "cuda" or detect().count < 2:
         parser.error(f"this is for two GPUs, and this machine shows {detect().count} ({detect().name})")
-    (given.out / "logs").mkdir(parents=True, exist_ok=True)
     for part in given.parts or PARTS:
         begun = time.perf_counter()
         PARTS[part](given.out)
         print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return None
 
 
 if __name__ == "__main__":

