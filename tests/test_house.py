@@ -32,7 +32,7 @@ CORE = [
     "measure/speed",
     "measure/memory",
 ]
-CORE_LINES = 2500
+CORE_LINES = 2300
 NAMES = 100  # of all faces together
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.base.files import ROOT
-from helpers.model import embedded, lookup, shapes, sizes
+from helpers.model import embedded, lookup
 from helpers.model.embedded import GGUF
 from helpers.model.model import ModelError, ShapeOnlyError, cache_folder
 from tests.conftest import NO_WEIGHTS
@@ -74,23 +74,6 @@ def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
     assert lookup.resolve(f"shape:{own}").config["num_hidden_layers"] == 2
     with pytest.raises(ModelError, match=r"There is no shape 'gpt-5'\. There are: phi-2, mistral-7b"):
         lookup.resolve("shape:gpt-5")
-
-
-# The number of weights that each model's card on the hub gives, in thousand million.
-@pytest.mark.parametrize(
-    ("name", "billions"),
-    [
-        ("phi-2", 2.78),
-        ("mistral-7b", 7.24),
-        ("llama-3.1-8b", 8.03),
-        ("llama-3.1-70b", 70.55),
-        ("qwen2.5-1.5b", 1.54),
-        ("qwen2.5-14b", 14.77),
-    ],
-)
-def test_a_shape_has_as_many_weights_as_its_model(tmp_path, monkeypatch, name, billions):
-    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
-    assert sizes.layout(shapes.shape(name).folder).total / 1e9 == pytest.approx(billions, abs=0.006)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama",', "", "[]"])
@@ -238,7 +221,7 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     import psutil
 
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
-    for seconds in (0.5, 1.5, 3, 6, 9, 12):  # fetching, unpacking, importing, dequantizing, saving
+    for seconds in (0.5, 3, 9):  # fetching, importing, dequantizing
         maker = subprocess.Popen(
             [sys.executable, "-m", "helpers.model.embedded"], cwd=ROOT, stdout=subprocess.DEVNULL
         )
@@ -261,7 +244,7 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     assert not embedded.ready()
     embedded.prepare()
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
-    table.add("system", "killed at six points, then two bytes changed", "preparing the model", "made again",
+    table.add("system", "killed at three points, then two bytes changed", "preparing the model", "made again",
               "made again", processes=0)  # fmt: skip
 
 

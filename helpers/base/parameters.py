@@ -69,7 +69,7 @@ def engine(tensor_parallel_size: object, quick_look: object) -> dict:
 # What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
 WHOLE = {
     "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
-    "quality_tokens": (512, 65536), "reference_prompt_tokens": (1, 1_000_000), "context": (1, 10_000_000),
+    "quality_tokens": (512, 65536), "context": (1, 10_000_000),
     "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
     "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
     "small_cache_mib": (1, 1024), "waiting": (1, 1000), "most": (10, 10_000), "rows": (1, 100_000),
@@ -82,7 +82,7 @@ NUMBERS = {
 }  # fmt: skip
 LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
 YES_OR_NO = ("short",)
-TEXTS = ("model", "question", "out_dir", "gpu", "goal", "sized_model")
+TEXTS = ("model", "question", "out_dir", "gpu", "goal")
 
 
 def checked(name: str, value: object) -> int | float | str | list[int]:

@@ -6,10 +6,11 @@ an untrusted notebook or a headless run shows the picture of the first values.
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from helpers.base import processes
 from helpers.base.page import Note
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -136,10 +137,4 @@ def explore(draw: Callable, **controls: Slider | Choice) -> Explorer:
 
 def _live() -> bool:
     """Whether somebody may be there to move a slider: a kernel that is not run headless."""
-    if os.environ.get("TUTORIAL_HEADLESS"):
-        return False
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return getattr(get_ipython(), "kernel", None) is not None
+    return "ipykernel" in sys.modules and processes.watched()

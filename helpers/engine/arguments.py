@@ -32,7 +32,7 @@ def default_args(machine: Machine, model: Model) -> dict:
     - ``max_model_len``: the lessons need 2,048 tokens; a long context costs KV cache.
     - ``enable_prefix_caching=False``: a repeated prompt would not be computed, so not be measured.
     - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
-    - ``worker_extension_cls``: lets ``measure`` and ``quality`` look inside; it changes no result.
+    - ``worker_extension_cls``: lets ``measure`` look inside; it changes no result.
     - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
     - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools, and
       what makes a lesson's engines start sooner (``SOONER``; a server starts once, and keeps vLLM's choice);

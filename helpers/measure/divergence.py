@@ -1,12 +1,9 @@
-"""What a scheme did to the model's answers: exact KL divergence, perplexity, and a task with known answers.
+"""What a scheme did to the model's answers: exact KL divergence and perplexity (``task`` has known answers).
 
-    engine = open_engine()
-
-    with engine:                                          # the baseline, once
-        reference = quality.keep_reference(engine, "runs/reference")
-    engine = open_engine(scheme="fp8")
-    with engine:
-        print(quality.compare(engine, reference), quality.recovery(reference.answers, quality.answer(engine)))
+    with open_engine() as llm:                                      # the baseline, once
+        reference = keep_reference(llm, "runs/reference")
+    with open_engine(scheme="fp8") as llm:
+        print(compare(llm, reference), task.recovery(reference.answers, task.answer(llm)))
 
 A served model returns the log-probabilities of its 20 likeliest tokens; the divergence of two models
 lies in all of them. So a tap in vLLM's worker (``engine.probe``) looks at the logits where they are

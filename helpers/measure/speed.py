@@ -1,7 +1,7 @@
-"""Speed, memory and quality of an open engine, the same way for every scheme.
+"""Speed of an open engine, the same way for every scheme.
 
-Nothing here is a total of a warm-up, a cached prefix or a prediction: prompts are unique, the engine
-runs with its prefix cache off, and each figure is the median of several runs with its spread.
+No warm-up counts, nothing comes from a cached prefix: prompts are unique, the engine runs with its prefix
+cache off, and each figure is the median of several runs with its spread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Quantized checkpoints of a model, made once with llm-compressor and kept.
 
-    made = make(models.resolve("embedded"), "awq")     # two minutes the first time on 2 cores, then at once
+    made = make(lookup.resolve("embedded"), "awq")     # two minutes the first time on 2 cores, then at once
 
 llm-compressor runs in a process of its own (``python -m helpers.model.checkpoints``): it needs gigabytes and
 changes settings of torch and of the log, and the notebook's kernel has an engine to start afterwards.

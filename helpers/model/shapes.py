@@ -1,7 +1,7 @@
 """Architectures of well-known models, as their configs on the hub have them (``shapes.json``): no weights.
 
-    models.resolve("shape:mistral-7b")      # one of these
-    models.resolve("shape:some/folder")     # any folder with a config.json
+    lookup.resolve("shape:mistral-7b")      # one of these
+    lookup.resolve("shape:some/folder")     # any folder with a config.json
 
 For sizing a model that cannot be downloaded. vLLM fills the matrices with random numbers
 (``load_format="dummy"``): every byte and every multiplication is there, so memory and speed are the real
