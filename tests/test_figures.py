@@ -14,7 +14,9 @@ from helpers.base.figure import HATCHES, Figure
 from helpers.base.page import Note
 from helpers.compare import cards, comparison_figures, roofline
 from helpers.compare.cost import Offer
-from helpers.compare.options import Load, counted, option
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
-from helpers.compare import cards, options
+from helpers.compare import cards, counting, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.options import AS_IT_IS, Counted, Load, Option
+from helpers.compare.counting import AS_IT_IS, Counted
+from helpers.compare.options import Option
 from helpers.compare.published import gained
+from helpers.compare.sizing import Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
 
@@ -252,7 +254,7 @@ def advise(
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
-    model = options.counted(lookup.sized(name))
+    model = counting.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)

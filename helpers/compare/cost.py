@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from helpers.compare import cards, options
-from helpers.compare.options import Counted, Load, Option
+from helpers.compare.counting import Counted
+from helpers.compare.options import Option
+from helpers.compare.sizing import Load
 from helpers.measure import result_tables
 from helpers.model import sizes, ways
 
