@@ -69,6 +69,9 @@ class Advice:
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
             first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least"
+        copies = load.gpus // one.gpus
+        if copies > 1 and one.users:
+            first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
         return first + "."
 
     def _sixteen(self) -> str:
@@ -189,7 +192,8 @@ class Advice:
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
-            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
+            unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
+            found.append(f"Gains, in {unit}: {'; '.join(gains)}.")
         for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(
