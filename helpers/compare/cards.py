@@ -61,8 +61,8 @@ def _card(name, generation, sm, gigabytes, gb_s, tera16, tera8, source=_SHEET, m
 
 
 # Memory is from messages of PyTorch in public issues: T4 datawhalechina/self-llm#162, A10
-# OpenBMB/MiniCPM-V#640, A100 TianheWu/CoSeR#10 and levihsu/OOTDiffusion#235, 3090 vllm-project/vllm#2140, 4090
-# ali-vilab/VGen#104, 5090 TrajectoryCrafter/TrajectoryCrafter#20, H100 vllm-project/vllm#27508, NVL
+# OpenBMB/MiniCPM-V#640, A100 TianheWu/CoSeR#10 and levihsu/OOTDiffusion#235, 3090 vllm-project/vllm#2140,
+# 4090 ali-vilab/VGen#104, 5090 TrajectoryCrafter/TrajectoryCrafter#20, H100 vllm-project/vllm#27508, NVL
 # ali-vilab/VACE#56. The L4's is from the log, the H200's as its driver counts it.
 CARDS = {
     card.name: card
