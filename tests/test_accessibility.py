@@ -17,8 +17,10 @@ from helpers.base.records import REFERENCE
 from helpers.base.widgets import Choice, Slider
 from helpers.compare import cards, comparison_figures, recorded_tables, roofline
 from helpers.compare.cost import Offer
-from helpers.compare.options import Load, counted, option
+from helpers.compare.counting import OFFERED, counted
+from helpers.compare.options import option
 from helpers.compare.recorded_tables import KINDS
+from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
@@ -64,7 +66,7 @@ def levels(scale: float) -> list[Level]:
 
 def budgets() -> dict:
     mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
-    found = [option(mistral, name, load) for name in SCHEMES]
+    found = [option(mistral, name, load) for name in OFFERED]
     return {one.scheme: one.budget or one.refused for one in found}
 
 

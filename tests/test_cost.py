@@ -4,7 +4,8 @@ import pytest
 
 from helpers.compare import cards, cost, options
 from helpers.compare.cost import MOST_AT_ONCE, CostError
-from helpers.compare.options import Load, counted
+from helpers.compare.counting import counted
+from helpers.compare.sizing import Load
 from helpers.model import shapes
 from helpers.model.schemes import AWQ
 from tests.test_show import a_row

@@ -14,7 +14,9 @@ from helpers.base.figure import HATCHES, Figure
 from helpers.base.page import Note
 from helpers.compare import cards, comparison_figures, roofline
 from helpers.compare.cost import Offer
-from helpers.compare.options import Load, counted, option
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
@@ -103,7 +105,7 @@ def test_the_fit_is_drawn_and_said_by_scheme():
     mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
     found = {name: option(mistral, name, load).budget for name in ("baseline", "awq")}
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
-    assert "baseline 22.5 GiB, does not fit" in figure.alt
+    assert "baseline 22.5 GiB, 11 of 16 run, others wait" in figure.alt
     assert "awq 12.9 GiB, fits" in figure.alt
     usable = next(line for line in figure.axes[0].lines if "share" in line.get_label())
     assert usable.get_xdata()[0] == pytest.approx(0.92 * 22.03, abs=0.01)

@@ -9,7 +9,9 @@ from helpers.base import records
 from helpers.base.machine import GIB
 from helpers.compare import cards, claims, roofline, sizing
 from helpers.compare.claims import CLAIMS, FALSE, HOLDS, OPEN, PARTLY, VERDICTS
-from helpers.compare.options import Load, counted, option
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import Load
 from helpers.model import shapes, sizes
 from helpers.model.schemes import AWQ, SchemeError
 from tests.test_show import a_row

@@ -8,8 +8,9 @@ from helpers.base import records
 from helpers.base.machine import GIB, Machine
 from helpers.compare import cards, sizing
 from helpers.compare.cards import CARDS, GENERATIONS, SizingError
-from helpers.compare.options import Load, counted, option
-from helpers.compare.sizing import MARGIN
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import MARGIN, Load
 from helpers.engine.engine import open_engine
 from helpers.model import shapes, sizes
 
@@ -57,11 +58,10 @@ def test_a_fit_with_less_room_than_the_rest_has_varied_is_close():
 
 
 def test_two_gpus_share_weights_and_cache_and_each_has_its_rest():
-    load = {"context": 4096, "users": 8}
-    phi, card = counted(shapes.shape("phi-2")).layout, CARDS["L4"]
-    one, two = (sizing.budget(phi, 1000, 2, card, gpus=gpus, **load) for gpus in (1, 2))
+    phi, load = counted(shapes.shape("phi-2")).layout, Load(CARDS["L4"], users=8)
+    one, two = (sizing.budget(phi, 1000, 2, load, gpus) for gpus in (1, 2))
     assert (two.total - one.total, two.usable) == (one.rest, 2 * one.usable)
-    copied = sizing.budget(phi, 1000, 2, card, gpus=2, copies=2.0, **load)
+    copied = sizing.budget(phi, 1000, 2, load, 2, copies=2.0)
     assert copied.kv_cache == 2 * one.kv_cache
 
 

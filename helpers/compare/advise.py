@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
-from helpers.compare import cards, options
+from helpers.compare import cards, counting, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.options import AS_IT_IS, Counted, Load, Option
+from helpers.compare.counting import AS_IT_IS, Counted
+from helpers.compare.options import Option
 from helpers.compare.published import gained
+from helpers.compare.sizing import Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
 
@@ -67,6 +70,9 @@ class Advice:
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
             first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least"
+        copies = load.gpus // one.gpus
+        if copies > 1 and one.users:
+            first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
         return first + "."
 
     def _sixteen(self) -> str:
@@ -88,49 +94,35 @@ class Advice:
     def overruled_by(self) -> list[str]:
         """What would overrule the recommendation, a condition and what to take then."""
         one = self.chosen
-        others = [other for other in self.shown if other is not one and other.users]
-        return list(filter(None, (rule(one, others) for rule in self._rules()))) if one else []
+        return list(self._unless(one, [o for o in self.shown if o is not one and o.users])) if one else []
 
-    def _rules(self):
-        speed, room = (self._if_speed, self._if_accuracy, self._if_few), (self._if_all, self._if_long)
-        return (*speed, *room, self._if_close, self._if_made)
-
-    def _if_speed(self, one: Option, others: list[Option]) -> str:
-        faster = [other for other in others if other.fits >= one.fits and other.gpus <= self.load.gpus]
-        best = max(faster, key=lambda other: _score(other, "throughput"), default=one)
-        ratio = _score(best, "throughput") / _score(one, "throughput")
-        return ratio > SAME and (
-            f"speed counts more than accuracy: {best.title} gives {ratio:.1f} times the tokens (accuracy "
-            f"kept: {best.kept.says})"
-        )
-
-    def _if_accuracy(self, one: Option, others: list[Option]) -> str:
-        gentler = [other for other in others if other.fits and other.kept.loss < one.kept.loss]
+    def _unless(self, one: Option, others: list[Option]) -> Iterator[str]:
+        as_good = [o for o in others if o.fits >= one.fits and o.gpus <= self.load.gpus]
+        fast = max(as_good, key=lambda o: _score(o, "throughput"), default=one)
+        ratio = _score(fast, "throughput") / _score(one, "throughput")
+        if ratio > SAME:
+            yield (
+                f"speed counts more than accuracy: {fast.title} gives {ratio:.1f} times the tokens (accuracy "
+                f"kept: {fast.kept.says})"
+            )
+        gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
-        best = min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None)
-        return best and f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
-
-    def _if_few(self, one: Option, others: list[Option]) -> str:
-        best = max([one, *others], key=lambda other: other.alone_per_s * (other.gpus == one.gpus))
-        ratio = best.alone_per_s / one.alone_per_s
-        return ratio > MORE and f"few ask at a time: {best.title} is {ratio:.1f} times as fast for one"
-
-    def _if_all(self, one: Option, others: list[Option]) -> str:
-        return not one.fits and one.needs and f"nobody may wait: {one.needs} GPUs hold {self._all}"
-
-    def _if_long(self, one: Option, others: list[Option]) -> str:
-        same = [other for other in others if other.weights == one.weights and other.gpus == one.gpus]
-        best = max(same, key=lambda other: other.users, default=one)
-        return best.users > one.users and f"contexts grow: {best.title} has room for {best.users} of these"
-
-    def _if_close(self, one: Option, others: list[Option]) -> str:
-        left = f"{one.budget.spare / GIB:.1f} GiB are left"
-        return one.budget.verdict == "close" and (
-            f"vLLM stops as it starts, for only {left}: allow less context"
-        )
-
-    def _if_made(self, one: Option, others: list[Option]) -> str:
-        return one.to_make and "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
+        if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
+            yield f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
+        alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
+        if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
+            yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
+        if not one.fits and one.needs:
+            yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
+        same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
+        roomy = max(same, key=lambda o: o.users, default=one)
+        if roomy.users > one.users:
+            yield f"contexts grow: {roomy.title} has room for {roomy.users} of these"
+        if one.budget.verdict == "close":
+            left = f"{one.budget.spare / GIB:.1f} GiB are left"
+            yield f"vLLM stops as it starts, for only {left}: allow less context"
+        if one.to_make:
+            yield "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
 
     @property
     def _all(self) -> str:
@@ -187,7 +179,8 @@ class Advice:
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
-            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
+            unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
+            found.append(f"Gains, in {unit}: {'; '.join(gains)}.")
         for known in gained():
             if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
                 found.append(
@@ -252,7 +245,7 @@ def advise(
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
-    model = options.counted(lookup.sized(name))
+    model = counting.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)
@@ -360,7 +353,7 @@ def explorer(
         draw,
         of=Choice("model", list(dict.fromkeys([chosen, *shapes.CONFIGS])), chosen),
         on=Choice("GPU", list(dict.fromkeys([name, *CARDS])), name),
-        tokens=Slider("context, tokens", 512, max(131072, context), context, 512),
+        tokens=Choice("context, tokens", sorted({context, *(2**n for n in range(10, 18))}), context),
         requests=Slider("users at once", 1, max(256, users), users, 1),
         aim=Choice("what counts", GOALS, goal),
     )

@@ -102,7 +102,7 @@ def offers(found: Iterable) -> Table:
 
 
 def advice(found) -> Table:
-    """``cost.Advice``: the scheme to deploy and what spoke against each of the others.
+    """``cost.Recommended``: the scheme to deploy and what spoke against each of the others.
 
     A row a scheme, in one order, so that the table has the same shape on every machine.
     """

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from helpers.compare import cards, options
-from helpers.compare.options import Counted, Load, Option
+from helpers.compare.counting import Counted
+from helpers.compare.options import Option
+from helpers.compare.sizing import Load
 from helpers.measure import result_tables
 from helpers.model import sizes, ways
 
@@ -154,7 +156,7 @@ def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: 
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommended:
     """A scheme, the sentence that says why, and what spoke against each of the others."""
 
     scheme: str
@@ -165,7 +167,7 @@ class Advice:
 SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller scheme wins
 
 
-def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
+def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recommended:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
     1. It runs as itself here (its weights are not written out), and may keep ``least_recovery`` of the
@@ -180,45 +182,42 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     if not base:
         raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
     at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
-    candidates, against = {"baseline": base[at]}, {}
-    for row in rows:
-        name = row["scheme"]
-        if name == "baseline" or row["batch"] != at:
-            continue
-        if ways.expanded(row):
-            against[name] = "does not run as itself here: no kernel reads it"
-        elif row.get("recovery") is None:
-            against[name] = "its answers were not measured"
-        elif row.get("recovery_high", row["recovery"]) < least_recovery:
-            against[name] = f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
-        else:
-            candidates[name] = row
-    fastest = max(row["output_tokens_per_s"] for row in candidates.values())
-    level = {
-        name: row
-        for name, row in candidates.items()
-        if row["output_tokens_per_s"] >= (1 - SAME_SPEED) * fastest
+    times = {  # by scheme the baseline's tokens a second
+        row["scheme"]: row["output_tokens_per_s"] / base[at]["output_tokens_per_s"]
+        for row in rows
+        if row["batch"] == at
     }
-    chosen = min(level, key=lambda name: (sizes.held(level[name]), name != "baseline"))
-    for name, row in candidates.items():
-        if name != chosen:
-            ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
-            slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
-            against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    why = _why(chosen, candidates, level, at)
-    if chosen != "baseline" and candidates[chosen].get("recovery_low", 1) < least_recovery:
-        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
-    return Advice(chosen, why, against)
-
-
-def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
-    row, base = candidates[chosen], candidates["baseline"]
+    rows = {row["scheme"]: row for row in rows if row["batch"] == at}
+    against = {name: _against(row, least_recovery) for name, row in rows.items() if name != "baseline"}
+    candidates = [name for name in rows if not against.get(name)]
+    fastest = max(times[name] for name in candidates)
+    level = [name for name in candidates if times[name] >= (1 - SAME_SPEED) * fastest]
+    chosen = min(level, key=lambda name: (sizes.held(rows[name]), name != "baseline"))
+    for name in candidates:
+        slower = f"gives {times[name] / times[chosen]:.2f} times its tokens at batch size {at}"
+        against[name] = f"as fast, but larger: {slower}" if name in level else slower
+    against.pop(chosen)
     if chosen == "baseline":
-        return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
-    speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
-    smaller = sizes.held(base) / sizes.held(row)
-    others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
-    return (
-        f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
-        f"{smaller:.2f} times smaller, and it keeps {result_tables.kept(row)} of the accuracy."
+        why = f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
+        return Recommended(chosen, why, against)
+    row = rows[chosen]
+    why = (
+        f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
+        f"({times[chosen]:.2f} times the baseline's tokens), its weights are "
+        f"{sizes.held(rows['baseline']) / sizes.held(row):.2f} times smaller, and it keeps "
+        f"{result_tables.kept(row)} of the accuracy."
     )
+    if row.get("recovery_low", 1) < least_recovery:
+        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
+    return Recommended(chosen, why, against)
+
+
+def _against(row: dict, least_recovery: float) -> str:
+    """Why a scheme is no candidate, empty where it is one."""
+    if ways.expanded(row):
+        return "does not run as itself here: no kernel reads it"
+    if row.get("recovery") is None:
+        return "its answers were not measured"
+    if row.get("recovery_high", row["recovery"]) < least_recovery:
+        return f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
+    return ""

@@ -9,60 +9,27 @@ case was measured, here or on record, the measured ratio stands instead.
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from helpers.base import records
-from helpers.base.machine import GIB
-from helpers.compare import cards, recorded, roofline, sizing
-from helpers.compare.cards import Card, SizingError
-from helpers.compare.published import ACCURACY, CHECKPOINTS, Kept
+from helpers.compare import cards, published, recorded, roofline, sizing
+from helpers.compare.cards import Card
+from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
+from helpers.compare.published import Kept
 from helpers.compare.roofline import Step
-from helpers.compare.sizing import Budget
-from helpers.model import formats, schemes, shapes, sizes, ways
-from helpers.model.formats import Quantized
-from helpers.model.layout import MATRICES, Layout, LayoutError, full_config
-from helpers.model.model import Model
+from helpers.compare.sizing import Budget, Load
+from helpers.model import schemes, shapes, sizes
+from helpers.model.layout import MATRICES, LayoutError
 from helpers.model.schemes import Scheme, SchemeError, Way
 
-_KV = "_fp8_kv"
-# What one deploys, the gentlest first. A checkpoint that is quantized already goes as it is.
-OFFERED = (
-    "baseline", "fp8_kv", "fp8", "fp8_fp8_kv", "int8", "int8_fp8_kv", "awq", "awq_fp8_kv",
-    "nvfp4", "nvfp4_fp8_kv",
-)  # fmt: skip
-AS_IT_IS = "as_it_is"
 GPUS = (1, 2, 4, 8)
-NEAR = 0.03  # a config's count and an index that differ by no more agree
 REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each.
-
-    Raises:
-        SizingError: a number that cannot be; the message says what is allowed.
-    """
-
-    card: Card
-    gpus: int = 1
-    context: int = 4096
-    users: int = 16
-
-    def __post_init__(self):
-        for name, value, most in (
-            ("gpus", self.gpus, 8),
-            ("context", self.context, 10_000_000),
-            ("users", self.users, 100_000),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -113,85 +80,7 @@ class Option:
         return self.budget is not None and self.budget.spare >= 0
 
 
-# -- the model ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A model as it can be counted: its layout, how it is quantized already, and how far it can be split.
-
-    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made
-    for; among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
-    """
-
-    model: Model
-    layout: Layout
-    quantized: Quantized | None
-    stored: int | None
-    heads: int
-    kv_heads: int
-    longest: int
-    note: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """The ways there are to look at."""
-        return [*((AS_IT_IS, AS_IT_IS + _KV) if self.quantized else ()), *OFFERED]
-
-    def rule(self, name: str) -> Scheme:
-        """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
-        if not name.startswith(AS_IT_IS):
-            return schemes.scheme(name)
-        if self.quantized.kind == "bitsandbytes":
-            raise SchemeError(
-                "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
-            )
-        rule = schemes.scheme(self.quantized.kind)
-        if name == AS_IT_IS and self.quantized.kv_bytes == 2:
-            return rule
-        return schemes.with_fp8_cache(rule, rule.name + _KV, rule.title)
-
-    def title(self, name: str) -> str:
-        """What readers call a way."""
-        if not name.startswith(AS_IT_IS):
-            return schemes.scheme(name).title
-        return f"as it is ({self.quantized.title})" + (", FP8 KV cache" if name != AS_IT_IS else "")
-
-
-def counted(model: Model) -> Counted:
-    """Count a model.
-
-    Raises:
-        LayoutError: it cannot be counted; the message says why.
-    """
-    text = sizes.config_text(model.folder)
-    config = full_config(text).get_text_config(decoder=True)
-    counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
-    stored, index, note = None, formats.index_bytes(model.folder), ""
-    if quantized:
-        stored = formats.stored_bytes(counts, quantized.of)
-        if index and abs(stored / index - 1) > NEAR:
-            note = (
-                f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
-            )
-        stored = index or stored
-
-    def first(*names, default):
-        return next(
-            (value for name in names if isinstance(value := getattr(config, name, None), int) and value),
-            default,
-        )
-
-    heads = first("num_attention_heads", default=1)
-    shared = first("num_key_value_heads", "num_kv_heads", default=heads)
-    single = getattr(config, "kv_lora_rank", None) or (
-        getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
-    )
-    longest = first("max_position_embeddings", default=10_000_000)
-    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)
-
-
-# -- the options --------------------------------------------------------------------------------------------
+# -- the ways --------------------------------------------------------------------------------------------
 
 
 def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[Option]:
@@ -242,13 +131,15 @@ def _everywhere(format):
 
 def _kept(rule: Scheme, as_it_is: bool) -> Kept:
     """What is published of a scheme: of its weights, and of the cache where both are rounded."""
-    name = rule.name if rule.name in ACCURACY else rule.name.removesuffix(_KV)
-    weights = Kept("as released", 0, "") if as_it_is else ACCURACY.get(name, ACCURACY["baseline"])
-    if rule.kv_bytes == 2 or name == rule.name:
+    known = published.kept()
+    if rule.name in known and not as_it_is:
+        return known[rule.name]
+    weights = Kept("as released", 0, "") if as_it_is else known[rule.name.removesuffix(FP8_CACHE)]
+    if rule.kv_bytes == 2:
         return weights
-    cache = ACCURACY["fp8_kv"]
+    cache = known["fp8_kv"]
     sources = "; ".join(filter(None, (weights.source, cache.source)))
-    return Kept(f"{weights.says}, a little less", weights.loss + 0.5, sources)
+    return Kept(f"{weights.says}, a little less", weights.loss + cache.loss, sources)
 
 
 def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple[int, int | None, Budget]:
@@ -259,10 +150,8 @@ def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple
             model.layout,
             weights,
             value_bytes,
-            load.card,
-            context=load.context,
-            users=load.users,
-            gpus=gpus,
+            load,
+            gpus,
             copies=gpus / min(gpus, model.kv_heads),
         )
         for gpus in GPUS
@@ -276,11 +165,11 @@ def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple
 def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, bool]:
     """The line that starts the server, and whether the checkpoint that it names has still to be made."""
     name, _, revision = model.model.name.partition("@")
-    base = one.scheme.removesuffix(_KV)
+    base = one.scheme.removesuffix(FP8_CACHE)
     file = (
         None
         if base == AS_IT_IS or not schemes.EVERY.get(base, schemes.BASELINE).file
-        else CHECKPOINTS.get(name, {}).get(base)
+        else published.checkpoints().get(name, {}).get(base)
     )
     to_make = base in schemes.EVERY and schemes.EVERY[base].file and not file
     words = ["vllm", "serve", file or (f"./{model.model.title}-{base}" if to_make else name)]
@@ -337,7 +226,7 @@ def gains(
 
 def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
     """The ratio that was measured of this very case: here, or by a record of the same card."""
-    reference = [row for row in (*recorded_rows(), *deployed()) if row["device"].endswith(load.card.name)]
+    reference = [row for row in on_record() if row["device"].endswith(load.card.name)]
     for found, where in ((rows or [], "measured here"), (reference, f"recorded on an {load.card.name}")):
         same = [
             row for row in found
@@ -347,27 +236,19 @@ def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[di
         for origin in sorted(
             records.by_origin(same).values(), key=lambda its: -(its[0].get("prompt_tokens") or 0)
         ):
-            ratio = _between(roofline.ratios(origin, one.scheme), users)
-            if ratio and (origin[0].get("prompt_tokens") or 0) <= load.context:
-                return Gain(ratio, f"{where}, {origin[0]['prompt_tokens']} tokens in")
+            ratios, tokens = roofline.ratios(origin, one.scheme), origin[0].get("prompt_tokens") or 0
+            if ratios and min(ratios) <= users <= max(ratios) and tokens <= load.context:
+                ratio = np.interp(math.log(users), [*map(math.log, ratios)], [*ratios.values()])
+                return Gain(float(ratio), f"{where}, {tokens} tokens in")
     return None
 
 
-def _between(ratios: dict[int, float], users: int) -> float | None:
-    """The ratio at so many users: as recorded, or between the two batch sizes next to it."""
-    below = max((batch for batch in ratios if batch <= users), default=None)
-    above = min((batch for batch in ratios if batch >= users), default=None)
-    if below is None or above is None:
-        return None
-    part = math.log(users / below) / math.log(above / below) if above > below else 0.0
-    return ratios[below] + part * (ratios[above] - ratios[below])
-
-
 @functools.cache
-def deployed() -> list[dict]:
-    """Large models on record, with the kernels that vLLM chose; no mixtures, whose experts were random."""
+def on_record() -> list[dict]:
+    """What was measured on other machines; of large models with the kernels that vLLM chose, and no mixtures,
+    whose experts were random."""
     titles = {title: name for name, title in shapes.TITLES.items()}
-    return [
+    return [row for row in records.elsewhere()[0] if not row.get("cited")] + [
         row | {"way": schemes.scheme(row["scheme"]).way(cards.card(row["device"]).machine).name}
         for row in records.deployments()
         if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY
@@ -375,48 +256,9 @@ def deployed() -> list[dict]:
     ]
 
 
-@functools.cache
-def recorded_rows() -> list[dict]:
-    """The records of other machines that were measured."""
-    return [row for row in records.elsewhere()[0] if not row.get("cited")]
-
-
-def estimated(model: Counted, row: dict) -> float:
-    """The tokens/s that would have been expected of a record, at the bandwidth measured beside it."""
-    card, rule = cards.card(row["device"]), schemes.scheme(row["scheme"])
-    way = ways.recorded(row) or rule.way(card.machine)
-    held = _everywhere(sizes.format_of(rule, model.layout, way))
-    step = roofline.step_of(model.layout, held, rule.kv_bytes)
-    card = replace(card, bandwidth=row["copy_bandwidth"] / REACHED)
-    return rate(step, way, Load(card, 1, row["prompt_tokens"] + 64, row["batch"]), 1, row["batch"])
-
-
-@functools.cache
-def _beyond(scheme: str, variant: str) -> dict[int, float]:
-    """Seconds a layer, by batch, that a step on record took beyond its bytes and operations."""
-    row = next(row for row in recorded.recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
-    model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
-    work, rule = roofline.step(model, scheme), schemes.scheme(scheme)
-    bits = 16 if "Marlin" in variant else rule.way(card.machine).arithmetic_bits
-    found = {}
-    for batch, rate in row["tokens_per_s"].items():
-        least = work.seconds(int(batch), row["copy_bandwidth"], card.rate(bits), 16)
-        found[int(batch)] = max(0.0, int(batch) / rate - least) / model.config["num_hidden_layers"]
-    return found
-
-
-def _rest(way: Way, batch: float, layers: int) -> float:
-    """Seconds that a step of ``batch`` tokens takes beyond the roofline, on a line between two records."""
-    found = sorted(_beyond(*way.timed).items())
-    (low, before), (high, after) = next(
-        ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
-    )
-    return layers * max(0.0, before + (after - before) * (batch - low) / (high - low))
-
-
 def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     """Tokens/s of ``batch`` requests, at most: what GPUs tell each other is left out."""
     card = load.card
     bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)
     least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
-    return batch / (least + _rest(way, batch, work.layout.layers))
+    return batch / (least + recorded.beyond(*way.timed, batch) * work.layout.layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import statistics
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 from helpers.base import records
 from helpers.base.records import DECODING_ALONE, NINE_TIMES, REFERENCE
 from helpers.compare import cards, roofline
+from helpers.model import schemes, shapes
 from helpers.model.model import Model
 from helpers.model.schemes import SCHEMES
 
@@ -117,3 +120,27 @@ def least(row: dict, model: Model) -> float:
     """Microseconds that reading the weights of a variant takes at the bandwidth measured beside it."""
     machine = cards.card(row["device"]).machine
     return 1e6 * roofline.step(model, row["scheme"], machine).weights / row["copy_bandwidth"]
+
+
+def beyond(scheme: str, variant: str, batch: float) -> float:
+    """Seconds a layer that a step of ``batch`` tokens takes beyond its bytes and operations: on a line
+    between two batch sizes on record, or on from the last two."""
+    found = _beyond(scheme, variant)
+    (low, before), (high, after) = next(
+        ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
+    )
+    return max(0.0, before + (after - before) * (batch - low) / (high - low))
+
+
+@functools.cache
+def _beyond(scheme: str, variant: str) -> list[tuple[int, float]]:
+    """The same of each batch size on record."""
+    row = next(row for row in recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
+    model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
+    work, rule = roofline.step(model, scheme), schemes.scheme(scheme)
+    bits = 16 if "Marlin" in variant else rule.way(card.machine).arithmetic_bits
+    found = []
+    for batch, rate in sorted((int(batch), rate) for batch, rate in row["tokens_per_s"].items()):
+        least = work.seconds(batch, row["copy_bandwidth"], card.rate(bits), 16)
+        found.append((batch, max(0.0, batch / rate - least) / work.layout.layers))
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.base.machine import GIB
-from helpers.compare.cards import Card
+from helpers.compare.cards import Card, SizingError
 from helpers.model import schemes, shapes, sizes
 from helpers.model.layout import Layout
 from helpers.model.model import Model
@@ -23,6 +23,29 @@ from helpers.model.shapes import CONFIGS
 REST = 0.025
 MARGIN = 2 * GIB
 UTILIZATION = 0.92  # of the memory, vLLM's default (vllm/config/cache.py)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each.
+
+    Raises:
+        SizingError: a number that cannot be; the message says what is allowed.
+    """
+
+    card: Card
+    gpus: int = 1
+    context: int = 4096
+    users: int = 16
+
+    def __post_init__(self):
+        for name, value, most in (
+            ("gpus", self.gpus, 8),
+            ("context", self.context, 10_000_000),
+            ("users", self.users, 100_000),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -80,24 +103,22 @@ def budget(
     counts: Layout,
     weights: int,
     value_bytes: int,
-    card: Card,
-    *,
-    context: int,
-    users: int,
+    load: Load,
     gpus: int = 1,
     copies: float = 1.0,
 ) -> Budget:
-    """What ``users`` requests of ``context`` tokens take of so many cards, beside so many bytes of weights.
+    """What a load takes of so many of its cards, beside so many bytes of weights.
 
     ``value_bytes`` is what a key or value takes; ``copies`` how often the cache is kept: more than once where
     there are fewer KV heads than GPUs.
     """
+    memory = load.card.memory
     return Budget(
         weights=weights,
-        request=max(1, round(copies * counts.request_bytes(context, value_bytes))),
-        requests=users,
-        rest=gpus * max(GIB, round(REST * card.memory)),
-        usable=gpus * int(card.memory * UTILIZATION),
+        request=max(1, round(copies * counts.request_bytes(load.context, value_bytes))),
+        requests=load.users,
+        rest=gpus * max(GIB, round(REST * memory)),
+        usable=gpus * int(memory * UTILIZATION),
         token=round(copies * counts.kv_token_bytes(value_bytes)),
     )
 

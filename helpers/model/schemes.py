@@ -51,7 +51,10 @@ BASELINE = Scheme(
             _ONEDNN,
             _FP32,
         ),
-        nowhere("vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).", _PLATFORM),
+        nowhere(
+            "vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
+            "docs.vllm.ai, GPU requirements (vllm/platforms/cuda.py alone would allow 16 bits from SM 6.0)",
+        ),
     ),
 )
 
