@@ -1,7 +1,7 @@
 """The notebooks as a reader has them: opened and run in JupyterLab, every control moved, every page read.
 
-Slow: a server, a browser, and two notebooks run. ``make screenshots`` keeps the pictures it makes, of every
-notebook in the light and in the dark theme, in ``build/screenshots`` (or in ``$SCREENSHOTS``).
+Slow: a server, a browser, and two notebooks run. ``pytest -m browser -k pictures`` keeps its pictures in
+``build/screenshots`` (or in ``$SCREENSHOTS``), of every notebook in the light and in the dark theme.
 """
 
 from __future__ import annotations
