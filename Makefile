@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup scale evaluate batch-inference advise card system run test test-all faults lab notebook notebooks kinds pictures reference lint lock clean
+.PHONY: help setup system run test test-all explain advise card lab notebooks kinds reference scale evaluate batch-inference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -44,14 +44,6 @@ test: setup  ## everything CI runs, and a table of where the time went (tests/ci
 test-all: setup  ## test, the slow tests, 06, and the notebooks with their own parameters
 	@$(in_venv) -m tests.ci --all
 
-# Every test that provokes a fault, the slow ones too; what they saw is in build/faults.md afterwards.
-faults: setup  ## provoke every fault there is a test for, and print the table (20 minutes)
-	@rm -f build/faults.jsonl
-	@$(in_venv) -m pytest $(provoking:%=tests/test_%.py) --faults build/faults.jsonl
-	@$(in_venv) -m tests.fault_table build/faults.jsonl
-provoking := faults endings engine interrupt models weights checkpoints once security server diagnose
-
-.PHONY: explain
 explain:  ## what a log says (LOG=file, or a log piped in): docker logs NAME 2>&1 | make explain
 	@if [ -x $(in_venv) ]; then python=$(in_venv); else python="$(PYTHON)"; fi; "$$python" -m helpers.explain "$(or $(LOG),-)" $(if $(JSON),--json)
 
@@ -70,12 +62,6 @@ notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 
 kinds: setup  ## record what the notebooks show on each kind of machine that this one can be (tests/kinds.py)
 	@$(in_venv) -m tests.kinds $(KIND) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
-
-notebook: setup  ## begin a notebook (NAME=09_my_question QUESTION="Is it ...?")
-	@$(in_venv) -m helpers.tools.skeleton $(NAME) $(if $(QUESTION),--question "$(QUESTION)")
-
-pictures: setup  ## make the README's pictures from the notebooks' stored outputs
-	@$(in_venv) -m helpers.tools.pictures
 
 reference: setup  ## measure this GPU for notebooks/reference (OUT=folder; over an hour)
 	@$(in_venv) -m helpers.tools.reference $(if $(OUT),--out "$(OUT)")

@@ -1,7 +1,6 @@
 """The table of faults: what was provoked, where, what it was called, and what stayed behind.
 
-    make faults                                                     provoke them all, then print the table
-    python -m pytest tests/test_faults.py --faults build/faults.jsonl    some of them
+    python -m pytest tests --faults build/faults.jsonl
     python -m tests.fault_table build/faults.jsonl
 
 Tests add a row through the fixture ``table``, after they have looked. A row that comes again replaces the

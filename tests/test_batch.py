@@ -167,12 +167,6 @@ def test_a_bad_set_is_refused_before_anything_starts(tmp_path, capsys, text, mor
     assert not (tmp_path / "runs").exists()
 
 
-def test_there_must_be_something_to_go_on_with(tmp_path, capsys):
-    write_notebook(tmp_path / "notebooks", "01_a")
-    assert run.main(["--notebooks", str(tmp_path / "notebooks"), "--resume", str(tmp_path)]) == 2
-    assert f"no list of sets to go on with in {tmp_path}" in capsys.readouterr().err
-
-
 def test_a_value_of_a_finished_notebook_alone_does_not_stop_the_rest(tmp_path):
     folder = tmp_path / "notebooks"
     write_notebook(folder, "01_a", "assert context == 8", parameters="out_dir = ''\ncontext = 1")
@@ -271,20 +265,3 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Qwen3-8B on T4: 20 x 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
-
-
-@pytest.mark.slow
-def test_sets_over_two_notebooks_of_the_collection(tmp_path):
-    short = "seconds: 0.3, quality_tokens: 512, max_tokens: 8"
-    sets = [f"- {{context: {1024 * n}, batch_sizes: '{n}', {short}}}\n" for n in range(1, 5)]
-    (tmp_path / "sets.yaml").write_text("".join(sets))
-    out = tmp_path / "out"
-    arguments = ["00_start_here", "01_baseline", "-f", str(tmp_path / "sets.yaml"), "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "helpers.tools.run", *arguments, "--jobs", "2"],
-        env=environment(TUTORIAL_MODEL="embedded"), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
-    assert [(row["set"], row["batch"]) for row in rows] == [(str(n), n) for n in range(1, 5)]
-    assert all(row["output_tokens_per_s"] > 0 for row in rows)

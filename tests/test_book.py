@@ -87,23 +87,21 @@ def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_a_picture_is_small_and_made_from_the_stored_output(path):
-    assert not pictures.is_stale(path), "run `make pictures`"
+    assert not pictures.is_stale(path), "run `python -m helpers.tools.pictures`"
     assert pictures.path_of(path).stat().st_size < 100_000
 
 
 def test_a_picture_of_another_output_is_stale(tmp_path):
     from PIL import Image
 
-    for name in ("01_baseline", "08_when_it_fails"):  # a figure, a text
-        copy = tmp_path / f"{name}.ipynb"
-        copy.write_bytes((REPO / f"notebooks/{name}.ipynb").read_bytes())
-        assert pictures.is_stale(copy)
-        made = pictures.make(copy).read_bytes()
-        assert pictures.make(copy).read_bytes() == made
-        assert Image.open(pictures.path_of(copy)).width == WIDTH
-        (tmp_path / "other.ipynb").write_bytes((REPO / "notebooks/02_fp8.ipynb").read_bytes())
-        pictures.path_of(copy).replace(pictures.path_of(tmp_path / "other.ipynb"))
-        assert pictures.is_stale(tmp_path / "other.ipynb")
+    one, other = tmp_path / "one.ipynb", tmp_path / "other.ipynb"
+    one.write_bytes(NOTEBOOKS[1].read_bytes())
+    other.write_bytes(NOTEBOOKS[2].read_bytes())
+    assert pictures.is_stale(one)
+    assert Image.open(pictures.make(one)).width == WIDTH
+    assert not pictures.is_stale(one)
+    pictures.path_of(one).replace(pictures.path_of(other))
+    assert pictures.is_stale(other)
 
 
 def test_no_picture_is_left_of_a_notebook_that_is_gone():

@@ -1,49 +1,30 @@
 """The steps of `make test`: the first failure ends the run, and the table is there however it ended."""
 
-import json
-
-import nbformat
 import pytest
-from nbformat.v4 import new_notebook
 
 from helpers.base.machine import detect
 from tests import ci
 
-COUNT = ("timeit", "-n", "1", "-r", "1", "sum(range(10**7))")
 
-
-def test_the_first_failure_ends_the_run_and_the_table_says_which(tmp_path, capfd):
-    nbformat.write(new_notebook(metadata={"papermill": {"duration": 12.5}}), tmp_path / "00_a.ipynb")
-
+def test_the_first_failure_ends_the_run_and_the_table_says_which(capfd):
     def work(run):
-        run("good", *COUNT)
-        run.parts(tmp_path, ["00_a", "01_never_run"])
+        run("good", "timeit", "-n", "1", "-r", "1", "pass")
         run("bad", "timeit", "--no-such-option")
         pytest.fail("it went on after a failure")
 
-    assert ci.finish(work, tmp_path / "build") == 1
+    assert ci.finish(work) == 1
     said = capfd.readouterr().out
     rows = [line.split() for line in said[said.rindex("step ") :].splitlines()]
-    assert [row[0] for row in rows] == ["step", "good", "00_a", "01_never_run", "bad", "together", "on"]
-    assert (rows[1][-1], rows[4][-1]) == ("ok", "failed")
-    assert rows[2][1:] == ["12"]
-    assert said.splitlines()[-1] == f"on {ci.where()}"
-    assert detect().name in ci.where()
-    kept = json.loads((tmp_path / "build" / "times.json").read_text())
-    assert kept["machine"] == ci.where()
-    kept = kept["steps"]
-    assert [step["status"] for step in kept] == ["ok", "", "", "failed"]
-    assert 0 < kept[0]["cpu_seconds"] < 60
-    page = (tmp_path / "build" / "times.md").read_text()
-    assert "|  00_a" in page
-    assert f"\n\nOn {ci.where()}.\n" in page
+    assert [(row[0], row[-1]) for row in rows[1:3]] == [("good", "ok"), ("bad", "failed")]
+    assert rows[3][0] == "together"
+    assert detect().name in said.splitlines()[-1]
 
 
-def test_ctrl_c_leaves_the_table(tmp_path, capfd):
+def test_ctrl_c_leaves_the_table(capfd):
     def work(run):
         raise KeyboardInterrupt
 
-    assert ci.finish(work, tmp_path) == 130
+    assert ci.finish(work) == 130
     assert "together" in capfd.readouterr().out
 
 

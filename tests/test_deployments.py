@@ -11,7 +11,7 @@ from helpers.base.records import PROTOCOL, REFERENCE
 from helpers.compare import cards, counting, options
 from helpers.compare.sizing import Load
 from helpers.model import lookup, schemes, shapes, sizes, ways
-from helpers.tools import deployments, grid, served
+from helpers.tools import deployments, grid
 
 ROWS = records.deployments()
 TITLES = {title: name for name, title in shapes.TITLES.items()}
@@ -123,14 +123,3 @@ def test_a_round_fits_the_gpu_and_every_engine_is_one_that_vllm_accepts(tmp_path
             args.pop("use_tqdm_on_load")
             EngineArgs(**args).create_model_config()
         assert held < 150.7e9, engines
-
-
-def test_goodput_counts_the_requests_that_kept_both_times():
-    gaps = [[0.01] * 9, [0.03] * 9, [0.01] * 9, [0.01] * 9]
-    found = {"ttfts": [0.1, 0.1, 0.6, 0.1], "itls": gaps, "errors": ["", "", "", "gone"], "duration": 2.0,
-             "completed": 3, "failed": 1, "request_throughput": 1.5, "output_throughput": 15.0}  # fmt: skip
-    row = served.figures(found)
-    assert row["goodput"] == {"prompt": 0.5, "patient": 1.5}
-    assert row["kept"]["prompt"] == pytest.approx(1 / 3, abs=1e-4)
-    assert row["ttft"]["p50_ms"] == 100.0
-    assert served.percentiles([]) == {}

@@ -255,18 +255,25 @@ def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
     assert "PyTorch project" in capsys.readouterr().out
 
 
-def test_torch_nowhere_says_so(venv):
-    venv.fails("uv", NO_TORCH, always=True)
-    with pytest.raises(SetupError, match=r"(?s)neither in.*no version of torch.*PIP_FIND_LINKS"):
+@pytest.mark.parametrize(
+    ("who", "text", "message", "tries"),
+    [
+        ("uv", NO_TORCH, r"(?s)neither in.*no version of torch.*PIP_FIND_LINKS", 2),
+        (
+            "uv",
+            "error: Failed to fetch `numpy`\n  cause: dns error",
+            r"(?s)cpu\.lock` failed.*dns.*network",
+            1,
+        ),
+        ("python", "ImportError: libnuma.so.1: cannot open", r"(?s)first imports.*libnuma", 1),
+    ],
+)
+def test_a_step_that_fails_says_why_and_leaves_no_stamp(venv, who, text, message, tries):
+    venv.fails(who, text, always=True)
+    with pytest.raises(SetupError, match=message):
         install.setup(str(venv.folder), "cpu")
+    assert len(venv.asked("cpu.lock")) == tries
     assert not venv.stamped
-
-
-def test_another_failure_is_not_blamed_on_torch(venv):
-    venv.fails("uv", "error: Failed to fetch `numpy`\n  cause: dns error")
-    with pytest.raises(SetupError, match=r"(?s)requirements-cpu\.lock` failed.*dns error.*network"):
-        install.setup(str(venv.folder), "cpu")
-    assert len(venv.asked("cpu.lock")) == 1
 
 
 def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
@@ -277,13 +284,6 @@ def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
     before = venv.asked()
     install.setup(str(venv.folder), "cpu")
     assert venv.asked()[len(before) :] == ["python -m helpers.model.embedded"]
-
-
-def test_a_vllm_that_cannot_be_imported_stops_the_set_up(venv):
-    venv.fails("python", "ImportError: libnuma.so.1: cannot open shared object file")
-    with pytest.raises(SetupError, match=r"(?s)first imports.*libnuma"):
-        install.setup(str(venv.folder), "cpu")
-    assert not venv.stamped
 
 
 def test_missing_kernelspec_is_noticed(venv):
@@ -310,39 +310,24 @@ def test_second_run_starts_no_process_and_prints_nothing(venv, monkeypatch, caps
     assert capsys.readouterr() == ("", "")
 
 
-def _change_lock(repo: Path, venv: Venv) -> str:
-    (repo / "requirements-cpu.lock").write_text("torch==2\n")
-    return "cpu"
-
-
-def _change_platform(repo: Path, venv: Venv) -> str:
-    return "cuda"
-
-
-def _change_python(repo: Path, venv: Venv) -> str:
-    (venv.folder / "lib/python3.12").rename(venv.folder / "lib/python3.13")
-    return "cpu"
-
-
-@pytest.mark.parametrize("change", [_change_lock, _change_platform, _change_python])
-def test_a_change_installs_again(own_repo, venv, change):
+@pytest.mark.parametrize("what", ["lock", "platform", "Python", "checkout"])
+def test_a_change_installs_again(own_repo, venv, what, monkeypatch):
     install.setup(str(venv.folder), "cpu")
     install.setup(str(venv.folder), "cpu")
     assert len(venv.asked("uv pip sync")) == 1
-    platform = change(own_repo, venv)
+    platform = "cuda" if what == "platform" else "cpu"
+    if what == "lock":
+        (own_repo / "requirements-cpu.lock").write_text("torch==2\n")
+    elif what == "Python":
+        (venv.folder / "lib/python3.12").rename(venv.folder / "lib/python3.13")
+    elif what == "checkout":
+        moved = own_repo / "elsewhere"
+        moved.mkdir()
+        (own_repo / "requirements-cpu.lock").rename(moved / "requirements-cpu.lock")
+        monkeypatch.setattr(environment, "REPO", moved)
     install.setup(str(venv.folder), platform)
     assert len(venv.asked("uv pip sync")) == 2
     assert environment.is_current(venv.folder, platform)
-
-
-def test_a_moved_checkout_installs_again(own_repo, venv, monkeypatch):
-    install.setup(str(venv.folder), "cpu")
-    assert environment.is_current(venv.folder, "cpu")
-    moved = own_repo / "elsewhere"
-    moved.mkdir()
-    (own_repo / "requirements-cpu.lock").rename(moved / "requirements-cpu.lock")
-    monkeypatch.setattr(environment, "REPO", moved)
-    assert not environment.is_current(venv.folder, "cpu")
 
 
 def test_a_failed_repeat_leaves_no_old_stamp(own_repo, venv):
@@ -399,7 +384,7 @@ def test_the_second_of_two_waits_and_then_has_nothing_to_do(venv, capsys):
     before, capsys_out = venv.asked(), ""
     with (venv.folder.parent / ".venv.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        second = threading.Thread(target=_in_thread, args=(venv,))
+        second = threading.Thread(target=install.setup, args=(str(venv.folder), "cpu"))
         second.start()
         while "waiting for it" not in capsys_out:
             capsys_out += capsys.readouterr().out
@@ -409,11 +394,6 @@ def test_the_second_of_two_waits_and_then_has_nothing_to_do(venv, capsys):
     second.join(10)
     assert not second.is_alive()
     assert venv.asked() == before
-
-
-def _in_thread(venv: Venv) -> None:
-    with environment.only_one(venv.folder):
-        assert environment.is_current(venv.folder, "cpu")
 
 
 # --- Making the environment -----------------------------------------------------------------------
@@ -429,29 +409,25 @@ def test_unsupported_python_is_refused(version, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_environment_with_an_old_python_is_refused(tmp_path):
+def test_what_is_not_ours_or_does_not_suit_is_refused_and_left_alone(tmp_path):
     conda = Venv(tmp_path / "conda", own=False, minor=10)
-    with pytest.raises(SetupError, match=r"conda is Python 3\.10"):
-        install.setup(str(conda.folder), "cpu")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused = {
+        "": "activate the conda environment",
+        str(conda.folder): r"conda is Python 3\.10",
+        str(tmp_path): "no Python environment",
+    }
+    for venv, message in refused.items():
+        with pytest.raises(SetupError, match=message):
+            install.setup(venv, "cpu")
     assert not conda.asked("uv pip")
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_python_without_its_venv_parts_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ensurepip" else name)
     with pytest.raises(SetupError, match=r"no ensurepip.*apt install python3-venv"):
         install.make_venv(tmp_path / "new")
-
-
-def test_a_folder_with_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SetupError, match="no Python environment"):
-        install.make_venv(tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
-
-
-def test_an_empty_name_is_refused():
-    with pytest.raises(SetupError, match="activate the conda environment"):
-        install.setup("", "cpu")
 
 
 def test_what_a_killed_run_left_is_made_anew(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ that kernel has imported already: a package that was replaced under its feet is 
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
 from helpers.model import embedded
-from helpers.tools import environment
+from helpers.tools import environment, install
+from helpers.tools.steps import SetupError
 
 RESTART = (
     "Restart the runtime now (Runtime, Restart session), then run the cell with git clone and this one again."
@@ -31,35 +31,16 @@ def prepare() -> None:
     here, platform = Path(sys.prefix), environment.detect_platform()
     if not (environment.is_current(here, platform) and embedded.ready()):
         before, imported = versions(), in_use()
-        _install(here, platform)
+        try:
+            install.setup(str(here), platform, hosted=True)
+        except SetupError as error:
+            raise SystemExit(f"The set-up did not finish. {error}") from None
         importlib.invalidate_caches()
         after = versions()
         print(changes(before, after))
         _outdated[:] = sorted(name for name in imported if after.get(name) != before[name])
     if _outdated:
         raise SystemExit(f"This notebook had already imported {', '.join(_outdated)}. {RESTART}")
-
-
-def _install(here: Path, platform: str) -> None:
-    """Run the installer as a process of its own and show its lines as they come."""
-    command = [
-        sys.executable,
-        "-m",
-        "helpers.tools.install",
-        "--venv",
-        here,
-        "--platform",
-        platform,
-        "--hosted",
-    ]
-    running = subprocess.Popen(
-        command, cwd=environment.REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    with running:
-        for line in running.stdout:
-            print(line, end="", flush=True)
-    if running.returncode:
-        raise SystemExit("The set-up did not finish; the lines above say why.")
 
 
 def versions() -> dict[str, str]:

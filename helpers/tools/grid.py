@@ -7,18 +7,20 @@ is measured the others wait for requests, and the GPU is its own. Lines land as 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from helpers.compare.bandwidth import copy_bandwidth
 from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
-from helpers.tools.recording import Child, Clocks, stamp, write
+from helpers.tools.recording import Child, stamp, write
 
 TIMES = 9
 WINDOW_S = 0.12
@@ -106,6 +108,38 @@ def busy(llm, prompts: list[dict], max_tokens: int) -> dict:
             [name, round(us / steps, 1), round(count / steps, 1)] for name, count, us in found["kernels"][:14]
         ],
     }
+
+
+class Clocks:
+    """The GPU's clock and power while a load is measured, five times a second: their medians."""
+
+    def __enter__(self) -> Clocks:
+        self._seen: list[tuple[int, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        with contextlib.suppress(Exception):  # no GPU, no clocks
+            import pynvml
+
+            pynvml.nvmlInit()
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+            while not self._stop.wait(0.2):
+                clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+                self._seen.append((clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def found(self) -> dict:
+        if not self._seen:
+            return {"sm_mhz": None, "power_w": None}
+        clocks, powers = zip(*self._seen, strict=True)
+        return {"sm_mhz": statistics.median(clocks), "power_w": round(statistics.median(powers), 1)}
 
 
 # -- a round of engines -----------------------------------------------------------------------------------

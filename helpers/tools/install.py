@@ -49,15 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         "--venv", default=".venv", help="environment to make, or an existing one (conda's too)"
     )
     parser.add_argument("--platform", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument(
-        "--hosted",
-        action="store_true",
-        help="keep what shows a hosted notebook (tools/colab.py asks)",
-    )
     options = parser.parse_args(argv)
+    # make's SIGTERM must end the children as Ctrl+C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         platform = environment.detect_platform() if options.platform == "auto" else options.platform
-        setup(options.venv, platform, options.hosted)
+        setup(options.venv, platform)
     except SetupError as error:
         print(f"Set-up stopped. {error}", file=sys.stderr)
         return 1
@@ -76,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
 def setup(venv: str, platform: str, hosted: bool = False) -> None:
     """Make ``venv`` what the lock of ``platform`` says, and prepare the embedded model.
 
-    In a ``hosted`` notebook's environment what shows the notebook stays as it is, and what would break
-    vLLM is removed: its machine is thrown away afterwards.
+    In a ``hosted`` notebook's environment (``colab``) what shows the notebook stays as it is, and what would
+    break vLLM is removed: its machine is thrown away afterwards.
 
     Raises:
         SetupError: an unsupported system or Python, a folder that is no environment, a failed step.
@@ -95,8 +92,6 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
         )
     if not environment.python_of(folder).exists():  # said before anything is written, the lock file included
         check_python(sys.version_info, sys.executable)
-    # make's SIGTERM must end the children as Ctrl+C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Where it is set, Python would not write the bytecode that this set-up is to leave behind.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if not any(os.environ.get(name) for name in ("UV_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):

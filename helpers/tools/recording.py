@@ -14,10 +14,8 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from statistics import median
 
 from helpers.base import records
 from helpers.base.files import ROOT
@@ -118,38 +116,6 @@ def _main(owner: int, pipe: int, work: str, job: list) -> None:
     os.set_inheritable(pipe, False)
     out = os.fdopen(pipe, "w", buffering=1)  # open to the end: when it closes, the log has the error
     pkgutil.resolve_name(work)(lambda **row: out.write(json.dumps(row) + "\n"), *job)
-
-
-class Clocks:
-    """The GPU's clock and power while a load is measured, five times a second: their medians."""
-
-    def __enter__(self) -> Clocks:
-        self._seen: list[tuple[int, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        with contextlib.suppress(Exception):  # no GPU, no clocks
-            import pynvml
-
-            pynvml.nvmlInit()
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-            while not self._stop.wait(0.2):
-                clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
-                self._seen.append((clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def found(self) -> dict:
-        if not self._seen:
-            return {"sm_mhz": None, "power_w": None}
-        clocks, powers = zip(*self._seen, strict=True)
-        return {"sm_mhz": median(clocks), "power_w": round(median(powers), 1)}
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ GRAPHS = {
 }
 
 
-def measure_records(out: Path, names=MODELS, tried=SCHEMES) -> None:
+def measure_records(out: Path) -> None:
     """Every model under every scheme: bytes, speed at two input lengths, start and release; answers if it
     has words. What a scheme refuses (a kernel, a model class) is printed and left out.
     """
     extra = {"protocol": PROTOCOL, "copy_bandwidth": round(copy_bandwidth()), "args": GRAPHS}
-    for name in names:
+    for name in MODELS:
         model, reference = lookup.resolve(name), None
-        for scheme in tried:
+        for scheme in SCHEMES:
             try:
                 rows, reference = _one(model, scheme, reference, out)
             except (EngineError, SchemeError, ModelError) as error:
@@ -128,8 +128,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
-    parser.add_argument("--models", default=",".join(MODELS), help="for records (%(default)s)")
-    parser.add_argument("--schemes", default=",".join(SCHEMES), help="for records (%(default)s)")
     parser.add_argument("--rounds", default="", help=f"for deployments: of {', '.join(ROUNDS)}")
     parser.add_argument("--seconds", type=float, default=3600, help="for deployments and for served")
     given = parser.parse_args(arguments)
@@ -143,7 +141,7 @@ def main(arguments: list[str]) -> int:
     if machine.detect().kind != "cuda" and not set(given.sections or [""]) <= ANYWHERE:
         parser.error("reference runs are for a GPU, and this machine shows none (features run here, too)")
     work = {
-        "records": lambda: measure_records(given.out, given.models.split(","), given.schemes.split(",")),
+        "records": lambda: measure_records(given.out),
         "deployments": lambda: grid.deployments(given.out, rounds, given.seconds),
         "served": lambda: served(given.out, given.seconds),
         "features": lambda: features(given.out),

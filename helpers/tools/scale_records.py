@@ -1,6 +1,6 @@
 """Several GPUs, recorded: one engine on two against two behind a router, at rising load.
 
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    6 minutes on two H200s
+    python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    9 minutes on two H200s
     python -m helpers.tools.scale_records --out notebooks/reference/h200 engines    9 minutes
 
 ``serving`` has Mistral-7B's shape with the embedded model's vocabulary, so that its tokenizer serves: one
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from helpers.base.machine import GIB, detect, gpu_memory_used
@@ -24,17 +25,17 @@ from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
 from helpers.model.model import cache_folder
 from helpers.serve import clients
-from helpers.serve.command import free_ports
+from helpers.serve.load import Objective, bench
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools.recording import Child, stamp, write
-from helpers.tools.served import Asker, server, start, worded
+from helpers.tools.served import server, start, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
 KV_BYTES = 24 * GIB  # of each GPU and server: 196,608 tokens of this shape in 16 bits
 LEVELS = {"one": (16, 256), "tensor parallel": (16, 256, 512), "data parallel": (16, 256, 512)}
 LEVELS["router"] = LEVELS["data parallel"]
-REPEATS, ROUNDS = 3, 2
+REPEATS = 3
 
 
 # -- serving ----------------------------------------------------------------------------------------
@@ -71,26 +72,24 @@ def serving(out: Path) -> None:
         router.start()  # its servers run already
         starts = {name: round(way.start_s, 1) for name, way in ways.items()}
         print(f"all ready: {starts}", flush=True)
-        with Asker(out / "logs/scale-load.log") as asker:
-            _loaded(asker, ways, out / "scale.jsonl", starts)
+        _loaded(ways, out, starts)
         write(out / "scale.jsonl", stamp() | _killed(router))
     memory = {"what": "memory", "before_bytes": before, "after_bytes": gpu_memory_used()}
     write(out / "scale.jsonl", stamp() | memory)
 
 
-def _loaded(asker: Asker, ways: dict, file: Path, starts: dict) -> None:
+def _loaded(ways: dict, out: Path, starts: dict) -> None:
     """Every level of every way, in mixed order; the first round is short, warms up and does not count."""
-    rng = random.Random(0)
+    rng, objective = random.Random(0), Objective(ttft_ms=1000, tpot_ms=50)
     for repeat in range(REPEATS + 1):
         for way in rng.sample(sorted(ways), len(ways)):
-            for level in LEVELS[way] if repeat else (256,):
-                load = {"max_concurrency": level, "num_prompts": max(64, ROUNDS * level)}
-                found = asker.load(ways[way], **LENGTHS, **load)
+            levels = [*LEVELS[way]] if repeat else [256]
+            asked = {"concurrencies": levels, "shares": [], "objective": objective, **LENGTHS}
+            for level in bench(ways[way], **asked, log_dir=out / "logs/load"):
                 if repeat:
-                    row = {"what": "load", "way": way, "clients": level, "repeat": repeat}
+                    row = {"what": "load", "way": way, "clients": level.concurrency, "repeat": repeat}
                     row |= {"start_s": starts[way], "gpus": 1 if way == "one" else 2}
-                    row |= {f"{name}_s": found[name]["p50_ms"] / 1e3 for name in ("ttft", "tpot")}
-                    write(file, stamp() | row | found)
+                    write(out / "scale.jsonl", stamp() | row | asdict(level))
 
 
 def _killed(router: Router, concurrency: int = 256) -> dict:

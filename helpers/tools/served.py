@@ -1,22 +1,17 @@
-"""A large model's shape behind HTTP, deployed several ways under the same load and the same objectives.
+"""A large model's shape behind HTTP, deployed several ways under the same load and the same objective.
 
     python -m helpers.tools.reference --out notebooks/reference/my-machine served
 
 The shape's vocabulary is made that of the embedded model's tokenizer, so that vLLM's server can read prompts
 and ``vllm bench serve`` can write them. The servers start beside each other and are loaded one after the
-other: closed loops first (a fixed number of clients), then open ones (a Poisson process) at shares
-of the best rate that the closed ones found. Goodput is counted from each request's own times.
+other, as ``serve.load`` does it: closed loops, then open ones at shares of the best rate of those.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import secrets
 import shutil
-import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -24,12 +19,12 @@ from helpers.base.machine import detect
 from helpers.model import lookup, schemes
 from helpers.model.model import EMBEDDED, Model
 from helpers.serve import command, settings
-from helpers.serve import load as bench
 from helpers.serve.errors import ServerError
+from helpers.serve.load import Level, LoadError, Objective, bench
 from helpers.serve.server import Server
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
 from helpers.tools.grid import slug
-from helpers.tools.recording import Child, Clocks, stamp, write
+from helpers.tools.recording import stamp, write
 
 MODEL = "qwen3-8b"
 SERVED = ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")
@@ -37,16 +32,11 @@ CLIENTS = (1, 16, 64, 192)
 SHARES = (0.5, 0.7, 0.85, 1.0)
 OPEN_S = 7.0
 LENGTHS = {"input_tokens": 1024, "output_tokens": 128}
-# Time to a first token, and per token after it, in ms: a chat that feels prompt, and one that reads on.
-OBJECTIVES = {"prompt": (500.0, 20.0), "patient": (2000.0, 50.0)}
+PROMPT = Objective(ttft_ms=500.0, tpot_ms=20.0)  # a chat that feels prompt
 CACHE_BYTES = 20 * 2**30  # the same for every way: 8-bit keys and values fit twice
 READY_S = 200
 LEAST_S = 45  # a server is not loaded for less
 PRIVATE = ("model", "served_model_name", "host", "port")  # arguments that say nothing to a reader
-KEY = secrets.token_urlsafe(32)  # of all servers here, since one process asks them all
-
-
-# -- servers of a shape ---------------------------------------------------------------------------------
 
 
 def worded(model: str, way: str, folder: Path) -> Model:
@@ -65,10 +55,8 @@ def server(model: Model, logs: Path, place: dict | None = None, start_s: int = 6
     """A server of random weights, not started; its queue takes all that is asked."""
     machine = detect()
     way = schemes.scheme("baseline").way(machine)
-    found = settings.load(
-        None, server_port=0, vllm_api_key=KEY, max_num_seqs=512, max_num_queued_reqs=100_000,
-        shutdown_timeout=0, start_timeout=start_s,
-    )  # fmt: skip
+    queue = {"max_num_seqs": 512, "max_num_queued_reqs": 100_000, "shutdown_timeout": 0}
+    found = settings.load(None, server_port=0, start_timeout=start_s, **queue)
     asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
     same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
     return Server(found, model, model, way, asked | same | args, logs, place)
@@ -89,87 +77,17 @@ def start(servers: list[Server]) -> dict[Server, str]:
     return failed
 
 
-# -- the process that asks ------------------------------------------------------------------------------
-
-
-def ask(say) -> None:
-    """Each load that is told, with vLLM's benchmark imported once; what came out of it is said."""
-    run = functools.partial(bench.benchmark(), ready_check_timeout_sec=0, ignore_eos=True, save_detailed=True)
-    for line in sys.stdin:
-        say(**figures(run(**json.loads(line))))
-
-
-class Asker(Child):
-    """A process that loads one server after another."""
-
-    def __init__(self, log: Path):
-        direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")  # else a proxy would be told the key
-        super().__init__("helpers.tools.served:ask", log, OPENAI_API_KEY=KEY, **direct)
-
-    def load(
-        self, target, input_tokens: int, output_tokens: int, until: float = float("inf"), **load
-    ) -> dict:
-        """Ask a server, or a router, and return the level's figures.
-
-        Raises:
-            TimeoutError: they did not come; the message says why as far as its log does.
-        """
-        folder = str(target.checkpoint.folder)
-        same = bench.arguments(target.url, folder, target.name, input_tokens, output_tokens)
-        self.tell(**same, **load)
-        if (found := self.line(until)) is None:
-            raise TimeoutError(self.cause)
-        return found
-
-
-def figures(found: dict) -> dict:
-    """Percentiles and goodput of one level, from what ``vllm bench serve`` noted of each request."""
-    good = [
-        (ttft, sum(gaps) / max(1, len(gaps)), sum(gaps))
-        for ttft, gaps, error in zip(found["ttfts"], found["itls"], found["errors"], strict=True)
-        if ttft and not error
-    ]
-    kept = {
-        name: sum(1e3 * ttft <= first and 1e3 * each <= then for ttft, each, _ in good)
-        for name, (first, then) in OBJECTIVES.items()
-    }
-    return {
-        "completed": found["completed"],
-        "failed": found["failed"],
-        "seconds": round(found["duration"], 3),
-        "requests_per_s": round(found["request_throughput"], 3),
-        "output_tokens_per_s": round(found["output_throughput"], 1),
-        "ttft": percentiles([ttft for ttft, _, _ in good]),
-        "tpot": percentiles([each for _, each, _ in good]),
-        "e2e_median_s": round(statistics.median(ttft + rest for ttft, _, rest in good), 3) if good else None,
-        "kept": {name: round(count / max(1, len(good)), 4) for name, count in kept.items()},
-        "goodput": {name: round(count / found["duration"], 3) for name, count in kept.items()},
-    }
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """The median and the 90th, 95th and 99th percentile, in ms; empty of nothing."""
-    ordered = sorted(seconds)
-    marks = {"p50_ms": 0.5, "p90_ms": 0.9, "p95_ms": 0.95, "p99_ms": 0.99} if ordered else {}
-    last = len(ordered) - 1
-    return {name: round(1e3 * ordered[min(last, int(q * len(ordered)))], 2) for name, q in marks.items()}
-
-
-# -- the recording --------------------------------------------------------------------------------------
-
-
 def served(
     out: Path, seconds: float, ways=SERVED, model: str = MODEL, clients=CLIENTS, shares=SHARES
 ) -> None:
     """Start a server each way, beside each other; load one after the other; a line a level."""
-    until, logs, file = time.monotonic() + seconds, out / "logs", out / "served.jsonl"
+    until, file = time.monotonic() + seconds, out / "served.jsonl"
     common = stamp() | {"model": MODELS[model][0], "weights": "random"}
-    servers = {way: _server(model, way, logs) for way in ways}
+    servers = {way: _server(model, way, out / "logs") for way in ways}
     with contextlib.ExitStack() as stack:
         for one in servers.values():
             stack.callback(one.kill)
         failed = start([*servers.values()])
-        asker = stack.enter_context(Asker(logs / "served.load.log"))
         for way, one in servers.items():
             row = common | {"way": way, "scheme": WAYS[way].scheme}
             if one in failed:
@@ -178,9 +96,8 @@ def served(
                 print(f"served: {way} left out, too little time", flush=True)
             else:
                 args = {name: value for name, value in one.args.items() if name not in PRIVATE}
-                row |= LENGTHS | {"args": args, "open_s": OPEN_S, "objectives_ms": OBJECTIVES}
-                for level in _levels(asker, one, clients, shares, until):
-                    write(file, row | level)
+                for found in _loaded(one, [*clients], [*shares], out / "logs/load"):
+                    write(file, row | LENGTHS | {"args": args, "open_s": OPEN_S} | found)
             one.kill()
 
 
@@ -195,19 +112,30 @@ def _server(model: str, way: str, logs: Path) -> Server:
     return server(worded(model, way, logs / f"served-{model}-{slug(way)}"), logs, start_s=READY_S, **args)
 
 
-def _levels(asker: Asker, one: Server, clients, shares, until: float):
-    """Closed loops, then open ones, each with the GPU's clock and power over it."""
+def _loaded(one: Server, clients: list[int], shares: list[float], logs: Path) -> list[dict]:
+    """The levels of a server; a first one, in which kernels are compiled, does not count."""
+    asked = {"concurrencies": [8, *clients], "shares": shares, "objective": PROMPT, "seconds": OPEN_S}
+    try:
+        return [line(level) for level in bench(one, **asked, **LENGTHS, log_dir=logs)[1:]]
+    except LoadError as error:
+        return [{"error": str(error)[-400:]}]
 
-    def level(what: dict, **load) -> dict:
-        with Clocks() as clocks:
-            return what | asker.load(one, **LENGTHS, until=until, **load) | clocks.found
 
-    asker.load(one, **LENGTHS, until=until, max_concurrency=8, num_prompts=16)  # compiled when first needed
-    best = 0.0
-    for count in clients:
-        found = level({"clients": count}, max_concurrency=count, num_prompts=max(4, 2 * count))
-        best = max(best, found["requests_per_s"])
-        yield found
-    for share, rate in ((share, share * best) for share in shares):
-        what = {"share": round(share, 3), "rate": round(rate, 3)}
-        yield level(what, request_rate=rate, num_prompts=max(8, round(rate * OPEN_S)))
+def line(level: Level) -> dict:
+    """What a line has of a level: times in ms, the share that kept the objective, and their rate."""
+    told = {"clients": level.concurrency} if level.share is None else {"share": level.share}
+    told |= {} if level.rate is None else {"rate": round(level.rate, 3)}
+    for name in ("ttft", "tpot"):
+        middle, late = getattr(level, f"{name}_s"), getattr(level, f"{name}_p95_s")
+        told[name] = {"p50_ms": round(1e3 * middle, 2), "p95_ms": round(1e3 * late, 2)}
+    return told | {
+        "completed": level.completed,
+        "failed": level.failed,
+        "seconds": round(level.seconds, 3),
+        "requests_per_s": round(level.requests_per_s, 3),
+        "output_tokens_per_s": round(level.output_tokens_per_s, 1),
+        "e2e_median_s": round(level.e2e_s, 3),
+        "objectives_ms": {"prompt": [PROMPT.ttft_ms, PROMPT.tpot_ms]},
+        "kept": {"prompt": round(level.kept, 4)},
+        "goodput": {"prompt": round(level.goodput, 3)},
+    }
