@@ -14,9 +14,12 @@ import pytest
 from helpers.base import records, widgets
 from helpers.base.records import REFERENCE
 from helpers.base.widgets import Choice, Slider
-from helpers.compare import cards, comparison_figures, recorded_tables, roofline, sizing
+from helpers.compare import cards, comparison_figures, recorded_tables, roofline
 from helpers.compare.cost import Offer
+from helpers.compare.counting import OFFERED, counted
+from helpers.compare.options import option
 from helpers.compare.recorded_tables import KINDS
+from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
@@ -29,7 +32,6 @@ from tests.test_book import NOTEBOOKS
 from tests.test_show import a_row
 
 BATCHES = [1, 8, 32, 64, 256]
-LOAD = {"context": 4096, "concurrency": 16}
 
 
 def rows() -> list[dict]:
@@ -62,7 +64,9 @@ def levels(scale: float) -> list[Level]:
 
 
 def budgets() -> dict:
-    return sizing.budgets(shapes.shape("mistral-7b"), [*SCHEMES], cards.card("L4"), **LOAD)
+    mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
+    found = [option(mistral, name, load) for name in OFFERED]
+    return {one.scheme: one.budget or one.refused for one in found}
 
 
 def offers() -> list[Offer]:

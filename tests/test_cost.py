@@ -2,13 +2,16 @@
 
 import pytest
 
-from helpers.compare import cards, cost, roofline, sizing
+from helpers.compare import cards, cost, options
 from helpers.compare.cost import MOST_AT_ONCE, CostError
+from helpers.compare.counting import counted
+from helpers.compare.sizing import Load
 from helpers.model import shapes
 from helpers.model.schemes import AWQ
 from tests.test_show import a_row
 
-LOAD = {"context": 2048, "most_tpot_s": 0.1, "utilization": 0.5, "rest": 2**30}
+LOAD = {"context": 2048, "most_tpot_s": 0.1, "utilization": 0.5}
+MISTRAL = counted(shapes.shape("mistral-7b"))
 WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 PRICES = {"L4": 10.80, "A100 80GB": 26.40}
 
@@ -28,48 +31,47 @@ def test_a_cost_without_a_price_is_refused_in_words(arguments):
 
 
 def test_offers_are_whole_gpus_that_hold_and_serve_the_load():
-    model = shapes.shape("mistral-7b")
-    found = cost.offers(model, PRICES, ["baseline", "awq"], requests_per_s=2, tokens_per_request=200, **LOAD)
+    found = cost.offers(
+        MISTRAL, PRICES, ["baseline", "awq"], requests_per_s=2, tokens_per_request=200, **LOAD
+    )
     assert [offer.per_day for offer in found] == sorted(offer.per_day for offer in found)
     for offer in found:
         assert offer.count * offer.tokens_per_s * LOAD["utilization"] >= 400
         assert (offer.count - 1) * offer.tokens_per_s * LOAD["utilization"] < 400
         assert offer.per_million == pytest.approx(offer.per_day / (400 * 86400) * 1e6)
-    card, work = cards.card("L4"), roofline.step(model, "awq")
+    load = Load(cards.card("L4"), context=2048, users=1)
+    way = options.option(MISTRAL, "awq", load)
     offer = next(o for o in found if (o.card, o.scheme) == ("L4", "awq"))
-    writing = 200 / work.bound(offer.batch, card.bandwidth, card.rate16, 2048)
-    reading = 1848 * work.operations / card.rate16
+    writing = 200 / options.rate(way.step, way.way, load, 1, offer.batch)
+    reading = 1848 * way.step.operations / load.card.rate16
     assert offer.tokens_per_s == pytest.approx(200 / (writing + reading))
 
 
 def test_long_prompts_need_more_gpus_than_long_answers():
     """The same tokens a second: a quarter of the answers' length means four times the prompts."""
     load = {"prices_per_day": {"L4": 10.80}, "names": ["awq"]} | LOAD
-    model = shapes.shape("mistral-7b")
-    [short] = cost.offers(model, requests_per_s=8, tokens_per_request=50, **load)
-    [long] = cost.offers(model, requests_per_s=2, tokens_per_request=200, **load)
-    [all_answer] = cost.offers(model, requests_per_s=2, tokens_per_request=2048, **load)
+    [short] = cost.offers(MISTRAL, requests_per_s=8, tokens_per_request=50, **load)
+    [long] = cost.offers(MISTRAL, requests_per_s=2, tokens_per_request=200, **load)
+    [all_answer] = cost.offers(MISTRAL, requests_per_s=2, tokens_per_request=2048, **load)
     assert short.tokens_per_s < long.tokens_per_s < all_answer.tokens_per_s
     assert short.count > long.count
     with pytest.raises(CostError, match="do not fit a context of 2,048"):
-        cost.offers(model, requests_per_s=2, tokens_per_request=2049, **load)
+        cost.offers(MISTRAL, requests_per_s=2, tokens_per_request=2049, **load)
 
 
 def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
-    model, card = shapes.shape("mistral-7b"), cards.card("L4")
-
     def batch(**changed):
         load = LOAD | {"requests_per_s": 2, "tokens_per_request": 200} | changed
-        [offer] = cost.offers(model, {"L4": 10.80}, ["awq"], **load)
+        [offer] = cost.offers(MISTRAL, {"L4": 10.80}, ["awq"], **load)
         return offer.batch or offer.why_not
 
-    room = sizing.budget(model, "awq", card.memory, context=2048, concurrency=1).tokens // 2048
-    assert batch(most_tpot_s=10) == room  # memory decides
-    work = roofline.step(model, "awq")
+    load = Load(cards.card("L4"), context=2048, users=1)
+    way = options.option(MISTRAL, "awq", load)
+    assert batch(most_tpot_s=10) == way.users  # memory decides
     took = batch(most_tpot_s=0.03)  # time does
-    assert took < room
-    step = lambda size: work.seconds(size, card.bandwidth, card.rate16, 2048)  # noqa: E731
-    assert step(took) <= 0.03 < step(took + 1)
+    assert took < way.users
+    seconds = [size / options.rate(way.step, way.way, load, 1, size) for size in (took, took + 1)]
+    assert seconds[0] <= 0.03 < seconds[1]
     assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == MOST_AT_ONCE
     assert "a token takes at least" in batch(most_tpot_s=0.001)
 
@@ -81,7 +83,7 @@ def test_served_tokens_have_their_prompts_read():
 
 
 def test_an_offer_that_does_not_fit_says_by_how_much():
-    model = shapes.shape("qwen2.5-14b")
+    model = counted(shapes.shape("qwen2.5-14b"))
     found = cost.offers(model, PRICES, ["baseline"], requests_per_s=1, tokens_per_request=1, **LOAD)
     assert [offer.card for offer in found] == ["A100 80GB", "L4"]
     assert found[1].why_not.endswith("GiB short for one request")
@@ -97,7 +99,7 @@ def test_an_impossible_load_is_refused_in_words(changed):
         | changed
     )
     with pytest.raises(CostError, match="above zero"):
-        cost.offers(shapes.shape("phi-2"), **given)
+        cost.offers(MISTRAL, **given)
 
 
 def rows_of(**rates):

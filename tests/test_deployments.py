@@ -1,5 +1,6 @@
 """What was recorded of large models on a GPU: lines that are whole, bytes and speeds that can be."""
 
+import dataclasses
 import json
 import statistics
 
@@ -7,8 +8,9 @@ import pytest
 
 from helpers.base import records
 from helpers.base.records import PROTOCOL, REFERENCE
-from helpers.compare import options
-from helpers.model import lookup, schemes, shapes, sizes
+from helpers.compare import cards, counting, options
+from helpers.compare.sizing import Load
+from helpers.model import lookup, schemes, shapes, sizes, ways
 from helpers.tools import deployments, grid, served
 
 ROWS = records.deployments()
@@ -16,7 +18,16 @@ TITLES = {title: name for name, title in shapes.TITLES.items()}
 
 
 def counted(row):
-    return options.counted(lookup.sized(TITLES[row["model"]]))
+    return counting.counted(lookup.sized(TITLES[row["model"]]))
+
+
+def estimated(row):
+    """The tokens/s that would have been expected of a record, at the bandwidth measured beside it."""
+    card = cards.card(row["device"])
+    card = dataclasses.replace(card, bandwidth=row["copy_bandwidth"] / options.REACHED)
+    load = Load(card, 1, row["prompt_tokens"] + 64, row["batch"])
+    one = options.option(counted(row), row["scheme"], load)
+    return options.rate(one.step, ways.recorded(row) or one.way, load, 1, row["batch"])
 
 
 def name(row):
@@ -52,11 +63,21 @@ def test_an_estimate_is_within_a_fifth_of_a_dense_model_and_mostly_within_a_tent
     chosen = [row for row in dense if row["chosen_by"] == "vLLM"]
     assert len({row["model"] for row in chosen}) >= 3
     assert len(chosen) >= 60
-    off = {name(row): options.estimated(counted(row), row) / row["output_tokens_per_s"] for row in chosen}
+    off = {name(row): estimated(row) / row["output_tokens_per_s"] for row in chosen}
     assert statistics.median(off.values()) == pytest.approx(1, abs=0.05)
     within = [abs(ratio - 1) <= 0.1 for ratio in off.values()]
     assert sum(within) / len(within) > 0.8
     assert all(0.8 < ratio < 1.25 for ratio in off.values()), off
+
+
+def test_estimates_agree_with_a_model_of_the_lessons_that_none_was_fitted_to():
+    """Of every scheme and batch, on an H200."""
+    rows = [row for row in options.on_record()
+            if row["model"] == "Qwen2.5-14B" and row["prompt_tokens"] == 16]  # fmt: skip
+    assert len(rows) >= 15
+    off = [row["output_tokens_per_s"] / estimated(row) for row in rows]
+    assert min(off) > 0.85
+    assert max(off) < 1.1
 
 
 def test_no_dense_model_is_faster_than_reading_its_weights_allows():

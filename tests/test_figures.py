@@ -12,8 +12,11 @@ import pytest
 
 from helpers.base.figure import HATCHES, Figure
 from helpers.base.page import Note
-from helpers.compare import cards, comparison_figures, roofline, sizing
+from helpers.compare import cards, comparison_figures, roofline
 from helpers.compare.cost import Offer
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
 from helpers.measure.speed import Speed
@@ -143,8 +146,8 @@ def test_the_memory_bars_add_up_to_what_the_engine_took():
 
 
 def test_the_fit_is_drawn_and_said_by_scheme():
-    load = {"context": 4096, "concurrency": 16}
-    found = sizing.budgets(shapes.shape("mistral-7b"), ["baseline", "awq"], cards.card("L4"), **load)
+    mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
+    found = {name: option(mistral, name, load).budget for name in ("baseline", "awq")}
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
     assert "baseline 22.5 GiB, does not fit" in figure.alt
     assert "awq 12.9 GiB, fits" in figure.alt

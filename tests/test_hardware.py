@@ -120,14 +120,12 @@ def test_anonymous_memory_sees_what_is_allocated():
 
 def test_bandwidth_is_that_of_memory_and_not_of_a_cache_or_a_disk(monkeypatch):
     monkeypatch.setattr(machine_module, "visible_gpus", list)
-    assert 1e8 < bandwidth.copy_bandwidth(0.2) < 1e12
+    assert 1e8 < bandwidth.copy_bandwidth() < 1e12
 
 
 def test_the_first_measurement_of_a_process_is_worth_as_much_as_the_next():
     """Memory that nobody had touched made it up to forty times smaller, in a virtual machine."""
-    code = (
-        "from helpers.compare import bandwidth as h; print(*(h._cpu_copy_bandwidth(0.1) for _ in range(3)))"
-    )
+    code = "from helpers.compare import bandwidth as h; print(*(h.copy_bandwidth() for _ in range(3)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *later = map(float, done.stdout.split())
     assert first > max(later) / 4

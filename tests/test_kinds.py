@@ -8,7 +8,7 @@ import pytest
 from helpers.base import records
 from helpers.base.machine import Machine
 from helpers.compare import claims, comparison_tables, cost, roofline
-from helpers.compare.cards import CARDS, GENERATIONS
+from helpers.compare.cards import GENERATIONS
 from helpers.measure import result_tables
 from helpers.model.lookup import resolve
 from helpers.model.schemes import SCHEMES
@@ -66,12 +66,11 @@ def tables(rows: list[dict]) -> list:
     """The lessons' tables of a machine's records, as 02 and 04 make them."""
     others, _ = records.elsewhere()
     long = [row for row in others if row.get("cited") or row["prompt_tokens"] == 1024]
-    seen = claims.Evidence(CARDS["H200"].machine, resolve("embedded"), rows, long)
     return [
         result_tables.side_by_side(rows, list(SCHEMES)),
         result_tables.answers_table(rows, others),
         comparison_tables.sides({name: roofline.side(rows, name) for name in SCHEMES if name != "baseline"}),
-        claims.table(claims.findings(seen)),
+        claims.table(claims.findings(resolve("embedded"), rows, long)),
         comparison_tables.advice(cost.recommend(rows, batch=8, least_recovery=0.95)),
     ]
 

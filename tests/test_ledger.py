@@ -1,43 +1,42 @@
 """The ledger: each verdict follows from its evidence, and changes with it."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from helpers.base import records
-from helpers.base.machine import Machine
-from helpers.compare import claims
-from helpers.compare.claims import CLAIMS, FALSE, HOLDS, NONE, OPEN, PARTLY, VERDICTS, Evidence
-from helpers.model import shapes
-from helpers.model.schemes import AWQ, Scheme, Way
+from helpers.base.machine import GIB
+from helpers.compare import cards, claims, roofline, sizing
+from helpers.compare.claims import CLAIMS, FALSE, HOLDS, OPEN, PARTLY, VERDICTS
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import Load
+from helpers.model import shapes, sizes
+from helpers.model.schemes import AWQ, SchemeError
 from tests.test_show import a_row
 
 PHI = shapes.shape("phi-2")
-CPU = Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
-
 GOOD = "Production deployment, good accuracy"
 WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 
 
-def seen(*rows, others=None):
-    others = records.elsewhere()[0] if others is None else others
-    return Evidence(CPU, PHI, list(rows), [row for row in others if row.get("cited")])
+def verdict(said, *rows):
+    ledger = claims.findings(PHI, list(rows), [])
+    [found] = [one for claim, one in ledger.items() if claim.said.startswith(said)]
+    return found
 
 
-def verdict(said, evidence):
-    [claim] = [claim for claim in CLAIMS if claim.said.startswith(said)]
-    return claim.check(evidence)
+def evidence(said):
+    return verdict(said).evidence
 
 
 def test_every_claim_has_evidence_and_a_verdict_also_without_records():
-    for evidence in (seen(), seen(others=[])):
-        found = claims.findings(evidence)
-        assert len(found) == len(CLAIMS) >= 20
-        assert {one.verdict for one in found.values()} <= {*VERDICTS}
-        assert all(len(one.evidence) > 10 for one in found.values())
-
-
-def test_nothing_measured_is_not_a_verdict():
-    for said in ("Start with FP8", "Use W4A16 for maximum", "Expected speedup", "Baseline only", GOOD):
-        assert verdict(said, seen()).verdict == OPEN
+    found = claims.findings(PHI, [], [])
+    assert len(found) == len(CLAIMS) >= 20
+    assert {one.verdict for one in found.values()} <= {*VERDICTS}
+    assert all(len(one.evidence) > 10 for one in found.values())
+    assert {one.verdict for one in found.values() if one.measured} == {OPEN}, "nothing measured is no verdict"
 
 
 @pytest.mark.parametrize(
@@ -50,17 +49,15 @@ def test_nothing_measured_is_not_a_verdict():
 def test_another_measurement_is_another_verdict(rates, expected):
     rows = [a_row("baseline", batch, 1.0, 1, 1) for batch in (1, 8)]
     rows += [a_row("fp8", batch, rate, 1, 1) for batch, rate in zip((1, 8), rates, strict=True)]
-    found = verdict("Expected speedup", seen(*rows))
+    found = verdict("Expected speedup", *rows)
     assert found.verdict == expected
     assert found.measured
     assert "m on d " in found.evidence
 
 
 def test_what_ran_in_16_bits_is_no_evidence_of_speed():
-    rows = [a_row("baseline", 1, 1.0, 1, 1), a_row("awq", 1, 9.0, 1, 1)]
-    rows[1]["way"] = WRITTEN_OUT
-    assert verdict("Use W4A16 for maximum", seen(*rows)).verdict == OPEN
-    assert verdict("W4A16 requires pre-quantized", seen(*rows)).verdict == PARTLY
+    rows = [a_row("baseline", 1, 1.0, 1, 1), a_row("awq", 1, 9.0, 1, 1, way=WRITTEN_OUT)]
+    assert verdict("Use W4A16 for maximum", *rows).verdict == OPEN
 
 
 @pytest.mark.parametrize(
@@ -74,65 +71,31 @@ def test_always_use_it_takes_more_than_noise_and_weights_of_fewer_bits(rates, ex
     """An FP8 cache beside 16-bit weights is no such case, and within a few percent nobody wins."""
     rows = [a_row("baseline", 1, 1.0, 1, 1), *(a_row(name, 1, rate, 1, 1) for name, rate in rates.items())]
     for said in ("Quantization is production", "Baseline only"):
-        assert verdict(said, seen(*rows)).verdict == expected
+        assert verdict(said, *rows).verdict == expected
 
 
 def test_a_percent_more_or_less_turns_no_verdict_into_its_opposite():
-    opposite = {HOLDS: FALSE, FALSE: HOLDS}
+    opposite, base = {HOLDS: FALSE, FALSE: HOLDS}, a_row("baseline", 1, 1.0, 1, 1)
     for rate in (0.5 + step / 100 for step in range(300)):
         for said in ("Expected speedup", "Use W4A16 for maximum", "Quantization is production"):
             one, other = (
-                verdict(
-                    said,
-                    seen(a_row("baseline", 1, 1.0, 1, 1), *(a_row(n, 1, r, 1, 1) for n in ("fp8", "awq"))),
-                )
-                for r in (rate, 1.01 * rate)
+                verdict(said, base, *(a_row(name, 1, times, 1, 1) for name in ("fp8", "awq")))
+                for times in (rate, 1.01 * rate)
             )
             assert opposite.get(one.verdict) != other.verdict, (said, rate)
 
 
-def test_arithmetic_on_the_logs_own_figures_has_no_verdict():
-    for said in ("Cost: $26.40/day", "$324/month"):
-        assert verdict(said, seen()).verdict == NONE
-    assert "$26.40 x 30 = $792" in verdict("Cost: $26.40/day", seen()).evidence
-
-
-def test_the_memory_of_the_failure_is_told_apart():
-    """0.9 of 22.03 GiB were the first engine's; what PyTorch had beyond was the second model."""
-    assert (
-        "was given 19.83, so 1.6 GiB at least were the second model" in verdict("Your GPU", seen()).evidence
-    )
-
-
-def test_the_logs_measurements_hold_and_a_changed_one_does_not():
-    for said in ("Loading model weights", "Throughput: 42.0", "# GPU blocks"):
-        assert verdict(said, seen()).verdict == HOLDS
-    [row] = [row for row in records.elsewhere()[0] if row.get("cited")]
-    wrong = row | {"output_tokens_per_s": 90.0, "kv_cache_tokens": 90_000, "weights_bytes": 9 * 2**30}
-    for said in ("Loading model weights", "Throughput: 42.0", "# GPU blocks"):
-        assert verdict(said, seen(others=[wrong])).verdict == FALSE
-
-
-def test_hardware_claims_follow_the_schemes(monkeypatch):
-    assert verdict("L4, A100, H100", seen()).verdict == PARTLY
-    assert verdict("Your GPU", seen()).verdict == FALSE
-    emulated = Way("FP8 emulated", lambda machine: True, "", "")
-    monkeypatch.setattr(claims, "FP8", Scheme("fp8", "FP8", 8, (emulated,)))
-    assert verdict("L4, A100, H100", seen()).verdict == FALSE
-    assert verdict("Your GPU", seen()).verdict == HOLDS
-
-
 def test_recovery_decides_about_accuracy():
     good, bad = a_row("fp8", 1, 1, 1, 1, recovery=0.99), a_row("fp8", 1, 1, 1, 1, recovery=0.5)
-    assert verdict(GOOD, seen(good)).verdict == HOLDS
-    assert verdict(GOOD, seen(bad)).verdict == PARTLY
-    assert "2,780M weights" in verdict(GOOD, seen(bad)).evidence
+    assert verdict(GOOD, good).verdict == HOLDS
+    assert verdict(GOOD, bad).verdict == PARTLY
+    assert "2,780M weights" in verdict(GOOD, bad).evidence
     unsure = bad | {"recovery": 0.94, "recovery_high": 0.98}  # its interval does not say that much is lost
-    assert verdict(GOOD, seen(unsure)).verdict == HOLDS
+    assert verdict(GOOD, unsure).verdict == HOLDS
 
 
 def test_the_table_marks_what_this_machine_measured():
-    found = claims.findings(seen())
+    found = claims.findings(PHI, [], [])
     table = claims.table(found)
     for (claim, finding), row in zip(found.items(), table.rows, strict=True):
         assert str(row[0]) == claim.said
@@ -145,7 +108,59 @@ def test_the_table_marks_what_this_machine_measured():
     assert max(map(len, parts)) <= 12
 
 
-def test_the_deprecation_is_looked_up_in_the_vllm_that_is_installed():
-    found = verdict("os.getenv", seen())
-    assert found.verdict == PARTLY
-    assert "fp8_per_tensor" in found.evidence
+# -- what stands in the data, worked out anew ---------------------------------------------------------------
+
+
+def test_sizes_are_those_of_the_configs():
+    def smaller(scheme, folder):
+        plain, found = (sizes.predicted_weights_bytes(name, folder) for name in ("baseline", scheme))
+        return plain / found
+
+    for said, scheme in (("2.0x", "fp8"), ("3.7x", "awq")):
+        every = [smaller(scheme, shapes.shape(name).folder) for name in shapes.CONFIGS]
+        assert f"whole models {min(every):.2f} to {max(every):.2f}" in evidence(said)
+    factor = smaller("fp8", PHI.folder)
+    assert f"{factor:.2f} times smaller, a reduction of {1 - 1 / factor:.0%}" in evidence("Memory savings")
+
+
+def test_the_logs_three_measurements_hold():
+    [row] = [row for row in records.elsewhere()[0] if row.get("cited")]
+    size = sizes.predicted_weights_bytes("baseline", PHI.folder)
+    assert row["weights_bytes"] == pytest.approx(size, rel=0.005)
+    assert f"{size / GIB:.2f} GiB ({size / 1e9:.2f} GB)" in evidence("Loading model weights")
+    moved = roofline.step(PHI, "baseline").weights * row["output_tokens_per_s"]
+    assert f"{moved / 1e9:.0f} GB/s of weights read, {moved / 300e9:.0%}" in evidence("Throughput: 42.0")
+    [found] = sizing.reconcile([row], {row["model"]: PHI})
+    said = evidence("# GPU blocks")
+    assert f"x {found.token:,} bytes are {found.cache / GIB:.2f} GiB" in said
+    assert f"leaves {found.rest / GIB:.2f} GiB" in said
+
+
+def test_what_fits_an_l4_is_what_is_counted():
+    mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), context=2048, users=8)
+    plain, four = (option(mistral, name, load).budget for name in ("baseline", "awq"))
+    assert plain.verdict == four.verdict == "fits"
+    weights = f"{plain.weights / 1e9:.1f} GB of weights; with 8 requests of 2,048 tokens "
+    assert f"{weights}{plain.total / GIB:.1f} of" in evidence("Requires A100")
+    assert f"{four.weights / 1e9:.1f} GB of weights, not 7; fits" in evidence("Fits on")
+    assert f"room for {four.tokens:,} tokens" in evidence("Fits on")
+    requests = f"{plain.tokens // 2048} requests at once, in four bits for {four.tokens // 2048}"
+    assert requests in evidence("Savings")
+
+
+def test_hardware_is_what_the_schemes_say():
+    bits = {name: roofline.arithmetic_bits("fp8", cards.card(name).machine)
+            for name in ("L4", "H100", "A100 80GB", "T4")}  # fmt: skip
+    assert bits == {"L4": 8, "H100": 8, "A100 80GB": 16, "T4": 16}
+    with pytest.raises(SchemeError, match=r"need SM 7\.5"):
+        AWQ.way(cards.card("V100").machine)
+    allocated, share = 21.44, 0.9 * cards.card("L4").memory / GIB
+    said = evidence("Your GPU")
+    assert f"given {share:.2f}, so {allocated - share:.1f} GiB" in said
+
+
+def test_the_deprecation_stands_in_the_vllm_that_is_installed():
+    package = Path(importlib.util.find_spec("vllm").origin).parent
+    source = (package / "model_executor/model_loader/weight_utils.py").read_text()
+    assert "use --quantization fp8_per_tensor instead" in source
+    assert "fp8_per_tensor" in evidence("os.getenv")

@@ -10,12 +10,12 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers.base import machine, records
 from helpers.base.machine import Machine
-from helpers.base.records import FIELDS, REFERENCE
+from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
 from helpers.measure import speed
 from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
-from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.model.schemes import SCHEMES
 from helpers.tools import reference, sections, variants
 from helpers.tools.plan import RESULTS
 from helpers.tools.sections import CONTEXT, ENVELOPE, GRAPHS
@@ -133,7 +133,7 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     same["protocol"] = 0
     fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
     runs = [
-        same | fast | {"long": {"1": {}}},
+        same | fast,
         same | {"error": "no kernel"},
         same | {"tokens_per_s": {"1": 190.0, "64": 990.0}, "of_the_bound": 0.4, "busy": {
             "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
@@ -142,7 +142,6 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
     (row,) = recorded.recorded(tmp_path)
     assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 195.0, "64": 945.0}, 0.5)
     assert row["runs"] == {"1": [190.0, 200.0], "64": [900.0, 990.0]}
-    assert row["long"] == {"1": {}}  # the newer run has none
     assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
     rows = recorded.recorded()
     assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
@@ -150,18 +149,16 @@ def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
 
 def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_path):
     same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same |= {"tokens_per_s": {"256": 900.0}, "of_the_bound": 0.5}
-    both = [{"256": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
+    same |= {"tokens_per_s": {"1": 900.0}, "of_the_bound": 0.5}
+    both = [{"1": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
     runs = [same | {"protocol": number, "busy": busy} for number, busy in enumerate(both)]
     records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
     (row,) = recorded.recorded(tmp_path)
     assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
-    assert not recorded.with_prompts(row)
-    assert recorded.with_prompts(runs[0])
 
 
 def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path):
-    kernels = {"256": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
+    kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
     same = {
         "device": "NVIDIA H200",
         "model": "Mistral-7B",
@@ -183,10 +180,8 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
         "old",
         "both",
     )
-    assert recorded.breakdown(older, 256) is None
     base = {"scheme": "baseline", "kernels": []}
     both |= base | {"variant": recorded.DEFAULTS}
-    assert recorded.against_baseline([both, older], 256) == [1.0, None]
     table = recorded_tables.variants([both, older | base], [64, 256])
     assert [row[3:] for row in table.rows] == [
         [2, "60 to 70 (x 1.00)", "900 (x 1.00)"], [1, "80 (x 1.23)", "-"]
@@ -194,50 +189,10 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
     assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
 
 
-def test_the_fastest_after_long_prompts_may_be_another():
-    assert recorded.arguments("fp8", 64)["attention_backend"] == "TRITON_ATTN"
-    assert recorded.arguments("fp8", 64, long=True) == {}
-    with pytest.raises(SchemeError, match="'fp8' is on record at batch size 256 after long prompts"):
-        recorded.arguments("fp8", 256, long=True)
-
-
-def test_the_fastest_variant_depends_on_the_batch():
+def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
     rows = recorded.recorded()
     assert recorded.fastest(rows, "awq", 1).startswith("Marlin")
     assert not recorded.fastest(rows, "awq", 64).startswith("Marlin")
-    assert recorded.arguments("awq", 1)["linear_backend"] == "marlin"
-    alone = {"compilation_config": {"compile_sizes": [1]}, "attention_backend": "TRITON_ATTN"}
-    assert recorded.arguments("baseline", 1) == alone
-    assert "kernel_config" not in recorded.arguments("fp8", 64)  # the measurement's own
-    for batch in recorded.BATCHES:  # two rows of one name, from two machines, are told apart
-        timed = [row for row in rows if str(batch) in row["tokens_per_s"]]
-        rates = [row["tokens_per_s"][str(batch)] for row in timed]
-        factors = recorded.against_baseline(timed, batch)
-        assert [f / factors[0] for f in factors] == pytest.approx([rate / rates[0] for rate in rates])
-    with pytest.raises(SchemeError, match="No variant of 'int8' is on record at batch size 3"):
-        recorded.arguments("int8", 3)
-
-
-def test_humming_decodes_faster_but_at_the_largest_batch_and_first_tokens_differ_both_ways():
-    """What 04 says of the two kernels, in words."""
-    rows, problems = records.recorded(REFERENCE, "kernels.jsonl", (*FIELDS, "args"))
-    assert not problems
-    table = {(row["kernel"], row["batch"], row["prompt_tokens"]): row for row in rows}
-    loads = {(batch, prompt) for _, batch, prompt in table}
-    assert len(table) == len(rows) == 2 * len(loads)
-
-    def factor(load, field):
-        return table["HummingLinearKernel", *load][field] / table["MacheteLinearKernel", *load][field]
-
-    assert all((factor(load, "output_tokens_per_s") > 1.1) == (load[0] < 256) for load in loads)
-    later = {load for load in loads if factor(load, "ttft_s") > 1.1}
-    assert {(32, 16), (64, 16)} <= later
-    assert (1, 16) not in later
-    assert factor((64, 16), "ttft_s") > 1.75
-
-
-def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
-    rows = recorded.recorded()
     found = recorded.notable(rows, [1, 256])
     names = [(row["scheme"], row["variant"]) for row in found]
     assert len(names) == len(set(names)) < len(rows)

@@ -8,35 +8,11 @@ from helpers.base import records
 from helpers.base.machine import GIB, Machine
 from helpers.compare import cards, sizing
 from helpers.compare.cards import CARDS, GENERATIONS, SizingError
-from helpers.compare.sizing import MARGIN, Budget
+from helpers.compare.counting import counted
+from helpers.compare.options import option
+from helpers.compare.sizing import MARGIN, Load
 from helpers.engine.engine import open_engine
 from helpers.model import shapes, sizes
-from helpers.model.layout import LayoutError
-from helpers.model.model import Model
-
-
-@pytest.mark.parametrize(
-    ("name", "bytes_"),
-    [("phi-2", 327_680), ("mistral-7b", 131_072), ("llama-3.1-8b", 131_072), ("qwen2.5-14b", 196_608)],
-)
-def test_a_token_of_kv_cache(name, bytes_):
-    config = sizing.config_of(shapes.shape(name))
-    assert (
-        sizing.kv_token_bytes(config) == bytes_
-    )  # published architectures: 2 x layers x KV heads x size x 2
-    assert sizing.kv_token_bytes(config, 1) == bytes_ / 2
-    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
-    without_gqa = config | {"num_key_value_heads": heads}
-    assert sizing.kv_token_bytes(without_gqa) == bytes_ * heads / shared
-
-
-def test_a_config_that_does_not_say_is_refused_in_words(tmp_path):
-    with pytest.raises(LayoutError, match="names no model_type"):
-        sizing.kv_token_bytes({"num_hidden_layers": 2, "num_attention_heads": 2})
-    with pytest.raises(LayoutError, match="is a class that transformers does not have"):
-        sizing.kv_token_bytes({"model_type": "internlm2", "num_hidden_layers": 2})
-    with pytest.raises(LayoutError, match=r"has no config\.json"):
-        sizing.config_of(Model("x", "Nothing", tmp_path, "local"))
 
 
 def test_vllm_finds_the_cache_that_the_formula_predicts(small):
@@ -59,32 +35,34 @@ def test_the_logs_three_figures_fit_an_l4():
     assert 0 < found.rest < GIB
 
 
-def test_a_fit_with_less_room_than_the_rest_has_varied_is_close():
-    model, load = shapes.shape("mistral-7b"), {"context": 2048, "concurrency": 1}
-    need = sizing.budget(model, "awq", 0, utilization=1.0, **load).total
-    for spare, said in ((MARGIN, "fits"), (MARGIN - 1, "close"), (0, "close"), (-1, "no")):
-        found = sizing.budget(model, "awq", need + spare, utilization=1.0, **load)
-        assert found.verdict == said
-        assert found.fits == (said != "no")
+def budget(scheme, memory, context=1, users=1, name="mistral-7b"):
+    card = dataclasses.replace(CARDS["L4"], memory_bytes=memory)
+    return option(counted(shapes.shape(name)), scheme, Load(card, context=context, users=users)).budget
 
 
 def test_a_budget_fits_to_the_token():
-    model, load = shapes.shape("llama-3.1-8b"), {"concurrency": 1, "rest": 0, "utilization": 0.9}
-    memory = cards.card("L4").memory
-    room = sizing.budget(model, "awq", memory, context=1, **load).tokens
-    assert sizing.budget(model, "awq", memory, context=room, **load).fits
-    assert not sizing.budget(model, "awq", memory, context=room + 1, **load).fits
-    wide = sizing.budget(model, "fp8_kv", memory, context=1000, **load)
-    assert wide.kv_cache * 2 == sizing.budget(model, "baseline", memory, context=1000, **load).kv_cache
+    memory = CARDS["L4"].memory
+    room = budget("awq", memory, name="llama-3.1-8b").tokens
+    assert budget("awq", memory, room, name="llama-3.1-8b").spare >= 0
+    assert budget("awq", memory, room + 1, name="llama-3.1-8b").spare < 0
+    assert budget("fp8_kv", memory, 1000).kv_cache * 2 == budget("baseline", memory, 1000).kv_cache
+    # A window holds no more than its width.
+    assert budget("awq", memory, 32_768).request == 4096 * budget("awq", memory).token
 
 
-def test_a_window_holds_no_more_than_its_width():
-    load = {"concurrency": 1, "rest": 0}
-    at = {
-        tokens: sizing.budget(shapes.shape("mistral-7b"), "awq", 0, context=tokens, **load)
-        for tokens in (4096, 32768)
-    }
-    assert at[4096].kv_cache == at[32768].kv_cache == 4096 * at[4096].token
+def test_a_fit_with_less_room_than_the_rest_has_varied_is_close():
+    need = budget("awq", 0, 2048).total
+    for spare, said in ((MARGIN, "fits"), (MARGIN - 1, "close"), (0, "close"), (-1, "no")):
+        found = dataclasses.replace(budget("awq", 0, 2048), usable=need + spare)
+        assert (found.spare, found.verdict) == (spare, said)
+
+
+def test_two_gpus_share_weights_and_cache_and_each_has_its_rest():
+    phi, load = counted(shapes.shape("phi-2")).layout, Load(CARDS["L4"], users=8)
+    one, two = (sizing.budget(phi, 1000, 2, load, gpus) for gpus in (1, 2))
+    assert (two.total - one.total, two.usable) == (one.rest, 2 * one.usable)
+    copied = sizing.budget(phi, 1000, 2, load, 2, copies=2.0)
+    assert copied.kv_cache == 2 * one.kv_cache
 
 
 def test_four_numbers_make_a_card():
@@ -101,22 +79,6 @@ def test_four_numbers_make_a_card():
             cards.card(wrong)
     with pytest.raises(SizingError, match="There are several A100: A100 40GB, A100 80GB"):
         cards.card("A100")
-
-
-def test_a_v100_is_refused_with_the_reason():
-    found = sizing.budgets(
-        shapes.shape("phi-2"), ["baseline", "awq"], cards.card("V100"), context=1, concurrency=1
-    )
-    assert "CUDA 13" in found["baseline"]
-    assert "SM 7.5" in found["awq"]
-
-
-def test_what_does_not_run_on_a_card_says_why():
-    found = sizing.budgets(
-        shapes.shape("phi-2"), ["awq", "fp8_kv"], cards.card("T4"), context=1, concurrency=1
-    )
-    assert isinstance(found["awq"], Budget)
-    assert "SM 8.0" in found["fp8_kv"]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ NUMBERS = {
     "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
     "a100_price_per_day": (0.01, 1e6), "utilization": (0.001, 1), "requests_per_second": (0.001, 1e6),
     "longest_tpot_ms": (0.1, 1e6), "least_recovery": (0, 1), "open_seconds": (1, 600),
-    "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60), "rest_gib": (0, 1000),
+    "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60),
 }  # fmt: skip
 LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
 YES_OR_NO = ("short",)

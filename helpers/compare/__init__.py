@@ -7,10 +7,10 @@ __getattr__, __all__ = face(
     {
         "advise": "Advice explorer",
         "cards": "CARDS Card SizingError card",
-        "options": "Load Option",
-        "sizing": "Budget budgets reconcile",
-        "roofline": "Hardware regime",
+        "options": "Option",
+        "sizing": "Budget Load reconcile",
         "cost": "CostError Offer offers recommend",
         "claims": "findings",
+        "counting": "Counted counted",
     },
 )

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
-from helpers.compare import cards, options
+from helpers.compare import cards, counting, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.options import AS_IT_IS, Counted, Load, Option
+from helpers.compare.counting import AS_IT_IS, Counted
+from helpers.compare.options import Option
 from helpers.compare.published import gained
-from helpers.compare.sizing import MARGIN
+from helpers.compare.sizing import Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
 
@@ -125,10 +126,9 @@ class Advice:
         return best.users > one.users and f"contexts grow: {best.title} has room for {best.users} of these"
 
     def _if_close(self, one: Option, others: list[Option]) -> str:
-        close = one.fits and one.spare < MARGIN
-        return (
-            close
-            and f"vLLM stops as it starts, for only {one.spare / GIB:.1f} GiB are left: allow less context"
+        left = f"{one.budget.spare / GIB:.1f} GiB are left"
+        return one.budget.verdict == "close" and (
+            f"vLLM stops as it starts, for only {left}: allow less context"
         )
 
     def _if_made(self, one: Option, others: list[Option]) -> str:
@@ -177,10 +177,10 @@ class Advice:
 
     def _fits(self, one: Option) -> str:
         if one.fits:
-            return f"{'close' if one.spare < MARGIN else 'yes'}, room for {one.users}"
+            return f"{'close' if one.budget.verdict == 'close' else 'yes'}, room for {one.users}"
         if one.users:
             return f"{one.users}, others wait"
-        return f"no, {-one.spare / GIB:.1f} GiB short"
+        return f"no, {-one.budget.spare / GIB:.1f} GiB short"
 
     def sources(self) -> list[str]:
         """Where the figures are from."""
@@ -254,7 +254,7 @@ def advise(
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
     load = Load(card(gpu), gpus, 4096 if context is None else context, users)
-    model = options.counted(lookup.sized(name))
+    model = counting.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users)
     found = options.options(model, load, rows)

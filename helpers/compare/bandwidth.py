@@ -6,91 +6,78 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from helpers.base import machine
 from helpers.base.machine import MIB
 
+SECONDS, ROUNDS = 0.5, 5  # at least; the first round of a process can be many times slower than the rest
 
-def copy_bandwidth(seconds: float = 0.5) -> float:
+
+def copy_bandwidth() -> float:
     """Measured memory bandwidth in bytes per second: a large copy, counting bytes read and written.
 
-    On a GPU the copy runs in a process of its own, so that this one never holds a CUDA context.
+    On a CPU every core copies a buffer of its own, four times any cache. Both buffers are written to
+    beforehand: memory that is touched for the first time has to be found by the system, and in a virtual
+    machine by its host, which takes up to forty times as long as the copy.
     """
     if machine.detect().kind == "cuda":
-        done = subprocess.run([sys.executable, "-c", _GPU_COPY], capture_output=True, text=True, check=True)
-        return float(done.stdout.split()[-1])
-    return _cpu_copy_bandwidth(seconds)
-
-
-_GPU_COPY = """
-import torch
-a = torch.empty(2**31, dtype=torch.uint8, device="cuda"); b = torch.empty_like(a)
-for _ in range(3): b.copy_(a)
-times = []
-for _ in range(9):
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record(); b.copy_(a); end.record(); torch.cuda.synchronize()
-    times.append(begin.elapsed_time(end) / 1e3)
-print(2 * a.numel() / sorted(times)[len(times) // 2])
-"""
-
-
-ROUNDS = 5  # at least; the first one of a process can be many times slower than the rest
-
-
-def _cpu_copy_bandwidth(seconds: float) -> float:
-    """Every core copies a buffer of its own, four times any cache; the best of ``ROUNDS`` or more.
-
-    Both buffers are written to beforehand: memory that is touched for the first time has to be found by the
-    system, and in a virtual machine by its host, which takes up to forty times as long as the copy.
-    """
+        return _on_gpu("a = torch.empty(2**31, dtype=torch.uint8, device='cuda'); b = torch.empty_like(a)",
+                       "b.copy_(a)", "2 * a.numel()")  # fmt: skip
     import numpy as np
 
     cores, size = machine.usable_cores(), 128 * MIB
     source = [np.ones(size, np.uint8) for _ in range(cores)]
     target = [np.ones(size, np.uint8) for _ in range(cores)]  # np.zeros would not touch it
-    best, rounds, stop = 0.0, 0, time.perf_counter() + seconds
-    while time.perf_counter() < stop or rounds < ROUNDS:
-        rounds += 1
-        begin = time.perf_counter()
+
+    def copy():
         threads = [threading.Thread(target=np.copyto, args=pair) for pair in zip(target, source, strict=True)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        best = max(best, 2 * size * cores / (time.perf_counter() - begin))
-    return best
+
+    return 2 * size * cores / _shortest(copy)
 
 
-def matmul_rate(seconds: float = 0.5, dtype: str = "bfloat16") -> float:
-    """Measured arithmetic in operations/s: matrices of a type multiplied, two operations a multiplication.
-
-    On a GPU in 16 bits, and in a process of its own, as ``copy_bandwidth``.
-    """
+def matmul_rate(dtype: str = "bfloat16") -> float:
+    """Measured arithmetic in operations/s: matrices of a type multiplied, two operations a multiplication."""
     if machine.detect().kind == "cuda":
-        done = subprocess.run([sys.executable, "-c", _GPU_MATMUL], capture_output=True, text=True, check=True)
-        return float(done.stdout.split()[-1])
+        type_ = "torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16"
+        return _on_gpu(f"a = torch.ones(8192, 8192, dtype={type_}, device='cuda'); b = a @ a",
+                       "torch.matmul(a, a, out=b)", "2 * 8192**3")  # fmt: skip
     import torch
 
-    size = 512
-    left = torch.ones(size, size, dtype=getattr(torch, dtype))
-    best, rounds, stop = 0.0, 0, time.perf_counter() + seconds
+    left = torch.ones(512, 512, dtype=getattr(torch, dtype))
+    return 2 * 512**3 / _shortest(lambda: torch.matmul(left, left))
+
+
+def _shortest(work: Callable[[], object]) -> float:
+    """The seconds of the fastest round."""
+    best, rounds, stop = float("inf"), 0, time.perf_counter() + SECONDS
     while time.perf_counter() < stop or rounds < ROUNDS:
         rounds += 1
         begin = time.perf_counter()
-        torch.matmul(left, left)
-        best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+        work()
+        best = min(best, time.perf_counter() - begin)
     return best
 
 
-_GPU_MATMUL = """
+def _on_gpu(prepare: str, work: str, amount: str) -> float:
+    """The amount of work a second, in a process of its own: so this one never holds a CUDA context."""
+    code = _GPU.format(prepare=prepare, work=work, amount=amount)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+_GPU = """
 import torch
-n = 8192; a = torch.ones(n, n, dtype=torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16,
-                         device="cuda"); b = a @ a
+{prepare}
+for _ in range(3): {work}
 times = []
 for _ in range(9):
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record(); torch.matmul(a, a, out=b); end.record(); torch.cuda.synchronize()
+    begin.record(); {work}; end.record(); torch.cuda.synchronize()
     times.append(begin.elapsed_time(end) / 1e3)
-print(2 * n**3 / sorted(times)[len(times) // 2])
+print({amount} / sorted(times)[len(times) // 2])
 """

@@ -77,17 +77,11 @@ CARDS = {
         _card("H100 NVL", "Hopper", 9.0, 94, 3900, 835, 1671),
         _card("H200", "Hopper", 9.0, 141, 4800, 989, 1979,
               f"{_SHEET}; memory as the driver counts it (notebooks/reference/h200)", 150_754_820_096),
-        _card("B200", "Blackwell", 10.0, 180, 8000, 2250, 4500, f"{_SHEET} (HGX B200)"),
+        _card("B200", "Blackwell", 10.0, 180, 7700, 2250, 4500, f"{_SHEET} (HGX B200)"),
         _card("RTX PRO 6000", "Blackwell", 12.0, 96, 1597, 504, 1008, f"{_SHEET}, Server Edition"),
     )
 }  # fmt: skip
 FOUR = "memory:bandwidth:rate:capability, such as 48:864:362:8.9 (GB, GB/s, dense 16-bit TFLOP/s, SM)"
-
-
-def label(name: str) -> str:
-    """A card's name with its memory, for tables."""
-    one = CARDS[name]
-    return name if f"{one.gigabytes}GB" in name else f"{name} {one.gigabytes}GB"
 
 
 def card(name: str) -> Card:

@@ -151,7 +151,9 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
             )
             left += width
         text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
-        label_bar(axes, max(left, usable if one and one.fits else 0), place, text)  # the line crosses no text
+        label_bar(
+            axes, max(left, usable if one and one.spare >= 0 else 0), place, text
+        )  # the line crosses no text
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
     axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))

@@ -12,7 +12,6 @@ from helpers.base import page
 from helpers.base.page import Table
 from helpers.model import schemes
 from helpers.model.schemes import SCHEMES
-from helpers.model.sizes import predicted_weights_bytes
 
 
 def ways(found: Mapping[str, object]) -> Table:
@@ -44,19 +43,6 @@ def paths(found: Mapping[str, Mapping[str, str]], here: str | None) -> Table:
     ]
     titles = [schemes.scheme(name).title for name in names]
     return Table(["hardware", "", *titles], rows, texts=["", *titles])
-
-
-def sizes(found: Mapping[str, Mapping[str, object]]) -> Table:
-    """Whether a load fits, a row a card and a column a scheme: ``sizing.budgets`` by the card's name."""
-    names = list(next(iter(found.values())))
-
-    def cell(budget) -> str:
-        if isinstance(budget, str):
-            return "does not run"
-        return f"{budget.verdict}: {budget.total / 2**30:.1f} of {budget.usable / 2**30:.1f} GiB"
-
-    rows = [[card, *(cell(budgets[name]) for name in names)] for card, budgets in found.items()]
-    return Table(["GPU", *names], rows, texts=names)
 
 
 def reconciled(found: Iterable) -> Table:
@@ -125,21 +111,3 @@ def advice(found) -> Table:
         why = found.why if name == found.scheme else found.against.get(name, "not measured here")
         rows.append([name, page.measured("deploy" if name == found.scheme else "-"), page.measured(why)])
     return Table(["scheme", "", "because"], rows, texts=["", "because"])
-
-
-def smaller(described: Mapping[str, object], names: Iterable[str]) -> Table:
-    """How many times smaller each model's weights get under each scheme, from its config: by title."""
-    names, size = list(names), predicted_weights_bytes
-    plain = [size("baseline", model.folder) for model in described.values()]
-    rows = [
-        [title, shown, *(f"{base / size(name, model.folder):.2f} times" for name in names[1:])]
-        for (title, model), base, shown in zip(described.items(), plain, page.alike(plain), strict=True)
-    ]
-    return Table(["model", "16-bit weights", *(schemes.scheme(name).title for name in names[1:])], rows)
-
-
-def best_for(names: Iterable[str]) -> Table:
-    """What each scheme is good for, and what would overrule that: ``Scheme.best_for`` and ``unless``."""
-    found = [schemes.scheme(name) for name in names]
-    columns = ["scheme", "best for", "unless", "measured in"]
-    return Table(columns, [[s.title, s.best_for, s.unless, s.lesson] for s in found], texts=columns)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from helpers.compare import cards, roofline, sizing
-from helpers.compare.cards import Card
+from helpers.compare import cards, options
+from helpers.compare.counting import Counted
+from helpers.compare.options import Option
+from helpers.compare.sizing import Load
 from helpers.measure import result_tables
 from helpers.model import sizes, ways
-from helpers.model.model import Model
 
 HOURS_A_DAY, DAYS_A_MONTH = 24, 30  # the log's months have 30 days
 
@@ -57,9 +58,9 @@ def served(row: dict, output_tokens: int) -> float:
 class Offer:
     """One way to serve a load: ``count`` cards under a scheme, each with ``batch`` requests at once.
 
-    ``tokens_per_s`` is what one card gives (``basis`` says how that is known), ``used`` the share of all
-    cards' throughput that the load takes; ``per_day`` the rent of all, ``per_million`` what a million
-    tokens of this load then cost. ``why_not`` is set instead where the scheme cannot serve it there.
+    ``tokens_per_s`` is what one card gives, estimated from above, ``used`` the share of all cards' throughput
+    that the load takes; ``per_day`` is the rent of all, ``per_million`` what a million tokens of this load
+    then cost at least. ``why_not`` is set instead where the scheme cannot serve it there.
     """
 
     card: str
@@ -69,23 +70,21 @@ class Offer:
     batch: int = 0
     tokens_per_s: float = 0.0
     used: float = 0.0
-    basis: str = ""
     why_not: str = ""
 
     @property
     def per_day(self) -> float:
-        """Dollars a day for all cards."""
+        """The rent of all cards, dollars a day."""
         return self.count * self.price_per_day
 
     @property
     def per_million(self) -> float:
         """Dollars a million tokens at this load."""
-        tokens_per_day = self.count * self.tokens_per_s * self.used * 3600 * HOURS_A_DAY
-        return self.per_day / tokens_per_day * 1e6
+        return per_million(self.per_day / HOURS_A_DAY, self.count * self.tokens_per_s, self.used)
 
 
 def offers(
-    model: Model,
+    model: Counted,
     prices_per_day: dict[str, float],
     names: Iterable[str],
     *,
@@ -94,16 +93,14 @@ def offers(
     context: int,
     most_tpot_s: float,
     utilization: float,
-    rest: int,
 ) -> list[Offer]:
     """Every priced card and scheme for a load, those that can serve it first, the cheapest first.
 
     The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
     ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
     many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
-    at most ``MOST_AT_ONCE``. It gives the roofline's bound at that batch with the prompts read at its full
-    arithmetic rate, the most that any software can get out of it, so that the cost is a *least* cost. No
-    more than ``utilization`` of that is planned with.
+    at most ``MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that the cost
+    is a *least* cost. No more than ``utilization`` of that is planned with.
 
     Raises:
         CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
@@ -118,22 +115,20 @@ def offers(
     found = []
     for card_name, price in prices_per_day.items():
         _above_zero(f"The price of {card_name}", price)
-        card = cards.card(card_name)
-        load = {"context": context, "concurrency": 1, "rest": rest}
-        for name, budget in sizing.budgets(model, names, card, **load).items():
-            offer = Offer(card.name, name, price)
-            if isinstance(budget, str):
-                found.append(replace(offer, why_not=budget))
-            elif not budget.fits:
-                lacking = (budget.total - budget.usable) / 2**30
-                found.append(replace(offer, why_not=f"{lacking:.1f} GiB short for one request"))
-            else:
-                room = budget.tokens // context
-                found.append(_offered(offer, model, card, room, context, tokens_per_request, most_tpot_s))
-    return sorted(
-        (offer if offer.why_not else _counted(offer, needed, utilization) for offer in found),
-        key=lambda offer: (bool(offer.why_not), offer.per_day),
-    )
+        load = Load(cards.card(card_name), context=context, users=1)
+        for name in names:
+            way = options.option(model, name, load)
+            offer = Offer(load.card.name, name, price, why_not=way.refused)
+            if way.budget and not way.fits:
+                lacking = f"{-way.budget.spare / 2**30:.1f} GiB"
+                offer = replace(offer, why_not=f"{lacking} short for one request")
+            elif way.budget:
+                offer = _offered(offer, way, load, tokens_per_request, most_tpot_s)
+            if not offer.why_not:
+                count = math.ceil(needed / (offer.tokens_per_s * utilization))
+                offer = replace(offer, count=count, used=needed / (count * offer.tokens_per_s))
+            found.append(offer)
+    return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 
 # Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
@@ -141,32 +136,20 @@ def offers(
 MOST_AT_ONCE = 256
 
 
-def _offered(
-    offer: Offer, model, card: Card, room: int, context: int, answer: float, most_tpot_s: float
-) -> Offer:
+def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: float) -> Offer:
     """What one card gives at the largest batch that its memory and the longest TPOT allow.
 
     A prompt's token takes an answer's operations, without a share in the reading of weights and cache.
     """
-    work, rate = (
-        roofline.step(model, offer.scheme),
-        card.rate(roofline.arithmetic_bits(offer.scheme, card.machine)),
-    )
 
     def step_s(batch: int) -> float:
-        return work.seconds(batch, card.bandwidth, rate, context)
+        return batch / options.rate(way.step, way.way, load, 1, batch)
 
-    sizes = range(1, min(room, MOST_AT_ONCE) + 1)
-    batch = bisect.bisect_right(sizes, most_tpot_s, key=step_s)
+    batch = bisect.bisect_right(range(1, min(way.users, MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
     if not batch:
         return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
-    seconds = answer * step_s(batch) / batch + (context - answer) * work.operations / rate
-    return replace(offer, batch=batch, tokens_per_s=answer / seconds, basis="at most, by the roofline")
-
-
-def _counted(offer: Offer, needed: float, utilization: float) -> Offer:
-    count = math.ceil(needed / (offer.tokens_per_s * utilization))
-    return replace(offer, count=count, used=needed / (count * offer.tokens_per_s))
+    prompt = (load.context - answer) * way.step.operations / load.card.rate(way.way.arithmetic_bits)
+    return replace(offer, batch=batch, tokens_per_s=answer / (answer * step_s(batch) / batch + prompt))
 
 
 # -- which scheme to deploy ---------------------------------------------------------------------

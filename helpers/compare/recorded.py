@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import statistics
 from collections.abc import Sequence
@@ -10,8 +12,9 @@ from pathlib import Path
 from helpers.base import records
 from helpers.base.records import DECODING_ALONE, NINE_TIMES, REFERENCE
 from helpers.compare import cards, roofline
+from helpers.model import schemes, shapes
 from helpers.model.model import Model
-from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.model.schemes import SCHEMES
 
 BATCHES = (1, 64, 256)
 
@@ -58,62 +61,31 @@ def _together(runs: list[dict]) -> dict:
         for batch, rate in run["tokens_per_s"].items():
             if int(batch) < BATCHES[-1] or run["protocol"] >= NINE_TIMES:
                 rates.setdefault(batch, []).append(rate)
-    profiled = [run for run in runs if not with_prompts(run)] or runs
-    kernels = {
-        batch: min(
-            (run["busy"][batch] for run in profiled), key=lambda seen: (not _told(seen), seen["gpu_us"])
-        )
-        for batch in runs[-1]["busy"]
-    }
+    # A profile that began with the reading of the prompts has its time spread over the steps.
+    profiled = min(runs, key=lambda run: (run["protocol"] < DECODING_ALONE, *_untold(run["busy"]["1"])))
     alone = sorted(runs, key=lambda run: run["of_the_bound"])[len(runs) // 2]
     found = runs[-1] | {
         "tokens_per_s": {batch: statistics.median(rate) for batch, rate in rates.items()},
         "runs": {batch: sorted(rate) for batch, rate in rates.items()},
         "of_the_bound": alone["of_the_bound"],
         "copy_bandwidth": alone.get("copy_bandwidth"),
-        "busy": kernels,
+        "busy": profiled["busy"],
     }
     if not all("beside" in run for run in runs):
         found.pop("beside", None)
-    if long := [run["long"] for run in runs if "long" in run]:  # the first runs on record had none
-        found["long"] = long[-1]
     return found
 
 
-def with_prompts(row: dict) -> bool:
-    """Whether a row's profile holds the reading of the prompts: next to nothing for one request, a good part
-    for many, whose parts then add up to more than their step.
-    """
-    return row["protocol"] < DECODING_ALONE
-
-
-def _told(seen: dict) -> bool:
-    """Whether the kernels that are named take enough of the GPU's time to say where it goes."""
-    return sum(us for us, _ in seen["longest"].values()) >= NAMED * seen["gpu_us"]
-
-
-def recorded_starts(folder: Path = REFERENCE) -> list[dict]:
-    """The starts on record, of every machine."""
-    return records.recorded(folder, "starts.jsonl", ("start", "start_s", "device", "model"))[0]
-
-
-def against_baseline(rows: list[dict], batch: int) -> list[float | None]:
-    """Each row's tokens/s as a multiple of the baseline's under vLLM's own settings, in the rows' order: the
-    one baseline of every ratio in these lessons. None for a row without a rate at that batch size.
-    """
-    base = next(row for row in rows if (row["scheme"], row["variant"]) == ("baseline", DEFAULTS))
-    return [_rate(row, batch) / _rate(base, batch) or None for row in rows]
-
-
-def _rate(row: dict, batch: int) -> float:
-    """A row's tokens/s at a batch size, 0 where it has none."""
-    return row["tokens_per_s"].get(str(batch), 0.0)
+def _untold(seen: dict) -> tuple[bool, float]:
+    """Whether too little of the GPU's time is of kernels that are named, and that time."""
+    named = sum(us for us, _ in seen["longest"].values())
+    return named < NAMED * seen["gpu_us"], seen["gpu_us"]
 
 
 def fastest(rows: list[dict], scheme: str, batch: int) -> str:
     """The variant of a scheme that gives the most tokens/s at a batch size."""
     ours = [row for row in rows if row["scheme"] == scheme]
-    return max(ours, key=lambda row: _rate(row, batch))["variant"]
+    return max(ours, key=lambda row: row["tokens_per_s"].get(str(batch), 0.0))["variant"]
 
 
 def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
@@ -126,41 +98,15 @@ def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
     return list(found.values())
 
 
-def arguments(scheme: str, batch: int, long: bool = False, folder: Path = REFERENCE) -> dict:
-    """``vllm.LLM`` arguments of the variant that decoded fastest at a batch size, on the GPU on record.
+def breakdown(row: dict) -> dict[str, float] | None:
+    """Where the microseconds of a step of one request go, by kind of kernel; None where too few are named.
 
-    After prompts of 16 tokens, or with ``long`` after those of 1,024. For another model, another GPU or
-    another batch it may be another: measure yours with ``settings``. Variants that take another checkpoint
-    are left out.
-
-    Raises:
-        SchemeError: no variant of the scheme is on record under that load.
+    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``.
     """
-    rows = [row for row in recorded(folder) if row["scheme"] == scheme and "hf_overrides" not in row["args"]]
-    if long:
-        rates = [{b: of["tokens_per_s"] for b, of in row.get("long", {}).items()} for row in rows]
-        rows = [row | {"tokens_per_s": found} for row, found in zip(rows, rates, strict=True)]
-    rows = [row for row in rows if _rate(row, batch)]
-    if not rows:
-        after = " after long prompts" if long else ""
-        raise SchemeError(f"No variant of {scheme!r} is on record at batch size {batch}{after}.")
-    title = fastest(rows, scheme, batch)
-    args = dict(next(row["args"] for row in rows if row["variant"] == title))
-    args.pop("kernel_config")  # of the measurement, as the graphs' sizes are
-    compilation = {k: v for k, v in args.pop("compilation_config").items() if k != "cudagraph_capture_sizes"}
-    return args | ({"compilation_config": compilation} if compilation else {})
-
-
-def breakdown(row: dict, batch: int = 1) -> dict[str, float] | None:
-    """Where the microseconds of a step go, by kind of kernel, or None where too few kernels are named.
-
-    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``, a least
-    figure where the record is ``with_prompts``. None, too, for a row without a rate at that batch.
-    """
-    seen, rate = row["busy"][str(batch)], _rate(row, batch)
-    if not rate or not _told(seen):
+    seen = row["busy"]["1"]
+    if _untold(seen)[0]:
         return None
-    step = 1e6 * batch / rate
+    step = 1e6 / row["tokens_per_s"]["1"]
     named = sum(us for us, _ in seen["longest"].values())
     parts = dict.fromkeys([*_KINDS, "other kernels"], 0.0)
     for kernel, (us, _) in seen["longest"].items():
@@ -174,3 +120,27 @@ def least(row: dict, model: Model) -> float:
     """Microseconds that reading the weights of a variant takes at the bandwidth measured beside it."""
     machine = cards.card(row["device"]).machine
     return 1e6 * roofline.step(model, row["scheme"], machine).weights / row["copy_bandwidth"]
+
+
+def beyond(scheme: str, variant: str, batch: float) -> float:
+    """Seconds a layer that a step of ``batch`` tokens takes beyond its bytes and operations: on a line
+    between two batch sizes on record, or on from the last two."""
+    found = _beyond(scheme, variant)
+    (low, before), (high, after) = next(
+        ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
+    )
+    return max(0.0, before + (after - before) * (batch - low) / (high - low))
+
+
+@functools.cache
+def _beyond(scheme: str, variant: str) -> list[tuple[int, float]]:
+    """The same of each batch size on record."""
+    row = next(row for row in recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
+    model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
+    work, rule = roofline.step(model, scheme), schemes.scheme(scheme)
+    bits = 16 if "Marlin" in variant else rule.way(card.machine).arithmetic_bits
+    found = []
+    for batch, rate in sorted((int(batch), rate) for batch, rate in row["tokens_per_s"].items()):
+        least = work.seconds(batch, row["copy_bandwidth"], card.rate(bits), 16)
+        found.append((batch, max(0.0, batch / rate - least) / work.layout.layers))
+    return found

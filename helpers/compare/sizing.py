@@ -1,4 +1,4 @@
-"""Does it fit? The bytes of the KV cache and the rest, the GPUs to choose from, and a check against vLLM.
+"""Does it fit? Weights, KV cache and the rest beside what vLLM may take, and a check against its reports.
 
 What is computed here comes from a model's config and a data sheet; ``reconcile`` sets it beside what
 vLLM reported on the machines that records are of.
@@ -6,61 +6,56 @@ vLLM reported on the machines that records are of.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from helpers.base.machine import GIB
-from helpers.compare.cards import Card
-from helpers.model import layout, schemes, shapes, sizes
+from helpers.compare.cards import Card, SizingError
+from helpers.model import schemes, shapes, sizes
+from helpers.model.layout import Layout
 from helpers.model.model import Model
-from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.model.schemes import SCHEMES
 from helpers.model.shapes import CONFIGS
 
-# -- the model ----------------------------------------------------------------------------------
-
-
-def kv_token_bytes(config: dict, value_bytes: int = 2) -> int:
-    """Bytes that one token's keys and values take in all layers that keep them, windows ignored.
-
-    Of the usual attention that is 2 x layers x KV heads x head size x bytes. *KV heads* are what
-    grouped-query attention (GQA) saves on: Mistral-7B has 8 for its 32 query heads, Phi-2 one for each.
-
-    Raises:
-        LayoutError: the config cannot be counted; the message says why.
-    """
-    return layout.read(json.dumps(config, default=str)).kv_token_bytes(value_bytes)
-
-
-def config_of(model: Model) -> dict:
-    """Return a model's config, of the part that reads text, with its class's defaults filled in.
-
-    Raises:
-        LayoutError: it has none that can be read.
-    """
-    config = layout.full_config(sizes.config_text(model.folder)).get_text_config(decoder=True)
-    return config.to_dict() | {"model_type": config.model_type}
-
-
-# -- does it fit --------------------------------------------------------------------------------
-
-# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 1.3 to 3.5 GiB on the H200:
-# it grows with the model and with the card, since vLLM takes larger batches there. So a fit with less room
-# than this is close.
+# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 1.3 to 3.5 GiB on the H200: it
+# grows with the model and with the card, since vLLM takes larger batches there. Counted with is ``REST`` of
+# the card's memory, at least 1 GiB; a fit that leaves less than ``MARGIN`` besides is close.
+REST = 0.025
 MARGIN = 2 * GIB
 UTILIZATION = 0.92  # of the memory, vLLM's default (vllm/config/cache.py)
 
 
 @dataclass(frozen=True)
+class Load:
+    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each.
+
+    Raises:
+        SizingError: a number that cannot be; the message says what is allowed.
+    """
+
+    card: Card
+    gpus: int = 1
+    context: int = 4096
+    users: int = 16
+
+    def __post_init__(self):
+        for name, value, most in (
+            ("gpus", self.gpus, 8),
+            ("context", self.context, 10_000_000),
+            ("users", self.users, 100_000),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
+
+
+@dataclass(frozen=True)
 class Budget:
-    """What a deployment takes of one GPU, in bytes; ``usable`` is what vLLM may take of its memory.
+    """What a deployment takes of its GPUs together, in bytes; ``usable`` is what vLLM may take of them.
 
     ``rest`` is what vLLM needs beside weights and cache: the CUDA context, activations, CUDA graphs.
     ``request`` is what one request keeps in the cache, ``token`` what a token does where no window ends.
     """
 
-    scheme: str
     weights: int
     request: int
     requests: int
@@ -79,29 +74,24 @@ class Budget:
         return self.weights + self.kv_cache + self.rest
 
     @property
-    def fits(self) -> bool:
-        """Whether that is no more than vLLM may take."""
-        return self.total <= self.usable
-
-    @property
-    def close(self) -> bool:
-        """Whether it fits, but a rest as large as the largest on record (``MARGIN`` more) would not."""
-        return self.fits and self.total + MARGIN > self.usable
+    def spare(self) -> int:
+        """What is left; below 0 what is missing."""
+        return self.usable - self.total
 
     @property
     def verdict(self) -> str:
-        """In words: ``fits``, ``close`` or ``no``."""
-        return "close" if self.close else "fits" if self.fits else "no"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of KV cache that the memory leaves room for, of all requests together."""
-        return self.room // max(1, self.token)
+        """``fits``, ``close`` (a rest as large as the largest on record would not) or ``no``."""
+        return "no" if self.spare < 0 else "close" if self.spare < MARGIN else "fits"
 
     @property
     def room(self) -> int:
         """Bytes that are left for the KV cache."""
         return max(0, self.usable - self.weights - self.rest)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of KV cache that this is room for, of all requests together."""
+        return self.room // max(1, self.token)
 
     @property
     def at_once(self) -> int:
@@ -110,38 +100,27 @@ class Budget:
 
 
 def budget(
-    model: Model,
-    scheme: str,
-    memory: int,
-    *,
-    context: int,
-    concurrency: int,
-    utilization: float = UTILIZATION,
-    rest: int = GIB,
+    counts: Layout,
+    weights: int,
+    value_bytes: int,
+    load: Load,
+    gpus: int = 1,
+    copies: float = 1.0,
 ) -> Budget:
-    """What ``concurrency`` requests of ``context`` tokens each take under a scheme, in ``memory`` bytes.
+    """What a load takes of so many of its cards, beside so many bytes of weights.
 
-    The scheme is taken at its word about the bytes; whether the GPU runs it is ``schemes``' business.
-
-    Raises:
-        LayoutError, SchemeError: nothing can be computed from this model's config, or not this scheme.
+    ``value_bytes`` is what a key or value takes; ``copies`` how often the cache is kept: more than once where
+    there are fewer KV heads than GPUs.
     """
-    counts, value = sizes.layout(model.folder), schemes.scheme(scheme).kv_bytes
-    weights = sizes.predicted_weights_bytes(scheme, model.folder)
-    request, token = counts.request_bytes(context, value), counts.kv_token_bytes(value)
-    return Budget(scheme, weights, request, concurrency, rest, math.floor(memory * utilization), token)
-
-
-def budgets(model: Model, names: Iterable[str], one: Card, **load) -> dict[str, Budget | str]:
-    """A card's budget for each scheme, or the sentence that says why it does not run there."""
-    found: dict[str, Budget | str] = {}
-    for name in names:
-        try:
-            schemes.scheme(name).way(one.machine)
-            found[name] = budget(model, name, one.memory, **load)
-        except SchemeError as error:
-            found[name] = str(error)
-    return found
+    memory = load.card.memory
+    return Budget(
+        weights=weights,
+        request=max(1, round(copies * counts.request_bytes(load.context, value_bytes))),
+        requests=load.users,
+        rest=gpus * max(GIB, round(REST * memory)),
+        usable=gpus * int(memory * UTILIZATION),
+        token=round(copies * counts.kv_token_bytes(value_bytes)),
+    )
 
 
 # -- beside what vLLM reported ------------------------------------------------------------------
@@ -171,14 +150,13 @@ def recorded_token_bytes(row: dict, model: Model) -> int:
     return sizes.layout(model.folder).kv_token_bytes(value)
 
 
-def reconcile(rows: Iterable[dict], known: dict[str, Model], utilization: float = 0.9) -> list[Reconciled]:
+def reconcile(rows: Iterable[dict], known: dict[str, Model]) -> list[Reconciled]:
     """Set each record's reported KV cache beside the config's bytes; one a model, machine and scheme.
 
     Those of one model on one machine stand together, whenever they were recorded.
 
     Args:
         known: models by the title that records call them; records of other models are passed over.
-        utilization: vLLM's share of the memory where a record does not name it.
     """
     found: dict[tuple, Reconciled] = {}
     for row in rows:
@@ -189,7 +167,7 @@ def reconcile(rows: Iterable[dict], known: dict[str, Model], utilization: float 
         cache, weights = token * row["kv_cache_tokens"], row["weights_bytes"]
         # On a CPU the cache's size is set, whatever the memory.
         memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
-        share = row.get("utilization") or utilization
+        share = row.get("utilization") or 0.9  # what vLLM was given where a record does not say
         rest = round(memory * share) - weights - cache if memory and weights else None
         key = row["model"], row["device"], memory, row["scheme"], token, row.get("recorded")
         found[key] = Reconciled(row, token, cache, rest)

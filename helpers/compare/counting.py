@@ -1,0 +1,97 @@
+"""A model as it can be counted: its layout, how it is quantized already, and how far it can be split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from helpers.base.machine import GIB
+from helpers.model import formats, schemes, sizes
+from helpers.model.formats import Quantized
+from helpers.model.layout import Layout, full_config
+from helpers.model.model import Model
+from helpers.model.schemes import Scheme, SchemeError
+
+FP8_CACHE = "_fp8_kv"  # what the name of a way with an FP8 cache ends in
+# What one deploys, the gentlest first. A checkpoint that is quantized already goes as it is.
+OFFERED = (
+    "baseline", "fp8_kv", "fp8", "fp8_fp8_kv", "int8", "int8_fp8_kv", "awq", "awq_fp8_kv",
+    "nvfp4", "nvfp4_fp8_kv",
+)  # fmt: skip
+AS_IT_IS = "as_it_is"
+NEAR = 0.03  # a config's count and an index that differ by no more agree
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model as it can be counted: its layout, how it is quantized already, and how far it can be split.
+
+    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made
+    for; among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
+    """
+
+    model: Model
+    layout: Layout
+    quantized: Quantized | None
+    stored: int | None
+    heads: int
+    kv_heads: int
+    longest: int
+    note: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The ways there are to look at."""
+        return [*((AS_IT_IS, AS_IT_IS + FP8_CACHE) if self.quantized else ()), *OFFERED]
+
+    def rule(self, name: str) -> Scheme:
+        """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
+        if not name.startswith(AS_IT_IS):
+            return schemes.scheme(name)
+        if self.quantized.kind == "bitsandbytes":
+            raise SchemeError(
+                "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
+            )
+        rule = schemes.scheme(self.quantized.kind)
+        if name == AS_IT_IS and self.quantized.kv_bytes == 2:
+            return rule
+        return schemes.with_fp8_cache(rule, rule.name + FP8_CACHE, rule.title)
+
+    def title(self, name: str) -> str:
+        """What readers call a way."""
+        if not name.startswith(AS_IT_IS):
+            return schemes.scheme(name).title
+        return f"as it is ({self.quantized.title})" + (", FP8 KV cache" if name != AS_IT_IS else "")
+
+
+def counted(model: Model) -> Counted:
+    """Count a model.
+
+    Raises:
+        LayoutError: it cannot be counted; the message says why.
+    """
+    text = sizes.config_text(model.folder)
+    config = full_config(text).get_text_config(decoder=True)
+    counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
+    stored, index, note = None, formats.index_bytes(model.folder), ""
+    if quantized:
+        stored = formats.stored_bytes(counts, quantized.of)
+        if index and abs(stored / index - 1) > NEAR:
+            note = (
+                f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
+            )
+        stored = index or stored
+
+    def first(*names, default):
+        return next(
+            (value for name in names if isinstance(value := getattr(config, name, None), int) and value),
+            default,
+        )
+
+    heads = first("num_attention_heads", default=1)
+    shared = first("num_key_value_heads", "num_kv_heads", default=heads)
+    single = getattr(config, "kv_lora_rank", None) or (
+        getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+    )
+    longest = first("max_position_embeddings", default=10_000_000)
+    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)
