@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from helpers.compare import cards, options
+from helpers.compare import cards, options, roofline
 from helpers.compare.counting import Counted
 from helpers.compare.options import Option
 from helpers.compare.sizing import Load
@@ -164,16 +164,14 @@ class Advice:
     against: dict[str, str]
 
 
-SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller scheme wins
-
-
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (its weights are not written out), and may keep ``least_recovery`` of the
-       baseline's accuracy on the task: what is refused has an interval that lies below it as a whole.
-    2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
-    3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
+    1. It runs as itself here (its weights are not written out), and is shown to keep ``least_recovery`` of
+       the baseline's accuracy on the task: the whole interval reaches it.
+    2. At the measured batch nearest to ``batch`` it is faster than 16 bits, beyond what the runs differ by.
+    3. Of those the fastest; others as fast, as far as the runs tell, count as equal, and of these the
+       smallest is taken.
 
     Raises:
         CostError: there is no baseline among the records, so nothing to compare with.
@@ -182,45 +180,44 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Advice:
     if not base:
         raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
     at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
-    candidates, against = {"baseline": base[at]}, {}
-    for row in rows:
-        name = row["scheme"]
-        if name == "baseline" or row["batch"] != at:
-            continue
-        if ways.expanded(row):
-            against[name] = "does not run as itself here: no kernel reads it"
-        elif row.get("recovery") is None:
-            against[name] = "its answers were not measured"
-        elif row.get("recovery_high", row["recovery"]) < least_recovery:
-            against[name] = f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
+    faster, against = {}, {}
+    for row in (row for row in rows if row["batch"] == at and row["scheme"] != "baseline"):
+        if why := _spoken_against(row, base[at], least_recovery):
+            against[row["scheme"]] = why
         else:
-            candidates[name] = row
-    fastest = max(row["output_tokens_per_s"] for row in candidates.values())
-    level = {
-        name: row
-        for name, row in candidates.items()
-        if row["output_tokens_per_s"] >= (1 - SAME_SPEED) * fastest
-    }
-    chosen = min(level, key=lambda name: (sizes.held(level[name]), name != "baseline"))
-    for name, row in candidates.items():
-        if name != chosen:
-            ratio = row["output_tokens_per_s"] / level[chosen]["output_tokens_per_s"]
-            slower = f"gives {ratio:.2f} times its tokens at batch size {at}"
-            against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    why = _why(chosen, candidates, level, at)
-    if chosen != "baseline" and candidates[chosen].get("recovery_low", 1) < least_recovery:
-        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
+            faster[row["scheme"]] = row
+    if not faster:
+        why = f"Nothing that is shown to keep {least_recovery:.0%} of the accuracy is faster than 16 bits"
+        return Advice("baseline", f"{why} at batch size {at}.", against)
+    best = max(faster.values(), key=lambda row: row["output_tokens_per_s"])
+    level = {name: row for name, row in faster.items() if roofline.times(row, best).side == 0}
+    chosen = min(level, key=lambda name: sizes.held(level[name]))
+    row, others = level[chosen], faster | {"baseline": base[at]}
+    for name in others.keys() - {chosen}:
+        slower = f"gives {roofline.times(others[name], row).ratio:.2f} times its tokens at batch size {at}"
+        against[name] = f"as fast, but larger: {slower}" if name in level else slower
+    why = (
+        f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
+        f"({roofline.times(row, base[at]).ratio:.2f} times the baseline's tokens), its weights are "
+        f"{sizes.held(base[at]) / sizes.held(row):.2f} times smaller, and it keeps {result_tables.kept(row)} "
+        "of the accuracy."
+    )
     return Advice(chosen, why, against)
 
 
-def _why(chosen: str, candidates: dict[str, dict], level: dict[str, dict], at: int) -> str:
-    row, base = candidates[chosen], candidates["baseline"]
-    if chosen == "baseline":
-        return f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
-    speed = row["output_tokens_per_s"] / base["output_tokens_per_s"]
-    smaller = sizes.held(base) / sizes.held(row)
-    others = "the smallest of the fastest" if len(level) > 1 else "the fastest"
+def _spoken_against(row: dict, base: dict, least: float) -> str:
+    """Why a scheme is no choice; empty for one that is."""
+    if ways.expanded(row):
+        return "does not run as itself here: no kernel reads it"
+    if row.get("recovery") is None:
+        return "its answers were not measured"
+    low, high = (row.get(of, row["recovery"]) for of in ("recovery_low", "recovery_high"))
+    if round(low, 2) < least:  # as it is shown
+        less = f"less than {least:.0%}" if high < least else f"too few answers to show {least:.0%}"
+        return f"keeps {result_tables.kept(row)} of the accuracy, {less}"
+    gain = roofline.times(row, base)
+    if not gain.side:
+        return f"as fast as 16 bits, as far as the runs tell ({gain.low:.2f} to {gain.high:.2f} times)"
     return (
-        f"It is {others} at batch size {at} ({speed:.2f} times the baseline's tokens), its weights are "
-        f"{smaller:.2f} times smaller, and it keeps {result_tables.kept(row)} of the accuracy."
+        "" if gain.side > 0 else f"gives {gain.ratio:.2f} times 16 bits' tokens at batch size {row['batch']}"
     )
