@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.compare import cards, cost, options
-from helpers.compare.cost import MOST_AT_ONCE, CostError
+from helpers.compare.cost import CostError
 from helpers.compare.counting import counted
 from helpers.compare.sizing import Load
 from helpers.model import shapes
@@ -72,7 +72,7 @@ def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
     assert took < way.users
     seconds = [size / options.rate(way.step, way.way, load, 1, size) for size in (took, took + 1)]
     assert seconds[0] <= 0.03 < seconds[1]
-    assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == MOST_AT_ONCE
+    assert batch(most_tpot_s=10, context=64, tokens_per_request=64) == options.MOST_AT_ONCE
     assert "a token takes at least" in batch(most_tpot_s=0.001)
 
 

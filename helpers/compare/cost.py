@@ -99,8 +99,8 @@ def offers(
     The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
     ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
     many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
-    at most ``MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that the cost
-    is a *least* cost. No more than ``utilization`` of that is planned with.
+    at most ``options.MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that
+    the cost is a *least* cost. No more than ``utilization`` of that is planned with.
 
     Raises:
         CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
@@ -131,11 +131,6 @@ def offers(
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 
-# Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
-# Source: vllm/engine/arg_utils.py, default_max_num_seqs.
-MOST_AT_ONCE = 256
-
-
 def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: float) -> Offer:
     """What one card gives at the largest batch that its memory and the longest TPOT allow.
 
@@ -145,7 +140,7 @@ def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: 
     def step_s(batch: int) -> float:
         return batch / options.rate(way.step, way.way, load, 1, batch)
 
-    batch = bisect.bisect_right(range(1, min(way.users, MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
+    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
     if not batch:
         return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
     prompt = (load.context - answer) * way.step.operations / load.card.rate(way.way.arithmetic_bits)
