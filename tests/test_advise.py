@@ -57,6 +57,26 @@ def test_a_goal_decides_and_a_difference_within_the_margin_does_not():
     assert chosen["throughput"] == "fp8_fp8_kv", "what rounds more must give MORE times as much"
 
 
+def test_a_gain_says_what_it_is_over():
+    found = advise.advise("qwen3-8b", "L4", users=20)
+    assert found.table().columns[3:5] == ["gain, 1 user (same GPUs)", "gain, 20 users (16 bits: 2 GPUs)"]
+    alone = advise.advise("qwen3-8b", "T4", users=1, goal="latency")
+    assert f"about {alone.chosen.alone.ratio:.1f} times" in alone.sentence
+
+
+def test_on_a_hopper_marlin_is_named_for_few():
+    low, high = options.marlin()
+    assert 1 < low < high
+    unless = {gpu: " ".join(advise.advise("qwen3-8b", gpu).overruled_by) for gpu in ("H100", "L4")}
+    assert "AWQ with --linear-backend marlin" in unless["H100"]
+    assert "marlin" not in unless["L4"]
+
+
+def test_the_command_allows_as_many_requests_as_were_asked_for():
+    many = advise.advise("qwen3-8b", "H200", context=1024, users=400)
+    assert many.chosen.command.endswith("--max-num-seqs 400")
+
+
 def test_a_70b_is_quantized_or_gets_more_gpus():
     found = by_scheme(advise.advise("llama-3.1-70b", "H200", context=2048))
     assert (found["baseline"].fits, found["baseline"].needs) == (False, 2)

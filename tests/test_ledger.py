@@ -74,6 +74,14 @@ def test_always_use_it_takes_more_than_noise_and_weights_of_fewer_bits(rates, ex
         assert verdict(said, *rows).verdict == expected
 
 
+def test_what_the_runs_do_not_tell_apart_is_no_win_and_what_is_published_counts():
+    rows = [a_row("baseline", 1, 1.0, 1, 1), a_row("awq", 1, 1.2, 1, 1, low=0.9, high=1.3)]
+    assert verdict("Quantization is production", *rows).verdict == PARTLY
+    found = verdict("Use W4A16 for maximum", *rows)
+    assert found.verdict == PARTLY, "3.3 times are 70 % saved, 3.7 times 73 %"
+    assert "published, Mistral-7B on L4 3.30" in found.evidence
+
+
 def test_a_percent_more_or_less_turns_no_verdict_into_its_opposite():
     opposite, base = {HOLDS: FALSE, FALSE: HOLDS}, a_row("baseline", 1, 1.0, 1, 1)
     for rate in (0.5 + step / 100 for step in range(300)):
@@ -86,12 +94,13 @@ def test_a_percent_more_or_less_turns_no_verdict_into_its_opposite():
 
 
 def test_recovery_decides_about_accuracy():
-    good, bad = a_row("fp8", 1, 1, 1, 1, recovery=0.99), a_row("fp8", 1, 1, 1, 1, recovery=0.5)
+    good, bad = (a_row("fp8", 1, 1, 1, 1, model=PHI.title, recovery=kept) for kept in (0.99, 0.5))
     assert verdict(GOOD, good).verdict == HOLDS
     assert verdict(GOOD, bad).verdict == PARTLY
     assert "2,780M weights" in verdict(GOOD, bad).evidence
-    unsure = bad | {"recovery": 0.94, "recovery_high": 0.98}  # its interval does not say that much is lost
-    assert verdict(GOOD, unsure).verdict == HOLDS
+    for high, expected in ((1.01, HOLDS), (0.98, PARTLY)):  # whether its interval says that something is lost
+        assert verdict(GOOD, good, bad | {"recovery": 0.94, "recovery_high": high}).verdict == expected
+    assert verdict(GOOD, bad | {"model": "another"}).verdict == OPEN
 
 
 def test_the_table_marks_what_this_machine_measured():

@@ -20,6 +20,12 @@ def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
         assert line.scheme in schemes.EVERY
 
 
+def test_a_line_is_of_a_card_and_of_its_variants():
+    of = next(line for line in published.gained() if line.card == "H100").of
+    assert [of(name) for name in ("H100", "H100 SXM", "H200")] == [True, True, False]
+    assert not next(line for line in published.gained() if line.card == "L4").of("L40S")
+
+
 def estimate(line, batch):
     load = Load(cards.card(line.card), 1, 512, batch)
     found = {one.scheme: one for one in options.options(counted(lookup.sized(line.shape)), load)}

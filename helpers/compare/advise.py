@@ -52,6 +52,7 @@ class Advice:
     def sentence(self) -> str:
         """The recommendation."""
         one, load = self.chosen, self.load
+        gain = one and (one.together if load.users > 1 else one.alone)
         if one is None:
             return f"Nothing serves this model on {load.gpus} x {load.card.name}: {self._why_nothing()}"
         where = f"{one.gpus} {load.card.name}s" if one.gpus > 1 else f"one {load.card.name}"
@@ -63,13 +64,13 @@ class Advice:
             first += f"{one.users} of {load.users} run at once, the others wait their turn"
         if one.scheme.startswith(AS_IT_IS):
             first += "; the checkpoint is quantized already"
-        elif one.together and one.together.ratio < 1:
-            first += f", at {one.together.ratio:.2f} times the tokens of 16 bits"
-        elif one.scheme != "baseline" and one.together:
-            first += f", and a GPU gives about {one.together.ratio:.1f} times the tokens of 16 bits"
+        elif gain and gain.ratio < 1:
+            first += f", at {gain.ratio:.2f} times the tokens of 16 bits"
+        elif one.scheme != "baseline" and gain:
+            first += f", and a GPU gives about {gain.ratio:.1f} times the tokens of 16 bits"
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
-            first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least"
+            first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least, prompts not counted"
         copies = load.gpus // one.gpus
         if copies > 1 and one.users:
             first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
@@ -114,6 +115,12 @@ class Advice:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
         if not one.fits and one.needs:
             yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
+        if self.load.card.generation == "Hopper" and any(o.scheme == "awq" for o in (one, *others)):
+            low, high = options.marlin()  # vLLM chooses Machete there
+            yield (
+                f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
+                f"{high:.2f} times FP8's tokens (recorded on an H200)"
+            )
         same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
         roomy = max(same, key=lambda o: o.users, default=one)
         if roomy.users > one.users:
@@ -122,7 +129,8 @@ class Advice:
             left = f"{one.budget.spare / GIB:.1f} GiB are left"
             yield f"vLLM stops as it starts, for only {left}: allow less context"
         if one.to_make:
-            yield "there is no such checkpoint yet: 03_awq makes one, or look for one on the hub"
+            make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
+            yield f"there is no such checkpoint yet: {make}look for one on the hub"
 
     @property
     def _all(self) -> str:
@@ -143,8 +151,9 @@ class Advice:
     def table(self) -> Table:
         """Every way that runs, and its figures."""
         users = self.load.users
-        heads = ["way", "weights", f"{users} users at once" if users > 1 else "fits", "gain, 1 user"]
-        heads += [f"gain, {users} users"] * (users > 1)
+        heads = ["way", "weights", f"{users} users at once" if users > 1 else "fits"]
+        more = f" (16 bits: {self._sixteen()})" if self._sixteen() else ""
+        heads += ["gain, 1 user (same GPUs)"] + [f"gain, {users} users{more}"] * (users > 1)
         heads += ["accuracy kept"] + ["$ a million"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 
@@ -180,17 +189,19 @@ class Advice:
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
             unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
-            found.append(f"Gains, in {unit}: {'; '.join(gains)}.")
+            found.append(f"Gains, in {unit}: {'; '.join(gains)}. 06_production measures yours.")
+        if any(one.scheme.startswith("nvfp4") for one in shown):
+            found.append("NVFP4 was not timed: beyond the roofline it is counted as FP8.")
         for known in gained():
-            if known.card == self.load.card.name and any(one.scheme == known.scheme for one in shown):
+            if known.of(self.load.card.name) and any(one.scheme == known.scheme for one in shown):
                 found.append(
                     f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, "
-                    f"{known.source}."
+                    f"{known.source}; {known.conditions}."
                 )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
         if self.price:
-            found.append(f"Dollars: at ${self.price:g} a GPU and day, all of it used: at least.")
+            found.append(f"Dollars: at ${self.price:g} a GPU and day, all of it used for answers: at least.")
         return found + [self.model.note] * bool(self.model.note)
 
     def __repr__(self) -> str:

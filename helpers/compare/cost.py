@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from helpers.compare import cards, options
+from helpers.compare import cards, options, roofline
 from helpers.compare.counting import Counted
 from helpers.compare.options import Option
 from helpers.compare.sizing import Load
@@ -99,8 +99,8 @@ def offers(
     The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
     ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
     many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
-    at most ``MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that the cost
-    is a *least* cost. No more than ``utilization`` of that is planned with.
+    at most ``options.MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that
+    the cost is a *least* cost. No more than ``utilization`` of that is planned with.
 
     Raises:
         CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
@@ -131,11 +131,6 @@ def offers(
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 
-# Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
-# Source: vllm/engine/arg_utils.py, default_max_num_seqs.
-MOST_AT_ONCE = 256
-
-
 def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: float) -> Offer:
     """What one card gives at the largest batch that its memory and the longest TPOT allow.
 
@@ -145,7 +140,7 @@ def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: 
     def step_s(batch: int) -> float:
         return batch / options.rate(way.step, way.way, load, 1, batch)
 
-    batch = bisect.bisect_right(range(1, min(way.users, MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
+    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
     if not batch:
         return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
     prompt = (load.context - answer) * way.step.operations / load.card.rate(way.way.arithmetic_bits)
@@ -164,16 +159,14 @@ class Recommended:
     against: dict[str, str]
 
 
-SAME_SPEED = 0.05  # a difference of speed below this is noise, and the smaller scheme wins
-
-
 def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recommended:
     """Choose a scheme for a machine and a model from its records, by three rules.
 
-    1. It runs as itself here (its weights are not written out), and may keep ``least_recovery`` of the
-       baseline's accuracy on the task: what is refused has an interval that lies below it as a whole.
-    2. Of those, the one with the most output tokens a second at the measured batch nearest to ``batch``.
-    3. Others within ``SAME_SPEED`` of it count as equally fast, and of these the smallest is taken.
+    1. It runs as itself here (its weights are not written out), and is shown to keep ``least_recovery`` of
+       the baseline's accuracy on the task: the whole interval reaches it.
+    2. At the measured batch nearest to ``batch`` it is faster than 16 bits, beyond what the runs differ by.
+    3. Of those the fastest; others as fast, as far as the runs tell, count as equal, and of these the
+       smallest is taken.
 
     Raises:
         CostError: there is no baseline among the records, so nothing to compare with.
@@ -182,42 +175,44 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
     if not base:
         raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
     at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
-    times = {  # by scheme the baseline's tokens a second
-        row["scheme"]: row["output_tokens_per_s"] / base[at]["output_tokens_per_s"]
-        for row in rows
-        if row["batch"] == at
-    }
-    rows = {row["scheme"]: row for row in rows if row["batch"] == at}
-    against = {name: _against(row, least_recovery) for name, row in rows.items() if name != "baseline"}
-    candidates = [name for name in rows if not against.get(name)]
-    fastest = max(times[name] for name in candidates)
-    level = [name for name in candidates if times[name] >= (1 - SAME_SPEED) * fastest]
-    chosen = min(level, key=lambda name: (sizes.held(rows[name]), name != "baseline"))
-    for name in candidates:
-        slower = f"gives {times[name] / times[chosen]:.2f} times its tokens at batch size {at}"
+    faster, against = {}, {}
+    for row in (row for row in rows if row["batch"] == at and row["scheme"] != "baseline"):
+        if why := _spoken_against(row, base[at], least_recovery):
+            against[row["scheme"]] = why
+        else:
+            faster[row["scheme"]] = row
+    if not faster:
+        why = f"Nothing that is shown to keep {least_recovery:.0%} of the accuracy is faster than 16 bits"
+        return Recommended("baseline", f"{why} at batch size {at}.", against)
+    best = max(faster.values(), key=lambda row: row["output_tokens_per_s"])
+    level = {name: row for name, row in faster.items() if roofline.times(row, best).side == 0}
+    chosen = min(level, key=lambda name: sizes.held(level[name]))
+    row, others = level[chosen], faster | {"baseline": base[at]}
+    for name in others.keys() - {chosen}:
+        slower = f"gives {roofline.times(others[name], row).ratio:.2f} times its tokens at batch size {at}"
         against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    against.pop(chosen)
-    if chosen == "baseline":
-        why = f"Nothing that keeps the accuracy is faster than 16 bits at batch size {at}."
-        return Recommended(chosen, why, against)
-    row = rows[chosen]
     why = (
         f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
-        f"({times[chosen]:.2f} times the baseline's tokens), its weights are "
-        f"{sizes.held(rows['baseline']) / sizes.held(row):.2f} times smaller, and it keeps "
-        f"{result_tables.kept(row)} of the accuracy."
+        f"({roofline.times(row, base[at]).ratio:.2f} times the baseline's tokens), its weights are "
+        f"{sizes.held(base[at]) / sizes.held(row):.2f} times smaller, and it keeps {result_tables.kept(row)} "
+        "of the accuracy."
     )
-    if row.get("recovery_low", 1) < least_recovery:
-        why += f" Whether that is {least_recovery:.0%} takes more answers to tell."
     return Recommended(chosen, why, against)
 
 
-def _against(row: dict, least_recovery: float) -> str:
-    """Why a scheme is no candidate, empty where it is one."""
+def _spoken_against(row: dict, base: dict, least: float) -> str:
+    """Why a scheme is no choice; empty for one that is."""
     if ways.expanded(row):
         return "does not run as itself here: no kernel reads it"
     if row.get("recovery") is None:
         return "its answers were not measured"
-    if row.get("recovery_high", row["recovery"]) < least_recovery:
-        return f"keeps {result_tables.kept(row)} of the accuracy, less than {least_recovery:.0%}"
-    return ""
+    low, high = (row.get(of, row["recovery"]) for of in ("recovery_low", "recovery_high"))
+    if round(low, 2) < least:  # as it is shown
+        less = f"less than {least:.0%}" if high < least else f"too few answers to show {least:.0%}"
+        return f"keeps {result_tables.kept(row)} of the accuracy, {less}"
+    gain = roofline.times(row, base)
+    if not gain.side:
+        return f"as fast as 16 bits, as far as the runs tell ({gain.low:.2f} to {gain.high:.2f} times)"
+    return (
+        "" if gain.side > 0 else f"gives {gain.ratio:.2f} times 16 bits' tokens at batch size {row['batch']}"
+    )

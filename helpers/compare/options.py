@@ -28,6 +28,9 @@ from helpers.model.layout import MATRICES, LayoutError
 from helpers.model.schemes import Scheme, SchemeError, Way
 
 GPUS = (1, 2, 4, 8)
+# Requests in one step: vLLM's own limit (max_num_seqs) below 70 GiB and on an A100; else it is 1,024.
+# Source: vllm/engine/arg_utils.py, default_max_num_seqs.
+MOST_AT_ONCE = 256
 REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
 
@@ -139,7 +142,7 @@ def _kept(rule: Scheme, as_it_is: bool) -> Kept:
         return weights
     cache = known["fp8_kv"]
     sources = "; ".join(filter(None, (weights.source, cache.source)))
-    return Kept(f"{weights.says}, a little less", weights.loss + cache.loss, sources)
+    return Kept(f"{weights.says}; cache {cache.says}", weights.loss + cache.loss, sources)
 
 
 def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple[int, int | None, Budget]:
@@ -184,6 +187,7 @@ def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, b
         )
     words += ["--max-model-len", str(load.context)]
     words += ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
+    words += ["--max-num-seqs", str(load.users)] if load.users > MOST_AT_ONCE else []
     return shlex.join(words), to_make
 
 
@@ -254,6 +258,26 @@ def on_record() -> list[dict]:
         if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY
         if not sizes.layout(shapes.shape(titles[row["model"]]).folder).experts
     ]
+
+
+FEW = 8  # requests at once, up to which four bits in Marlin gave more than FP8 in every model on record
+
+
+@functools.cache
+def marlin() -> tuple[float, float]:
+    """What four bits in Marlin gave at up to ``FEW`` requests on the Hopper on record, as a multiple of FP8's
+    tokens/s: the least and the most. vLLM chooses Machete there."""
+    rates = {
+        (row["model"], row["prompt_tokens"], row["batch"], row["way"]): row["output_tokens_per_s"]
+        for row in records.deployments()
+        if row["batch"] <= FEW
+    }
+    found = [
+        rate / rates[*load, "fp8"]
+        for (*load, way), rate in rates.items()
+        if way == "awq, Marlin" and (*load, "fp8") in rates
+    ]
+    return min(found), max(found)
 
 
 def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:

@@ -36,6 +36,10 @@ class Gained:
     shape: str | None = None
     to_batch: int | None = None
 
+    def of(self, card: str) -> bool:
+        """Whether it is of this card; an H100 of which no more is said may be any of them."""
+        return card == self.card or card.startswith(self.card + " ")
+
 
 @functools.cache
 def _file() -> dict:

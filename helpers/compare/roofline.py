@@ -112,34 +112,57 @@ def here(machine: Machine) -> Limits:
     return Limits(copy_bandwidth(), matmul_rate(dtype=BASELINE.way(machine).args["dtype"]))
 
 
-def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
-    """By batch size a scheme's throughput as a multiple of the baseline's, of records of one origin, and the
-    least and the most that the runs of both allow, as far as records have them.
-    """
+SAME = 0.05  # two rates that differ by no more than this are called equal, whatever their runs say
+
+
+@dataclass(frozen=True)
+class Times:
+    """One record's throughput as a multiple of another's, and the least and the most that the runs of both
+    allow, as far as records have them."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def side(self) -> int:
+        """1 where it is faster, -1 where it is slower; 0 where the two differ by no more than ``SAME``, or by
+        no more than the runs of each do."""
+        if self.ratio > 1 + SAME and self.low > 1:
+            return 1
+        return -1 if self.ratio < 1 - SAME and self.high < 1 else 0
+
+
+def times(row: dict, other: dict) -> Times:
+    """Set one record's throughput beside another's."""
+    (rate, low, high), (base, base_low, base_high) = (
+        [one.get(of) or one["output_tokens_per_s"] for of in ("output_tokens_per_s", "low", "high")]
+        for one in (row, other)
+    )
+    return Times(rate / base, low / base_high, high / base_low)
+
+
+def gains(rows: list[dict], scheme: str) -> dict[int, Times]:
+    """By batch size a scheme's throughput as a multiple of the baseline's, of records of one origin."""
     timed = {(row["scheme"], row["batch"]): row for row in rows if not ways.expanded(row)}
-    found = {}
-    for batch in sorted(batch for name, batch in timed if name == scheme and ("baseline", batch) in timed):
-        (rate, low, high), (base, base_low, base_high) = (
-            [timed[name, batch].get(of) or timed[name, batch]["output_tokens_per_s"]
-             for of in ("output_tokens_per_s", "low", "high")]
-            for name in (scheme, "baseline")
-        )  # fmt: skip
-        found[batch] = rate / base, low / base_high, high / base_low
-    return found
+    batches = sorted(batch for name, batch in timed if name == scheme and ("baseline", batch) in timed)
+    return {batch: times(timed[scheme, batch], timed["baseline", batch]) for batch in batches}
+
+
+def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
+    """``gains`` as figures take them: ratio, least and most."""
+    return {batch: (one.ratio, one.low, one.high) for batch, one in gains(rows, scheme).items()}
 
 
 def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
-    """``ranges`` without the ranges."""
-    return {batch: ratio for batch, (ratio, _, _) in ranges(rows, scheme).items()}
-
-
-SAME = 0.03  # two rates that differ by no more than this are called equal
+    """``gains`` without the ranges."""
+    return {batch: one.ratio for batch, one in gains(rows, scheme).items()}
 
 
 @dataclass(frozen=True)
 class Side:
     """On which side of its crossover a scheme was measured: the batch sizes at which it was faster than the
-    baseline, as fast (within ``SAME``), and slower; ``crosses`` where between two of them it changes.
+    baseline, as fast as far as the runs tell, and slower; ``crosses`` where between two of them it changes.
     """
 
     faster: list[int]
@@ -151,20 +174,16 @@ class Side:
 def side(rows: list[dict], scheme: str) -> Side | None:
     """Find a scheme's side from records of one origin; None where it or the baseline was not measured.
 
-    The crossing lies on a straight line between two measurements, both axes logarithmic.
+    The crossing lies on a straight line between two measurements, one faster and one slower, both axes
+    logarithmic.
     """
-    found = ratios(rows, scheme)
+    found = gains(rows, scheme)
     if not found:
         return None
-    pairs = sorted(found.items())
-    crosses = None
-    for (low, before), (high, after) in itertools.pairwise(pairs):
-        if (before - 1) * (after - 1) < 0 and max(abs(before - 1), abs(after - 1)) > SAME:
-            share = math.log(before) / (math.log(before) - math.log(after))
+    crosses, told = None, [(batch, one) for batch, one in found.items() if one.side]
+    for (low, before), (high, after) in itertools.pairwise(told):
+        if before.side != after.side:
+            share = math.log(before.ratio) / (math.log(before.ratio) - math.log(after.ratio))
             crosses = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    return Side(
-        [batch for batch, ratio in pairs if ratio > 1 + SAME],
-        [batch for batch, ratio in pairs if abs(ratio - 1) <= SAME],
-        [batch for batch, ratio in pairs if ratio < 1 - SAME],
-        crosses,
-    )
+    faster, equal, slower = ([batch for batch, one in found.items() if one.side == of] for of in (1, 0, -1))
+    return Side(faster, equal, slower, crosses)

@@ -25,6 +25,7 @@ from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
 from helpers.model.model import cache_folder
 from helpers.serve import clients
+from helpers.serve.command import free_ports
 from helpers.serve.load import Objective, bench
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
