@@ -23,9 +23,19 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--context", type=int, help="tokens each user holds (4096, or the model's longest)")
     found.add_argument("--users", type=int, default=16, help="requests at once (%(default)s)")
     found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
-    found.add_argument("--price", type=float, help="dollars a GPU and day, such as 10.80")
+    found.add_argument("--price", type=price, help="dollars a GPU and day, such as 10.80, or an hour: 0.45/h")
     found.add_argument("--json", action="store_true", help="for programs")
     return found
+
+
+def price(text: str) -> float:
+    """Dollars a GPU and day, from a number of them or of dollars an hour: ``10.80``, ``0.45/h``."""
+    number, hourly = text.removeprefix("$"), text.endswith("/h")
+    try:
+        return 24 * float(number.removesuffix("/h")) if hourly else float(number)
+    except ValueError:
+        allowed = "dollars a GPU and day, such as 10.80, or an hour, such as 0.45/h"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from helpers.model.model import ModelError
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
 A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
+CHEAP = 3.0  # dollars a day for which no GPU of the cards is let: more likely an hour's price
 SAME = 1.05  # and of two that round alike, one is better only beyond this
 GIB = 2**30
 
@@ -70,7 +71,9 @@ class Advice:
             first += f", and a GPU gives about {gain.ratio:.1f} times the tokens of 16 bits"
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
-            first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least, prompts not counted"
+            first += f"; about {one.per_s:,.0f} tokens/s"
+            first += f", {one.per_s / min(one.users, load.users):,.0f} a user" if load.users > 1 else ""
+            first += f"; a million cost ${dollars(one, self.price):.2f} at least, prompts not counted"
         copies = load.gpus // one.gpus
         if copies > 1 and one.users:
             first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
@@ -98,6 +101,8 @@ class Advice:
         return list(self._unless(one, [o for o in self.shown if o is not one and o.users])) if one else []
 
     def _unless(self, one: Option, others: list[Option]) -> Iterator[str]:
+        if self.price and self.price < CHEAP:
+            yield f"${self.price:g} is the price of an hour: then it is PRICE={self.price:g}/h"
         as_good = [o for o in others if o.fits >= one.fits and o.gpus <= self.load.gpus]
         fast = max(as_good, key=lambda o: _score(o, "throughput"), default=one)
         ratio = _score(fast, "throughput") / _score(one, "throughput")
@@ -201,7 +206,10 @@ class Advice:
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
         if self.price:
-            found.append(f"Dollars: at ${self.price:g} a GPU and day, all of it used for answers: at least.")
+            each = (
+                f"${self.price:.2f} a day (${self.price / 24:.2f} an hour, ${self.price * 30:,.0f} a month)"
+            )
+            found.append(f"Dollars: at {each} for each GPU, all of it used for answers: at least.")
         return found + [self.model.note] * bool(self.model.note)
 
     def __repr__(self) -> str:
