@@ -138,7 +138,7 @@ def test_every_way_says_why_and_where_that_is_decided():
     for scheme in SCHEMES.values():
         for way in scheme.ways:
             assert way.why.endswith(".")
-            assert way.source.startswith(("vllm/", "csrc/"))  # of vLLM's repository
+            assert way.source.startswith(("vllm/", "csrc/", "docs.vllm.ai"))
 
 
 def test_an_unknown_scheme_is_answered_with_those_there_are():
