@@ -111,14 +111,6 @@ def mib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def alike(sizes: Iterable[float]) -> list[str]:
-    """Bytes in one unit, so that a column can be compared: GiB if the largest has 10 of them, else MiB."""
-    sizes = list(sizes)
-    if max(sizes, default=0) >= 10 * 2**30:
-        return [f"{size / 2**30:,.2f} GiB" for size in sizes]
-    return [f"{size / 2**20:,.1f} MiB" for size in sizes]
-
-
 def answer(question: str, output, templated: bool) -> Answer:
     """A question and the model's answer, marked as generated text."""
     form = "the model's chat template" if templated else "a plain prompt: a base model continues text"
