@@ -96,9 +96,9 @@ class Note:
         return f"<p{as_it_is(self.text)}>{html.escape(self.text)}</p>"
 
 
-def facts(pairs: Mapping[str, object], caption: str = "") -> Table:
+def facts(pairs: Mapping[str, object]) -> Table:
     """A two-column table of names and values."""
-    return Table(["", "value"], pairs.items(), caption)
+    return Table(["", "value"], pairs.items())
 
 
 def machine_facts(found) -> Table:

@@ -28,6 +28,7 @@ def speeds(found) -> Table:
 
 def records(rows: list[dict]) -> Table:
     """Records side by side, one row a scheme and batch size."""
+    one_origin(rows)
     return Table(
         ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"],
         [
@@ -42,18 +43,16 @@ def records(rows: list[dict]) -> Table:
             ]
             for row in rows
         ],
-        caption=one_origin(rows),
     )
 
 
-def one_origin(rows: list[dict]) -> str:
+def one_origin(rows: list[dict]) -> None:
     """Refuse to set records of different machines, models or versions side by side unsaid."""
     more = ("weights", "prompt_tokens", "recorded")
     origins = {(row["model"], row["device"], row["vllm"], *(row.get(n) or "" for n in more)) for row in rows}
     if len(origins) > 1:
         named = "; ".join(sorted(" on ".join(origin[:2]) for origin in origins))
         raise ValueError(f"These records are of different models, machines or versions: {named}.")
-    return ""
 
 
 def qualities(found: dict) -> Table:
