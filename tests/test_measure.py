@@ -10,9 +10,10 @@ import pytest
 
 from helpers.base.files import ROOT
 from helpers.base.machine import detect
+from helpers.base.parameters import ParameterError
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
-from helpers.measure.speed import MeasureError, measure_speed
+from helpers.measure.speed import measure_speed
 from helpers.model import lookup, sizes
 
 
@@ -51,7 +52,7 @@ def test_no_garbage_collection_stops_the_clock(engine, monkeypatch):
     assert collected
     assert not any(collected)
     assert gc.isenabled()
-    with pytest.raises(MeasureError):
+    with pytest.raises(ParameterError):
         measure_speed(engine, [1], prompt_tokens=510)
     assert gc.isenabled()
     gc.disable()
@@ -78,7 +79,7 @@ def test_memory_is_what_the_process_took(engine):
 
 
 def test_what_cannot_be_measured_is_refused(engine):
-    with pytest.raises(MeasureError, match="leave no room"):
+    with pytest.raises(ParameterError, match="leave no room"):
         measure_speed(engine, [1], prompt_tokens=510)
     with pytest.raises(ValueError, match="batch_sizes"):
         measure_speed(engine, [0])

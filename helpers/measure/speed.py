@@ -18,10 +18,6 @@ from helpers.base import parameters
 from helpers.engine.engine import Engine, owner_of
 
 
-class MeasureError(ValueError):
-    """A measurement that was asked for in a way that cannot give a number."""
-
-
 @dataclass(frozen=True)
 class Speed:
     """Decoding at one batch size.
@@ -100,7 +96,9 @@ def _decode(
     """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
     longest = engine.args["max_model_len"] - prompt_tokens
     if longest <= MIN_STEPS:
-        raise MeasureError(f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers.")
+        raise parameters.ParameterError(
+            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers."
+        )
     prompts = random_prompts(engine.model.config["vocab_size"], batch, prompt_tokens, rng)
     with engine.guarded():
         (rate,), ttft = decode_prompts(engine.llm, prompts, seconds, longest)
