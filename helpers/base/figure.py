@@ -21,14 +21,13 @@ class Figure:
     """A figure and its alternative text, shown as ``<img alt=...>`` wherever HTML is, else as a picture.
 
     ``alt`` says in words what the picture shows; whatever in it depends on the machine is ``measured``.
-    ``exact`` says that what is drawn is computed and the same everywhere.
     """
 
-    def __init__(self, figure, alt: str, exact: bool = False):
+    def __init__(self, figure, alt: str):
         import matplotlib.pyplot as plt
 
         plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
-        self.figure, self.alt, self.exact = figure, " ".join(alt.split()), exact
+        self.figure, self.alt = figure, " ".join(alt.split())
 
     @property
     def axes(self):
