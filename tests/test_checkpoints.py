@@ -236,6 +236,7 @@ def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
     def interrupt():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
+        time.sleep(0.5)  # by then it is waited for, also on a busy machine
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(processes, "watched", lambda: True)

@@ -6,7 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
@@ -71,12 +71,10 @@ class Two:
     """The driver of a machine with two GPUs, the second one shared out, as nvidia-ml-py has it."""
 
     NVMLError = KeyError
-    UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8932aaaa-d72c-4106-c12f-20bd9faed9f6")
+    UUIDS = MappingProxyType({"GPU-8932f937": ("GPU", 0), "GPU-8932aaaa": ("GPU", 1), "MIG-5c": ("MIG", 1)})
     nvmlInit = staticmethod(lambda: None)
     nvmlDeviceGetCount = staticmethod(lambda: 2)
-    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: ("GPU", index))
-    nvmlDeviceGetUUID = staticmethod(lambda handle: Two.UUIDS[handle[1]])
-    nvmlDeviceGetHandleByUUID = staticmethod(lambda name: {"MIG-5c": ("MIG", 1)}[name])
+    nvmlDeviceGetHandleByUUID = staticmethod(lambda name: Two.UUIDS[name])
     nvmlDeviceGetDeviceHandleFromMigDeviceHandle = staticmethod(lambda part: ("GPU", part[1]))
     nvmlDeviceGetIndex = staticmethod(lambda handle: {("GPU", 0): 0, ("GPU", 1): 1}[handle])
 
@@ -92,10 +90,8 @@ class Two:
         ("7", []),
         ("0,-1,1", [0]),  # CUDA stops at the first that is none
         ("7,1", []),
-        (Two.UUIDS[1], [1]),
-        (f"{Two.UUIDS[1]},GPU-8932f", [1, 0]),
-        ("GPU-8932", []),  # both begin like that
-        ("GPU-8932f,GPU-none,1", [0]),
+        ("GPU-8932aaaa,GPU-8932f937", [1, 0]),
+        ("GPU-8932f937,GPU-none,1", [0]),
         ("MIG-5c", [1]),
         ("MIG-none", []),
     ],

@@ -14,7 +14,6 @@ from helpers.model.sizes import (
     held_weights_bytes,
     layout,
     predicted_weights_bytes,
-    single_weights_bytes,
 )
 
 
@@ -74,7 +73,7 @@ def test_a_cpu_with_amx_multiplies_four_bits_in_eight_and_keeps_more_for_each_gr
     bits, held = {}, {}
     for isa in ("avx512f", "amx_bf16"):
         bits[isa] = schemes.scheme("awq").way(cpu(isa)).arithmetic_bits
-        held[isa] = single_weights_bytes("awq", folder, cpu(isa))
+        held[isa] = held_weights_bytes("awq", folder, cpu(isa))
     assert bits == {"avx512f": 16, "amx_bf16": 8}
     groups = layout(folder).linear / 128
     assert held["amx_bf16"] - held["avx512f"] == pytest.approx(6.5 * groups)

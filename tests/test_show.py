@@ -108,23 +108,6 @@ def test_predictions_are_ratios_to_the_first():
     assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
 
 
-def test_answers_are_shown_once_for_each_machine_that_compared_them():
-    def one(scheme, device, **more):
-        return a_row(scheme, 1, 1.0, 1, 1) | {"device": device, "way": "a way", "model": "m"} | more
-
-    compared = {"kl_mean": 0.02, "top1": 0.9, "recovery": 0.98, "recovery_low": 0.95, "recovery_high": 1.0}
-    there = [one("int8", "GPU", recorded="gpu", prompt_tokens=n, **compared) for n in (16, 1024)]
-    here = [one("baseline", "GPU"), one("int8", "GPU", kl_mean=0.03, top1=0.8), one("fp8", "GPU")]
-    table = result_tables.answers_table(here, there)
-    rows = [[getattr(cell, "text", cell) for cell in line] for line in table.rows]
-    assert [row for row in rows if row[0] == "int8"] == [
-        ["int8", "m", "GPU", "a way", "0.0300 nats", "80.0%", "-"],
-        ["int8", "m", "GPU, on record", "a way", "0.0200 nats", "90.0%", "98.0% (95% to 100%)"],
-    ]
-    assert [isinstance(line[4], measured) for line in table.rows if line[0] == "int8"] == [True, False]
-    assert ["fp8_kv", "m", *["not measured here"] * 5] in rows, "a place of its own, where no kernel is"
-
-
 def test_the_recorded_engines_left_nothing_on_the_gpu():
     rows, problems = records.recorded(REFERENCE, "swaps.jsonl", ("process", "swap"))
     assert not problems

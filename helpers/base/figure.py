@@ -21,14 +21,13 @@ class Figure:
     """A figure and its alternative text, shown as ``<img alt=...>`` wherever HTML is, else as a picture.
 
     ``alt`` says in words what the picture shows; whatever in it depends on the machine is ``measured``.
-    ``exact`` says that what is drawn is computed and the same everywhere.
     """
 
-    def __init__(self, figure, alt: str, exact: bool = False):
+    def __init__(self, figure, alt: str):
         import matplotlib.pyplot as plt
 
         plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
-        self.figure, self.alt, self.exact = figure, " ".join(alt.split()), exact
+        self.figure, self.alt = figure, " ".join(alt.split())
 
     @property
     def axes(self):
@@ -97,11 +96,12 @@ def log_axis(axes, form: str = "") -> None:
     axes.grid(alpha=0.3, which="major")
 
 
-def name_ends(axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 0.085) -> None:
+def name_ends(axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Write each line's name beside its end, apart from the others: name -> x, y and colour of that point.
 
-    Call it when the axes have their limits and scales. ``gap`` is the least distance, of the axes' height.
+    Call it when the axes have their limits and scales.
     """
+    gap = 0.085  # the least distance between two names, of the axes' height
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted((to_axes.transform(end[:2])[1], name) for name, end in ends.items())
     heights: list[float] = []

@@ -116,21 +116,18 @@ def visible_gpus() -> list[int]:
 
 
 def _gpu_index(name: str, present: list[int]) -> int | None:
-    """NVML's index of the GPU with a number, with a UUID (or how only its begins), or with a part (MIG)."""
+    """NVML's index of the GPU with a number, with a UUID, or with a part (MIG) of that UUID."""
     import pynvml
 
     if name.isdigit():
         return int(name) if int(name) in present else None
     try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         if name.startswith("MIG-"):
-            part = pynvml.nvmlDeviceGetHandleByUUID(name)
-            return pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part))
-        handles = {index: pynvml.nvmlDeviceGetHandleByIndex(index) for index in present}
-        uuids = {index: _text(pynvml.nvmlDeviceGetUUID(handle)) for index, handle in handles.items()}
+            handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        return pynvml.nvmlDeviceGetIndex(handle)
     except pynvml.NVMLError:
         return None
-    found = [index for index, uuid in uuids.items() if name.startswith("GPU-") and uuid.startswith(name)]
-    return found[0] if len(found) == 1 else None
 
 
 def _detect_gpu() -> Machine | None:

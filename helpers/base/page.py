@@ -96,9 +96,9 @@ class Note:
         return f"<p{as_it_is(self.text)}>{html.escape(self.text)}</p>"
 
 
-def facts(pairs: Mapping[str, object], caption: str = "") -> Table:
+def facts(pairs: Mapping[str, object]) -> Table:
     """A two-column table of names and values."""
-    return Table(["", "value"], pairs.items(), caption)
+    return Table(["", "value"], pairs.items())
 
 
 def machine_facts(found) -> Table:
@@ -109,14 +109,6 @@ def machine_facts(found) -> Table:
 def mib(size: float) -> str:
     """Bytes as MiB, or as GiB from 10 GiB on."""
     return f"{size / 2**30:,.2f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def alike(sizes: Iterable[float]) -> list[str]:
-    """Bytes in one unit, so that a column can be compared: GiB if the largest has 10 of them, else MiB."""
-    sizes = list(sizes)
-    if max(sizes, default=0) >= 10 * 2**30:
-        return [f"{size / 2**30:,.2f} GiB" for size in sizes]
-    return [f"{size / 2**20:,.1f} MiB" for size in sizes]
 
 
 def answer(question: str, output, templated: bool) -> Answer:

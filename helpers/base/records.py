@@ -170,11 +170,12 @@ def of(
             left_out[f"{what} with prompts of {row.get('prompt_tokens')} tokens"] += 1
         else:
             ours.append(row)
-    newest = [row for row in ours if row["vllm"] == ours[-1]["vllm"]]
+    version = ours[-1]["vllm"] if ours else None
     for row in ours:
-        if row not in newest:
+        if row["vllm"] != version:
             left_out[f"{model} on {machine.label} with vLLM {row['vllm']}"] += 1
-    return latest(newest), [f"Left out: {count} records of {what}." for what, count in left_out.items()]
+    newest = latest([row for row in ours if row["vllm"] == version])
+    return newest, [f"Left out: {count} records of {what}." for what, count in left_out.items()]
 
 
 def by_origin(found: list[dict]) -> dict[str, list[dict]]:

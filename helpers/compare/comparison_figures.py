@@ -93,7 +93,6 @@ def grids(matrix, name: str) -> Figure:
         f"Histogram of the weights of {name}: a bell around zero, and a single largest weight far outside. "
         "Beneath it the values of FP8, dense around zero and sparse outside, those of INT8, evenly spaced, "
         "and those of INT4, few and evenly spaced.",
-        exact=True,
     )
 
 
@@ -158,7 +157,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     figure.legend(loc="outside lower center", ncols=4)
     words = [f"{name} {one.total / 2**30:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
     text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
-    return Figure(figure, text, exact=True)
+    return Figure(figure, text)
 
 
 def _holds(one) -> str:
@@ -204,7 +203,7 @@ def gains(
         for title, by in places.items()
     )
     alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
-    return Figure(figure, alt + (words + "." if exact else str(page.measured(words))), exact=exact)
+    return Figure(figure, alt + (words + "." if exact else str(page.measured(words))))
 
 
 def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:
@@ -220,9 +219,7 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
     log_axis(axes, "${value:,.2f}")
     name_ends(axes, {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()})
     words = "; ".join(f"{name} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items())
-    return Figure(
-        figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.", exact=True
-    )
+    return Figure(figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.")
 
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
@@ -247,4 +244,4 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
     axes.set(xlim=(0, 1.6 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
-    return Figure(figure, f"{title}. {words}.", exact=True)
+    return Figure(figure, f"{title}. {words}.")

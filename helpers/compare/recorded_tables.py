@@ -57,7 +57,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         f"{name}: {', '.join(f'{kind} {us:,.0f}' for kind, us in parts.items())}, at least {least[name]:,.0f}"
         for name, parts in broken.items()
     )
-    return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)
+    return Figure(figure, f"{title}. Microseconds of a step. {words}.")
 
 
 def emptied(rows: list[dict]) -> Figure | Note:
@@ -92,7 +92,7 @@ def emptied(rows: list[dict]) -> Figure | Note:
         f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB in use with one "
         f"open, {after} MiB after each, {found[0]['device_before_mib']:,.1f} before."
     )
-    return Figure(figure, alt, exact=True)
+    return Figure(figure, alt)
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:

@@ -197,7 +197,7 @@ class Engine:
         An instruct model gets its chat template; a base model gets the bare text to continue.
 
         Raises:
-            ShapeOnlyError: the model has no weights.
+            ModelError: the model has no weights.
         """
         self.model.check_words()
         from vllm import SamplingParams

@@ -68,21 +68,20 @@ class Probe:
         return getattr(self.model_runner, "model_memory_usage", None)
 
 
-def figures(logits, targets, keep=None, against=None, row=0, top_k=(), choices=()) -> dict[str, list]:
+def figures(logits, targets, keep=None, against=None, row=0, choices=()) -> dict[str, list]:
     """Return per-position figures of logits (positions x vocabulary), in nats.
 
     Args:
         targets: the token that really comes next at each position.
         keep: a ``.npy`` file whose rows from ``row`` on receive the log-probabilities as float16.
-        against: such a file of the baseline; gives KL(baseline || this) over the whole vocabulary, and
-            for each k of ``top_k`` over the baseline's k likeliest tokens and one bucket for the rest.
+        against: such a file of the baseline; gives KL(baseline || this) over the whole vocabulary.
         choices: pairs of a position and token ids whose log-probabilities are wanted there.
     """
     import torch
 
     stored = np.load(keep or against, mmap_mode="r+" if keep else "r") if keep or against else None
     rows = dict(choices)
-    found: dict[str, list] = {name: [] for name in ("nll", "top1", "kl", *map(str, top_k), "choices")}
+    found: dict[str, list] = {name: [] for name in ("nll", "top1", "kl", "choices")}
     for start in range(0, len(targets), ROWS):
         part = slice(start, start + ROWS)
         ours = torch.log_softmax(logits[part].float(), dim=-1)
@@ -96,27 +95,5 @@ def figures(logits, targets, keep=None, against=None, row=0, top_k=(), choices=(
         elif against:
             theirs = torch.from_numpy(np.array(stored[place])).to(ours.device)
             theirs = torch.log_softmax(theirs.float(), dim=-1)  # rounded to float16 they sum to 1 no more
-            found["kl"] += divergence(theirs, ours).tolist()
-            for k in top_k:
-                found[str(k)] += divergence(*truncated(theirs, ours, k)).tolist()
+            found["kl"] += (theirs.exp() * (theirs - ours)).sum(dim=-1).tolist()
     return found
-
-
-def divergence(p, q):
-    """Return KL(p || q) in nats of log-probabilities, over the last dimension."""
-    return (p.exp() * (p - q)).sum(dim=-1)
-
-
-def truncated(p, q, k: int):
-    """Merge all but p's ``k`` likeliest tokens into one bucket: all that a top-k answer lets one know.
-
-    A divergence of merged outcomes is never more than the exact one (data processing inequality).
-    """
-    import torch
-
-    kept, ids = p.topk(k, dim=-1)
-    pair = []
-    for part in (kept, q.gather(-1, ids)):
-        rest = (-part.exp().sum(dim=-1, keepdim=True)).clamp(min=-1 + 1e-7).log1p()
-        pair.append(torch.cat([part, rest], dim=-1))
-    return pair

@@ -34,4 +34,4 @@ def errors(log: str) -> Figure:
     axes.set(xlim=(0, len(lines) + 1), ylim=(len(marks) + 0.7, -0.5), xlabel="line of the log", yticks=[])
     axes.spines[["left", "right", "top"]].set_visible(False)
     words = "; ".join(f"line {number}, {text}" for text, number in marks)
-    return Figure(figure, f"A log of {len(lines)} lines, its errors at their places. {words}.", exact=True)
+    return Figure(figure, f"A log of {len(lines)} lines, its errors at their places. {words}.")

@@ -5,7 +5,7 @@ from helpers import face
 __getattr__, __all__ = face(
     __name__,
     {
-        "speed": "MeasureError Speed measure_speed",
+        "speed": "Speed measure_speed",
         "memory": "Memory measure_memory",
         "divergence": "Quality compare control keep_reference",
         "task": "Answers Recovery recovery",

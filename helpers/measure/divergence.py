@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +35,12 @@ from helpers.model.text import held_out_text
 class Positions:
     """One figure a predicted token: ``nll`` and ``kl`` in nats, ``top1`` a token id; ``seconds`` in all.
 
-    ``kl`` and ``truncated`` (by k) are empty without a reference.
+    ``kl`` is empty without a reference.
     """
 
     nll: np.ndarray
     top1: np.ndarray
     kl: np.ndarray
-    truncated: dict[int, np.ndarray]
     seconds: float
 
 
@@ -54,7 +53,6 @@ def collect(
     keep: Path | None = None,
     beside: int = 0,
     windows: int | None = None,
-    top_k: tuple[int, ...] = (),
 ) -> Positions:
     """Take the figures of held-out text, in windows that do not see each other, one prefill each.
 
@@ -74,13 +72,12 @@ def collect(
     parts, each = [], window - 1
     for number, start in enumerate(range(0, len(ids), window)):
         prompt = (ids[start:] + ids)[: window + beside]
-        job = {"row": number * each, "top_k": list(top_k), "keep": keep and str(keep.resolve())}
+        job = {"row": number * each, "keep": keep and str(keep.resolve())}
         job["against"] = reference and str(reference.file.resolve())
         parts.append(tap.prefill(engine, prompt, each, **job))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    cut = {k: joined[str(k)] for k in top_k}
     seconds = time.perf_counter() - begun
-    return Positions(joined["nll"], joined["top1"].astype(int), joined["kl"], cut, seconds)
+    return Positions(joined["nll"], joined["top1"].astype(int), joined["kl"], seconds)
 
 
 def _text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
@@ -246,8 +243,7 @@ class Quality:
     """A scheme's answers beside the baseline's, over ``tokens`` predictions of ``text``.
 
     ``kl_mean`` and ``kl_p99`` are KL(baseline || scheme) in nats over the whole vocabulary; ``top1`` the
-    share of positions where both find the same token likeliest; ``truncated`` by k the mean KL a
-    top-k comparison would have given.
+    share of positions where both find the same token likeliest.
     """
 
     perplexity: float
@@ -258,21 +254,13 @@ class Quality:
     tokens: int
     text: str
     seconds: float
-    truncated: dict[int, float] = field(default_factory=dict)
 
 
-def compare(
-    llm,
-    reference: Reference,
-    *,
-    beside: int = 0,
-    windows: int | None = None,
-    top_k: tuple[int, ...] = (),
-) -> Quality:
-    """Compare an engine with the baseline's reference; ``top_k=(20, 200)`` shows what truncation costs."""
+def compare(llm, reference: Reference, *, beside: int = 0, windows: int | None = None) -> Quality:
+    """Compare an engine with the baseline's reference, position by position."""
     engine = owner_of(llm)
     engine.model.check_words()
-    seen = collect(engine, reference=reference, beside=beside, windows=windows, top_k=top_k)
+    seen = collect(engine, reference=reference, beside=beside, windows=windows)
     count = len(seen.nll)
     loss, base = seen.nll.mean(), np.mean(reference.nll[:count])
     return Quality(
@@ -284,7 +272,6 @@ def compare(
         tokens=count,
         text=reference.text,
         seconds=seen.seconds,
-        truncated={k: float(values.mean()) for k, values in seen.truncated.items()},
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from helpers.base import page
 from helpers.base.page import Table
 from helpers.model import ways
-from helpers.model.schemes import SCHEMES
 
 
 def speeds(found) -> Table:
@@ -29,6 +28,7 @@ def speeds(found) -> Table:
 
 def records(rows: list[dict]) -> Table:
     """Records side by side, one row a scheme and batch size."""
+    one_origin(rows)
     return Table(
         ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"],
         [
@@ -43,18 +43,16 @@ def records(rows: list[dict]) -> Table:
             ]
             for row in rows
         ],
-        caption=one_origin(rows),
     )
 
 
-def one_origin(rows: list[dict]) -> str:
+def one_origin(rows: list[dict]) -> None:
     """Refuse to set records of different machines, models or versions side by side unsaid."""
     more = ("weights", "prompt_tokens", "recorded")
     origins = {(row["model"], row["device"], row["vllm"], *(row.get(n) or "" for n in more)) for row in rows}
     if len(origins) > 1:
         named = "; ".join(sorted(" on ".join(origin[:2]) for origin in origins))
         raise ValueError(f"These records are of different models, machines or versions: {named}.")
-    return ""
 
 
 def qualities(found: dict) -> Table:
@@ -123,30 +121,6 @@ def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) 
         cells[-1] = "none: written out here"
     cells += ["-" if ways.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches]
     return [page.measured(cell) for cell in [*cells, *_quality(one)]]
-
-
-def answers_table(rows: list[dict], elsewhere: list[dict]) -> Table:
-    """What each scheme did to a model's answers, a row a scheme, model and machine.
-
-    Each scheme has a row of this machine, also one that has no kernel or was not measured here: the table
-    has the same rows on every machine.
-
-    Args:
-        rows: records of one model on this machine; ``elsewhere``: recorded ones, of which a machine's first
-            of a scheme and model counts (its prompts' length does not matter here).
-    """
-    table, seen = [], set()
-    for name in [name for name in SCHEMES if name != "baseline"]:
-        here = [row for row in rows if row["scheme"] == name and row.get("kl_mean") is not None]
-        cells = [here[0]["device"], here[0]["way"], *_quality(here[0])] if here else ["not measured here"] * 5
-        table += [[name, rows[0]["model"], *map(page.measured, cells)]] if rows else []
-        for row in elsewhere:
-            place = name, row["model"], row["device"], row.get("recorded")
-            if row["scheme"] == name and row.get("kl_mean") is not None and place not in seen:
-                seen.add(place)
-                table.append([name, row["model"], f"{row['device']}, on record", row["way"], *_quality(row)])
-    columns = ["scheme", "model", "machine", "runs there as", "mean KL", "same top token", "recovery"]
-    return Table(columns, table, texts=columns[1:4])
 
 
 def _quality(row: dict) -> list[str]:

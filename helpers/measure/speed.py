@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import random
 import statistics
 import time
@@ -17,10 +16,6 @@ from dataclasses import dataclass
 
 from helpers.base import parameters
 from helpers.engine.engine import Engine, owner_of
-
-
-class MeasureError(ValueError):
-    """A measurement that was asked for in a way that cannot give a number."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +43,22 @@ class Speed:
 
 
 def measure_speed(
-    llm,
-    batch_sizes: list[int],
-    *,
-    prompt_tokens: int = 16,
-    seconds: float = 3.0,
-    runs: int = 3,
-    temperature: float = 0.0,
-    output_tokens: int | None = None,
+    llm, batch_sizes: list[int], *, prompt_tokens: int = 16, seconds: float = 3.0, runs: int = 3
 ) -> list[Speed]:
     """Measure decoding at each batch size.
 
     A time budget, not a token count: ``seconds`` of decoding a batch size, split over ``runs`` runs
     of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
     at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
-
-    ``temperature`` 0 takes the likeliest token. Above it each token is drawn, at the cost of a pass over the
-    vocabulary for each request and step, which two CPU cores feel at large batches.
-
-    ``output_tokens`` ends a run when each request has that many, whatever the time: a given workload.
     """
     engine = owner_of(llm)
-    if output_tokens is not None:
-        parameters.whole("output_tokens", output_tokens, 2, 2**20)
     rng = random.Random(0)
     results = []
     for batch in parameters.whole_list("batch_sizes", batch_sizes, 1, 1024):
-        decode(engine, batch, 2, 0.0, rng, temperature)
+        _decode(engine, batch, 2, 0.0, rng)
         rates, firsts = [], []
         for _ in range(runs):
-            budget = seconds / runs if output_tokens is None else math.inf
-            rate, ttft = decode(
-                engine, batch, prompt_tokens, budget, rng, temperature, output_tokens=output_tokens
-            )
+            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
             rates.append(rate)
             firsts += ttft
         median, first = statistics.median(rates), statistics.median(firsts)
@@ -112,31 +90,18 @@ def uncollected():
             gc.enable()
 
 
-def decode(
-    engine: Engine,
-    batch: int,
-    prompt_tokens: int,
-    seconds: float,
-    rng: random.Random,
-    temperature: float = 0.0,
-    decoding: Callable[[], object] = lambda: None,
-    output_tokens: int | None = None,
+def _decode(
+    engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng: random.Random
 ) -> tuple[float, list[float]]:
-    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s.
-
-    ``decoding`` is called once, between the last first token and the clock's start.
-    """
+    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
     longest = engine.args["max_model_len"] - prompt_tokens
-    least = output_tokens or MIN_STEPS + 1
-    if longest < least:
-        raise MeasureError(
-            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for {least} more."
+    if longest <= MIN_STEPS:
+        raise parameters.ParameterError(
+            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers."
         )
     prompts = random_prompts(engine.model.config["vocab_size"], batch, prompt_tokens, rng)
     with engine.guarded():
-        (rate,), ttft = decode_prompts(
-            engine.llm, prompts, seconds, output_tokens or longest, temperature=temperature, decoding=decoding
-        )
+        (rate,), ttft = decode_prompts(engine.llm, prompts, seconds, longest)
     return rate, ttft
 
 
@@ -148,20 +113,20 @@ def decode_prompts(
     max_tokens: int,
     *,
     windows: int = 1,
-    temperature: float = 0.0,
     decoding: Callable[[], object] = lambda: None,
 ) -> tuple[list[float], list[float]]:
     """Run prompts as one batch through a bare ``vllm.LLM``; return tokens/s and each request's TTFT in s.
 
     A rate for each of ``windows`` times of ``seconds``, one after another, from the last first token on.
-    Where the answers end before, the window is what there was.
+    Where the answers end before, the window is what there was. ``decoding`` is called once, between the last
+    first token and the clock's start.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     core = llm.llm_engine
     params = SamplingParams(
-        temperature=temperature,
+        temperature=0.0,
         max_tokens=max_tokens,
         ignore_eos=True,
         output_kind=RequestOutputKind.DELTA,

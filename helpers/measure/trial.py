@@ -129,7 +129,7 @@ def run(
         reply = engine.ask(question, max_tokens)
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
-        compared = divergence.compare(engine, reference, top_k=(20,))
+        compared = divergence.compare(engine, reference)
         recovered = task.recovery(reference.answers, task.answer(engine))
     predicted = sizes.predicted_weights_bytes(scheme, model.folder)
     rows = as_rows(

@@ -6,7 +6,7 @@ __getattr__, __all__ = face(
     __name__,
     {
         "lookup": "resolve sized",
-        "model": "Model ModelError ShapeOnlyError default",
+        "model": "Model ModelError default",
         "shapes": "shape",
         "scheme": "Scheme SchemeError Way",
         "schemes": "SCHEMES",

@@ -23,10 +23,6 @@ class ModelError(RuntimeError):
     """A model that cannot be had or must not be loaded; the message says why and what to do."""
 
 
-class ShapeOnlyError(ModelError):
-    """A model of random numbers was asked for words or their quality; the message says what to use."""
-
-
 @dataclass(frozen=True)
 class Model:
     """A model on this disk.
@@ -61,10 +57,10 @@ class Model:
         """Refuse to let random weights answer.
 
         Raises:
-            ShapeOnlyError: there are no weights; the message says what still can be measured.
+            ModelError: there are no weights; the message says what still can be measured.
         """
         if self.shape_only:
-            raise ShapeOnlyError(
+            raise ModelError(
                 f"{self.title} is a shape without weights: random numbers stand in for them, so its text, "
                 "perplexity and answers would mean nothing. Memory and speed can be measured. For words "
                 "use 'embedded', a folder or a hub name."

@@ -101,20 +101,11 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     Raises:
         SchemeError: the machine does not run the scheme.
     """
-    counts, way = layout(folder), schemes.scheme(scheme_name).way(machine)
-    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
-    return single_weights_bytes(scheme_name, folder, machine) + way.plain_bytes * twice
-
-
-def single_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
-    """The same, each weight counted once: what may have to be read for a token.
-
-    Raises:
-        SchemeError: the machine does not run the scheme.
-    """
     rule, counts = schemes.scheme(scheme_name), layout(folder)
     way = rule.way(machine)
-    return weights_bytes(counts, None if way.expanded else format_of(rule, counts, way), way.plain_bytes)
+    once = weights_bytes(counts, None if way.expanded else format_of(rule, counts, way), way.plain_bytes)
+    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    return once + way.plain_bytes * twice
 
 
 def held(row: dict) -> int:

@@ -63,7 +63,7 @@ def ways(rows: list[dict]) -> Figure | Note:
     axes.margins(x=0.25)
     log_axis(axes)
     alt = f"Tokens a second for each user, and for each GPU, on {loads[0]['device']}. " + "; ".join(said)
-    return Figure(figure, alt + ".", exact=True)
+    return Figure(figure, alt + ".")
 
 
 def _points(rows: list[dict]) -> list[tuple[float, float, int]]:
