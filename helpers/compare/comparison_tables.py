@@ -61,12 +61,12 @@ def reconciled(found: Iterable) -> Table:
         cells = [
             row["scheme"] + (" and FP8 KV cache" if besides else ""),
             f"{one.token:,}",
+            "-" if one.predicted is None else f"{one.predicted:,}",
             f"{row['kv_cache_tokens']:,}",
-            f"{one.cache / 2**30:.2f} GiB",
             "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
         ]
         rows.append([name, *(cells if recorded else map(page.measured, cells))])
-    columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
+    columns = ["record", "scheme", "bytes a token", "tokens, predicted", "reported by vLLM", "left over"]
     return Table(columns, rows)
 
 
