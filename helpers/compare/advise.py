@@ -159,6 +159,7 @@ class Advice:
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
         gains = [one.alone] + [one.together] * (self.load.users > 1)
+        gains = gains if one.users else [None] * len(gains)
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
         cells += [_times(gain) for gain in gains] + [one.kept.says]
         if self.price:
@@ -201,7 +202,8 @@ class Advice:
             lines.append("Unless")
             for why in self.overruled_by:
                 lines += textwrap.wrap(why, 100, initial_indent="  - ", subsequent_indent="    ")
-        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()])
+        sources = [line for source in self.sources() for line in textwrap.wrap(source, 100)]
+        return "\n".join([*lines, "", _aligned(self.table()), "", *sources])
 
     def _repr_html_(self) -> str:
         page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
@@ -297,7 +299,7 @@ def dollars(one: Option, price_per_day: float) -> float:
 
 def _as_json(one: Option, price: float | None) -> dict:
     gain = None
-    if one.together:
+    if one.together and one.users:
         gain = {"at_1": round(one.alone.ratio, 3), "at_users": round(one.together.ratio, 3)}
         gain |= {"from": one.alone.source, "from_at_users": one.together.source}
     return {
@@ -316,7 +318,7 @@ def _as_json(one: Option, price: float | None) -> dict:
 
 
 def _times(gain) -> str:
-    return "1" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
+    return "-" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
 
 
 def _aligned(table: Table) -> str:
