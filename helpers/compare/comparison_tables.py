@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from helpers.base import page
 from helpers.base.page import Table
+from helpers.compare import roofline
 from helpers.model import schemes
 from helpers.model.schemes import SCHEMES
 
@@ -70,20 +71,25 @@ def reconciled(found: Iterable) -> Table:
     return Table(columns, rows)
 
 
-def sides(found: Mapping[str, object]) -> Table:
-    """``roofline.side`` of each scheme; None where no kernel of its own was timed beside the baseline."""
+SAME = 0.03  # two rates that differ by no more than this are called equal
 
-    def batches(sizes) -> str:
-        return ", ".join(map(str, sizes)) or "none"
 
-    rows = []
-    for name, side in found.items():
+def sides(rows: list[dict], names: Iterable[str]) -> Table:
+    """At which batch sizes each scheme was faster than the baseline, as fast (within ``SAME``), and slower;
+    where between two of them that changes. Records of one machine."""
+    table = []
+    for name in names:
+        found = roofline.ratios(rows, name)
         cells = ["no kernel timed here"] * 4
-        if side:
-            crosses = f"at batch {side.crosses:.0f}" if side.crosses else "nowhere measured"
-            cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
-        rows.append([name, *map(page.measured, cells)])
-    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], rows)
+        if found:
+            kinds = {1: [], 0: [], -1: []}
+            for batch, ratio in found.items():
+                kinds[(ratio > 1 + SAME) - (ratio < 1 - SAME)].append(str(batch))
+            crosses = roofline.crossing(found, SAME)
+            cells = [", ".join(batches) or "none" for batches in kinds.values()]
+            cells.append(f"at batch {crosses:.0f}" if crosses else "nowhere measured")
+        table.append([name, *map(page.measured, cells)])
+    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
 
 
 def offers(found: Iterable) -> Table:

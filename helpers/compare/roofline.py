@@ -133,38 +133,14 @@ def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
     return {batch: ratio for batch, (ratio, _, _) in ranges(rows, scheme).items()}
 
 
-SAME = 0.03  # two rates that differ by no more than this are called equal
+def crossing(ratios: dict[int, float], same: float) -> float | None:
+    """The batch size at which a scheme's ratio to the baseline passes one, by more than ``same`` on a side.
 
-
-@dataclass(frozen=True)
-class Side:
-    """On which side of its crossover a scheme was measured: the batch sizes at which it was faster than the
-    baseline, as fast (within ``SAME``), and slower; ``crosses`` where between two of them it changes.
+    It lies on a straight line between two measurements, both axes logarithmic.
     """
-
-    faster: list[int]
-    equal: list[int]
-    slower: list[int]
-    crosses: float | None
-
-
-def side(rows: list[dict], scheme: str) -> Side | None:
-    """Find a scheme's side from records of one origin; None where it or the baseline was not measured.
-
-    The crossing lies on a straight line between two measurements, both axes logarithmic.
-    """
-    found = ratios(rows, scheme)
-    if not found:
-        return None
-    pairs = sorted(found.items())
-    crosses = None
-    for (low, before), (high, after) in itertools.pairwise(pairs):
-        if (before - 1) * (after - 1) < 0 and max(abs(before - 1), abs(after - 1)) > SAME:
+    found = None
+    for (low, before), (high, after) in itertools.pairwise(sorted(ratios.items())):
+        if (before - 1) * (after - 1) < 0 and max(abs(before - 1), abs(after - 1)) > same:
             share = math.log(before) / (math.log(before) - math.log(after))
-            crosses = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    return Side(
-        [batch for batch, ratio in pairs if ratio > 1 + SAME],
-        [batch for batch, ratio in pairs if abs(ratio - 1) <= SAME],
-        [batch for batch, ratio in pairs if ratio < 1 - SAME],
-        crosses,
-    )
+            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    return found
