@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.base.machine import Machine, detect
-from helpers.compare import bandwidth, cards, roofline
+from helpers.compare import bandwidth, cards, comparison_tables, roofline
 from helpers.compare.roofline import Step
 from helpers.model import shapes, sizes
 from helpers.model.layout import Cache, Layout
@@ -67,21 +67,26 @@ def test_this_machine_multiplies_something():
 
 
 def test_the_side_of_the_crossover_a_scheme_is_on():
-    def rows(scheme, rates):
-        return [
-            {"scheme": scheme, "batch": b, "output_tokens_per_s": rate, "way": ""}
-            for b, rate in rates.items()
-        ]
-
-    base = rows("baseline", {1: 100.0, 10: 1000.0, 100: 5000.0})
-    side = roofline.side(base + rows("awq", {1: 200.0, 10: 1020.0, 100: 2500.0}), "awq")
-    assert (side.faster, side.equal, side.slower) == ([1], [10], [100])
-    # From twice to half the baseline's, over two decades; what lies between is noise.
-    assert side.crosses == pytest.approx(10)
-    always = roofline.side(base + rows("fp8", {1: 50.0, 10: 400.0}), "fp8")
-    assert (always.faster, always.slower, always.crosses) == ([], [1, 10], None)
-    noise = roofline.side(base + rows("int8", {1: 101.0, 10: 990.0}), "int8")
-    assert (noise.equal, noise.crosses) == ([1, 10], None)
-    wide = [row | {"low": 0.4 * row["output_tokens_per_s"]} for row in rows("awq", {1: 200.0, 10: 1500.0})]
-    assert roofline.side(base + wide, "awq").equal == [1, 10], "its slowest run was slower than the baseline"
-    assert roofline.side(base, "awq") is None
+    rates = {
+        "baseline": {1: 100.0, 10: 1000.0, 100: 5000.0},
+        "awq": {1: 200.0, 10: 1020.0, 100: 2500.0},
+        "fp8": {1: 50.0, 10: 400.0},
+        "int8": {1: 101.0, 10: 990.0},
+    }
+    rows = [
+        {"scheme": scheme, "batch": batch, "output_tokens_per_s": rate, "way": ""}
+        for scheme, found in rates.items()
+        for batch, rate in found.items()
+    ]
+    rows += [  # its slowest runs were slower than the baseline
+        {"scheme": "fp8_file", "batch": 10, "output_tokens_per_s": 1500.0, "low": 900.0, "way": ""}
+    ]
+    table = comparison_tables.sides(rows, ["awq", "fp8", "int8", "fp8_file", "fp8_kv"])
+    # From twice to half the baseline's over two decades; what lies between is noise.
+    assert [[str(cell).strip("‹›") for cell in row[1:]] for row in table.rows] == [
+        ["1", "10", "100", "at batch 10"],
+        ["none", "none", "1, 10", "nowhere measured"],
+        ["none", "1, 10", "none", "nowhere measured"],
+        ["none", "10", "none", "nowhere measured"],
+        ["no kernel timed here"] * 4,
+    ]

@@ -82,7 +82,7 @@ NUMBERS = {
 }  # fmt: skip
 LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
 YES_OR_NO = ("short",)
-TEXTS = ("model", "question", "out_dir", "gpu", "goal", "sized_model")
+TEXTS = ("model", "question", "out_dir", "gpu", "goal")
 
 
 def checked(name: str, value: object) -> int | float | str | list[int]:

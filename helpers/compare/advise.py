@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from helpers.base.page import Note, Table, as_it_is
@@ -70,6 +71,9 @@ class Advice:
             first += f", which need {self._sixteen()}" if self._sixteen() else ""
         if self.price and one.users:
             first += f"; a million tokens cost ${dollars(one, self.price):.2f} at least, prompts not counted"
+        copies = load.gpus // one.gpus
+        if copies > 1 and one.users:
+            first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
         return first + "."
 
     def _sixteen(self) -> str:
@@ -91,60 +95,42 @@ class Advice:
     def overruled_by(self) -> list[str]:
         """What would overrule the recommendation, a condition and what to take then."""
         one = self.chosen
-        others = [other for other in self.shown if other is not one and other.users]
-        return list(filter(None, (rule(one, others) for rule in self._rules()))) if one else []
+        return list(self._unless(one, [o for o in self.shown if o is not one and o.users])) if one else []
 
-    def _rules(self):
-        speed, room = (self._if_speed, self._if_accuracy, self._if_few), (self._if_all, self._if_long)
-        return (*speed, self._if_marlin, *room, self._if_close, self._if_made)
-
-    def _if_speed(self, one: Option, others: list[Option]) -> str:
-        faster = [other for other in others if other.fits >= one.fits and other.gpus <= self.load.gpus]
-        best = max(faster, key=lambda other: _score(other, "throughput"), default=one)
-        ratio = _score(best, "throughput") / _score(one, "throughput")
-        return ratio > SAME and (
-            f"speed counts more than accuracy: {best.title} gives {ratio:.1f} times the tokens (accuracy "
-            f"kept: {best.kept.says})"
-        )
-
-    def _if_accuracy(self, one: Option, others: list[Option]) -> str:
-        gentler = [other for other in others if other.fits and other.kept.loss < one.kept.loss]
+    def _unless(self, one: Option, others: list[Option]) -> Iterator[str]:
+        as_good = [o for o in others if o.fits >= one.fits and o.gpus <= self.load.gpus]
+        fast = max(as_good, key=lambda o: _score(o, "throughput"), default=one)
+        ratio = _score(fast, "throughput") / _score(one, "throughput")
+        if ratio > SAME:
+            yield (
+                f"speed counts more than accuracy: {fast.title} gives {ratio:.1f} times the tokens (accuracy "
+                f"kept: {fast.kept.says})"
+            )
+        gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
-        best = min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None)
-        return best and f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
-
-    def _if_few(self, one: Option, others: list[Option]) -> str:
-        best = max([one, *others], key=lambda other: other.alone_per_s * (other.gpus == one.gpus))
-        ratio = best.alone_per_s / one.alone_per_s
-        return ratio > MORE and f"few ask at a time: {best.title} is {ratio:.1f} times as fast for one"
-
-    def _if_marlin(self, one: Option, others: list[Option]) -> str:
-        """On a Hopper vLLM chooses Machete for four bits."""
-        if self.load.card.generation != "Hopper" or not any(o.scheme == "awq" for o in (one, *others)):
-            return ""
-        low, high = options.marlin()
-        return (
-            f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
-            f"{high:.2f} times FP8's tokens (recorded on an H200)"
-        )
-
-    def _if_all(self, one: Option, others: list[Option]) -> str:
-        return not one.fits and one.needs and f"nobody may wait: {one.needs} GPUs hold {self._all}"
-
-    def _if_long(self, one: Option, others: list[Option]) -> str:
-        same = [other for other in others if other.weights == one.weights and other.gpus == one.gpus]
-        best = max(same, key=lambda other: other.users, default=one)
-        return best.users > one.users and f"contexts grow: {best.title} has room for {best.users} of these"
-
-    def _if_close(self, one: Option, others: list[Option]) -> str:
-        left = f"{one.budget.spare / GIB:.1f} GiB are left"
-        return one.budget.verdict == "close" and (
-            f"vLLM stops as it starts, for only {left}: allow less context"
-        )
-
-    def _if_made(self, one: Option, others: list[Option]) -> str:
-        make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
-        return one.to_make and f"there is no such checkpoint yet: {make}look for one on the hub"
+        if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
+            yield f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
+        alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
+        if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
+            yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
+        if self.load.card.generation == "Hopper" and any(o.scheme == "awq" for o in (one, *others)):
+            low, high = options.marlin()  # vLLM chooses Machete there
+            yield (
+                f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
+                f"{high:.2f} times FP8's tokens (recorded on an H200)"
+            )
+        if not one.fits and one.needs:
+            yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
+        same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
+        roomy = max(same, key=lambda o: o.users, default=one)
+        if roomy.users > one.users:
+            yield f"contexts grow: {roomy.title} has room for {roomy.users} of these"
+        if one.budget.verdict == "close":
+            left = f"{one.budget.spare / GIB:.1f} GiB are left"
+            yield f"vLLM stops as it starts, for only {left}: allow less context"
+        if one.to_make:
+            make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
+            yield f"there is no such checkpoint yet: {make}look for one on the hub"
 
     @property
     def _all(self) -> str:
@@ -182,6 +168,7 @@ class Advice:
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
         gains = [one.alone] + [one.together] * (self.load.users > 1)
+        gains = gains if one.users else [None] * len(gains)
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
         cells += [_times(gain) for gain in gains] + [one.kept.says]
         if self.price:
@@ -202,7 +189,7 @@ class Advice:
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
         if gains:
-            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}. 06_production measures yours.")
+            found.append(f"Gains, in tokens/s a GPU: {'; '.join(gains)}.")
         if any(one.scheme.startswith("nvfp4") for one in shown):
             found.append("NVFP4 was not timed: beyond the roofline it is counted as FP8.")
         for known in gained():
@@ -225,7 +212,8 @@ class Advice:
             lines.append("Unless")
             for why in self.overruled_by:
                 lines += textwrap.wrap(why, 100, initial_indent="  - ", subsequent_indent="    ")
-        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()])
+        sources = [line for source in self.sources() for line in textwrap.wrap(source, 100)]
+        return "\n".join([*lines, "", _aligned(self.table()), "", *sources])
 
     def _repr_html_(self) -> str:
         page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
@@ -321,7 +309,7 @@ def dollars(one: Option, price_per_day: float) -> float:
 
 def _as_json(one: Option, price: float | None) -> dict:
     gain = None
-    if one.together:
+    if one.together and one.users:
         gain = {"at_1": round(one.alone.ratio, 3), "at_users": round(one.together.ratio, 3)}
         gain |= {"from": one.alone.source, "from_at_users": one.together.source}
     return {
@@ -340,7 +328,7 @@ def _as_json(one: Option, price: float | None) -> dict:
 
 
 def _times(gain) -> str:
-    return "1" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
+    return "-" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
 
 
 def _aligned(table: Table) -> str:
@@ -377,7 +365,7 @@ def explorer(
         draw,
         of=Choice("model", list(dict.fromkeys([chosen, *shapes.CONFIGS])), chosen),
         on=Choice("GPU", list(dict.fromkeys([name, *CARDS])), name),
-        tokens=Slider("context, tokens", 512, max(131072, context), context, 512),
+        tokens=Choice("context, tokens", sorted({context, *(2**n for n in range(10, 18))}), context),
         requests=Slider("users at once", 1, max(256, users), users, 1),
         aim=Choice("what counts", GOALS, goal),
     )

@@ -19,7 +19,7 @@ class SizingError(ValueError):
 class Card:
     """A GPU by its data sheet.
 
-    ``gigabytes`` is the name's, ``memory_bytes`` what a driver reports where that is on record;
+    ``gigabytes`` is the name's, ``memory_bytes`` what PyTorch reports where that is known;
     ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats that are
     added up in 32 bits (data sheets often print twice that, with *sparsity*). ``source`` says where each
     comes from.
@@ -37,7 +37,7 @@ class Card:
 
     @property
     def memory(self) -> int:
-        """Bytes: as a driver reports them, else the name's GB at their least, 10^9 bytes each."""
+        """Bytes: as PyTorch reports them, else the name's GB at their least, 10^9 bytes each."""
         return self.memory_bytes or self.gigabytes * 10**9
 
     @property
@@ -55,32 +55,36 @@ _PAPER = "NVIDIA's architecture whitepaper"
 
 
 def _card(name, generation, sm, gigabytes, gb_s, tera16, tera8, source=_SHEET, memory=None) -> Card:
-    return Card(name, generation, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, source, memory)
+    """A card; ``memory`` in GiB is what PyTorch calls its total capacity."""
+    known = round(memory * GIB) if memory else None
+    return Card(name, generation, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, source, known)
 
 
+# Memory is from messages of PyTorch in public issues: T4 datawhalechina/self-llm#162, A10
+# OpenBMB/MiniCPM-V#640, A100 TianheWu/CoSeR#10 and levihsu/OOTDiffusion#235, 3090 vllm-project/vllm#2140,
+# 4090 ali-vilab/VGen#104, 5090 TrajectoryCrafter/TrajectoryCrafter#20, H100 vllm-project/vllm#27508, NVL
+# ali-vilab/VACE#56. The L4's is from the log, the H200's as its driver counts it.
 CARDS = {
     card.name: card
     for card in (
-        _card("T4", "Turing", 7.5, 16, 320, 65, 130),
+        _card("T4", "Turing", 7.5, 16, 320, 65, 130, memory=14.58),
         _card("V100", "Volta", 7.0, 32, 900, 125, 125),
-        _card("A10", "Ampere", 8.6, 24, 600, 125, 250),
-        _card("A100 40GB", "Ampere", 8.0, 40, 1555, 312, 624),
-        _card("A100 80GB", "Ampere", 8.0, 80, 2039, 312, 624, f"{_SHEET}, SXM; the PCIe card has 1,935 GB/s"),
-        _card("RTX 3090", "Ampere", 8.6, 24, 936, 71, 284, f"{_PAPER} (GA102)"),
-        _card("RTX 4090", "Ada", 8.9, 24, 1008, 165, 330, f"{_PAPER} (AD102)"),
-        _card("RTX 5090", "Blackwell", 12.0, 32, 1792, 209, 419, f"{_PAPER} (RTX Blackwell)"),
-        _card("L4", "Ada", 8.9, 24, 300, 121, 242,
-              f"{_SHEET}; memory from the log's message (22.03 GiB)", round(22.03 * GIB)),
+        _card("A10", "Ampere", 8.6, 24, 600, 125, 250, memory=22.18),
+        _card("A100 40GB", "Ampere", 8.0, 40, 1555, 312, 624, memory=39.50),
+        _card("A100 80GB", "Ampere", 8.0, 80, 2039, 312, 624, f"{_SHEET}, SXM (PCIe: 1,935 GB/s)", 79.25),
+        _card("RTX 3090", "Ampere", 8.6, 24, 936, 71, 284, f"{_PAPER} (GA102)", 23.69),
+        _card("RTX 4090", "Ada", 8.9, 24, 1008, 165, 330, f"{_PAPER} (AD102)", 23.64),
+        _card("RTX 5090", "Blackwell", 12.0, 32, 1792, 209, 419, f"{_PAPER} (RTX Blackwell)", 31.36),
+        _card("L4", "Ada", 8.9, 24, 300, 121, 242, memory=22.03),
         _card("L40S", "Ada", 8.9, 48, 864, 362, 733),
-        _card("H100 SXM", "Hopper", 9.0, 80, 3350, 989, 1979),
-        _card("H100 PCIe", "Hopper", 9.0, 80, 2000, 756, 1513),
-        _card("H100 NVL", "Hopper", 9.0, 94, 3900, 835, 1671),
-        _card("H200", "Hopper", 9.0, 141, 4800, 989, 1979,
-              f"{_SHEET}; memory as the driver counts it (notebooks/reference/h200)", 150_754_820_096),
+        _card("H100 SXM", "Hopper", 9.0, 80, 3350, 989, 1979, memory=79.11),
+        _card("H100 PCIe", "Hopper", 9.0, 80, 2000, 756, 1513, memory=79.11),
+        _card("H100 NVL", "Hopper", 9.0, 94, 3900, 835, 1671, memory=93.00),
+        _card("H200", "Hopper", 9.0, 141, 4800, 989, 1979, memory=150_754_820_096 / GIB),
         _card("B200", "Blackwell", 10.0, 180, 7700, 2250, 4500, f"{_SHEET} (HGX B200)"),
         _card("RTX PRO 6000", "Blackwell", 12.0, 96, 1597, 504, 1008, f"{_SHEET}, Server Edition"),
     )
-}  # fmt: skip
+}
 FOUR = "memory:bandwidth:rate:capability, such as 48:864:362:8.9 (GB, GB/s, dense 16-bit TFLOP/s, SM)"
 
 

@@ -25,9 +25,6 @@ from helpers.base.page import Note
 from helpers.compare import rounding
 from helpers.model.schemes import look
 
-FITS = {"fits": "fits", "close": "close", "no": "does not fit"}
-
-
 # -- 01 to 03 -----------------------------------------------------------------------------------
 
 
@@ -150,7 +147,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
                 place, width, left=left, label=part if one is next(iter(drawn.values())) else None, **style
             )
             left += width
-        text = f"{left:.1f} GiB: {FITS[one.verdict]}" if one else "does not run here"
+        text = f"{left:.1f} GiB: {_holds(one)}" if one else "does not run here"
         label_bar(
             axes, max(left, usable if one and one.spare >= 0 else 0), place, text
         )  # the line crosses no text
@@ -159,9 +156,16 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
-    words = [f"{name} {one.total / 2**30:.1f} GiB, {FITS[one.verdict]}" for name, one in drawn.items()]
+    words = [f"{name} {one.total / 2**30:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
     text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
     return Figure(figure, text, exact=True)
+
+
+def _holds(one) -> str:
+    """Whether all requests run at once, and how many do where some wait their turn."""
+    if one.verdict != "no":
+        return one.verdict
+    return f"{one.at_once} of {one.requests} run, others wait" if one.at_once else "does not fit"
 
 
 def gains(

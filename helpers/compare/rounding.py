@@ -5,9 +5,21 @@ Only for looking at; the checkpoints are made by llm-compressor and run by vLLM'
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Callable]]:
+    """The names of a safetensors folder's tensors, and what reads each."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  not a dict
+                yield name, functools.partial(file.get_tensor, name)
 
 
 def tensor(folder: Path, name: str) -> np.ndarray:
@@ -16,13 +28,9 @@ def tensor(folder: Path, name: str) -> np.ndarray:
     Raises:
         KeyError: no file of the folder has it.
     """
-    import torch
-    from safetensors import safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            if name in file.keys():  # noqa: SIM118  not a dict
-                return file.get_tensor(name).to(torch.float32).numpy()
+    for found, read in _stored(folder):
+        if found == name:
+            return read().float().numpy()
     raise KeyError(f"{folder.name} has no tensor {name!r}.")
 
 
@@ -64,12 +72,7 @@ def relative_error(matrix: np.ndarray, form: str, share: str | int) -> float:
 
 def example(folder: Path) -> str:
     """Return the name of one matrix to look at: the last of the MLP in the block a third of the way up."""
-    from safetensors import safe_open
-
-    names = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            names += [name for name in file.keys() if ".mlp." in name and name.endswith("weight")]  # noqa: SIM118
+    names = [name for name, _ in _stored(folder) if ".mlp." in name and name.endswith("weight")]
     blocks = sorted({int(part) for name in names for part in name.split(".") if part.isdigit()})
     block = f".{blocks[len(blocks) // 3]}."
     inside = [name for name in names if block in name]
@@ -105,16 +108,12 @@ def anatomy(folder: Path, layer: str) -> dict[str, tuple[tuple[int, ...], str, i
     Raises:
         KeyError: it stores nothing under that name.
     """
-    from safetensors import safe_open
-
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
-                if name.startswith(f"{layer}."):
-                    tensor = file.get_tensor(name)
-                    kind = str(tensor.dtype).removeprefix("torch.")
-                    found[name.removeprefix(f"{layer}.")] = (tuple(tensor.shape), kind, tensor.nbytes)
+    for name, read in _stored(folder):
+        if name.startswith(f"{layer}."):
+            one = read()
+            kind = str(one.dtype).removeprefix("torch.")
+            found[name.removeprefix(f"{layer}.")] = (tuple(one.shape), kind, one.nbytes)
     if not found:
         raise KeyError(f"{folder.name} stores nothing of {layer}.")
     return found
