@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from helpers.base.machine import GIB
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, counting, options
@@ -22,7 +23,6 @@ GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
 A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 SAME = 1.05  # and of two that round alike, one is better only beyond this
-GIB = 2**30
 
 
 @dataclass(frozen=True)
