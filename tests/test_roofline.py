@@ -1,5 +1,7 @@
 """The roofline against hand-worked cases."""
 
+import dataclasses
+
 import pytest
 
 from helpers.base.machine import Machine, detect
@@ -59,6 +61,15 @@ def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():
     assert roofline.step(PHI, "awq", narrow) == roofline.step(PHI, "baseline", narrow)  # written out
     wide = Machine("cpu", "c", 0, isa=frozenset({"avx512f"}))
     assert roofline.step(PHI, "awq", wide) == roofline.step(PHI, "awq")
+
+
+def test_the_lessons_of_one_run_speak_of_the_same_limits(tmp_path, monkeypatch):
+    rates = iter([1.0, 2.0, 3.0, 4.0])
+    for measure in ("copy_bandwidth", "matmul_rate"):
+        monkeypatch.setattr(roofline, measure, lambda **_: next(rates))
+    here, other = detect(), dataclasses.replace(detect(), name="another")
+    assert roofline.here(here, tmp_path) == roofline.here(here, tmp_path) == roofline.Limits(1.0, 2.0)
+    assert roofline.here(other, tmp_path) == roofline.Limits(3.0, 4.0)
 
 
 def test_this_machine_multiplies_something():

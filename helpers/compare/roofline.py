@@ -8,8 +8,10 @@ second. A step cannot be faster than the slower of the two.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from helpers.base.machine import Machine
 from helpers.compare.bandwidth import copy_bandwidth, matmul_rate
@@ -107,9 +109,15 @@ class Limits:
     rate: float
 
 
-def here(machine: Machine) -> Limits:
-    """This machine's limits, measured now (about a second each)."""
-    return Limits(copy_bandwidth(), matmul_rate(dtype=BASELINE.way(machine).args["dtype"]))
+def here(machine: Machine, out: Path) -> Limits:
+    """This machine's limits: as they were measured into ``out``, else measured now (about a second each), so
+    that the lessons of one run speak of the same ones."""
+    kept = out / "limits.json"
+    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["machine"] == machine.name:
+        return Limits(found["bandwidth"], found["rate"])
+    limits = Limits(copy_bandwidth(), matmul_rate(dtype=BASELINE.way(machine).args["dtype"]))
+    kept.write_text(json.dumps({"machine": machine.name} | asdict(limits)), encoding="utf-8")
+    return limits
 
 
 SAME = 0.05  # two rates that differ by no more than this are called equal, whatever their runs say
