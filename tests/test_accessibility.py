@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.base import records, widgets
+from helpers.base import widgets
 from helpers.base.records import REFERENCE
 from helpers.base.widgets import Choice, Slider
 from helpers.compare import cards, comparison_figures, recorded_tables, roofline
@@ -96,7 +96,6 @@ DRAWN = {
         {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
         {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
     ),
-    "emptied": lambda: recorded_tables.emptied(records.recorded(REFERENCE, "swaps.jsonl", ("swap",))[0]),
     "errors": lambda: log_figure.errors((REFERENCE.parent / "server.log").read_text()),
     "load": lambda: load_tables.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
 }  # fmt: skip

@@ -86,6 +86,7 @@ def test_a_70b_is_quantized_or_gets_more_gpus():
     # several GPUs leaves out what they tell each other, and is further above.
     assert found["fp8"].alone_per_s == pytest.approx(48.5, rel=0.1)
     assert 1 < found["baseline on 2 GPUs"].alone_per_s / 47.0 < 1.25
+    assert "add --data-parallel-size 2" in advise.advise("llama-3.1-70b", "H200", gpus=2).sentence
 
 
 def test_a_checkpoint_that_is_quantized_is_served_as_it_is():

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.base import records
 from helpers.base.machine import Machine
-from helpers.compare import claims, comparison_tables, cost, roofline
+from helpers.compare import claims, comparison_tables, cost
 from helpers.compare.cards import GENERATIONS
 from helpers.measure import result_tables
 from helpers.model.lookup import resolve
@@ -68,7 +68,8 @@ def tables(rows: list[dict]) -> list:
     long = [row for row in others if row.get("cited") or row["prompt_tokens"] == 1024]
     return [
         result_tables.side_by_side(rows, list(SCHEMES)),
-        comparison_tables.sides({name: roofline.side(rows, name) for name in SCHEMES if name != "baseline"}),
+        result_tables.answers_table(rows, others),
+        comparison_tables.sides(rows, [name for name in SCHEMES if name != "baseline"]),
         claims.table(claims.findings(resolve("embedded"), rows, long)),
         comparison_tables.advice(cost.recommend(rows, batch=8, least_recovery=0.95)),
     ]

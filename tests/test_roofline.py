@@ -1,9 +1,11 @@
 """The roofline against hand-worked cases."""
 
+import dataclasses
+
 import pytest
 
 from helpers.base.machine import Machine, detect
-from helpers.compare import bandwidth, cards, roofline
+from helpers.compare import bandwidth, cards, comparison_tables, roofline
 from helpers.compare.roofline import Step
 from helpers.model import shapes, sizes
 from helpers.model.layout import Cache, Layout
@@ -61,27 +63,41 @@ def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():
     assert roofline.step(PHI, "awq", wide) == roofline.step(PHI, "awq")
 
 
+def test_the_lessons_of_one_run_speak_of_the_same_limits(tmp_path, monkeypatch):
+    rates = iter([1.0, 2.0, 3.0, 4.0])
+    for measure in ("copy_bandwidth", "matmul_rate"):
+        monkeypatch.setattr(roofline, measure, lambda **_: next(rates))
+    here, other = detect(), dataclasses.replace(detect(), name="another")
+    assert roofline.here(here, tmp_path) == roofline.here(here, tmp_path) == roofline.Limits(1.0, 2.0)
+    assert roofline.here(other, tmp_path) == roofline.Limits(3.0, 4.0)
+
+
 def test_this_machine_multiplies_something():
     if detect().kind == "cpu":
         assert bandwidth.matmul_rate(dtype="float32") > 1e6
 
 
 def test_the_side_of_the_crossover_a_scheme_is_on():
-    def rows(scheme, rates):
-        return [
-            {"scheme": scheme, "batch": b, "output_tokens_per_s": rate, "way": ""}
-            for b, rate in rates.items()
-        ]
-
-    base = rows("baseline", {1: 100.0, 10: 1000.0, 100: 5000.0})
-    side = roofline.side(base + rows("awq", {1: 200.0, 10: 1020.0, 100: 2500.0}), "awq")
-    assert (side.faster, side.equal, side.slower) == ([1], [10], [100])
-    # From twice to half the baseline's, over two decades; what lies between is noise.
-    assert side.crosses == pytest.approx(10)
-    always = roofline.side(base + rows("fp8", {1: 50.0, 10: 400.0}), "fp8")
-    assert (always.faster, always.slower, always.crosses) == ([], [1, 10], None)
-    noise = roofline.side(base + rows("int8", {1: 101.0, 10: 990.0}), "int8")
-    assert (noise.equal, noise.crosses) == ([1, 10], None)
-    wide = [row | {"low": 0.4 * row["output_tokens_per_s"]} for row in rows("awq", {1: 200.0, 10: 1500.0})]
-    assert roofline.side(base + wide, "awq").equal == [1, 10], "its slowest run was slower than the baseline"
-    assert roofline.side(base, "awq") is None
+    rates = {
+        "baseline": {1: 100.0, 10: 1000.0, 100: 5000.0},
+        "awq": {1: 200.0, 10: 1020.0, 100: 2500.0},
+        "fp8": {1: 50.0, 10: 400.0},
+        "int8": {1: 101.0, 10: 990.0},
+    }
+    rows = [
+        {"scheme": scheme, "batch": batch, "output_tokens_per_s": rate, "way": ""}
+        for scheme, found in rates.items()
+        for batch, rate in found.items()
+    ]
+    rows += [  # its slowest runs were slower than the baseline
+        {"scheme": "fp8_file", "batch": 10, "output_tokens_per_s": 1500.0, "low": 900.0, "way": ""}
+    ]
+    table = comparison_tables.sides(rows, ["awq", "fp8", "int8", "fp8_file", "fp8_kv"])
+    # From twice to half the baseline's over two decades; what lies between is noise.
+    assert [[str(cell).strip("‹›") for cell in row[1:]] for row in table.rows] == [
+        ["1", "10", "100", "at batch 10"],
+        ["none", "none", "1, 10", "nowhere measured"],
+        ["none", "1, 10", "none", "nowhere measured"],
+        ["none", "10", "none", "nowhere measured"],
+        ["no kernel timed here"] * 4,
+    ]

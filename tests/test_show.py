@@ -112,4 +112,4 @@ def test_the_recorded_engines_left_nothing_on_the_gpu():
     rows, problems = records.recorded(REFERENCE, "swaps.jsonl", ("process", "swap"))
     assert not problems
     assert all(row["device_after_mib"] <= row["device_before_mib"] + 1 for row in rows)
-    assert "20 engines in turn" in recorded_tables.emptied(rows).alt
+    assert "20 engines in turn" in repr(recorded_tables.emptied(rows))

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from helpers.base.machine import GIB
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, counting, options
@@ -23,7 +24,6 @@ MORE = 1.3  # a way that rounds more must give so many times as much: an estimat
 A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 CHEAP = 3.0  # dollars a day for which no GPU of the cards is let: more likely an hour's price
 SAME = 1.05  # and of two that round alike, one is better only beyond this
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Advice:
         alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
         if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
-        if not one.fits and one.needs:
-            yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
         if self.load.card.generation == "Hopper" and any(o.scheme == "awq" for o in (one, *others)):
             low, high = options.marlin()  # vLLM chooses Machete there
             yield (
                 f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
                 f"{high:.2f} times FP8's tokens (recorded on an H200)"
             )
+        if not one.fits and one.needs:
+            yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
         same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
         roomy = max(same, key=lambda o: o.users, default=one)
         if roomy.users > one.users:
@@ -173,6 +173,7 @@ class Advice:
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
         gains = [one.alone] + [one.together] * (self.load.users > 1)
+        gains = gains if one.users else [None] * len(gains)
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
         cells += [_times(gain) for gain in gains] + [one.kept.says]
         if self.price:
@@ -220,7 +221,8 @@ class Advice:
             lines.append("Unless")
             for why in self.overruled_by:
                 lines += textwrap.wrap(why, 100, initial_indent="  - ", subsequent_indent="    ")
-        return "\n".join([*lines, "", _aligned(self.table()), "", *self.sources()])
+        sources = [line for source in self.sources() for line in textwrap.wrap(source, 100)]
+        return "\n".join([*lines, "", _aligned(self.table()), "", *sources])
 
     def _repr_html_(self) -> str:
         page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
@@ -316,7 +318,7 @@ def dollars(one: Option, price_per_day: float) -> float:
 
 def _as_json(one: Option, price: float | None) -> dict:
     gain = None
-    if one.together:
+    if one.together and one.users:
         gain = {"at_1": round(one.alone.ratio, 3), "at_users": round(one.together.ratio, 3)}
         gain |= {"from": one.alone.source, "from_at_users": one.together.source}
     return {
@@ -335,7 +337,7 @@ def _as_json(one: Option, price: float | None) -> dict:
 
 
 def _times(gain) -> str:
-    return "1" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
+    return "-" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
 
 
 def _aligned(table: Table) -> str:

@@ -45,22 +45,25 @@ def roofline(
         [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
     ]
     axes.errorbar(batches, rates, spread, capsize=4, **look(scheme))
-    bound = [bound_tokens_per_s * batch for batch in batches]
-    axes.plot(batches, bound, color=BOUND, linestyle="--")
+    last = batches[-1]
+    corner = max(last, most_tokens_per_s / bound_tokens_per_s)  # where the two limits meet
+    axes.plot([batches[0], corner], [bound_tokens_per_s * batches[0], bound_tokens_per_s * corner],
+              color=BOUND, linestyle="--")  # fmt: skip
     axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED)
     batch_axis(axes, batches)
     log_axis(axes)
-    last, right = batches[-1], {"textcoords": "offset points", "va": "center"}
-    axes.annotate("measured", (last, rates[-1]), (9, 0), color=look(scheme)["color"], **right)
-    axes.annotate("weights read\nonce a step", (last, bound[-1]), (9, 0), color=BOUND, **right)
+    beside = {"textcoords": "offset points", "va": "center"}
+    axes.annotate("measured", (last, rates[-1]), (9, 0), color=look(scheme)["color"], **beside)
+    middle = (batches[0] * corner) ** 0.5, bound_tokens_per_s * (batches[0] * corner) ** 0.5
+    axes.annotate("weights read\nonce a step", middle, (-9, 9), color=BOUND, ha="right", **beside)
     axes.annotate("arithmetic", (batches[0], most_tokens_per_s), color=BOUND, va="bottom")
-    axes.set_xlim(right=last * max(2, last / batches[0]) ** 0.35)
+    axes.set_xlim(right=1.1 * max(corner, last * max(2, last / batches[0]) ** 0.35))
     axes.set_ylabel("output tokens per second")
     axes.spines[["top", "right"]].set_visible(False)
     return Figure(
         figure,
         f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
-        "bound, which grows with the batch, and the dotted level line of the arithmetic bound.",
+        "bound, which grows with the batch until it meets the dotted level line of the arithmetic bound.",
     )
 
 
@@ -112,13 +115,13 @@ def outliers(before, scales, name: str) -> Figure:
     right.plot(before / np.median(before), scales, ".", color=look("awq")["color"], markersize=3)
     right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
     right.set_ylim(bottom=0)
-    right.set_title("Larger activation, finer weights")
+    right.set_title("Mostly: larger activation, larger scale")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return Figure(
         figure,
         f"Left, the mean activations of {name} by channel, largest first: a few stand far above the rest. "
-        "Right, AWQ's scale of each channel rises with its activation.",
+        "Right, AWQ's scale of each channel mostly rises with its activation.",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from helpers.base import page
 from helpers.base.page import Table
+from helpers.compare import roofline
 from helpers.model import schemes
 from helpers.model.schemes import SCHEMES
 
@@ -61,29 +62,29 @@ def reconciled(found: Iterable) -> Table:
         cells = [
             row["scheme"] + (" and FP8 KV cache" if besides else ""),
             f"{one.token:,}",
+            "-" if one.predicted is None else f"{one.predicted:,}",
             f"{row['kv_cache_tokens']:,}",
-            f"{one.cache / 2**30:.2f} GiB",
             "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
         ]
         rows.append([name, *(cells if recorded else map(page.measured, cells))])
-    columns = ["record", "scheme", "bytes a token", "vLLM's KV cache, tokens", "so its KV cache", "left over"]
+    columns = ["record", "scheme", "bytes a token", "tokens, predicted", "reported by vLLM", "left over"]
     return Table(columns, rows)
 
 
-def sides(found: Mapping[str, object]) -> Table:
-    """``roofline.side`` of each scheme; None where no kernel of its own was timed beside the baseline."""
-
-    def batches(sizes) -> str:
-        return ", ".join(map(str, sizes)) or "none"
-
-    rows = []
-    for name, side in found.items():
+def sides(rows: list[dict], names: Iterable[str]) -> Table:
+    """At which batch sizes each scheme was faster than the baseline, as fast as far as the runs tell, and
+    slower; where between two of them that changes. Records of one machine."""
+    table = []
+    for name in names:
+        found = roofline.gains(rows, name)
         cells = ["no kernel timed here"] * 4
-        if side:
-            crosses = f"at batch {side.crosses:.0f}" if side.crosses else "nowhere measured"
-            cells = [batches(side.faster), batches(side.equal), batches(side.slower), crosses]
-        rows.append([name, *map(page.measured, cells)])
-    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], rows)
+        if found:
+            kinds = ([str(batch) for batch, one in found.items() if one.side == of] for of in (1, 0, -1))
+            crosses = roofline.crossing(found)
+            cells = [", ".join(batches) or "none" for batches in kinds]
+            cells.append(f"at batch {crosses:.0f}" if crosses else "nowhere measured")
+        table.append([name, *map(page.measured, cells)])
+    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
 
 
 def offers(found: Iterable) -> Table:

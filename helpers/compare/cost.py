@@ -175,22 +175,21 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
     if not base:
         raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
     at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
-    faster, against = {}, {}
-    for row in (row for row in rows if row["batch"] == at and row["scheme"] != "baseline"):
-        if why := _spoken_against(row, base[at], least_recovery):
-            against[row["scheme"]] = why
-        else:
-            faster[row["scheme"]] = row
+    rows = {row["scheme"]: row for row in rows if row["batch"] == at}
+    others = [name for name in rows if name != "baseline"]
+    against = {name: _against(rows[name], base[at], least_recovery) for name in others}
+    faster = [name for name in others if not against[name]]
     if not faster:
         why = f"Nothing that is shown to keep {least_recovery:.0%} of the accuracy is faster than 16 bits"
         return Recommended("baseline", f"{why} at batch size {at}.", against)
-    best = max(faster.values(), key=lambda row: row["output_tokens_per_s"])
-    level = {name: row for name, row in faster.items() if roofline.times(row, best).side == 0}
-    chosen = min(level, key=lambda name: sizes.held(level[name]))
-    row, others = level[chosen], faster | {"baseline": base[at]}
-    for name in others.keys() - {chosen}:
-        slower = f"gives {roofline.times(others[name], row).ratio:.2f} times its tokens at batch size {at}"
+    best = max((rows[name] for name in faster), key=lambda row: row["output_tokens_per_s"])
+    level = [name for name in faster if roofline.times(rows[name], best).side == 0]
+    chosen = min(level, key=lambda name: sizes.held(rows[name]))
+    row = rows[chosen]
+    for name in (*faster, "baseline"):
+        slower = f"gives {roofline.times(rows[name], row).ratio:.2f} times its tokens at batch size {at}"
         against[name] = f"as fast, but larger: {slower}" if name in level else slower
+    against.pop(chosen)
     why = (
         f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
         f"({roofline.times(row, base[at]).ratio:.2f} times the baseline's tokens), its weights are "
@@ -200,7 +199,7 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
     return Recommended(chosen, why, against)
 
 
-def _spoken_against(row: dict, base: dict, least: float) -> str:
+def _against(row: dict, base: dict, least: float) -> str:
     """Why a scheme is no choice; empty for one that is."""
     if ways.expanded(row):
         return "does not run as itself here: no kernel reads it"

@@ -112,12 +112,11 @@ def option(model: Counted, name: str, load: Load) -> Option:
             why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
             return replace(one, refused=why)
         way = rule.way(load.card.machine)
-        held = model.quantized.of if as_it_is else _everywhere(sizes.format_of(rule, model.layout, way))
-        stored = (
-            model.stored
-            if as_it_is
-            else sizes.weights_bytes(model.layout, sizes.format_of(rule, model.layout))
-        )
+        if as_it_is:
+            held, stored = model.quantized.of, model.stored
+        else:
+            held = _everywhere(sizes.format_of(rule, model.layout, way))
+            stored = sizes.weights_bytes(model.layout, sizes.format_of(rule, model.layout))
     except (SchemeError, LayoutError) as error:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
@@ -148,18 +147,10 @@ def _kept(rule: Scheme, as_it_is: bool) -> Kept:
 def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple[int, int | None, Budget]:
     """The fewest of the GPUs that hold a load, or all of them where those do not; how many would, and what
     it takes of those it is placed on."""
-    budgets = {
-        gpus: sizing.budget(
-            model.layout,
-            weights,
-            value_bytes,
-            load,
-            gpus,
-            copies=gpus / min(gpus, model.kv_heads),
-        )
-        for gpus in GPUS
-        if model.heads % gpus == 0
-    }
+    budgets = {}
+    for gpus in (number for number in GPUS if model.heads % number == 0):
+        copies = gpus / min(gpus, model.kv_heads)
+        budgets[gpus] = sizing.budget(model.layout, weights, value_bytes, load, gpus, copies)
     needs = next((gpus for gpus, one in budgets.items() if one.spare >= 0), None)
     gpus = needs if needs and needs <= load.gpus else max(n for n in budgets if n <= load.gpus)
     return gpus, needs, budgets[gpus]
@@ -169,26 +160,20 @@ def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, b
     """The line that starts the server, and whether the checkpoint that it names has still to be made."""
     name, _, revision = model.model.name.partition("@")
     base = one.scheme.removesuffix(FP8_CACHE)
-    file = (
-        None
-        if base == AS_IT_IS or not schemes.EVERY.get(base, schemes.BASELINE).file
-        else published.checkpoints().get(name, {}).get(base)
-    )
-    to_make = base in schemes.EVERY and schemes.EVERY[base].file and not file
-    words = ["vllm", "serve", file or (f"./{model.model.title}-{base}" if to_make else name)]
-    words += ["--revision", revision] if revision and not file and not to_make else []
-    if one.way.args.get("dtype") == "float16":
-        words += ["--dtype", "float16"]
-    for argument, flag in (("quantization", "--quantization"), ("kv_cache_dtype", "--kv-cache-dtype")):
-        words += (
-            [flag, one.way.args[argument]]
-            if argument in one.way.args and (argument != "quantization" or base != AS_IT_IS)
-            else []
-        )
-    words += ["--max-model-len", str(load.context)]
-    words += ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
-    words += ["--max-num-seqs", str(load.users)] if load.users > MOST_AT_ONCE else []
-    return shlex.join(words), to_make
+    by_file = base in schemes.EVERY and schemes.EVERY[base].file
+    file = published.checkpoints().get(name, {}).get(base) if by_file else None
+    args = {"revision": revision} if revision and not by_file else {}
+    args |= one.way.args
+    if args.get("dtype") != "float16":  # what a checkpoint's own type is not
+        args.pop("dtype", None)
+    if base == AS_IT_IS:
+        args.pop("quantization", None)
+    args |= {"max_model_len": load.context} | ({"tensor_parallel_size": gpus} if gpus > 1 else {})
+    args |= {"max_num_seqs": load.users} if load.users > MOST_AT_ONCE else {}
+    words = ["vllm", "serve", file or (f"./{model.model.title}-{base}" if by_file else name)]
+    for argument, value in args.items():
+        words += [f"--{argument.replace('_', '-')}", str(value)]
+    return shlex.join(words), by_file and not file
 
 
 # -- what they should give ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from helpers.base.figure import Figure, label_bar, name_ends, panels
+from helpers.base.figure import Figure, label_bar, panels
 from helpers.base.page import Note, Table
 from helpers.compare import recorded
 from helpers.model.schemes import SCHEMES
@@ -57,42 +57,24 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         f"{name}: {', '.join(f'{kind} {us:,.0f}' for kind, us in parts.items())}, at least {least[name]:,.0f}"
         for name, parts in broken.items()
     )
-    return Figure(figure, f"{title}. Microseconds of a step. {words}.")
+    return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)
 
 
-def emptied(rows: list[dict]) -> Figure | Note:
-    """Draw the GPU's memory over the engines that one process had in turn, of the longest such process."""
+def emptied(rows: list[dict]) -> Note:
+    """The GPU's memory over the engines that one process had in turn, of the longest such process."""
     series: list[list[dict]] = []
     for row in rows:
         if row["swap"] == 1:
             series.append([])
         series[-1].append(row)
-    if not series:
-        return Note("No process with several engines is on record.")
     found = max(series, key=len)
-    turns = [row["swap"] for row in found]
-    figure, [[axes]] = panels(size=(8, 3.2))
-    looks = {
-        "with it open": ("device_open_mib", "#D55E00", "o"),
-        "after its block": ("device_after_mib", "#0072B2", "s"),
-    }
-    for _, (name, colour, marker) in looks.items():
-        axes.plot(turns, [row[name] / 1024 for row in found], marker=marker, color=colour, linestyle=":")
-    device = found[0]["device"]
-    axes.set(
-        xlabel="engine, one after the other in one process", ylabel=f"GiB in use, {device}", ylim=(0, None)
-    )
-    axes.set_xticks(turns)
-    axes.grid(alpha=0.3)
-    last = {label: (turns[-1], found[-1][name] / 1024, colour) for label, (name, colour, _) in looks.items()}
-    name_ends(axes, last)
     held, left = ([row[name] for row in found] for name in ("device_open_mib", "device_after_mib"))
     after = " to ".join(dict.fromkeys(f"{pick(left):,.1f}" for pick in (min, max)))
-    alt = (
-        f"{len(found)} engines in turn on {device}: {min(held):,.1f} to {max(held):,.1f} MiB in use with one "
-        f"open, {after} MiB after each, {found[0]['device_before_mib']:,.1f} before."
+    before = found[0]["device_before_mib"]
+    return Note(
+        f"{len(found)} engines in turn on {found[0]['device']}: {before:,.1f} MiB in use before the first, "
+        f"{min(held):,.1f} to {max(held):,.1f} with one open, {after} after each."
     )
-    return Figure(figure, alt)
 
 
 def variants(rows: list[dict], batches: Sequence[int]) -> Table:

@@ -8,8 +8,10 @@ second. A step cannot be faster than the slower of the two.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from helpers.base.machine import Machine
 from helpers.compare.bandwidth import copy_bandwidth, matmul_rate
@@ -107,9 +109,15 @@ class Limits:
     rate: float
 
 
-def here(machine: Machine) -> Limits:
-    """This machine's limits, measured now (about a second each)."""
-    return Limits(copy_bandwidth(), matmul_rate(dtype=BASELINE.way(machine).args["dtype"]))
+def here(machine: Machine, out: Path) -> Limits:
+    """This machine's limits: as they were measured into ``out``, else measured now (about a second each), so
+    that the lessons of one run speak of the same ones."""
+    kept = out / "limits.json"
+    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["machine"] == machine.name:
+        return Limits(found["bandwidth"], found["rate"])
+    limits = Limits(copy_bandwidth(), matmul_rate(dtype=BASELINE.way(machine).args["dtype"]))
+    kept.write_text(json.dumps({"machine": machine.name} | asdict(limits)), encoding="utf-8")
+    return limits
 
 
 SAME = 0.05  # two rates that differ by no more than this are called equal, whatever their runs say
@@ -159,31 +167,14 @@ def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
     return {batch: one.ratio for batch, one in gains(rows, scheme).items()}
 
 
-@dataclass(frozen=True)
-class Side:
-    """On which side of its crossover a scheme was measured: the batch sizes at which it was faster than the
-    baseline, as fast as far as the runs tell, and slower; ``crosses`` where between two of them it changes.
+def crossing(gains: dict[int, Times]) -> float | None:
+    """The batch size between one at which a scheme is faster and one at which it is slower.
+
+    It lies on a straight line between the two measurements, both axes logarithmic.
     """
-
-    faster: list[int]
-    equal: list[int]
-    slower: list[int]
-    crosses: float | None
-
-
-def side(rows: list[dict], scheme: str) -> Side | None:
-    """Find a scheme's side from records of one origin; None where it or the baseline was not measured.
-
-    The crossing lies on a straight line between two measurements, one faster and one slower, both axes
-    logarithmic.
-    """
-    found = gains(rows, scheme)
-    if not found:
-        return None
-    crosses, told = None, [(batch, one) for batch, one in found.items() if one.side]
+    found, told = None, [(batch, one) for batch, one in gains.items() if one.side]
     for (low, before), (high, after) in itertools.pairwise(told):
         if before.side != after.side:
             share = math.log(before.ratio) / (math.log(before.ratio) - math.log(after.ratio))
-            crosses = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    faster, equal, slower = ([batch for batch, one in found.items() if one.side == of] for of in (1, 0, -1))
-    return Side(faster, equal, slower, crosses)
+            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    return found

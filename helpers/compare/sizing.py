@@ -17,10 +17,10 @@ from helpers.model.model import Model
 from helpers.model.schemes import SCHEMES
 from helpers.model.shapes import CONFIGS
 
-# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record and 1.3 to 3.5 GiB on the H200: it
-# grows with the model and with the card, since vLLM takes larger batches there. Counted with is ``REST`` of
-# the card's memory, at least 1 GiB; a fit that leaves less than ``MARGIN`` besides is close.
-REST = 0.025
+# What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record, 1.4 to 1.5 GiB on the H200 given
+# an L4's memory, and 2.1 to 3.5 GiB given all of its own: vLLM takes larger batches there. Counted with is
+# ``REST`` of its memory, at least ``LEAST_REST``; a fit that leaves less than ``MARGIN`` besides is close.
+REST, LEAST_REST = 0.025, 3 * GIB // 2
 MARGIN = 2 * GIB
 UTILIZATION = 0.92  # of the memory, vLLM's default (vllm/config/cache.py)
 
@@ -99,6 +99,11 @@ class Budget:
         return self.room // max(1, self.request)
 
 
+def rest(memory: int) -> int:
+    """What vLLM is counted to need of a card beside weights and cache."""
+    return max(LEAST_REST, round(REST * memory))
+
+
 def budget(
     counts: Layout,
     weights: int,
@@ -117,7 +122,7 @@ def budget(
         weights=weights,
         request=max(1, round(copies * counts.request_bytes(load.context, value_bytes))),
         requests=load.users,
-        rest=gpus * max(GIB, round(REST * memory)),
+        rest=gpus * rest(memory),
         usable=gpus * int(memory * UTILIZATION),
         token=round(copies * counts.kv_token_bytes(value_bytes)),
     )
@@ -131,13 +136,15 @@ class Reconciled:
     """One record's KV cache, as vLLM reported it and as it follows from the config.
 
     ``rest`` is what is left of vLLM's share of the memory after weights and cache: what the cards'
-    budgets have to assume. None where the size of the memory or of the weights is not on record.
+    budgets have to assume; ``predicted`` are the tokens that they would allow. None where the size of the
+    memory or of the weights is not on record.
     """
 
     row: dict
     token: int
     cache: int
     rest: int | None
+    predicted: int | None
 
 
 def recorded_token_bytes(row: dict, model: Model) -> int:
@@ -168,9 +175,13 @@ def reconcile(rows: Iterable[dict], known: dict[str, Model]) -> list[Reconciled]
         # On a CPU the cache's size is set, whatever the memory.
         memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
         share = row.get("utilization") or 0.9  # what vLLM was given where a record does not say
-        rest = round(memory * share) - weights - cache if memory and weights else None
+        left = predicted = None
+        if memory and weights:
+            left = round(memory * share) - weights - cache
+            room = round(memory * share) - sizes.predicted_weights_bytes(row["scheme"], model.folder)
+            predicted = max(0, room - rest(memory)) // token
         key = row["model"], row["device"], memory, row["scheme"], token, row.get("recorded")
-        found[key] = Reconciled(row, token, cache, rest)
+        found[key] = Reconciled(row, token, cache, left, predicted)
     places = list(dict.fromkeys(key[:3] for key in found))
     return [found[key] for key in sorted(found, key=lambda key: places.index(key[:3]))]
 

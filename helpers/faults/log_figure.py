@@ -18,7 +18,8 @@ def errors(log: str) -> Figure:
         if "Error: " in line:  # the same words once more, from another process, are the same error
             number = next(n for n, one in enumerate(lines, 1) if line.strip() in one)
             found.setdefault(line[re.search(r"\w+Error: ", line).start() :].strip(), number)
-    marks = [*found.items(), ("the last line: " + lines[-1].strip(), len(lines))]
+    last = re.sub(r"^\S+ +\| *", "", lines[-1]).strip()  # without the container's name
+    marks = [*found.items(), (f"the last line: {last}", len(lines))]
     figure, [[axes]] = panels(size=(8, 0.9 + 0.62 * len(marks)))
     axes.hlines(0, 1, len(lines), color=ECHO, linewidth=6)
     for place, (text, number) in enumerate(marks, 1):
@@ -29,7 +30,7 @@ def errors(log: str) -> Figure:
         shown = "\n".join(textwrap.wrap(f"{number}: {text}", 58, max_lines=2))
         axes.annotate(
             shown, (number, place), (side, 0), textcoords="offset points", ha=end, va="center",
-            weight=weight, fontsize="small",
+            weight=weight, fontsize="small", bbox={"color": "white", "pad": 1}, zorder=3,
         )  # fmt: skip
     axes.set(xlim=(0, len(lines) + 1), ylim=(len(marks) + 0.7, -0.5), xlabel="line of the log", yticks=[])
     axes.spines[["left", "right", "top"]].set_visible(False)

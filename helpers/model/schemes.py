@@ -53,7 +53,7 @@ BASELINE = Scheme(
         ),
         nowhere(
             "vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
-            "docs.vllm.ai, GPU requirements (vllm/platforms/cuda.py alone would allow 16 bits from SM 6.0)",
+            "vllm/docs/getting_started/installation/gpu.cuda.inc.md: requirements; cuda.py allows SM 6.0",
         ),
     ),
 )
