@@ -76,12 +76,6 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
     assert read[:7] == NAMES[:7]
 
 
-def test_whoever_has_trouble_is_sent_to_the_notebook_about_it():
-    trouble = prose("README.md").partition("Something failed?")[2].partition("\n\n")[0]
-    assert "explain.explain()" in trouble
-    assert "(notebooks/08_when_it_fails.ipynb)" in trouble
-
-
 # --- The pictures
 
 

@@ -94,19 +94,9 @@ def test_anywhere_else_it_does_nothing(bare, tmp_path):
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
-def test_before_the_repository_is_fetched_it_names_what_is_missing(bare, tmp_path):
-    done = run_cell(bare, tmp_path / "content", setup_cell(), COLAB_RELEASE_TAG="release")
-    assert "No module named 'colab'" in done.stderr
-    assert "OTHER_WAYS.md" in setup_cell()
-    assert not any((tmp_path / "content").iterdir())
-
-
 def test_the_second_time_it_finds_everything_and_says_nothing(bare, tmp_path, repository):
-    content, ready = (
-        tmp_path / "content",
-        "from helpers.tools import environment as install; from pathlib import Path\n",
-    )
-    ready += "import sys; install.write_stamp(Path(sys.prefix), install.detect_platform())"
+    content, ready = tmp_path / "content", "from helpers.tools import environment; from pathlib import Path\n"
+    ready += "import sys; environment.write_stamp(Path(sys.prefix), environment.detect_platform())"
     content.mkdir()
     subprocess.run(["git", "clone", "-q", repository, content / "tutorial"], check=True)
     assert run_cell(bare, content / "tutorial", ready).returncode == 0
@@ -117,15 +107,8 @@ def test_the_second_time_it_finds_everything_and_says_nothing(bare, tmp_path, re
 
 
 def test_no_file_knows_an_address_of_this_repository(repository):
-    listed = [
-        "git",
-        "grep",
-        "-nE",
-        r"(github|gitlab|bitbucket)[.][a-z]+/|colab[.]research",
-        "--",
-        "*.ipynb",
-        "*.md",
-    ]
+    address = r"(github|gitlab|bitbucket)[.][a-z]+/|colab[.]research"
+    listed = ["git", "grep", "-nE", address, "--", "*.ipynb", "*.md"]
     done = subprocess.run(listed, cwd=repository, capture_output=True, text=True)
     assert done.stdout == ""
 

@@ -8,10 +8,11 @@ import pytest
 
 from helpers.base import records
 from helpers.base.records import PROTOCOL, REFERENCE
-from helpers.compare import cards, counting, options
+from helpers.compare import cards, counting, deployed_tables, options
 from helpers.compare.sizing import Load
 from helpers.model import lookup, schemes, shapes, sizes, ways
-from helpers.tools import deployments, grid
+from helpers.serve.load import Level
+from helpers.tools import deployments, grid, served
 
 ROWS = records.deployments()
 TITLES = {title: name for name, title in shapes.TITLES.items()}
@@ -106,6 +107,23 @@ def test_under_one_objective_eight_bits_are_served_at_a_higher_rate():
         if "rate" in row and row["kept"]["prompt"] >= 0.9:
             kept[row["way"]] = max(kept.get(row["way"], 0.0), row["goodput"]["prompt"])
     assert kept["fp8"] > 1.3 * kept["bf16"]
+
+
+def test_what_is_recorded_of_a_load_is_what_the_table_reads():
+    seconds = {
+        "ttft_s": 0.1,
+        "ttft_p95_s": 0.2,
+        "tpot_s": 0.01,
+        "tpot_p95_s": 0.02,
+        "itl_s": 0,
+        "itl_p95_s": 0,
+    }
+    rates = {"requests_per_s": 20.0, "goodput": 15.0, "output_tokens_per_s": 2560.0}
+    level = Level(None, 0.7, 21.0, 140, 0, 7.0, **rates, **seconds, e2e_s=1.4)
+    row = {"way": "fp8"} | served.LENGTHS | served.line(level)
+    assert deployed_tables.served([row], price_per_day=86.4).rows == [
+        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.52"]
+    ]
 
 
 def test_a_round_fits_the_gpu_and_every_engine_is_one_that_vllm_accepts(tmp_path):

@@ -61,9 +61,6 @@ class Venv:
         self.folder = folder
         (folder / "bin").mkdir(parents=True)
         (folder / f"lib/python3.{minor}/site-packages").mkdir(parents=True)
-        kernel = folder / "share/jupyter/kernels/python3"
-        kernel.mkdir(parents=True)
-        (kernel / "kernel.json").write_text("{}")
         if own:
             (folder / OWN).touch()
         for name in ("python", "uv"):
@@ -213,7 +210,6 @@ def test_hosted_environment_loses_what_clashes_and_keeps_its_front_end(tmp_path)
     packages = hosted.folder / "lib/python3.12/site-packages"
     for name in ("torchvision-0.23.0", "ipykernel-6.17.1", "numpy-2.0.2"):
         (packages / f"{name}.dist-info").mkdir()
-    (hosted.folder / "share/jupyter/kernels/python3/kernel.json").unlink()  # Colab's is elsewhere
     install.setup(str(hosted.folder), "cpu", hosted=True)
     assert hosted.asked("pip uninstall --quiet --yes torchvision$")
     (asked,) = hosted.asked(r"^uv pip install --no-deps -r \S+requirements-cpu.lock")
@@ -284,12 +280,6 @@ def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
     before = venv.asked()
     install.setup(str(venv.folder), "cpu")
     assert venv.asked()[len(before) :] == ["python -m helpers.model.embedded"]
-
-
-def test_missing_kernelspec_is_noticed(venv):
-    (venv.folder / "share/jupyter/kernels/python3/kernel.json").unlink()
-    with pytest.raises(SetupError, match="kernel `python3` is missing"):
-        install.setup(str(venv.folder), "cpu")
 
 
 def test_without_a_home_uv_has_its_cache_beside_the_environment(venv, monkeypatch):

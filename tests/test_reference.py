@@ -65,6 +65,15 @@ def test_a_part_says_lines_and_one_that_fails_or_hangs_says_why_and_is_gone(
     assert not psutil.pid_exists(pid)
 
 
+def test_a_section_that_fails_stops_no_other(capsys):
+    made = []
+    assert recording.run_parts({"bad": lambda: 1 / 0, "good": lambda: made.append(1)}) == 1
+    assert made == [1]
+    said = capsys.readouterr()
+    assert "ZeroDivisionError" in said.err
+    assert said.out == "bad 0 s\ngood 0 s\n"
+
+
 def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
     for swap in (1, 2):
         recording.write(tmp_path / "x/lines.jsonl", recording.stamp() | {"swap": swap})

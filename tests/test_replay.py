@@ -23,26 +23,11 @@ SOURCES = [
 ]
 
 
-def nbval(folder: Path, *arguments: str, rules: Path = RULES) -> tuple[set[str], str]:
+def nbval(folder: Path, *arguments: str) -> tuple[set[str], str]:
     """Run pytest on a folder of notebooks; the names of what failed, and all that it said."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--color=no",
-        "-q",
-        "--rootdir",
-        str(folder),
-    ]
-    command += [
-        "--continue-on-collection-errors",
-        "--nbval-sanitize-with",
-        str(rules),
-        *arguments,
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-q"]
+    command += ["--rootdir", str(folder), "--continue-on-collection-errors"]
+    command += ["--nbval-sanitize-with", str(RULES), *arguments, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     named = r"^(?:FAILED|ERROR) (?:\S*/)?([\w.]+::[\w ]*\w|[\w.]+\.ipynb)"  # a message may follow
     failed = set(re.findall(named, done.stdout, re.M))
@@ -50,8 +35,8 @@ def nbval(folder: Path, *arguments: str, rules: Path = RULES) -> tuple[set[str],
     return failed, done.stdout
 
 
-def replay(stored: Path, executed: Path, *arguments: str, **more) -> tuple[set[str], str]:
-    return nbval(stored, "-p", "tests.replay", "--replay", str(executed), *arguments, **more)
+def replay(stored: Path, executed: Path, *arguments: str) -> tuple[set[str], str]:
+    return nbval(stored, "-p", "tests.replay", "--replay", str(executed), *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
+from helpers.serve.load import Level
 from helpers.serve.queue import Queue, overshoot
 from helpers.tools import extras
 from tests.nginx import Upstream
@@ -95,9 +96,11 @@ def test_a_stream_is_whole_only_if_its_end_came(said, outcome):
 
 
 def load(way: str, count: int, rate: float, tpot: float, repeat: int = 1) -> dict:
+    """A line as ``scale_records`` writes it."""
     row = {"what": "load", "way": way, "clients": count, "repeat": repeat, "gpus": 1 if way == "one" else 2}
-    row |= {"requests_per_s": rate, "output_tokens_per_s": 128 * rate, "tpot_s": tpot, "ttft_s": 0.2}
-    return row | {"device": "a GPU"}
+    level = dict.fromkeys(Level.__annotations__, 0.0)
+    level |= {"requests_per_s": rate, "output_tokens_per_s": 128 * rate, "tpot_s": tpot, "ttft_s": 0.2}
+    return row | level | {"device": "a GPU"}
 
 
 def test_recorded_loads_are_medians_with_their_range():

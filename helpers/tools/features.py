@@ -20,6 +20,7 @@ from helpers.engine.engine import open_engine, owner_of
 from helpers.engine.errors import EngineError
 from helpers.model.model import EMBEDDED, ModelError
 from helpers.model.schemes import SchemeError
+from helpers.model.text import held_out_text
 from helpers.tools.recording import stamp, write
 
 SCHEMES = ("baseline", "int8", "awq")
@@ -48,10 +49,8 @@ CITIES = ("Paris", "Tokyo", "Cairo", "Lima", "Sydney", "Berlin", "Delhi", "Toron
 
 
 def passages(tokenizer, count: int, tokens: int, seed: int) -> list[list[int]]:
-    """Stretches of English prose that every Python brings, as tokens; no two begin alike."""
-    from pydoc_data.topics import topics
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    """Stretches of English prose, as tokens; no two begin alike."""
+    text, _ = held_out_text()
     rng = random.Random(seed)
     starts = [rng.randrange(len(text) - 12 * tokens) for _ in range(count)]
     return [
@@ -75,12 +74,12 @@ def fresh(tokenizer, count: int, seed: int) -> list[dict]:
 TEXTS = {"copied": (copied, 0.0), "drawn": (fresh, 1.0)}
 
 
-def timed(llm, prompts: list[dict], params) -> tuple[float, int, list]:
-    """Generate, all at once; return seconds, tokens and outputs."""
+def timed(llm, prompts: list[dict], params) -> tuple[float, int]:
+    """Generate, all at once; return seconds and tokens."""
     begun = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - begun
-    return seconds, sum(len(output.outputs[0].token_ids) for output in outputs), outputs
+    return seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
 def counters(llm) -> dict[str, float]:
@@ -114,7 +113,7 @@ def guessing(llm, users: int) -> list[dict]:
         timed(llm, prompts(tokenizer, users, 100), params)  # what is compiled when first needed
         before, rates = counters(llm), []
         for seed in range(REPEATS):
-            seconds, tokens, _ = timed(llm, prompts(tokenizer, users, seed), params)
+            seconds, tokens = timed(llm, prompts(tokenizer, users, seed), params)
             rates.append(tokens / seconds)
         seen = _since(llm, before)
         drafts, drafted = seen["spec_decode_num_drafts"], seen["spec_decode_num_draft_tokens"]
@@ -146,7 +145,7 @@ def sharing(llm, users: int) -> list[dict]:
             extra = passages(tokenizer, 1, 16, 4000 + seed)[0]
             alone = heads[0] if shared else passages(tokenizer, 1, SYSTEM, 5000 + seed)[0]
             firsts.append(timed(llm, [{"prompt_token_ids": alone + extra}], one)[0])
-            seconds, _, _ = timed(llm, prompts, params)
+            seconds, _ = timed(llm, prompts, params)
             rates.append(users / seconds)
         seen = _since(llm, before)
         rows.append({

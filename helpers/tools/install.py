@@ -126,11 +126,6 @@ def install(venv: Path, platform: str, hosted: bool = False) -> None:
             lock = environment.lock_without(lock, environment.kept(packages), Path(scratch))
         install_lock(venv, platform, lock, packages)
     install_project(venv)
-    if not hosted and not (environment.root_of(venv) / "share/jupyter/kernels/python3/kernel.json").exists():
-        raise SetupError(
-            f"Jupyter's kernel `python3` is missing in {venv}/share/jupyter, though the lock has ipykernel. "
-            "Remove the environment (`make clean`) and run the set-up again."
-        )
     import_once(venv, hosted)
     environment.write_stamp(venv, platform)
     prepare_model(venv)  # looked for at every set-up: if only it failed, only it is repeated

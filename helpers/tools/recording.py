@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.base import records
@@ -45,10 +47,24 @@ def write(path: Path, row: dict) -> None:
     print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
 
 
+def run_parts(parts: dict[str, Callable[[], None]]) -> int:
+    """Make each part of a recording, also after one that failed; return the exit code."""
+    failed = 0
+    for name, work in parts.items():
+        begun = time.perf_counter()
+        try:
+            work()
+        except Exception:
+            traceback.print_exc()
+            failed = 1
+        print(name, f"{time.perf_counter() - begun:.0f} s", flush=True)
+    return failed
+
+
 class Child:
     """A part of a recording: ``work(say, *job)`` in a process group of its own, which ends with its owner.
 
-    ``work`` is named, ``"helpers.tools.grid:measured"``. What it and vLLM print goes to ``log``; ``line``
+    ``work`` is named, ``"helpers.tools.grid:work"``. What it and vLLM print goes to ``log``; ``line``
     returns what it says by ``say(name=value, ...)``, and ``tell`` is read by its standard input.
     """
 
@@ -82,7 +98,7 @@ class Child:
     def line(self, until: float = float("inf")) -> dict | None:
         """What it says next; None when it has not come by ``until`` (``time.monotonic``) or never will."""
         while b"\n" not in self._rest:
-            ended = self._process.poll() is not None
+            ended = self._ended
             if select.select([self._read], [], [], 0.0 if ended else 0.5)[0]:
                 if not (more := os.read(self._read, 65536)):
                     return None
@@ -91,6 +107,11 @@ class Child:
                 return None
         line, self._rest = self._rest.split(b"\n", 1)
         return json.loads(line)
+
+    @property
+    def _ended(self) -> bool:
+        """Whether it has ended; its number stays its own until ``end`` has killed its group."""
+        return bool(os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
     def end(self) -> None:
         """Kill it and what it started, also where it has ended itself; a second time nothing."""

@@ -17,7 +17,6 @@ import itertools
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from helpers.base import machine, records
@@ -34,7 +33,7 @@ from helpers.model.schemes import SchemeError
 from helpers.tools import grid
 from helpers.tools.deployments import ROUNDS
 from helpers.tools.features import features
-from helpers.tools.recording import stamp, write
+from helpers.tools.recording import run_parts, stamp, write
 from helpers.tools.served import served
 
 MODELS = ("embedded", "shape:phi-2", "shape:mistral-7b", "shape:qwen2.5-14b")
@@ -146,16 +145,7 @@ def main(arguments: list[str]) -> int:
         "served": lambda: served(given.out, given.seconds),
         "features": lambda: features(given.out),
     }
-    failed = 0
-    for section in given.sections or SECTIONS:
-        begun = time.perf_counter()
-        try:
-            work[section]()
-        except Exception:  # the other sections still run: a GPU's time is dear
-            traceback.print_exc()
-            failed = 1
-        print(section, f"{time.perf_counter() - begun:.0f} s", flush=True)
-    return failed
+    return run_parts({section: work[section] for section in given.sections or SECTIONS})
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from helpers.base.machine import GIB, detect, gpu_memory_used
@@ -29,7 +31,7 @@ from helpers.serve.command import free_ports
 from helpers.serve.load import Objective, bench
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
-from helpers.tools.recording import Child, stamp, write
+from helpers.tools.recording import Child, run_parts, stamp, write
 from helpers.tools.served import server, start, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
@@ -145,8 +147,8 @@ def engine(say, name: str, scheme: str, gpus: int, logs: str) -> None:
 PARTS = {"serving": serving, "engines": engines}
 
 
-def main(words: list[str] | None = None) -> None:
-    """The command line."""
+def main(words: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="scale_records", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help="serving, engines (default: both)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
@@ -155,11 +157,8 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     if detect().kind != "cuda" or detect().count < 2:
         parser.error(f"this is for two GPUs, and this machine shows {detect().count} ({detect().name})")
-    for part in given.parts or PARTS:
-        begun = time.perf_counter()
-        PARTS[part](given.out)
-        print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return run_parts({part: partial(PARTS[part], given.out) for part in given.parts or PARTS})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ PROMPT = Objective(ttft_ms=500.0, tpot_ms=20.0)  # a chat that feels prompt
 CACHE_BYTES = 20 * 2**30  # the same for every way: 8-bit keys and values fit twice
 READY_S = 200
 LEAST_S = 45  # a server is not loaded for less
+KEY = secrets.token_urlsafe(32)  # of all servers here: some are behind one router
 PRIVATE = ("model", "served_model_name", "host", "port")  # arguments that say nothing to a reader
 
 
@@ -56,7 +58,7 @@ def server(model: Model, logs: Path, place: dict | None = None, start_s: int = 6
     machine = detect()
     way = schemes.scheme("baseline").way(machine)
     queue = {"max_num_seqs": 512, "max_num_queued_reqs": 100_000, "shutdown_timeout": 0}
-    found = settings.load(None, server_port=0, start_timeout=start_s, **queue)
+    found = settings.load(None, server_port=0, vllm_api_key=KEY, start_timeout=start_s, **queue)
     asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
     same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
     return Server(found, model, model, way, asked | same | args, logs, place)
