@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -227,8 +226,9 @@ def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     )
     with clients.crowd(server, clients.streamed(clients.long(40, 30)), concurrency=40) as crowd:
         outcomes = crowd.outcomes()
-    found = Counter((outcome.how, outcome.status) for outcome in outcomes)
-    assert found == {("answered", 200): 32, ("cut off", 200): 8}, "a stream says so after its 200"
+    found = {(outcome.how, outcome.status) for outcome in outcomes if outcome.how != "answered"}
+    assert clients.count(outcomes)["answered"] == 32
+    assert found <= {("refused", 503), ("cut off", 200)}, "a stream may have begun before it is refused"
     greedy = {"model": server.name, "prompt": "Hi", "n": 5, "max_tokens": 1}
     reply = httpx.post(server.url + "/v1/completions", json=greedy, headers=server.headers, trust_env=False)
     assert (reply.status_code, "at most 4" in clients.message(reply)) == (400, True), reply.text
