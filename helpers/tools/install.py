@@ -100,7 +100,7 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
         if not environment.is_current(folder, platform):  # another run may have finished it meanwhile
             install(folder, platform, hosted)
         elif not embedded.ready():
-            prepare_model(folder)
+            steps.run("embedded model", prepare_command(folder)).must()
 
 
 def install(venv: Path, platform: str, hosted: bool = False) -> None:
@@ -126,9 +126,10 @@ def install(venv: Path, platform: str, hosted: bool = False) -> None:
             lock = environment.lock_without(lock, environment.kept(packages), Path(scratch))
         install_lock(venv, platform, lock, packages)
     install_project(venv)
-    import_once(venv, hosted)
-    environment.write_stamp(venv, platform)
-    prepare_model(venv)  # looked for at every set-up: if only it failed, only it is repeated
+    with steps.started("embedded model", prepare_command(venv)) as prepared:  # each keeps one core busy
+        import_once(venv, hosted)
+        environment.write_stamp(venv, platform)
+        prepared().must()  # looked for at every set-up: if only it failed, only it is repeated
     seconds = time.perf_counter() - begun
     print(f"Ready in {seconds:.0f} s: {venv}, Python {python}, {platform}.", flush=True)
 
@@ -284,9 +285,9 @@ def import_once(venv: Path, hosted: bool = False) -> None:
     steps.run("first imports, bytecode", [environment.python_of(venv), "-c", importing, *names]).must()
 
 
-def prepare_model(venv: Path) -> None:
-    """Have the embedded model as files."""
-    steps.run("embedded model", [environment.python_of(venv), "-m", "helpers.model.embedded"]).must()
+def prepare_command(venv: Path) -> list[str | Path]:
+    """What makes the embedded model's files."""
+    return [environment.python_of(venv), "-m", "helpers.model.embedded"]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Steps of the set-up: commands, one after the other, and their ends."""
+"""Steps of the set-up: commands, alone or two beside each other, and their ends."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,28 +34,39 @@ class Step:
 
 
 def run(title: str, command: list[str | Path]) -> Step:
-    """Run a command to its end and print a line with its seconds.
+    """Run a command to its end and print a line with its seconds."""
+    with started(title, command) as step:
+        return step()
 
-    Whatever ends this function ends the command, too, and its children: they are in a session of its own.
+
+@contextlib.contextmanager
+def started(title: str, command: list[str | Path]) -> Iterator[Callable[[], Step]]:
+    """Start a command, beside what the block does; the block calls what it gets to wait for the end.
+
+    However the block ends, the command has ended, too, and its children: they are in a session of its own.
     """
     begun = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
+
+        def ended() -> Step:
             process.wait()
+            print(f"{time.perf_counter() - begun:6.1f} s  {title}", flush=True)
+            log.seek(0)
+            return Step(title, process.returncode, log.read().decode(errors="replace"))
+
+        try:
+            yield ended
         finally:
-            if process.returncode is None:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 try:
                     process.wait(5)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        print(f"{time.perf_counter() - begun:6.1f} s  {title}", flush=True)
-        log.seek(0)
-        return Step(title, process.returncode, log.read().decode(errors="replace"))
 
 
 def tail(text: str, lines: int = 12) -> str:
