@@ -108,7 +108,7 @@ class Advice:
         ratio = _score(fast, "throughput") / _score(one, "throughput")
         if ratio > SAME:
             yield (
-                f"speed counts more than accuracy: {fast.title} gives {ratio:.1f} times the tokens (accuracy "
+                f"speed counts more than accuracy: {fast.title} gives {ratio:.2f} times the tokens (accuracy "
                 f"kept: {fast.kept.says})"
             )
         gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
