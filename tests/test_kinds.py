@@ -68,7 +68,6 @@ def tables(rows: list[dict]) -> list:
     long = [row for row in others if row.get("cited") or row["prompt_tokens"] == 1024]
     return [
         result_tables.side_by_side(rows, list(SCHEMES)),
-        result_tables.answers_table(rows, others),
         comparison_tables.sides(rows, [name for name in SCHEMES if name != "baseline"]),
         claims.table(claims.findings(resolve("embedded"), rows, long)),
         comparison_tables.advice(cost.recommend(rows, batch=8, least_recovery=0.95)),

@@ -57,7 +57,7 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
         f"{name}: {', '.join(f'{kind} {us:,.0f}' for kind, us in parts.items())}, at least {least[name]:,.0f}"
         for name, parts in broken.items()
     )
-    return Figure(figure, f"{title}. Microseconds of a step. {words}.", exact=True)
+    return Figure(figure, f"{title}. Microseconds of a step. {words}.")
 
 
 def emptied(rows: list[dict]) -> Note:
