@@ -119,7 +119,10 @@ def waiting(queue, marks: Mapping[str, float], predicted: float) -> Figure:
     top = max([predicted, *queue.waiting]) or 1
     for at, (name, second) in enumerate(marks.items()):
         axes.axvline(second, color="#555555", linewidth=0.8)
-        axes.annotate(name, (second, top * (1.05 + 0.09 * (at % 2))), (3, 0), textcoords="offset points")
+        late = second > 0.8 * max([*queue.seconds, second])  # its name goes to the left, inside the frame
+        where = {"xytext": (-3 if late else 3, 0), "ha": "right" if late else "left"}
+        height = top * (1.05 + 0.09 * (at % 2))
+        axes.annotate(name, (second, height), textcoords="offset points", **where)
     axes.set(xlabel="seconds", ylabel="requests waiting", ylim=(0, top * 1.25))
     most = max(queue.waiting, default=0)
     told = ", ".join(f"{name} after ‹{second:.0f} s›" for name, second in marks.items())
