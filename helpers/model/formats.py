@@ -173,6 +173,14 @@ def _gptq(config: dict):
     return f"GPTQ, {bits} bits", "awq", _rules(format, left_out, parts)
 
 
+def _auto_round(config: dict):
+    bits, group = _bits(config), config.get("group_size") or 128
+    extra = config.get("extra_config") or {}
+    kept = [name for name, of in extra.items() if (of.get("bits") or bits) >= 16]
+    format = Format(bits, group=group, group_bytes=2 + bits / 8)
+    return f"AutoRound, {bits} bits", "awq", _rules(format, kept)
+
+
 def _fp8(config: dict):
     block = config.get("weight_block_size")
     static = 4 if config.get("activation_scheme") == "static" else 0
@@ -180,6 +188,11 @@ def _fp8(config: dict):
     ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
     title = f"FP8, a scale a {'block' if block else 'matrix'}"
     return title, "fp8_file", _rules(format, ignored, _EVERYWHERE)
+
+
+def _fbgemm(config: dict):
+    rules = _rules(Format(8, channel=4), config.get("modules_to_not_convert"))
+    return "FP8 (FBGEMM), a scale a channel", "fp8_file", rules
 
 
 def _bitsandbytes(config: dict):
@@ -266,7 +279,9 @@ def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format
 _READERS = {
     "awq": _awq,
     "gptq": _gptq,
+    "auto-round": _auto_round,
     "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm,
     "bitsandbytes": _bitsandbytes,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,
