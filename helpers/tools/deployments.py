@@ -128,10 +128,11 @@ ROUNDS: dict[str, tuple[tuple[str, str, tuple], ...]] = {
     "8b-more": (
         *(("qwen3-8b", way, FEW) for way in ("int8", "nvfp4", "awq, Humming")),
         *(("qwen3-8b", way, LONG) for way in ("awq, Marlin, FP8 cache", "bf16, FP8 cache")),
+        ("qwen3-30b-a3b", "gptq", LONG),
     ),
     "7b": tuple(("mistral-7b", way, LONG) for way in ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16")),
     "phi-2": tuple(("phi-2", way, SHORT) for way in ("bf16", "fp8", "awq, Marlin")),
-    "experts-more": (("qwen3-30b-a3b", "gptq", LONG), ("gpt-oss-20b", "mxfp4", SHORT)),
+    "experts-more": (("gpt-oss-20b", "mxfp4", SHORT),),
     "tiny": tuple(("tiny", way, ((16, 1), (16, 8), (128, 2))) for way in ("bf16", "awq, Machete")),
 }
 

@@ -21,10 +21,11 @@ from helpers.engine.errors import EngineError
 from helpers.model.model import EMBEDDED, ModelError
 from helpers.model.schemes import SchemeError
 from helpers.model.text import held_out_text
+from helpers.tools.deployments import GPU
 from helpers.tools.recording import stamp, write
 
 SCHEMES = ("baseline", "int8", "awq")
-USERS = (1, 8)
+USERS = (1, 32) if GPU else (1, 8)
 REPEATS = 3
 SPECULATIVE = {
     "method": "ngram",  # looks the last words up in the prompt and proposes what followed them there
@@ -201,6 +202,8 @@ def constrained(llm, users: int) -> list[dict]:
 def features(out: Path, schemes: Sequence[str] = SCHEMES, users: Sequence[int] = USERS) -> None:
     """Each feature under each scheme, lines as they come; what a scheme refuses has a line that says why."""
     same = {"log_dir": out / "logs", "enable_prefix_caching": True, "disable_log_stats": False}
+    if GPU:
+        same["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, *range(16, 257, 16)]}
     for scheme, method in itertools.product(schemes, (None, SPECULATIVE)):
         common = stamp() | {"scheme": scheme, "weights": "real"}
         more = {"speculative_config": method} if method else {}
