@@ -1,7 +1,6 @@
 """The package's structure: eight rooms, each importing only those below it, small enough to be read."""
 
 import ast
-import importlib
 import subprocess
 import sys
 from functools import cache
@@ -33,7 +32,6 @@ CORE = [
     "measure/memory",
 ]
 CORE_LINES = 2300
-NAMES = 100  # of all faces together
 
 
 def modules() -> list[Path]:
@@ -113,31 +111,8 @@ def test_the_readers_core_is_read_in_half_an_hour():
     assert lines <= CORE_LINES
 
 
-FACES = {name: importlib.import_module(f"helpers.{name}") for name in FLOOR if name != "tools"}
-
-
-def test_the_faces_have_few_names_and_each_is_there():
-    assert 50 < sum(len(face.__all__) for face in FACES.values()) <= NAMES
-    for name, face in FACES.items():
-        modules = {path.stem for path in (HELPERS / name).glob("*.py")}
-        assert not modules & set(face.__all__), "it would hide the module, or be hidden by it"
-        for public in face.__all__:
-            assert getattr(face, public).__doc__, f"{name}.{public}"
-        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-            face.nothing  # noqa: B018
-
-
-def test_using_every_face_imports_neither_torch_nor_vllm():
-    code = f"import sys\nfrom helpers import {', '.join(FACES)}\n"
-    code += f"for face in ({', '.join(FACES)}):\n    for name in face.__all__:\n        getattr(face, name)\n"
-    code += (
-        "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_importing_the_faces_alone_imports_nothing_else_of_the_package():
-    code = f"import sys\nfrom helpers import {', '.join(FACES)}\n"
-    code += "print(sum(name.count('.') > 1 for name in sys.modules if name.startswith('helpers.')))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "0\n"
+def test_no_module_imports_torch_or_vllm_before_it_is_used():
+    names = [dotted(path) for path in modules() if path.parent.name != "recipes"]  # those are programs
+    code = f"import sys\nimport {', '.join(names)}\n"
+    code += "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
