@@ -86,7 +86,8 @@ def no_child(monkeypatch):
 
 def _compressed(kind: str, bits: int, activations: int | None) -> dict:
     inputs = activations and {"type": kind, "num_bits": activations, "dynamic": True}
-    group = {"weights": {"type": kind, "num_bits": bits}, "input_activations": inputs}
+    weights = {"type": kind, "num_bits": bits, "strategy": "channel"}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
 
 
@@ -94,10 +95,10 @@ def _compressed(kind: str, bits: int, activations: int | None) -> dict:
     ("config", "expected"),
     [
         ({}, None),
-        ({"quantization_config": _compressed("int", 4, None)}, "w4a16"),
+        ({"quantization_config": _compressed("int", 4, None)}, "awq"),
         ({"compression_config": _compressed("float", 8, 8)}, "fp8"),
-        ({"quantization_config": _compressed("float", 4, 4)}, "float w4a4"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": _compressed("float", 4, 4)}, "nvfp4"),
+        ({"quantization_config": {"quant_method": "quark"}}, "in a format that is not known here"),
     ],
 )
 def test_recognise(tmp_path, config, expected):
@@ -110,9 +111,9 @@ def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
     assert checkpoints.make(ready, "awq") is ready
 
 
-@pytest.mark.parametrize(("recipe", "found"), [("rtn", "w4a16"), ("int8", "w4a16"), ("awq", "fp8")])
+@pytest.mark.parametrize(("recipe", "found"), [("rtn", "awq"), ("int8", "awq"), ("awq", "fp8")])
 def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found, table):
-    config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
+    config = _compressed("int", 4, None) if found == "awq" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
     with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
         checkpoints.make(ready, recipe)
@@ -286,7 +287,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert parts["weight_scale"] == ((192, 1), "bfloat16", 192 * 2)
     assert parts["weight_zero_point"][2] == 192 // 2
     shape = checkpoints.make(shapes.shape(str(source.folder)), "awq")
-    assert checkpoints.recognise(shape.folder) == "w4a16"
+    assert checkpoints.recognise(shape.folder) == "awq"
     said, real = (model.config["quantization_config"] for model in (shape, awq))
     kept = ("ignore", "format", "quant_method", "quantization_status")
     assert {name: said[name] for name in kept} == {name: real[name] for name in kept}

@@ -114,5 +114,7 @@ def test_the_readers_core_is_read_in_half_an_hour():
 def test_no_module_imports_torch_or_vllm_before_it_is_used():
     names = [dotted(path) for path in modules() if path.parent.name != "recipes"]  # those are programs
     code = f"import sys\nimport {', '.join(names)}\n"
-    code += "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    code += (
+        "heavy = {'torch', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

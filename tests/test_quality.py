@@ -74,7 +74,7 @@ def test_the_tap_takes_the_prompt_not_the_sampled_row_and_lets_go(logits):
 
 
 def answers(correct) -> Answers:
-    return Answers(["made up"] * len(correct), [1.0 if right else -1.0 for right in correct], 0.0)
+    return Answers(["made up"] * len(correct), [1.0 if right else -1.0 for right in correct])
 
 
 def test_recovery_counts_flips_both_ways_and_is_seeded():
@@ -83,7 +83,7 @@ def test_recovery_counts_flips_both_ways_and_is_seeded():
     assert (found.ratio, found.lost, found.gained, found.items) == (1.0, 50, 50, 200)
     assert 0.8 < found.low < 1 < found.high < 1.25
     assert found == task.recovery(before, after)
-    assert Answers(["a", "a"], [0.0, 0.1], 0.0).correct.tolist() == [False, True], "a tie is not right"
+    assert Answers(["a", "a"], [0.0, 0.1]).correct.tolist() == [False, True], "a tie is not right"
     same = task.recovery(before, before)
     assert (same.low, same.ratio, same.high, same.lost) == (1.0, 1.0, 1.0, 0)
     for other in (answers([1] * 3), answers([0] * 200)):
@@ -101,7 +101,7 @@ def test_the_interval_holds_the_truth_about_95_times_in_100(spread):
         kept = np.repeat(0.9 + spread * rng.standard_normal(4), 50)
         before = rng.random(200) < 0.8
         after = np.where(before, rng.random(200) < kept, rng.random(200) < 0.3)
-        first, second = (Answers([*kinds], [*(2.0 * right - 1)], 0.0) for right in (before, after))
+        first, second = (Answers([*kinds], [*(2.0 * right - 1)]) for right in (before, after))
         found = task.recovery(first, second, draws=400)
         held += found.low <= truth <= found.high
     assert 0.90 <= held / 200 <= 0.99
@@ -225,11 +225,11 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
     with pytest.raises(
         QualityError, match=r"512 tokens does not go .* from 5 to 511 do .max_model_len is 512"
     ):
-        divergence.collect(long, tokens=1024, window=512)
+        divergence.collect(long, [*range(1024)], 512)
     with pytest.raises(QualityError, match=r"gives 100 tokens .* not 300 in windows of 200"):
-        divergence.collect(an_engine(model), tokens=300, window=200)
+        divergence.text_ids(an_engine(model), tokens=300, window=200)
     with pytest.raises(QualityError, match="has no tap"):
-        divergence.collect(an_engine(model, worker_extension_cls=None), tokens=100, window=50)
+        divergence.collect(an_engine(model, worker_extension_cls=None), [*range(100)], 50)
 
 
 # -- the real engine ----------------------------------------------------------------------------
@@ -258,6 +258,6 @@ def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_
     assert abs(found.kl_mean) < 1e-4
     assert found.top1 == 1
     assert found.perplexity_ratio == pytest.approx(1, abs=1e-6)
-    assert (found.tokens, found.text) == (126, held_out_text()[1])
+    assert (found.perplexity.tokens, found.perplexity.text) == (126, held_out_text()[1])
     assert task.recovery(kept.answers, again).ratio == 1
     assert engine.release.left_mib < 20

@@ -101,10 +101,11 @@ def test_a_cpu_without_avx512_has_no_kernel_for_4_bits():
 def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():
     folder = embedded.prepare()
     counts = layout(folder)
-    rest = 2 * (counts.embedding + counts.head + counts.other)
+    channels = sum(one.outputs for one in counts.tensors if one.part == "linear")
+    rest = 2 * (counts.total - counts.linear)
     predict = predicted_weights_bytes
     assert counts.widths == (576, 1536)
-    assert predict("fp8", folder) == counts.linear + 4 * counts.channels + rest
+    assert predict("fp8", folder) == counts.linear + 4 * channels + rest
     assert predict("awq", folder) == counts.linear // 2 + counts.linear // 64 * 5 // 2 + rest
     assert predict("awq", folder) == predict("rounded", folder) < predict("int8", folder)
 

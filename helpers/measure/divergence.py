@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,57 +30,35 @@ from helpers.model.model import EMBEDDED, Model
 from helpers.model.text import held_out_text
 
 
-@dataclass(frozen=True)
-class Positions:
-    """One figure a predicted token: ``nll`` and ``kl`` in nats, ``top1`` a token id; ``seconds`` in all.
-
-    ``kl`` is empty without a reference.
-    """
-
-    nll: np.ndarray
-    top1: np.ndarray
-    kl: np.ndarray
-    seconds: float
-
-
 def collect(
-    engine: Engine,
-    tokens: int = 4096,
-    window: int = 512,
-    *,
-    reference: Reference | None = None,
-    keep: Path | None = None,
-    beside: int = 0,
-    windows: int | None = None,
-) -> Positions:
-    """Take the figures of held-out text, in windows that do not see each other, one prefill each.
+    engine: Engine, ids: list[int], window: int, *, beside: int = 0, **files: Path
+) -> dict[str, np.ndarray]:
+    """Take the figures of a text's tokens, in windows that do not see each other, one prefill each.
 
-    ``beside`` appends that many tokens to each window's prompt. No position of the window can see
-    them, so the mathematics is the same; but the matrices have other shapes, so the rounding is not.
-    ``windows`` takes only the first so many of the reference's.
+    Args:
+        beside: so many tokens are appended to each window's prompt. No position of the window can see
+            them, so the mathematics is the same; but the matrices have other shapes, so the rounding is not.
+        files: log-probabilities, to ``keep`` these or to compare them ``against``.
+
+    Returns:
+        A figure a predicted token: ``nll`` and ``kl`` (empty without ``against``) in nats, ``top1`` a token.
 
     Raises:
-        QualityError: the windows do not fit, or the reference is another model's or text's.
+        QualityError: a window does not fit the engine.
     """
-    begun = time.perf_counter()
-    if reference:
-        ids, window = reference.check(engine).ids, reference.window
-        ids = ids[: windows * window] if windows else ids
-    else:
-        ids = _text_ids(engine, tokens, window)
-    parts, each = [], window - 1
+    named, parts, each = {name: str(file.resolve()) for name, file in files.items()}, [], window - 1
     for number, start in enumerate(range(0, len(ids), window)):
         prompt = (ids[start:] + ids)[: window + beside]
-        job = {"row": number * each, "keep": keep and str(keep.resolve())}
-        job["against"] = reference and str(reference.file.resolve())
-        parts.append(tap.prefill(engine, prompt, each, **job))
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    seconds = time.perf_counter() - begun
-    return Positions(joined["nll"], joined["top1"].astype(int), joined["kl"], seconds)
+        parts.append(tap.prefill(engine, prompt, each, row=number * each, **named))
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("nll", "top1", "kl")}
 
 
-def _text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
-    """Return the held-out text's first tokens, whole windows only."""
+def text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
+    """Return the held-out text's first tokens, whole windows only.
+
+    Raises:
+        QualityError: the text has fewer, or the window is too short to predict in.
+    """
     count = tokens // window * window if window > 4 else 0
     # A token is at least one character, and five on average: the whole text would take longer.
     ids = engine.llm.get_tokenizer().encode(text.held_out_text()[0][: 10 * count], add_special_tokens=False)
@@ -125,11 +102,6 @@ class Reference:
     file: Path
 
     @property
-    def windows(self) -> int:
-        """How many windows the text was cut into."""
-        return len(self.ids) // self.window
-
-    @property
     def perplexity(self) -> Perplexity:
         """The baseline's own perplexity, on the text that every scheme is compared on."""
         return Perplexity(math.exp(float(np.mean(self.nll))), len(self.nll), self.text)
@@ -147,7 +119,7 @@ class Reference:
         title = engine.checkpoint.title
         if not _same(self.identity, _identity(engine.checkpoint)):
             raise QualityError(f"The reference is of {self.model}; {title} was not made from that model.")
-        if _text_ids(engine, len(self.ids), self.window) != self.ids:
+        if text_ids(engine, len(self.ids), self.window) != self.ids:
             raise QualityError(f"The tokenizer of {title} is not the reference's.")
         return self
 
@@ -163,13 +135,13 @@ def keep_reference(llm, folder: str | Path, tokens: int = 4096, window: int = 51
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reference.json").unlink(missing_ok=True)  # written last: without it there is no reference
-    ids, file = _text_ids(engine, tokens, window), folder / "logprobs.npy"
+    ids, file = text_ids(engine, tokens, window), folder / "logprobs.npy"
     shape = (len(ids) // window * (window - 1), engine.model.config["vocab_size"])
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
-    seen = collect(engine, tokens, window, keep=file)
+    seen = {name: found.tolist() for name, found in collect(engine, ids, window, keep=file).items()}
     model, text, answers = engine.checkpoint, held_out_text()[1], task.answer(engine)
-    nll, top1 = seen.nll.tolist(), seen.top1.tolist()
-    reference = Reference(model.title, _identity(model), text, window, ids, nll, top1, answers, file)
+    its = _identity(model)
+    reference = Reference(model.title, its, text, window, ids, seen["nll"], seen["top1"], answers, file)
     (folder / "reference.json").write_text(json.dumps(asdict(reference) | {"file": file.name}))
     return reference
 
@@ -240,38 +212,40 @@ def _same(one: dict, other: dict) -> bool:
 
 @dataclass(frozen=True)
 class Quality:
-    """A scheme's answers beside the baseline's, over ``tokens`` predictions of ``text``.
+    """A scheme's answers beside the baseline's, over the same predictions.
 
     ``kl_mean`` and ``kl_p99`` are KL(baseline || scheme) in nats over the whole vocabulary; ``top1`` the
     share of positions where both find the same token likeliest.
     """
 
-    perplexity: float
+    perplexity: Perplexity
     perplexity_ratio: float
     kl_mean: float
     kl_p99: float
     top1: float
-    tokens: int
-    text: str
-    seconds: float
 
 
 def compare(llm, reference: Reference, *, beside: int = 0, windows: int | None = None) -> Quality:
-    """Compare an engine with the baseline's reference, position by position."""
+    """Compare an engine with the baseline's reference, position by position.
+
+    ``windows`` takes only the first so many; for ``beside`` see ``collect``.
+
+    Raises:
+        QualityError: the reference is another model's or text's, or its windows do not fit the engine.
+    """
     engine = owner_of(llm)
     engine.model.check_words()
-    seen = collect(engine, reference=reference, beside=beside, windows=windows)
-    count = len(seen.nll)
-    loss, base = seen.nll.mean(), np.mean(reference.nll[:count])
+    ids, window = reference.check(engine).ids, reference.window
+    ids = ids[: windows * window] if windows else ids
+    seen = collect(engine, ids, window, beside=beside, against=reference.file)
+    count = len(seen["nll"])
+    loss, base = seen["nll"].mean(), np.mean(reference.nll[:count])
     return Quality(
-        perplexity=math.exp(loss),
+        perplexity=Perplexity(math.exp(loss), count, reference.text),
         perplexity_ratio=math.exp(loss - base),
-        kl_mean=float(seen.kl.mean()),
-        kl_p99=float(np.percentile(seen.kl, 99)),
-        top1=float(np.mean(seen.top1 == reference.top1[:count])),
-        tokens=count,
-        text=reference.text,
-        seconds=seen.seconds,
+        kl_mean=float(seen["kl"].mean()),
+        kl_p99=float(np.percentile(seen["kl"], 99)),
+        top1=float(np.mean(seen["top1"] == reference.top1[:count])),
     )
 
 
@@ -287,7 +261,7 @@ def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> 
     if machine.kind == "cpu":
         widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
         beside, args = 0, {"dtype": "bfloat16" if widened else "float32"}
-        windows = max(1, reference.windows // 4) if widened else None
+        windows = max(1, len(reference.ids) // reference.window // 4) if widened else None
     engine = open_engine(model, **args | llm_args)
     with engine:
         quality = compare(engine, reference, beside=beside, windows=windows)

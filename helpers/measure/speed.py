@@ -22,7 +22,7 @@ from helpers.engine.engine import Engine, owner_of
 class Speed:
     """Decoding at one batch size.
 
-    ``output_tokens_per_s`` is the median over ``runs`` runs of the tokens all requests of the batch
+    ``output_tokens_per_s`` is the median over several runs of the tokens all requests of the batch
     receive per second once each has its first one; ``low`` and ``high`` are the slowest and the
     fastest run. ``ttft_s`` is the median time to first token, ``tpot_s`` the time per output token
     of one request. ``prompt_tokens`` is the length of each prompt.
@@ -33,7 +33,6 @@ class Speed:
     low: float
     high: float
     ttft_s: float
-    runs: int
     prompt_tokens: int
 
     @property
@@ -62,7 +61,7 @@ def measure_speed(
             rates.append(rate)
             firsts += ttft
         median, first = statistics.median(rates), statistics.median(firsts)
-        results.append(Speed(batch, median, min(rates), max(rates), first, runs, prompt_tokens))
+        results.append(Speed(batch, median, min(rates), max(rates), first, prompt_tokens))
     return results
 
 

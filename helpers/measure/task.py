@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +59,6 @@ class Answers:
 
     kinds: list[str]
     margin: list[float]
-    seconds: float
 
     @property
     def correct(self) -> np.ndarray:
@@ -86,7 +84,7 @@ def answer(llm) -> Answers:
     """
     engine = owner_of(llm)
     engine.model.check_words()
-    begun, tokenizer = time.perf_counter(), engine.llm.get_tokenizer()
+    tokenizer = engine.llm.get_tokenizer()
     kinds: list[str] = []
     margin: list[float] = []
     for kind, items in task().items():
@@ -94,7 +92,7 @@ def answer(llm) -> Answers:
         for right, *others in tap.prefill(engine, ids, len(ids) - 1, choices=choices)["choices"]:
             kinds.append(kind)
             margin.append(right - max(others))
-    return Answers(kinds, margin, time.perf_counter() - begun)
+    return Answers(kinds, margin)
 
 
 def place(encode, kind: str, items: list[tuple[str, str]]) -> tuple[list[int], list[tuple[int, list[int]]]]:

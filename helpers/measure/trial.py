@@ -44,7 +44,7 @@ def as_rows(
     """
     if engine.release is None:
         raise ValueError("Leave the engine's with block first: a record says what the release gave back.")
-    have = machine.versions()
+    have, read = machine.versions(), quality.perplexity if quality else perplexity
     common = {
         "scheme": engine.scheme,
         "model": engine.model.title,
@@ -62,9 +62,9 @@ def as_rows(
         "start_s": round(engine.start_s, 2),
         "release_s": round(engine.release.seconds, 2),
         "left_mib": round(engine.release.left_mib, 1),
-        "perplexity": perplexity and round(perplexity.value, 4),
-        "perplexity_text": perplexity and perplexity.text,
-        "perplexity_tokens": perplexity and perplexity.tokens,
+        "perplexity": read and round(read.value, 4),
+        "perplexity_text": read and read.text,
+        "perplexity_tokens": read and read.tokens,
         "kernel": "; ".join(engine.kernels) or engine.way.name,
         "way": engine.way.name,
         "driver": engine.machine.driver,
@@ -75,8 +75,6 @@ def as_rows(
     if quality:
         names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")
         common |= {name: round(getattr(quality, name), 6) for name in names}
-        common |= {"perplexity": round(quality.perplexity, 4), "perplexity_text": quality.text}
-        common["perplexity_tokens"] = quality.tokens
     if recovery:
         common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
     return [
@@ -95,14 +93,12 @@ def as_rows(
 
 @dataclass(frozen=True)
 class Trial:
-    """What one scheme gave. ``engine`` is released: its figures and log are there, the model is gone."""
+    """What one scheme gave: the answer to the question (vLLM's ``RequestOutput``), and what was measured."""
 
-    engine: Engine
-    reply: object  # vLLM's RequestOutput to the question
+    reply: object
     memory: Memory
     divergence: Quality
     recovery: Recovery
-    rows: list[dict]
 
 
 def run(
@@ -136,7 +132,7 @@ def run(
         engine, speeds, memory, predicted_weights_bytes=predicted, quality=compared, recovery=recovered
     )
     records.append(out / "records.jsonl", rows)
-    return Trial(engine, reply, memory, compared, recovered, rows)
+    return Trial(reply, memory, compared, recovered)
 
 
 def baseline(

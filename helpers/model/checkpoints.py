@@ -24,9 +24,10 @@ from pathlib import Path
 from helpers.base import files, machine, processes
 from helpers.base.files import MANIFEST
 from helpers.faults.log import root_cause
-from helpers.model import lookup, quantize, shapes, sizes, text
+from helpers.model import formats, lookup, quantize, schemes, shapes, sizes, text
+from helpers.model.layout import LayoutError
 from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
-from helpers.model.quantize import EFFORT, GROUPED, RECIPES, SCALED
+from helpers.model.quantize import ARGUMENTS, EFFORT, GROUPED, RECIPES, SCALED
 from helpers.model.schemes import SchemeError
 
 
@@ -59,7 +60,7 @@ def make(
     if recipe not in RECIPES:
         raise CheckpointError(f"There is no recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
     if found := recognise(model.folder):
-        if found == recipe or (found, recipe) == ("w4a16", "awq"):
+        if found == recipe:
             return model
         raise CheckpointError(
             f"{model.title} is quantized already ({found}): what was rounded away does not come back for "
@@ -144,26 +145,17 @@ def effort(made: Model) -> str:
 def recognise(folder: Path) -> str | None:
     """Return how a model folder is quantized, from its files' own words, or None if it is not.
 
-    ``awq``, ``rtn``, ``int8``, ``fp8`` for what ``make`` made; ``awq`` and ``gptq`` for AutoAWQ's and
-    AutoGPTQ's formats; for other checkpoints of llm-compressor ``w4a16``, ``int8`` or ``fp8``: they do
-    not say how they were calibrated. Anything else by the name it gives itself.
-
-    Source: compressed-tensors' QuantizationConfig; transformers' quantizers for the other methods.
+    The recipe of what ``make`` made; of others the one whose kernels read it (no format says how it was
+    calibrated), or the kind that ``formats`` gives it.
     """
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads((folder / "manifest.json").read_text())["settings"]["recipe"]
-    config = json.loads((folder / "config.json").read_text())
-    # Earlier versions of llm-compressor called it compression_config.
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not found:
-        return None
-    if found.get("quant_method") != "compressed-tensors":
-        return found.get("quant_method", "an unknown format")
-    group = next(iter(found.get("config_groups", {}).values()), {})
-    weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
-    kind, bits, act = weights.get("type"), weights.get("num_bits"), activations.get("num_bits", 16)
-    known = {("int", 4, 16): "w4a16", ("int", 8, 8): "int8", ("float", 8, 8): "fp8"}
-    return known.get((kind, bits, act), f"{kind} w{bits}a{act}")
+        return json.loads((folder / MANIFEST).read_text())["settings"]["recipe"]
+    try:
+        found = formats.quantized(json.loads((folder / "config.json").read_text()))
+    except LayoutError:
+        return "in a format that is not known here"
+    rule = schemes.EVERY.get(found.kind) if found else None
+    return (rule and rule.recipe) or (found and found.kind)
 
 
 def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
@@ -171,10 +163,8 @@ def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
     kind, calibration = machine.detect().kind, None
     if recipe in SCALED:
         _check_class(model, recipe)
-        calibration = {"text": text.calibration_text()[1], **EFFORT[kind]}
-        calibration = {
-            name: value for name, value in calibration.items() if name != "strengths" or recipe == "awq"
-        }
+        effort = {name: EFFORT[kind][name] for name in ARGUMENTS[recipe] if name in EFFORT[kind]}
+        calibration = {"text": text.calibration_text()[1], **effort}
     return {
         "recipe": recipe,
         "script": quantize.script(recipe),

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.model.layout import Layout, LayoutError, Tensor
-
-INDEX = "model.safetensors.index.json"
+from helpers.model.weights import INDEX
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,12 @@ def _names(one: Tensor) -> list[str]:
         parent, _, last = one.name.rpartition(".")
         parts = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "down_proj": ("down_proj", "w2")}
         names += [parent, *(f"{parent}.0.{part}" for part in parts.get(last, (last,)))]
-    inner = [
-        re.sub(r"^model\.language_model\.", "", name)
-        for name in names
-        if name.startswith("model.language_model.")
-    ]
-    names += [
-        f"{roof}.{name}" for name in inner for roof in ("model", "language_model.model", "language_model")
-    ]
+    under = "model.language_model."
+    inner = [name.removeprefix(under) for name in names if name.startswith(under)]
+    roofs = ("model", "language_model.model", "language_model")
+    names += [f"{roof}.{name}" for name in inner for roof in roofs]
     if one.part == "tower":
-        names += [re.sub(r"^model\.", "", name) for name in names]
+        names += [name.removeprefix("model.") for name in names]
     return names
 
 
@@ -241,11 +236,8 @@ def _compressed_tensors(config: dict):
         weights = group.get("weights")
         if weights:
             targets = None if "Linear" in group["targets"] else group["targets"]
-            format, *last = _of_weights(
-                weights,
-                str(group.get("format") or config.get("format")),
-                bool(group.get("input_activations")),
-            )
+            packed = str(group.get("format") or config.get("format"))
+            format, *last = _of_weights(weights, packed, bool(group.get("input_activations")))
             found.append(_rules(format, ignored, _EVERYWHERE, only=targets))
     if not found:
         raise LayoutError("The checkpoint's config_groups name no weights, so its bytes cannot be counted.")

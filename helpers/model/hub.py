@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from helpers.model.formats import INDEX
 from helpers.model.model import SHAPE, Model, ModelError
+from helpers.model.weights import INDEX
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def from_hub(name: str) -> Model:
     """A model of the hub, fetched unless it is there; ``hf cache verify`` compares checksums."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition("@")
-    try:
+    with _explained(repository, revision):
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
-    except (OSError, httpx.TransportError, HFValidationError) as error:
-        raise ModelError(_why_not(repository, revision or None, error)) from error
     return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
 
 
@@ -33,26 +29,29 @@ def config_from_hub(name: str) -> Model:
     """
     import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     repository, _, revision = name.partition("@")
-    try:
+    with _explained(repository, revision):
         config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
-    except LocalEntryNotFoundError as error:  # no answer, and nothing of it here
-        raise ModelError(_why_not(repository, revision or None, error)) from error
-    except EntryNotFoundError:
-        raise ModelError(
-            f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
-            "counted. Name the model that it was made from."
-        ) from None
-    except (OSError, httpx.TransportError, HFValidationError) as error:
-        raise ModelError(_why_not(repository, revision or None, error)) from error
     with contextlib.suppress(OSError, httpx.TransportError, EntryNotFoundError):
         hf_hub_download(repository, INDEX, revision=revision or None)
     return Model(name, repository.split("/")[1], config.parent, SHAPE, revision=config.parent.name)
 
 
-def _why_not(repository: str, revision: str | None, error: Exception) -> str:
+@contextlib.contextmanager
+def _explained(repository: str, revision: str):
+    """What the hub's client raises inside, as a ``ModelError`` that says why and what to do."""
+    import httpx
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (OSError, httpx.TransportError, HFValidationError) as error:
+        raise ModelError(_why_not(repository, revision, error)) from error
+
+
+def _why_not(repository: str, revision: str, error: Exception) -> str:
     """Why a model could not be fetched, and what to do. An HTTP error of the hub's is an OSError, too."""
     import httpx
     from huggingface_hub import constants, errors
@@ -74,6 +73,11 @@ def _why_not(repository: str, revision: str | None, error: Exception) -> str:
             return (
                 f"The hub has no model '{repository}@{revision or 'main'}': {repository} is there, that "
                 "revision of it is not. Check what follows the @: a branch, a tag or a commit."
+            )
+        case errors.RemoteEntryNotFoundError():
+            return (
+                f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
+                "counted. Name the model that it was made from."
             )
         case errors.HfHubHTTPError(response=response, server_message=said):
             todo = _ANSWERS.get(response.status_code, "Try again later, or use another model.")

@@ -60,8 +60,7 @@ class Layout:
     """A model's tensors and caches; counts are in numbers of weights, not in bytes.
 
     ``per_token`` of ``experts`` routed experts multiply one token. ``linear`` is what schemes quantize, the
-    experts included; ``embedding``, ``head`` (0 when it is the embedding again) and ``other`` (norms, biases,
-    routers, towers) are not quantized.
+    experts included; all else (embedding, head, norms, biases, routers, towers) they leave in 16 bits.
     """
 
     tensors: tuple[Tensor, ...]
@@ -90,19 +89,9 @@ class Layout:
         return self.count("head")
 
     @functools.cached_property
-    def other(self) -> int:
-        """Weights that no scheme touches: norms, biases, routers, towers."""
-        return self.count("other", "tower")
-
-    @functools.cached_property
     def total(self) -> int:
         """All weights that are stored; a tied head counts once."""
         return sum(one.size for one in self.tensors)
-
-    @functools.cached_property
-    def channels(self) -> int:
-        """Output channels of the quantized matrices together."""
-        return sum(one.outputs * one.copies for one in self.tensors if one.part in MATRICES)
 
     @functools.cached_property
     def widths(self) -> tuple[int, ...]:
@@ -164,14 +153,8 @@ def read(text: str) -> Layout:
     config = full_config(text)
     model = _built(config)
     written = config.get_text_config(decoder=True)
-    decoder = next(
-        (
-            one
-            for one in model.modules()
-            if type(getattr(one, "config", None)) is type(written) and one is not model
-        ),
-        model,
-    )
+    inner = (one for one in model.modules() if one is not model)
+    decoder = next((one for one in inner if type(getattr(one, "config", None)) is type(written)), model)
     tensors = _tensors(model, decoder, written)
     experts, per_token = _routed(written)
     has_experts = any(one.part == "experts" for one in tensors)
@@ -243,37 +226,26 @@ def _tensors(model, decoder, config) -> tuple[Tensor, ...]:
     only_text = type(model.config) is type(config)
     inside = {id(weight) for weight in (model if only_text else decoder).parameters()}
     experts, hidden = _routed(config)[0], getattr(config, "hidden_size", 0)
-    found, seen = [], set()
-    for path, module in model.named_modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if id(weight) in seen:  # a tied head is the table again
-                continue
-            seen.add(id(weight))
-            sides = (weight.numel(), 1)
-            if weight is table.weight:
-                part = "embedding"
-            elif head is not None and weight is head.weight:
-                part = "head"
-            elif id(weight) not in inside and module is not head:
-                part = "tower"
-                sides = (
-                    tuple(weight.shape) if isinstance(module, torch.nn.Linear) and weight.ndim == 2 else sides
-                )
-            elif (
-                name == "weight"
-                and isinstance(module, (torch.nn.Linear, Conv1D))
-                and not _routes(path, weight, experts)
-            ):
-                part, sides = "linear", tuple(weight.shape)
-                sides = sides[::-1] if isinstance(module, Conv1D) else sides
-            elif (
-                weight.ndim == 3 and "conv" not in path and (weight.shape[0] == experts or "experts" in path)
-            ):
-                part, sides = "experts", _expert_sides(f"{path}.{name}", weight.shape, hidden)
-            else:
-                part = "other"
-            copies = weight.shape[0] if part == "experts" else 1
-            found.append(Tensor(path if name == "weight" else f"{path}.{name}", part, *sides, copies))
+    found = []
+    for name, weight in model.named_parameters():  # a tied head is the table again, and comes once
+        path, _, last = name.rpartition(".")
+        module, sides, copies = model.get_submodule(path), (weight.numel(), 1), 1
+        matrix = last == "weight" and isinstance(module, (torch.nn.Linear, Conv1D))
+        if matrix:
+            sides = tuple(weight.shape[::-1] if isinstance(module, Conv1D) else weight.shape)
+        if weight is table.weight:
+            part = "embedding"
+        elif head is not None and weight is head.weight:
+            part = "head"
+        elif id(weight) not in inside and module is not head:
+            part = "tower"
+        elif matrix and not _routes(path, weight, experts):
+            part = "linear"
+        elif weight.ndim == 3 and "conv" not in path and (weight.shape[0] == experts or "experts" in path):
+            part, sides, copies = "experts", _expert_sides(name, weight.shape, hidden), weight.shape[0]
+        else:
+            part = "other"
+        found.append(Tensor(path if last == "weight" else name, part, *sides, copies))
     return tuple(found)
 
 
@@ -292,14 +264,8 @@ def _expert_sides(name: str, shape, hidden: int) -> tuple[int, int]:
 
 # -- what a layer keeps for a request -----------------------------------------------------------------------
 
-_FUSED = (
-    "query_key_value",
-    "qkv_proj",
-    "c_attn",
-    "Wqkv",
-    "qkv",
-    "att_proj",
-)  # queries, keys and values in one
+# Queries, keys and values in one matrix.
+_FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "qkv", "att_proj")
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent")  # layers that keep a state and no keys
 _COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")  # along the context, too
 _STATE_BYTES = 4  # states are kept in 32 bits where the model was trained so; the most that it can be
@@ -369,13 +335,9 @@ def _window(kind: str | None, module, config) -> int | None:
 
 def _state(module) -> int:
     """Bytes of a recurrent layer's state: what its convolutions look back on, and the state itself."""
-    convolutions = [
-        one.weight
-        for name, one in module.named_children()
-        if name.endswith(("conv", "conv1d"))
-        and getattr(one, "weight", None) is not None
-        and one.weight.ndim == 3
-    ]
+    named = [one for name, one in module.named_children() if name.endswith(("conv", "conv1d"))]
+    weights = [one.weight for one in named if getattr(one, "weight", None) is not None]
+    convolutions = [weight for weight in weights if weight.ndim == 3]
     looked_back = sum(weight.shape[0] * (weight.shape[2] - 1) * 2 for weight in convolutions)
     decay = getattr(module, "A_log", None)
     if convolutions and decay is not None and decay.ndim == 2:  # Mamba: a row of states a channel

@@ -11,15 +11,13 @@ from pathlib import Path
 from helpers.base import processes
 from helpers.base.files import MANIFEST
 
-# What compressed-tensors calls each recipe's format. FP8 and INT8 store one scale for an output channel
-# and leave the activations' scales to the engine, which takes them from each token as it comes.
-RECIPES = {"awq": "W4A16_ASYM", "rtn": "W4A16_ASYM", "int8": "W8A8", "fp8": "FP8_DYNAMIC"}
-
-FORMATS = {
-    "awq": "pack-quantized",
-    "rtn": "pack-quantized",
-    "int8": "int-quantized",
-    "fp8": "float-quantized",
+# What compressed-tensors calls each recipe's scheme, and its packing. FP8 and INT8 store one scale for an output
+# channel and leave the activations' scales to the engine, which takes them from each token as it comes.
+RECIPES = {
+    "awq": ("W4A16_ASYM", "pack-quantized"),
+    "rtn": ("W4A16_ASYM", "pack-quantized"),
+    "int8": ("W8A8", "int-quantized"),
+    "fp8": ("FP8_DYNAMIC", "float-quantized"),
 }
 
 GROUPED = ("awq", "rtn")  # one scale for a group of weights
@@ -75,14 +73,9 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
         # llm-compressor pins memory for an accelerator without asking for one, and torch then raises.
         IntermediatesCache.pin_memory = lambda *_: None
     print("step: quantizing", flush=True)
-    have = (settings["calibration"] or {}) | {"group": settings["group_size"]}
-    sys.argv = [
-        settings["recipe"],
-        str(source),
-        str(target),
-        *(str(have[n]) for n in ARGUMENTS[settings["recipe"]]),
-    ]
-    exec(compile(settings["script"], f"{settings['recipe']}.py", "exec"), {"__name__": "__main__"})
+    recipe, have = settings["recipe"], (settings["calibration"] or {}) | {"group": settings["group_size"]}
+    sys.argv = [recipe, str(source), str(target), *(str(have[name]) for name in ARGUMENTS[recipe])]
+    exec(compile(settings["script"], f"{recipe}.py", "exec"), {"__name__": "__main__"})
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
         kept = path.name.startswith(("config", "generation_config")) or path.name == MANIFEST
@@ -90,26 +83,17 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _scheme(recipe: str, group_size: int | None):
-    """compressed-tensors' description of a recipe's format."""
-    from compressed_tensors.quantization import preset_name_to_scheme
-
-    scheme = preset_name_to_scheme(RECIPES[recipe], ["Linear"])
-    if group_size:
-        scheme.weights.group_size = group_size
-    return scheme
-
-
 def quantization_config(recipe: str, group_size: int | None) -> dict:
     """Return what a checkpoint of this recipe says of itself in ``config.json``, without making one."""
-    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
 
-    form, scheme = FORMATS[recipe], _scheme(recipe, group_size)
-    scheme.format = form
+    name, packed = RECIPES[recipe]
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    scheme.format = packed
+    if group_size:
+        scheme.weights.group_size = group_size
+    status, kept = QuantizationStatus.COMPRESSED, ["lm_head"]
     config = QuantizationConfig(
-        config_groups={"group_0": scheme},
-        ignore=["lm_head"],
-        format=form,
-        quantization_status=QuantizationStatus.COMPRESSED,
+        config_groups={"group_0": scheme}, ignore=kept, format=packed, quantization_status=status
     )
     return config.model_dump(mode="json")

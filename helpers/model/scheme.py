@@ -52,8 +52,7 @@ class Scheme:
     weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that.
     ``recipe`` names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while
     it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are matplotlib's colour,
-    marker and line. The last three are the guide's words: when to take it, what overrules that, and the
-    notebook that measures it.
+    marker and line.
     """
 
     name: str
@@ -66,9 +65,6 @@ class Scheme:
     kv_bytes: int = 2
     group: int = 0
     look: tuple = ("#444444", "*", "-")
-    best_for: str = ""
-    unless: str = ""
-    lesson: str = ""
 
     @property
     def file(self) -> bool:

@@ -23,9 +23,6 @@ BASELINE = Scheme(
     look=("#0072B2", "o", "-"),
     title="Baseline (16-bit)",
     weight_bits=16,
-    best_for="the yardstick; a model that fits with room to spare",
-    unless="the memory or the bandwidth is short",
-    lesson="01_baseline",
     ways=(
         Way("BF16 tensor cores", cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
         Way(
@@ -90,11 +87,6 @@ FP8 = Scheme(
     look=("#D55E00", "s", "--"),
     title="FP8, quantized while loading",
     weight_bits=8,
-    best_for="many users at once, on hardware that multiplies FP8",
-    unless="the hardware only stores it: a GPU then gains at small batches alone, a CPU without AMX loses; "
-    "the model is small (02_fp8 has that on record); or the batch is very large, where less of the gain is "
-    "left (04_compare has why)",
-    lesson="02_fp8",
     channel_bytes=4,
     ways=(
         Way(
@@ -209,10 +201,6 @@ AWQ = Scheme(
     ways=_W4,
     group_bytes=2.5,
     recipe="awq",
-    best_for="a model that fits no other way; few users at once",
-    unless="the batch is large, the model small or the arithmetic scarce; or the GPU is a Hopper, where "
-    "eight bits are as fast for one user (03_awq has that on record)",
-    lesson="03_awq",
 )
 
 ROUNDED = Scheme(
@@ -230,9 +218,6 @@ INT8 = Scheme(
     look=("#BF6795", "P", "--"),
     title="INT8 W8A8",
     weight_bits=8,
-    best_for="many users at once, where there is no FP8 arithmetic: T4, A100, CPUs with AVX-512",
-    unless="your model's activations have outliers that smoothing does not tame",
-    lesson="02_fp8",
     channel_bytes=4,
     recipe="int8",
     ways=(
@@ -282,9 +267,6 @@ FP8_KV = with_fp8_cache(
     "fp8_kv",
     "16-bit weights, FP8 KV cache",
     look=("#2F93CF", "v", (0, (4, 1, 1, 1, 1, 1))),  # dots alone are the bounds
-    best_for="long contexts and many users: twice the tokens in the same memory",
-    unless="the answers suffer: what is rounded here are keys and values alone",
-    lesson="02_fp8",
 )
 
 # The schemes that the lessons measure, one by one.
@@ -304,8 +286,6 @@ NVFP4 = Scheme(
     group=16,
     group_bytes=1,
     look=("#5B4A9E", "h", "-."),
-    best_for="Blackwell: four bits that its matrix units multiply",
-    unless="nobody published a checkpoint; or the GPU is older, where it is as fast as AWQ",
     ways=(
         Way(
             "NVFP4 tensor cores",
@@ -328,8 +308,6 @@ MXFP4 = replace(
     title="MXFP4 checkpoint",
     group=32,
     look=("#7A4A2B", "<", (0, (2, 1))),
-    best_for="models that were trained for it (gpt-oss)",
-    unless="there is no such checkpoint",
     ways=(
         replace(
             _MARLIN,

@@ -95,7 +95,7 @@ def kept(before: dict[int, float], after: dict[int, float]) -> Recovery:
     items = sorted(before.keys() & after.keys())
     names = [str(item) for item in items]  # independent of each other, each a group of its own
     margins = [[scores[item] - 0.5 for item in items] for scores in (before, after)]
-    return recovery(*(Answers(names, margin, 0.0) for margin in margins))
+    return recovery(*(Answers(names, margin) for margin in margins))
 
 
 def parser() -> argparse.ArgumentParser:
