@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 
 from helpers.compare.advise import GOALS, advise
 from helpers.compare.cards import CARDS, FOUR
@@ -52,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(answer.as_json() if answer else {"refused": refused}, indent=1))
     elif answer:
         print(answer)
+        if answer.chosen:
+            print("", "The same in notebooks/deploy/.env, beside your key:", "", sep="\n")
+            print(textwrap.indent(answer.environment, "    "))
     else:
         print(refused, file=sys.stderr)
     return 2 if answer is None else 0

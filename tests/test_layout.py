@@ -71,7 +71,7 @@ def test_a_step_reads_the_experts_that_its_tokens_choose():
 
 def stored(quantization: dict, config: dict = LLAMA) -> int:
     config = config | {"quantization_config": quantization}
-    return formats.stored_bytes(read(config), formats.quantized(config).of)
+    return formats.stored_bytes(read(config).tensors, formats.quantized(config).of)
 
 
 WEIGHTS = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}

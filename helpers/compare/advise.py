@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.counting import AS_IT_IS, Counted
 from helpers.compare.options import Option
 from helpers.compare.published import gained
-from helpers.compare.sizing import Load
+from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
+from helpers.serve.settings import Settings
 
 GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
@@ -136,6 +138,22 @@ class Advice:
         if one.to_make:
             make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
             yield f"there is no such checkpoint yet: {make}look for one on the hub"
+
+    @property
+    def environment(self) -> str:
+        """The choice as lines of notebooks/deploy's ``.env``; what no setting says goes into compose.yaml."""
+        one, fields = self.chosen, Settings.model_fields
+        args = one.args | {"gpu_memory_utilization": UTILIZATION}
+        args["max_num_seqs"] = max(fields["max_num_seqs"].default, min(one.users, self.load.users))
+        revision = args.pop("revision", "")
+        found = {"model_name": one.serves + (f"@{revision}" if revision else "")}
+        if args.pop("quantization", None):
+            found["quantization"] = "fp8"  # the one that vLLM rounds to as it loads
+        found |= {name: value for name, value in args.items() if name in fields}
+        lines = [f"{name.upper()}={value}" for name, value in found.items()]
+        if more := options.flags({name: value for name, value in args.items() if name not in fields}):
+            lines.append(f"# and in compose.yaml   command: {json.dumps(more)}")
+        return "\n".join(lines)
 
     @property
     def _all(self) -> str:

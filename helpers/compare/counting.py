@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from helpers.base.machine import GIB
 from helpers.model import formats, schemes, sizes
 from helpers.model.formats import Quantized
-from helpers.model.layout import Layout, full_config
+from helpers.model.layout import Layout, first, full_config
 from helpers.model.model import Model
 from helpers.model.schemes import Scheme, SchemeError
 
@@ -75,23 +75,17 @@ def counted(model: Model) -> Counted:
     counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
     stored, index, note = None, formats.index_bytes(model.folder), ""
     if quantized:
-        stored = formats.stored_bytes(counts, quantized.of)
+        stored = formats.stored_bytes(counts.tensors, quantized.of)
         if index and abs(stored / index - 1) > NEAR:
             note = (
                 f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
             )
         stored = index or stored
 
-    def first(*names, default):
-        return next(
-            (value for name in names if isinstance(value := getattr(config, name, None), int) and value),
-            default,
-        )
-
-    heads = first("num_attention_heads", default=1)
-    shared = first("num_key_value_heads", "num_kv_heads", default=heads)
+    heads = first(config, "num_attention_heads", default=1)
+    shared = first(config, "num_key_value_heads", "num_kv_heads", default=heads)
     single = getattr(config, "kv_lora_rank", None) or (
         getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
     )
-    longest = first("max_position_embeddings", default=10_000_000)
+    longest = first(config, "max_position_embeddings", default=10_000_000)
     return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)

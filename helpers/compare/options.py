@@ -23,8 +23,8 @@ from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
 from helpers.compare.published import Kept
 from helpers.compare.roofline import Step
 from helpers.compare.sizing import Budget, Load
-from helpers.model import schemes, shapes, sizes
-from helpers.model.layout import MATRICES, LayoutError
+from helpers.model import formats, schemes, shapes, sizes
+from helpers.model.layout import LayoutError
 from helpers.model.schemes import Scheme, SchemeError, Way
 
 GPUS = (1, 2, 4, 8)
@@ -48,7 +48,8 @@ class Option:
     """One way to deploy, on ``gpus``; ``needs`` is the fewest that hold the load (None: more than eight).
 
     ``budget`` is what it takes of them together. ``per_s`` are tokens a second of all users together,
-    ``alone_per_s`` of one alone, both estimated from above. Where it is ``refused`` nothing else is known.
+    ``alone_per_s`` of one alone, both estimated from above. ``serves`` is the model or checkpoint that vLLM is
+    given (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no more is known.
     """
 
     scheme: str
@@ -62,10 +63,16 @@ class Option:
     alone_per_s: float = 0.0
     alone: Gain | None = None
     together: Gain | None = None
-    command: str = ""
-    to_make: bool = False  # the checkpoint that the command names
+    serves: str = ""
+    args: dict = field(default_factory=dict)
+    to_make: bool = False
     step: Step | None = field(default=None, repr=False)
     way: Way | None = field(default=None, repr=False)
+
+    @property
+    def command(self) -> str:
+        """The line that starts the server."""
+        return shlex.join(["vllm", "serve", self.serves, *flags(self.args)]) if self.serves else ""
 
     @property
     def weights(self) -> int:
@@ -115,20 +122,15 @@ def option(model: Counted, name: str, load: Load) -> Option:
         if as_it_is:
             held, stored = model.quantized.of, model.stored
         else:
-            held = _everywhere(sizes.format_of(rule, model.layout, way))
+            held = formats.of_matrices(sizes.format_of(rule, model.layout, way))
             stored = sizes.weights_bytes(model.layout, sizes.format_of(rule, model.layout))
     except (SchemeError, LayoutError) as error:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
     gpus, needs, budget = _placed(model, stored, step.value_bytes, load)
     one = replace(one, gpus=gpus, needs=needs, budget=budget, step=step, way=way)
-    command, to_make = _command(model, one, gpus if one.users else needs or gpus, load)
-    return replace(one, command=command, to_make=to_make)
-
-
-def _everywhere(format):
-    """The same format for every matrix that schemes quantize."""
-    return lambda one: format if one.part in MATRICES else None
+    serves, args, to_make = _served(model, one, gpus if one.users else needs or gpus, load)
+    return replace(one, serves=serves, args=args, to_make=to_make)
 
 
 def _kept(rule: Scheme, as_it_is: bool) -> Kept:
@@ -156,8 +158,14 @@ def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple
     return gpus, needs, budgets[gpus]
 
 
-def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, bool]:
-    """The line that starts the server, and whether the checkpoint that it names has still to be made."""
+def flags(args: dict) -> list[str]:
+    """Arguments of ``vllm.LLM`` as those of ``vllm serve``."""
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in args.items())
+    return [word for pair in pairs for word in pair]
+
+
+def _served(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, dict, bool]:
+    """What vLLM is given: the model, its arguments, and whether the checkpoint has still to be made."""
     name, _, revision = model.model.name.partition("@")
     base = one.scheme.removesuffix(FP8_CACHE)
     by_file = base in schemes.EVERY and schemes.EVERY[base].file
@@ -170,10 +178,8 @@ def _command(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, b
         args.pop("quantization", None)
     args |= {"max_model_len": load.context} | ({"tensor_parallel_size": gpus} if gpus > 1 else {})
     args |= {"max_num_seqs": load.users} if load.users > MOST_AT_ONCE else {}
-    words = ["vllm", "serve", file or (f"./{model.model.title}-{base}" if by_file else name)]
-    for argument, value in args.items():
-        words += [f"--{argument.replace('_', '-')}", str(value)]
-    return shlex.join(words), by_file and not file
+    made = f"./{model.model.title}-{base}" if by_file else name
+    return file or made, args, by_file and not file
 
 
 # -- what they should give ----------------------------------------------------------------------------------
@@ -225,7 +231,8 @@ def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[di
         for origin in sorted(
             records.by_origin(same).values(), key=lambda its: -(its[0].get("prompt_tokens") or 0)
         ):
-            ratios, tokens = roofline.ratios(origin, one.scheme), origin[0].get("prompt_tokens") or 0
+            ratios = {batch: gain.ratio for batch, gain in roofline.gains(origin, one.scheme).items()}
+            tokens = origin[0].get("prompt_tokens") or 0
             if ratios and min(ratios) <= users <= max(ratios) and tokens <= load.context:
                 ratio = np.interp(math.log(users), [*map(math.log, ratios)], [*ratios.values()])
                 return Gain(float(ratio), f"{where}, {tokens} tokens in")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.base.machine import Machine
 from helpers.compare.bandwidth import copy_bandwidth, matmul_rate
 from helpers.model import formats, schemes, sizes, ways
-from helpers.model.layout import MATRICES, Layout
+from helpers.model.layout import Layout
 from helpers.model.model import Model
 from helpers.model.schemes import BASELINE
 
@@ -68,28 +68,20 @@ def step(model: Model, scheme: str, machine: Machine | None = None) -> Step:
     """
     counts, rule = sizes.layout(model.folder), schemes.scheme(scheme)
     way = rule.way(machine) if machine else None
-    format = None if way and way.expanded else sizes.format_of(rule, counts, way)
-    return step_of(
-        counts,
-        lambda one: format if one.part in MATRICES else None,
-        rule.kv_bytes,
-        way.plain_bytes if way else 2,
-    )
+    format_of = formats.of_matrices(sizes.format_of(rule, counts, way))
+    return step_of(counts, format_of, rule.kv_bytes, way.plain_bytes if way else 2)
 
 
 def step_of(counts: Layout, format_of, value_bytes: int, plain: int = 2) -> Step:
     """A step of a model whose matrices are stored as ``format_of`` says, tensor by tensor."""
-    idle = counts.count("tower") + (counts.embedding if counts.head else 0)  # looked up, not multiplied
-    chosen = counts.touched(1)
-    everything = formats.stored_bytes(counts, format_of, plain)
-    routed = [one for one in counts.tensors if one.part == "experts"]
-    experts = formats.stored_bytes(replace(counts, tensors=tuple(routed)), format_of, plain)
-    towers = [one for one in counts.tensors if one.part == "tower"]
-    looked_up = formats.stored_bytes(replace(counts, tensors=tuple(towers)), format_of, plain)
-    looked_up += plain * counts.embedding if counts.head else 0
+    # A table that is no head is looked up, not multiplied; a tower only reads pictures.
+    idle = ("tower", "embedding") if counts.head else ("tower",)
+    used = [one for one in counts.tensors if one.part not in idle]
+    experts = formats.stored_bytes((one for one in used if one.part == "experts"), format_of, plain)
+    left_out = 1 - counts.touched(1)
     return Step(
-        weights=round(everything - looked_up - (1 - chosen) * experts),
-        operations=round(2 * (counts.total - idle - (1 - chosen) * counts.count("experts"))),
+        weights=round(formats.stored_bytes(used, format_of, plain) - left_out * experts),
+        operations=round(2 * (sum(one.size for one in used) - left_out * counts.count("experts"))),
         layout=counts,
         value_bytes=value_bytes,
         experts=experts,
@@ -160,11 +152,6 @@ def gains(rows: list[dict], scheme: str) -> dict[int, Times]:
 def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
     """``gains`` as figures take them: ratio, least and most."""
     return {batch: (one.ratio, one.low, one.high) for batch, one in gains(rows, scheme).items()}
-
-
-def ratios(rows: list[dict], scheme: str) -> dict[int, float]:
-    """``gains`` without the ranges."""
-    return {batch: one.ratio for batch, one in gains(rows, scheme).items()}
 
 
 def crossing(gains: dict[int, Times]) -> float | None:

@@ -11,11 +11,11 @@ import fnmatch
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.model.layout import Layout, LayoutError, Tensor
+from helpers.model.layout import MATRICES, LayoutError, Tensor
 from helpers.model.weights import INDEX
 
 
@@ -45,10 +45,15 @@ class Format:
         return outputs * width * self.bits / 8 + scales + self.block_bytes * blocks + self.tensor
 
 
-def stored_bytes(layout: Layout, of: Callable[[Tensor], Format | None], plain: int = 2) -> int:
-    """Bytes of all weights: each matrix in the format that ``of`` gives for it, the rest ``plain``."""
+def of_matrices(format: Format | None) -> Callable[[Tensor], Format | None]:
+    """The same format for every matrix that schemes quantize."""
+    return lambda one: format if one.part in MATRICES else None
+
+
+def stored_bytes(tensors: Iterable[Tensor], of: Callable[[Tensor], Format | None], plain: int = 2) -> int:
+    """Bytes of weights: each matrix in the format that ``of`` gives for it, the rest ``plain`` a weight."""
     total = 0.0
-    for one in layout.tensors:
+    for one in tensors:
         format = of(one)
         total += one.copies * format.bytes(one.outputs, one.width) if format else plain * one.size
     return round(total)

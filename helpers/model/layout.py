@@ -210,11 +210,13 @@ _CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_top_k", "moe_to
 def _routed(config) -> tuple[int, int]:
     """How many routed experts there are in a layer, and how many a token takes."""
 
-    def first(names) -> int:
-        found = (getattr(config, name, None) for name in names)
-        return next((int(value) for value in found if isinstance(value, int) and value), 0)
+    return first(config, *_EXPERTS), first(config, *_CHOSEN)
 
-    return first(_EXPERTS), first(_CHOSEN)
+
+def first(config, *names: str, default: int = 0) -> int:
+    """The first of these numbers that a config has, above 0: classes call the same thing differently."""
+    found = (getattr(config, name, None) for name in names)
+    return next((int(value) for value in found if isinstance(value, int) and value), default)
 
 
 def _tensors(model, decoder, config) -> tuple[Tensor, ...]:

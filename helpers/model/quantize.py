@@ -11,8 +11,8 @@ from pathlib import Path
 from helpers.base import processes
 from helpers.base.files import MANIFEST
 
-# What compressed-tensors calls each recipe's scheme, and its packing. FP8 and INT8 store one scale for an output
-# channel and leave the activations' scales to the engine, which takes them from each token as it comes.
+# What compressed-tensors calls each recipe's scheme, and its packing. FP8 and INT8 store one scale for an
+# output channel and leave the activations' to the engine, which takes them from each token as it comes.
 RECIPES = {
     "awq": ("W4A16_ASYM", "pack-quantized"),
     "rtn": ("W4A16_ASYM", "pack-quantized"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers.base.machine import Machine
 from helpers.model import formats, schemes
 from helpers.model.formats import Format
-from helpers.model.layout import MATRICES, Layout, LayoutError, read
+from helpers.model.layout import Layout, LayoutError, read
 from helpers.model.schemes import BF16_ISA, Scheme, SchemeError, Way
 
 
@@ -57,12 +57,12 @@ def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
 
 
 def format_of(rule: Scheme, counts: Layout, way: Way | None = None) -> Format | None:
-    """How a scheme stores this model's matrices, None in 16 bits; with ``way`` as that keeps them.
+    """How a scheme stores this model's matrices, None in 16 bits; with ``way`` as that keeps them in memory.
 
     Raises:
         SchemeError: no usual group size divides the model's widths.
     """
-    if rule.weight_bits == 16:
+    if rule.weight_bits == 16 or (way and way.expanded):
         return None
     each = (way.group_bytes if way else None) or rule.group_bytes
     group = (rule.group or group_size(counts.widths)) if rule.group_bytes else 0
@@ -71,7 +71,7 @@ def format_of(rule: Scheme, counts: Layout, way: Way | None = None) -> Format | 
 
 def weights_bytes(counts: Layout, format: Format | None, plain: int = 2) -> int:
     """Bytes of all weights: the matrices in one format, ``plain`` bytes for each weight beside them."""
-    return formats.stored_bytes(counts, lambda one: format if one.part in MATRICES else None, plain)
+    return formats.stored_bytes(counts.tensors, formats.of_matrices(format), plain)
 
 
 def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
@@ -103,7 +103,7 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     """
     rule, counts = schemes.scheme(scheme_name), layout(folder)
     way = rule.way(machine)
-    once = weights_bytes(counts, None if way.expanded else format_of(rule, counts, way), way.plain_bytes)
+    once = weights_bytes(counts, format_of(rule, counts, way), way.plain_bytes)
     twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
     return once + way.plain_bytes * twice
 
