@@ -23,7 +23,7 @@ def test_a_million_tokens():
 
 @pytest.mark.parametrize(
     "arguments",
-    [(0, 1), (-1, 1), (1, 0), (1, -5), (1, 1, 0), (1, 1, 1.5), (float("nan"), 1), ("2", 1), (True, 1)],
+    [(0, 1), (1, -5), (1, 1, 1.5), (float("nan"), 1), ("2", 1), (True, 1)],
 )
 def test_a_cost_without_a_price_is_refused_in_words(arguments):
     with pytest.raises(CostError, match=r"a number above zero|share of the paid time"):
@@ -55,8 +55,6 @@ def test_long_prompts_need_more_gpus_than_long_answers():
     [all_answer] = cost.offers(MISTRAL, requests_per_s=2, tokens_per_request=2048, **load)
     assert short.tokens_per_s < long.tokens_per_s < all_answer.tokens_per_s
     assert short.count > long.count
-    with pytest.raises(CostError, match="do not fit a context of 2,048"):
-        cost.offers(MISTRAL, requests_per_s=2, tokens_per_request=2049, **load)
 
 
 def test_an_offer_takes_as_many_at_once_as_memory_and_the_longest_tpot_allow():
@@ -90,23 +88,22 @@ def test_an_offer_that_does_not_fit_says_by_how_much():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"prices_per_day": {"L4": 0.0}}, {"requests_per_s": -1}, {"tokens_per_request": 0}]
+    ("changed", "said"),
+    [
+        ({"prices_per_day": {"L4": 0.0}}, "above zero"),
+        ({"requests_per_s": -1}, "above zero"),
+        ({"tokens_per_request": 2049}, "do not fit a context of 2,048"),
+    ],
 )
-def test_an_impossible_load_is_refused_in_words(changed):
-    given = (
-        {"prices_per_day": PRICES, "requests_per_s": 1, "tokens_per_request": 1, "names": ["awq"]}
-        | LOAD
-        | changed
-    )
-    with pytest.raises(CostError, match="above zero"):
-        cost.offers(MISTRAL, **given)
+def test_an_impossible_load_is_refused_in_words(changed, said):
+    given = {"prices_per_day": PRICES, "requests_per_s": 1, "tokens_per_request": 1, "names": ["awq"]}
+    with pytest.raises(CostError, match=said):
+        cost.offers(MISTRAL, **given | LOAD | changed)
 
 
 def rows_of(**rates):
-    made = [a_row("baseline", 8, 100.0, 200, 200, recovery=None)]
-    for name, (rate, size, recovery) in rates.items():
-        made.append(a_row(name, 8, rate, size, size, recovery=recovery))
-    return made
+    made = [a_row(name, 8, rate, size, size, recovery=kept) for name, (rate, size, kept) in rates.items()]
+    return [a_row("baseline", 8, 100.0, 200, 200, recovery=None), *made]
 
 
 def advise(rows, least_recovery=0.95, batch=8):
@@ -145,19 +142,13 @@ def test_equally_fast_means_the_smaller_and_as_fast_as_16_bits_is_no_gain():
     assert "as far as the runs tell (0.95 to 1.55 times)" in advise(rows).against["awq"]
 
 
-def test_the_baseline_is_recommended_where_nothing_beats_it():
-    found = advise(rows_of(fp8=(20.0, 110, 0.99), fp8_kv=(100.0, 200, 1.0)))
-    assert found.scheme == "baseline"
-    assert "0.20 times" in found.against["fp8"]
-
-
-def test_what_ran_in_16_bits_or_was_not_asked_is_not_recommended():
-    rows = rows_of(awq=(500.0, 70, 0.99), fp8=(500.0, 110, None))
+def test_nothing_slower_written_out_or_not_asked_is_recommended():
+    rows = rows_of(awq=(500.0, 70, 0.99), fp8=(500.0, 110, None), int8=(20.0, 110, 0.99))
     rows[1]["way"] = WRITTEN_OUT
     found = advise(rows)
     assert found.scheme == "baseline"
-    assert "no kernel" in found.against["awq"]
-    assert "not measured" in found.against["fp8"]
+    for name, said in {"awq": "no kernel", "fp8": "not measured", "int8": "0.20 times"}.items():
+        assert said in found.against[name]
 
 
 def test_the_nearest_measured_batch_decides_and_no_baseline_is_said():

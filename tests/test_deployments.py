@@ -71,25 +71,6 @@ def test_an_estimate_is_within_a_fifth_of_a_dense_model_and_mostly_within_a_tent
     assert all(0.8 < ratio < 1.25 for ratio in off.values()), off
 
 
-def test_estimates_agree_with_a_model_of_the_lessons_that_none_was_fitted_to():
-    """Of every scheme and batch, on an H200."""
-    rows = [row for row in options.on_record()
-            if row["model"] == "Qwen2.5-14B" and row["prompt_tokens"] == 16]  # fmt: skip
-    assert len(rows) >= 15
-    off = [row["output_tokens_per_s"] / estimated(row) for row in rows]
-    assert min(off) > 0.85
-    assert max(off) < 1.1
-
-
-def test_no_dense_model_is_faster_than_reading_its_weights_allows():
-    for row in ROWS:
-        if row["model"] in ("Qwen3-30B-A3B", "gpt-oss-20b"):
-            continue
-        layout = counted(row).layout
-        bound = row["copy_bandwidth"] / (row["weights_bytes"] - 2 * layout.embedding)
-        assert row["output_tokens_per_s"] < row["batch"] * bound, name(row)
-
-
 def test_four_bits_in_marlin_lead_for_one_request_and_eight_bits_for_many():
     """Which the selection guide says, for every dense model."""
     rates = {(row["model"], row["way"], row["batch"]): row["output_tokens_per_s"]
@@ -110,14 +91,8 @@ def test_under_one_objective_eight_bits_are_served_at_a_higher_rate():
 
 
 def test_what_is_recorded_of_a_load_is_what_the_table_reads():
-    seconds = {
-        "ttft_s": 0.1,
-        "ttft_p95_s": 0.2,
-        "tpot_s": 0.01,
-        "tpot_p95_s": 0.02,
-        "itl_s": 0,
-        "itl_p95_s": 0,
-    }
+    seconds = {"ttft_s": 0.1, "ttft_p95_s": 0.2, "tpot_s": 0.01, "tpot_p95_s": 0.02}
+    seconds |= {"itl_s": 0, "itl_p95_s": 0}
     rates = {"requests_per_s": 20.0, "goodput": 15.0, "output_tokens_per_s": 2560.0}
     level = Level(None, 0.7, 21.0, 140, 0, 7.0, **rates, **seconds, e2e_s=1.4)
     row = {"way": "fp8"} | served.LENGTHS | served.line(level)

