@@ -126,7 +126,6 @@ def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
     with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ") as at:
         checkpoints.make(phi, recipe)
     table.check("system", f"{recipe} of an unknown class", "make", at.value, "unsupported-architecture")
-
     assert {"LlamaForCausalLM", "Qwen3_5ForCausalLM", "Phi3ForCausalLM"} <= quantize.known_classes(recipe)
 
 

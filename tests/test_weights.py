@@ -50,7 +50,7 @@ def folder_of(path: Path, config: dict, **files: list[str]) -> Path:
 def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, table):
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
-    assert said in refused(table, folder, "", f"weights: {said}", "damaged-weights").evidence
+    assert said in refused(table, folder, "is damaged", f"weights: {said}", "damaged-weights").evidence
 
 
 # -- the index ---------------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ class Advice:
         alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
         if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
-        if self.load.card.generation == "Hopper" and any(o.scheme == "awq" for o in (one, *others)):
-            low, high = options.marlin()  # vLLM chooses Machete there
+        if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
+            low, high = options.marlin()  # on a Hopper vLLM chooses Machete
             yield (
                 f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
                 f"{high:.2f} times FP8's tokens (recorded on an H200)"

@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping
 from helpers.base import page
 from helpers.base.page import Table
 from helpers.compare import roofline
+from helpers.measure.result_tables import marked
 from helpers.model import schemes
 from helpers.model.schemes import SCHEMES
 
 
 def ways(found: Mapping[str, object]) -> Table:
     """How this machine runs each scheme, and why: ``schemes.Way`` by the scheme's title."""
-    rows = [[title, page.measured(way.name), page.measured(way.why)] for title, way in found.items()]
-    return Table(["scheme", "runs here as", "because"], rows, texts=["runs here as", "because"])
+    rows = [[title, way.name, way.why] for title, way in found.items()]
+    return marked(["scheme", "runs here as", "because"], rows, texts=["runs here as", "because"])
 
 
 def predictions(sizes: Mapping[str, int]) -> Table:
@@ -83,8 +84,8 @@ def sides(rows: list[dict], names: Iterable[str]) -> Table:
             crosses = roofline.crossing(found)
             cells = [", ".join(batches) or "none" for batches in kinds]
             cells.append(f"at batch {crosses:.0f}" if crosses else "nowhere measured")
-        table.append([name, *map(page.measured, cells)])
-    return Table(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
+        table.append([name, *cells])
+    return marked(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
 
 
 def offers(found: Iterable) -> Table:
@@ -110,5 +111,5 @@ def advice(found) -> Table:
     rows = []
     for name in SCHEMES:
         why = found.why if name == found.scheme else found.against.get(name, "not measured here")
-        rows.append([name, page.measured("deploy" if name == found.scheme else "-"), page.measured(why)])
-    return Table(["scheme", "", "because"], rows, texts=["", "because"])
+        rows.append([name, "deploy" if name == found.scheme else "-", why])
+    return marked(["scheme", "", "because"], rows, texts=["", "because"])

@@ -9,41 +9,32 @@ from helpers.base.page import Table
 from helpers.model import ways
 
 
+def marked(columns: list[str], rows: Iterable[Iterable], plain: int = 1, texts: Iterable[str] = ()) -> Table:
+    """A table in which all but the first ``plain`` cells of a row depend on this machine."""
+    cells = map(list, rows)
+    return Table(columns, ([*row[:plain], *map(page.measured, row[plain:])] for row in cells), texts=texts)
+
+
 def speeds(found) -> Table:
     """A table of ``speed.Speed``, one row a batch size."""
-    return Table(
-        ["batch", "output tokens", "slowest to fastest run", "TTFT", "TPOT"],
-        [
-            [
-                speed.batch,
-                page.measured(f"{speed.output_tokens_per_s:,.1f} tok/s"),
-                page.measured(f"{speed.low:,.1f} to {speed.high:,.1f} tok/s"),
-                page.measured(page.ms(speed.ttft_s)),
-                page.measured(f"{speed.tpot_s * 1e3:,.1f} ms"),
-            ]
-            for speed in found
-        ],
-    )
+    rows = []
+    for speed in found:
+        rates = [f"{speed.output_tokens_per_s:,.1f} tok/s", f"{speed.low:,.1f} to {speed.high:,.1f} tok/s"]
+        rows.append([speed.batch, *rates, page.ms(speed.ttft_s), f"{speed.tpot_s * 1e3:,.1f} ms"])
+    return marked(["batch", "output tokens", "slowest to fastest run", "TTFT", "TPOT"], rows)
 
 
 def records(rows: list[dict]) -> Table:
     """Records side by side, one row a scheme and batch size."""
     one_origin(rows)
-    return Table(
-        ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"],
-        [
-            [
-                row["scheme"],
-                row["batch"],
-                page.measured(page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"),
-                page.measured(f"{row['output_tokens_per_s']:,.1f} tok/s"),
-                page.measured(page.ms(row["ttft_s"])),
-                page.measured(f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"),
-                page.measured(row["kernel"]),
-            ]
-            for row in rows
-        ],
-    )
+    table = []
+    for row in rows:
+        weights = page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"
+        perplexity = f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"
+        took = [f"{row['output_tokens_per_s']:,.1f} tok/s", page.ms(row["ttft_s"])]
+        table.append([row["scheme"], row["batch"], weights, *took, perplexity, row["kernel"]])
+    columns = ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"]
+    return marked(columns, table, plain=2)
 
 
 def one_origin(rows: list[dict]) -> None:
@@ -64,28 +55,19 @@ def qualities(found: dict) -> Table:
         if quality:
             texts = [f"{quality.perplexity_ratio:.3f}", f"{quality.kl_mean:.4f} nats"]
             texts += [f"{quality.kl_p99:.3f} nats", f"{quality.top1:.1%}"]
-        rows.append([name, *map(page.measured, texts)])
-    return Table(columns, rows)
+        rows.append([name, *texts])
+    return marked(columns, rows)
 
 
 def recoveries(found: dict) -> Table:
     """A table of ``task.Recovery`` by scheme."""
+    rows = []
+    for name, seen in found.items():
+        kept = f"{seen.ratio:.1%} ({seen.low:.0%} to {seen.high:.0%})"
+        right = [f"{seen.baseline:.1%}", f"{seen.scheme:.1%}"]
+        rows.append([name, seen.items, *right, seen.lost, seen.gained, kept])
     columns = ["scheme", "items", "right before", "now", "lost", "gained", "recovery, 95 % interval"]
-    return Table(
-        columns,
-        [
-            [
-                name,
-                seen.items,
-                page.measured(f"{seen.baseline:.1%}"),
-                page.measured(f"{seen.scheme:.1%}"),
-                page.measured(seen.lost),
-                page.measured(seen.gained),
-                page.measured(f"{seen.ratio:.1%} ({seen.low:.0%} to {seen.high:.0%})"),
-            ]
-            for name, seen in found.items()
-        ],
-    )
+    return marked(columns, rows, plain=2)
 
 
 def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
@@ -103,33 +85,24 @@ def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
         by_scheme.setdefault(row["scheme"], {})[row["batch"]] = row
     columns = ["scheme", "weights saved", *(f"speed at batch {batch}" for batch in batches)]
     columns += ["mean KL", "same top token", "recovery"]
-    table = [
-        [name, *_against(by_scheme.get(name, {}), by_scheme.get("baseline", {}), batches)]
-        for name in names or by_scheme
-    ]
-    return Table(columns, table)
+    base = by_scheme.get("baseline", {})
+    found = {name: _against(by_scheme.get(name, {}), base, batches) for name in names or by_scheme}
+    return marked(columns, ([name, *cells] for name, cells in found.items()))
 
 
-def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[page.measured]:
-    """One scheme's cells of ``side_by_side``; all of them depend on what was measured here."""
+def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[str]:
+    """One scheme's cells of ``side_by_side``."""
     if not found or not base:
-        return [page.measured("not measured here")] * (4 + len(batches))
+        return ["not measured here"] * (4 + len(batches))
     one, zero = next(iter(found.values())), next(iter(base.values()))
     known = zero["weights_bytes"] and one["weights_bytes"]
     cells = [page.mib(zero["weights_bytes"] - one["weights_bytes"]) if known else "not measured"]
     if ways.expanded(one):  # no kernel reads its format here
         cells[-1] = "none: written out here"
     cells += ["-" if ways.expanded(one) else _ratio(found.get(batch), base.get(batch)) for batch in batches]
-    return [page.measured(cell) for cell in [*cells, *_quality(one)]]
-
-
-def _quality(row: dict) -> list[str]:
-    """Mean KL, same top token and recovery of a record."""
-    cells = [
-        form.format(row[key]) if row.get(key) is not None else "-"
-        for key, form in (("kl_mean", "{:.4f} nats"), ("top1", "{:.1%}"))
-    ]
-    return [*cells, kept(row) if row.get("recovery") is not None else "-"]
+    cells.append("-" if one.get("kl_mean") is None else f"{one['kl_mean']:.4f} nats")
+    cells.append("-" if one.get("top1") is None else f"{one['top1']:.1%}")
+    return [*cells, "-" if one.get("recovery") is None else kept(one)]
 
 
 def kept(row: dict) -> str:
