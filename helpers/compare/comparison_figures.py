@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from helpers.base import page
+import numpy as np
+
 from helpers.base.figure import (
     BOUND,
     DOTTED,
@@ -72,7 +73,6 @@ def grids(matrix, name: str) -> Figure:
 
     Counts are logarithmic, so that the few large weights, which set the scale, are seen as well.
     """
-
     figure, [[axes], [below]] = panels(size=(9, 4.8), rows=2)
     axes.get_gridspec().set_height_ratios([3, 1])
     largest = abs(matrix).max()
@@ -105,8 +105,6 @@ def outliers(before, scales, name: str) -> Figure:
     Args:
         before: mean absolute activation of each channel; ``scales``: what AWQ multiplied its weights by.
     """
-    import numpy as np
-
     order = np.argsort(before)[::-1]
     figure, [[left, right]] = panels(2, (9, 4))
     left.plot(before[order] / np.median(before), color=look("baseline")["color"])
@@ -138,21 +136,19 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     if not drawn:
         return Note("No scheme runs on this GPU: " + " ".join(map(str, budgets.values())))
     figure, [[axes]] = panels(size=(8, 1.6 + 0.5 * len(budgets)))
-    usable = next(iter(drawn.values())).usable / 2**30
+    first = next(iter(drawn.values()))
+    usable = first.usable / 2**30
     parts = {"weights": "weights", "KV cache": "kv_cache", "rest": "rest"}
     for place, name in enumerate(budgets):
         left, one = 0.0, drawn.get(name)
         for part, field in parts.items() if one else ():
-            width = getattr(one, field) / 2**30
+            width, label = getattr(one, field) / 2**30, part if one is first else None
             style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
-            axes.barh(
-                place, width, left=left, label=part if one is next(iter(drawn.values())) else None, **style
-            )
+            axes.barh(place, width, left=left, label=label, **style)
             left += width
         text = f"{left:.1f} GiB: {_holds(one)}" if one else "does not run here"
-        label_bar(
-            axes, max(left, usable if one and one.spare >= 0 else 0), place, text
-        )  # the line crosses no text
+        end = max(left, usable if one and one.spare >= 0 else 0)  # the line of the share crosses no text
+        label_bar(axes, end, place, text)
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
     axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
@@ -170,14 +166,12 @@ def _holds(one) -> str:
     return f"{one.at_once} of {one.requests} run, others wait" if one.at_once else "does not fit"
 
 
-def gains(
-    places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], exact: bool = True
-) -> Figure | Note:
+def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure | Note:
     """Draw each scheme's throughput as a multiple of the baseline's against the batch, a panel a place.
 
     Args:
-        places: by title and scheme what ``roofline.ranges`` gives: ratio, least and most at each batch size.
-        exact: what is drawn is on record or computed, the same everywhere.
+        places: by title and scheme what ``roofline.ranges`` gives: ratio, least and most at each batch size;
+            on record or computed, so the same everywhere.
     """
     places = {title: {n: r for n, r in by.items() if r} for title, by in places.items()}
     places = {title: by for title, by in places.items() if by}
@@ -206,7 +200,7 @@ def gains(
         for title, by in places.items()
     )
     alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
-    return Figure(figure, alt + (words + "." if exact else str(page.measured(words))))
+    return Figure(figure, f"{alt}{words}.")
 
 
 def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:

@@ -31,18 +31,9 @@ def steps(broken: Mapping[str, Mapping[str, float]], least: Mapping[str, float],
     for place, (name, parts) in enumerate(broken.items()):
         left = 0.0
         for kind, (colour, hatch) in KINDS.items():
-            label = None if place else kind
             edge = "black" if colour == "#FFFFFF" else "white"
-            axes.barh(
-                place,
-                parts[kind],
-                left=left,
-                color=colour,
-                hatch=hatch,
-                edgecolor=edge,
-                label=label,
-                height=0.7,
-            )
+            style = {"color": colour, "hatch": hatch, "edgecolor": edge, "height": 0.7}
+            axes.barh(place, parts[kind], left=left, label=None if place else kind, **style)
             left += parts[kind]
         mark = None if place else "reading the weights, at least"
         axes.plot(least[name], place, "|", color="black", markersize=24, markeredgewidth=3, label=mark)

@@ -29,7 +29,7 @@ def as_rows(
     speeds: list[Speed],
     memory: Memory,
     *,
-    predicted_weights_bytes: int,
+    predicted_weights_bytes: int | None = None,
     perplexity: Perplexity | None = None,
     quality: Quality | None = None,
     recovery: Recovery | None = None,
@@ -37,7 +37,7 @@ def as_rows(
     """Return one record a batch size for an engine that was measured and released.
 
     ``quality`` and ``recovery`` say what a scheme did to the baseline's answers; a record of the baseline
-    has none.
+    has none. Of its model's weights the bytes are predicted unless given.
 
     Raises:
         ValueError: the engine is still open, so its release is not known yet.
@@ -54,7 +54,8 @@ def as_rows(
         "torch": have.get("torch"),
         "dtype": engine.args.get("dtype"),
         "weights_bytes": memory.weights,
-        "predicted_weights_bytes": predicted_weights_bytes,
+        "predicted_weights_bytes": predicted_weights_bytes
+        or sizes.predicted_weights_bytes(engine.scheme, engine.model.folder),
         "held_weights_bytes": sizes.held_weights_bytes(engine.scheme, engine.model.folder, engine.machine),
         "file_bytes": engine.checkpoint.file_bytes,
         "kv_cache_tokens": memory.kv_cache_tokens,
@@ -77,17 +78,9 @@ def as_rows(
         common |= {name: round(getattr(quality, name), 6) for name in names}
     if recovery:
         common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
+    digits = {"batch": 0, "prompt_tokens": 0, "output_tokens_per_s": 2, "low": 2, "high": 2, "ttft_s": 4}
     return [
-        common
-        | {
-            "batch": speed.batch,
-            "prompt_tokens": speed.prompt_tokens,
-            "output_tokens_per_s": round(speed.output_tokens_per_s, 2),
-            "low": round(speed.low, 2),
-            "high": round(speed.high, 2),
-            "ttft_s": round(speed.ttft_s, 4),
-        }
-        for speed in speeds
+        common | {name: round(getattr(speed, name), to) for name, to in digits.items()} for speed in speeds
     ]
 
 
@@ -127,10 +120,7 @@ def run(
         memory = measure_memory(engine)
         compared = divergence.compare(engine, reference)
         recovered = task.recovery(reference.answers, task.answer(engine))
-    predicted = sizes.predicted_weights_bytes(scheme, model.folder)
-    rows = as_rows(
-        engine, speeds, memory, predicted_weights_bytes=predicted, quality=compared, recovery=recovered
-    )
+    rows = as_rows(engine, speeds, memory, quality=compared, recovery=recovered)
     records.append(out / "records.jsonl", rows)
     return Trial(reply, memory, compared, recovered)
 
@@ -150,9 +140,7 @@ def baseline(
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
         reference = divergence.keep_reference(engine, out / "reference", quality_tokens)
-    predicted = sizes.predicted_weights_bytes("baseline", model.folder)
-    perplexity = reference.perplexity
-    rows = as_rows(engine, speeds, memory, predicted_weights_bytes=predicted, perplexity=perplexity)
+    rows = as_rows(engine, speeds, memory, perplexity=reference.perplexity)
     records.append(out / "records.jsonl", rows)
     return reference
 
