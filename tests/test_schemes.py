@@ -128,11 +128,8 @@ def test_the_largest_group_that_divides_every_width(widths, size):
         group_size((*widths, 100))
 
 
-def test_every_way_says_why_and_where_that_is_decided():
-    for scheme in SCHEMES.values():
-        for way in scheme.ways:
-            assert way.why.endswith(".")
-            assert way.source.startswith(("vllm/", "csrc/", "docs.vllm.ai"))
+def test_every_way_says_why():
+    assert all(way.why.endswith(".") for scheme in SCHEMES.values() for way in scheme.ways)
 
 
 def test_an_unknown_scheme_is_answered_with_those_there_are():

@@ -16,11 +16,10 @@ class SchemeError(ValueError):
 class Way:
     """One way a scheme runs on some hardware.
 
-    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments,
-    ``source`` where in vLLM (or in the hardware's manual) that is decided. Where no kernel reads the
-    scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the answers are the
-    scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's scale and
-    zero point keeps of them, if that is not what the file has. ``arithmetic_bits`` is the width of what is
+    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments. Where no
+    kernel reads the scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the
+    answers are the scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's
+    scale and zero point keeps of them, if not what the file has. ``arithmetic_bits`` is the width of what is
     multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
     widened first. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the
     scheme and the variant in ``notebooks/reference`` whose kernel this is: what a step takes beyond reading.
@@ -29,7 +28,6 @@ class Way:
     name: str
     when: Callable[[Machine], bool]
     why: str
-    source: str
     args: dict = field(default_factory=dict)
     expanded: bool = False
     group_bytes: float | None = None
@@ -83,9 +81,9 @@ class Scheme:
         raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
 
 
-def nowhere(why: str, source: str) -> Way:
+def nowhere(why: str) -> Way:
     """The last of a scheme's ways: what a machine lacks that takes none of the others."""
-    return Way("", lambda machine: False, why, source)
+    return Way("", lambda machine: False, why)
 
 
 def cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
@@ -98,11 +96,12 @@ def cpu(*flags: str) -> Callable[[Machine], bool]:
 
 BF16_ISA = frozenset({"amx_bf16", "avx512_bf16", "avx512f"})  # what oneDNN has BF16 kernels for
 
-_KV_SOURCE = "vllm/v1/attention/backends: supported_kv_cache_dtypes; cpu_attn.py for CPUs"
-
 
 def _caches_fp8(machine: Machine) -> bool:
-    """Whether vLLM has an attention kernel there that reads an FP8 KV cache."""
+    """Whether vLLM has an attention kernel there that reads an FP8 KV cache.
+
+    Source: vllm/v1/attention/backends, supported_kv_cache_dtypes; cpu_attn.py for CPUs.
+    """
     return (machine.sm or 0) >= 8.0 if machine.kind == "cuda" else bool(machine.isa & BF16_ISA)
 
 
@@ -114,7 +113,6 @@ def _in_fp8(way: Way) -> Way:
         when=lambda machine: way.when(machine) and _caches_fp8(machine),
         why=f"{way.why} The cache stores FP8: Hopper and the data-centre Blackwells round the queries, too, "
         "and multiply FP8, other hardware widens it as it reads.",
-        source=_KV_SOURCE,
         args=way.args | {"kv_cache_dtype": "fp8"},
     )
 
@@ -124,5 +122,5 @@ def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
     lacking = [way.why for way in base.ways if not way.name]
     lacking.append("An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.")
     ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
-    ways.append(nowhere(" ".join(lacking), _KV_SOURCE))
+    ways.append(nowhere(" ".join(lacking)))
     return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)

@@ -12,32 +12,23 @@ from dataclasses import replace
 
 from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, nowhere, with_fp8_cache
 
-_BF16, _FP32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
+_BF16, _FP16, _FP32 = ({"dtype": name} for name in ("bfloat16", "float16", "float32"))
 
-_PLATFORM = "vllm/platforms/cuda.py: supported_dtypes, by compute capability"
-
-_ONEDNN = "vllm/model_executor/layers/utils.py: dispatch_cpu_unquantized_gemm"
-
+# Source: vllm/platforms/cuda.py, supported_dtypes; of CPUs dispatch_cpu_unquantized_gemm in
+# vllm/model_executor/layers/utils.py; what CUDA 13 needs vllm/docs/getting_started/installation.
 BASELINE = Scheme(
     name="baseline",
     look=("#0072B2", "o", "-"),
     title="Baseline (16-bit)",
     weight_bits=16,
     ways=(
-        Way("BF16 tensor cores", cuda(8.0), "The GPU multiplies BF16 natively.", _PLATFORM, _BF16),
-        Way(
-            "FP16 tensor cores",
-            cuda(7.5, 8.0),
-            "Turing multiplies FP16 but not BF16.",
-            _PLATFORM,
-            {"dtype": "float16"},
-        ),
-        Way("BF16 with AMX tiles", cpu("amx_bf16"), "The CPU has BF16 matrix units.", _ONEDNN, _BF16),
+        Way("BF16 tensor cores", cuda(8.0), "The GPU multiplies BF16 natively.", _BF16),
+        Way("FP16 tensor cores", cuda(7.5, 8.0), "Turing multiplies FP16 but not BF16.", _FP16),
+        Way("BF16 with AMX tiles", cpu("amx_bf16"), "The CPU has BF16 matrix units.", _BF16),
         Way(
             "BF16 with AVX-512",
             cpu("avx512_bf16", "avx512f"),
             "oneDNN has BF16 kernels for AVX-512.",
-            _ONEDNN,
             _BF16,
         ),
         Way(
@@ -45,31 +36,19 @@ BASELINE = Scheme(
             cpu(),
             "No AVX-512: there is no BF16 kernel, and emulating one is several times slower than FP32, so "
             "the 16-bit weights are widened to 32 as they are loaded.",
-            _ONEDNN,
             _FP32,
         ),
-        nowhere(
-            "vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
-            "vllm/docs/getting_started/installation/gpu.cuda.inc.md: requirements; cuda.py allows SM 6.0",
-        ),
+        nowhere("vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5)."),
     ),
 )
 
-_FP8_GPU = "vllm/model_executor/kernels/linear/scaled_mm: is_supported of each FP8 kernel"
-
-_FP8_CPU = "vllm/model_executor/kernels/linear/scaled_mm/cpu.py: FP8 kernels ask for AMX tiles"
-
-_WNA16 = "vllm/model_executor/kernels/linear/mixed_precision: can_implement of each kernel"
-
-_INT8 = "vllm/model_executor/kernels/linear/scaled_mm: is_supported of each INT8 kernel"
-
+# Source, of INT8 too: vllm/model_executor/kernels/linear/scaled_mm, is_supported of each kernel.
 # A scale a block: the kernel takes one a tensor, too, but vLLM's CPU build cannot round so as it loads.
 _FP8_AMX = Way(
     "FP8 weights, BF16 arithmetic in AMX tiles",
     cpu("amx_bf16"),
     "The CPU has BF16 matrix units, and a kernel that widens FP8 for them, with one scale for each "
     "block of 128 x 128 weights.",
-    _FP8_CPU,
     _BF16 | {"quantization": "fp8_per_block"},
 )
 
@@ -77,7 +56,6 @@ _FP8_EMULATED = Way(
     "FP8 emulated",
     cpu(),
     "No kernel of this CPU takes the format: PyTorch widens every weight for every step.",
-    _FP8_CPU,
     _BF16 | {"quantization": "fp8_per_channel"},
     onednn=False,
 )
@@ -94,7 +72,6 @@ FP8 = Scheme(
             cuda(8.9),
             "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations "
             "are scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
-            _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_channel"},
             arithmetic_bits=8,
             timed=("fp8", "per channel"),
@@ -103,7 +80,6 @@ FP8 = Scheme(
             "FP8 weights, 16-bit arithmetic",
             cuda(7.5, 8.9),
             "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
-            _FP8_GPU,
             {"dtype": "auto", "quantization": "fp8_per_tensor"},
             timed=("fp8", "Marlin (W8A16)"),
         ),
@@ -113,12 +89,11 @@ FP8 = Scheme(
             "FP8 tensor cores",
             lambda machine: False,  # what earlier records are of
             "One scale a matrix is the quick way to round while loading, and a little further off.",
-            _FP8_GPU,
             _BF16 | {"quantization": "fp8_per_tensor"},
             arithmetic_bits=8,
             timed=("fp8", "vLLM's defaults"),
         ),
-        nowhere("FP8 weights need SM 7.5 on a GPU.", _FP8_GPU),
+        nowhere("FP8 weights need SM 7.5 on a GPU."),
     ),
 )
 
@@ -145,12 +120,12 @@ FP8_FILE = Scheme(
     + FP8.ways[-1:],
 )
 
+# Source: vllm/model_executor/kernels/linear/mixed_precision, can_implement of each; use_w4a8 in cpu.py.
 _W4 = (
     Way(
         "W4A16 kernel on tensor cores",
         cuda(9.0, 10.0),
         "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, too.",
-        _WNA16,
         {"dtype": "auto"},
         group_bytes=4.0,
         timed=("awq", "vLLM's defaults"),
@@ -159,7 +134,6 @@ _W4 = (
         "W4A16 kernel on tensor cores (Marlin)",
         cuda(7.5),
         "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
-        _WNA16,
         {"dtype": "auto"},
         timed=("awq", "Marlin"),
     ),
@@ -168,7 +142,6 @@ _W4 = (
         cpu("amx_bf16"),
         "With AMX vLLM's CPU kernel rounds the activations to 8 bits as well, step by step, and multiplies "
         "integers; VLLM_CPU_INT4_W4A8=0 keeps them in 16 bits.",
-        "vllm/model_executor/kernels/linear/mixed_precision/cpu.py: use_w4a8",
         _BF16,
         # Repacked: a scale and a sum for the zero point in 32 bits each, the zero point in 8.
         group_bytes=9.0,
@@ -178,7 +151,6 @@ _W4 = (
         "W4A16 kernel of the CPU (CPUWNA16)",
         cpu("avx512f"),
         "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
-        _WNA16,
         _BF16,
     ),
     Way(
@@ -186,11 +158,10 @@ _W4 = (
         cpu(),
         "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
         "AVX-512: the rounded weights run as the baseline's do, with their answers but without their saving.",
-        _WNA16,
         _FP32,
         expanded=True,
     ),
-    nowhere("4-bit weights need SM 7.5 on a GPU.", _WNA16),
+    nowhere("4-bit weights need SM 7.5 on a GPU."),
 )
 
 AWQ = Scheme(
@@ -225,7 +196,6 @@ INT8 = Scheme(
             "INT8 tensor cores",
             cuda(7.5, 10.0),
             "The GPU multiplies INT8 natively.",
-            _INT8,
             {"dtype": "auto"},
             arithmetic_bits=8,
             timed=("fp8", "per channel"),  # INT8 was not timed; the same bytes and rates
@@ -234,7 +204,6 @@ INT8 = Scheme(
             "INT8 in vLLM's own CPU kernel",
             cpu("amx_bf16"),
             "With AMX vLLM has a kernel of its own, for matrices of the usual sizes (check_cpu_sgl_kernel).",
-            _INT8,
             _BF16,
             arithmetic_bits=8,
         ),
@@ -242,7 +211,6 @@ INT8 = Scheme(
             "INT8 in oneDNN",
             cpu(*BF16_ISA),
             "The CPU multiplies INT8 integers in its vector units.",
-            _INT8,
             _BF16,
             arithmetic_bits=8,
         ),
@@ -251,14 +219,11 @@ INT8 = Scheme(
             cpu(),
             "Every x86 CPU multiplies INT8 integers, but with AVX2 alone in several instructions "
             "for each product, and the activations have to be rounded at every step.",
-            _INT8,
             _FP32,
             arithmetic_bits=8,
         ),
-        nowhere(
-            "The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there.",
-            "csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported",
-        ),
+        # Source: csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported
+        nowhere("The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there."),
     ),
 )
 
@@ -276,8 +241,8 @@ SCHEMES: dict[str, Scheme] = {
 
 # -- what one deploys besides: two of them at once, and formats that come as checkpoints --------------------
 
-_FP4 = "vllm/model_executor/kernels/linear/nvfp4 and fused_moe/oracle/mxfp4.py: is_supported of each kernel"
-_MARLIN = replace(_W4[1], name="4-bit floats, 16-bit arithmetic (Marlin)", source=_FP4)
+# Source: vllm/model_executor/kernels/linear/nvfp4 and fused_moe/oracle/mxfp4.py: is_supported of each kernel.
+_MARLIN = replace(_W4[1], name="4-bit floats, 16-bit arithmetic (Marlin)")
 
 NVFP4 = Scheme(
     name="nvfp4",
@@ -291,7 +256,6 @@ NVFP4 = Scheme(
             "NVFP4 tensor cores",
             cuda(10.0),
             "Blackwell multiplies FP4 by FP4.",
-            _FP4,
             {"dtype": "auto"},
             arithmetic_bits=4,
             timed=("fp8", "per channel"),
@@ -299,7 +263,7 @@ NVFP4 = Scheme(
         replace(
             _MARLIN, why="Before Blackwell no matrix unit knows FP4: Marlin widens the weights as it reads."
         ),
-        nowhere("FP4 weights need SM 7.5 on a GPU.", _FP4),
+        nowhere("FP4 weights need SM 7.5 on a GPU."),
     ),
 )
 MXFP4 = replace(
@@ -316,7 +280,7 @@ MXFP4 = replace(
             why="The experts' weights are widened as they are read: by Triton's kernels on Hopper, by Marlin "
             "elsewhere.",
         ),
-        nowhere("MXFP4 experts need SM 8.0 on a GPU.", _FP4),
+        nowhere("MXFP4 experts need SM 8.0 on a GPU."),
     ),
 )
 
