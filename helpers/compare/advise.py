@@ -229,7 +229,7 @@ class Advice:
                 f"${self.price:.2f} a day (${self.price / 24:.2f} an hour, ${self.price * 30:,.0f} a month)"
             )
             found.append(f"Dollars: at {each} for each GPU, all of it used for answers: at least.")
-        return found + [self.model.note] * bool(self.model.note)
+        return found
 
     def __repr__(self) -> str:
         lines = [self.title, "", *textwrap.wrap(self.sentence, 100)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from helpers.base.machine import GIB
 from helpers.model import formats, schemes, sizes
 from helpers.model.formats import Quantized
 from helpers.model.layout import Layout, first, full_config
@@ -19,7 +18,6 @@ OFFERED = (
     "nvfp4", "nvfp4_fp8_kv",
 )  # fmt: skip
 AS_IT_IS = "as_it_is"
-NEAR = 0.03  # a config's count and an index that differ by no more agree
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class Counted:
     heads: int
     kv_heads: int
     longest: int
-    note: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -73,14 +70,9 @@ def counted(model: Model) -> Counted:
     text = sizes.config_text(model.folder)
     config = full_config(text).get_text_config(decoder=True)
     counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
-    stored, index, note = None, formats.index_bytes(model.folder), ""
-    if quantized:
-        stored = formats.stored_bytes(counts.tensors, quantized.of)
-        if index and abs(stored / index - 1) > NEAR:
-            note = (
-                f"Its index says {index / GIB:.1f} GiB, its config {stored / GIB:.1f} GiB: the index counts."
-            )
-        stored = index or stored
+    stored = None
+    if quantized:  # its index knows better than its config
+        stored = formats.index_bytes(model.folder) or formats.stored_bytes(counts.tensors, quantized.of)
 
     heads = first(config, "num_attention_heads", default=1)
     shared = first(config, "num_key_value_heads", "num_kv_heads", default=heads)
@@ -88,4 +80,4 @@ def counted(model: Model) -> Counted:
         getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
     )
     longest = first(config, "max_position_embeddings", default=10_000_000)
-    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest, note)
+    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest)
