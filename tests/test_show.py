@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.base import page as page_module
-from helpers.base import records
 from helpers.base.page import Note, Table, measured, mib
-from helpers.base.records import REFERENCE
-from helpers.compare import recorded_tables
 from helpers.measure import result_tables
 
 RULES = Path(__file__).parent / "nbval_sanitize.cfg"
@@ -87,10 +84,3 @@ def test_prices_are_not_set_as_a_formula():
     assert Table(["a"], [["$1 and $2"]])._repr_html_().startswith('<table class="mathjax_ignore ')
     assert Note("from $1 to $2")._repr_html_().startswith('<p class="mathjax_ignore ')
     assert Table(["a"], [["1"]])._repr_html_().startswith("<table><thead>")
-
-
-def test_the_recorded_engines_left_nothing_on_the_gpu():
-    rows, problems = records.recorded(REFERENCE, "swaps.jsonl", ("process", "swap"))
-    assert not problems
-    assert all(row["device_after_mib"] <= row["device_before_mib"] + 1 for row in rows)
-    assert "20 engines in turn" in repr(recorded_tables.emptied(rows))
