@@ -156,19 +156,13 @@ def read(text: str) -> Layout:
     inner = (one for one in model.modules() if one is not model)
     decoder = next((one for one in inner if type(getattr(one, "config", None)) is type(written)), model)
     tensors = _tensors(model, decoder, written)
-    experts, per_token = _routed(written)
-    has_experts = any(one.part == "experts" for one in tensors)
-    if has_experts and not (experts and per_token):
+    routed = any(one.part == "experts" for one in tensors)
+    experts, per_token = _routed(written) if routed else (0, 0)
+    if routed and not (experts and per_token):
         raise LayoutError(
             f"{type(model).__name__} has experts, and its config does not say how many a token takes."
         )
-    return Layout(
-        tensors=tensors,
-        caches=_caches(decoder, written),
-        layers=written.num_hidden_layers,
-        experts=experts if has_experts else 0,
-        per_token=per_token if has_experts else 0,
-    )
+    return Layout(tensors, _caches(decoder, written), written.num_hidden_layers, experts, per_token)
 
 
 def _built(config):
@@ -286,14 +280,11 @@ def _caches(decoder, config) -> tuple[Cache, ...]:
     layers = max((one for path, one in lists if path.count(".") == depth), key=len, default=())
     if not len(layers):
         raise LayoutError(f"{type(decoder).__name__} has no list of layers, so its cache cannot be counted.")
-    shared = len(layers) - (getattr(config, "num_kv_shared_layers", None) or 0)
     kinds = getattr(config, "layer_types", None) or []
-    found = []
-    for number, layer in enumerate(layers):
-        if number < shared:  # the last ones may read the keys of earlier ones
-            kind = kinds[number] if len(kinds) == len(layers) else None
-            found += _kept(layer, kind, config)
-    return tuple(found)
+    kinds = kinds if len(kinds) == len(layers) else [None] * len(layers)
+    own = len(layers) - (getattr(config, "num_kv_shared_layers", None) or 0)  # the others read earlier keys
+    each = zip(layers[:own], kinds[:own], strict=True)
+    return tuple(cache for layer, kind in each for cache in _kept(layer, kind, config))
 
 
 def _kept(layer, kind: str | None, config) -> list[Cache]:
