@@ -291,6 +291,11 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
 # --- Real ones that cannot be finished --------------------------------------------------------------
 
 
+MAKING = """import sys
+from helpers.model import checkpoints, lookup
+checkpoints.make(lookup.resolve(sys.argv[1]), "awq")"""
+
+
 @pytest.mark.slow
 def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     embedded, tmp_path, cache, table
@@ -299,8 +304,7 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
 
     source = _tiny_llama(tmp_path / "tiny", embedded)
     for seconds in (0.5, 6, 12):  # importing, calibrating, saving
-        command = [sys.executable, "-m", "helpers.model.checkpoints", "awq", str(source.folder)]
-        maker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        maker = subprocess.Popen([sys.executable, "-c", MAKING, str(source.folder)], cwd=ROOT)
         time.sleep(seconds)
         mine = [psutil.Process(maker.pid)]
         with contextlib.suppress(psutil.Error):

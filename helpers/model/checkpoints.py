@@ -2,7 +2,7 @@
 
     made = make(lookup.resolve("embedded"), "awq")     # two minutes the first time on 2 cores, then at once
 
-llm-compressor runs in a process of its own (``python -m helpers.model.checkpoints``): it needs gigabytes and
+llm-compressor runs in a process of its own (``python -m helpers.model.quantize``): it needs gigabytes and
 changes settings of torch and of the log, and the notebook's kernel has an engine to start afterwards.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from helpers.base import files, machine, processes
 from helpers.base.files import MANIFEST
 from helpers.faults.log import root_cause
-from helpers.model import formats, lookup, quantize, schemes, shapes, sizes, text
+from helpers.model import formats, quantize, schemes, shapes, sizes, text
 from helpers.model.layout import LayoutError
 from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
 from helpers.model.quantize import ARGUMENTS, EFFORT, GROUPED, RECIPES, SCALED
@@ -154,8 +154,10 @@ def recognise(folder: Path) -> str | None:
         found = formats.quantized(json.loads((folder / "config.json").read_text()))
     except LayoutError:
         return "in a format that is not known here"
-    rule = schemes.EVERY.get(found.kind) if found else None
-    return (rule and rule.recipe) or (found and found.kind)
+    if found is None:
+        return None
+    rule = schemes.EVERY.get(found.kind)
+    return rule.recipe if rule and rule.recipe else found.kind
 
 
 def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
@@ -221,7 +223,7 @@ def _make(source: Path, kept: Path, settings: dict, folder: Path, _scratch: Path
 
 
 def _run_child(arguments: list[str], log: Path) -> None:
-    command = [sys.executable, "-m", "helpers.model.checkpoints", "--child", str(os.getpid()), *arguments]
+    command = [sys.executable, "-m", "helpers.model.quantize", str(os.getpid()), *arguments]
     # All it needs is on this disk: no look at the hub, which only costs time where there is none.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     code = processes.run_logged(command, log, environment, functools.partial(_layers_done, log))
@@ -239,18 +241,3 @@ def _layers_done(log: Path) -> tuple[int, int, str]:
     steps = re.findall(r"^step: (.+)$", text, re.MULTILINE) or ["importing llm-compressor"]
     done, total = (re.findall(r"\((\d+)/(\d+)\): Calibrating", text) or [(0, 1)])[-1]
     return int(done), int(total), steps[-1]
-
-
-def _main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--child"]:
-        owner, source, target, settings = arguments[1:]
-        quantize.child_main(int(owner), Path(source), Path(target), json.loads(settings))
-    elif len(arguments) in (1, 2):
-        made = make(lookup.resolve(*arguments[1:]), arguments[0])
-        print(f"{made.title}: {made.file_bytes:,} bytes in {made.folder}")
-    else:
-        raise SystemExit(f"usage: python -m helpers.model.checkpoints {{{','.join(RECIPES)}}} [MODEL]")
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -97,3 +98,7 @@ def quantization_config(recipe: str, group_size: int | None) -> dict:
         config_groups={"group_0": scheme}, ignore=kept, format=packed, quantization_status=status
     )
     return config.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    child_main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))
