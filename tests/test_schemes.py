@@ -28,12 +28,10 @@ def cpu(*isa: str) -> Machine:
     [
         (gpu(7.5), "FP16 tensor cores", "float16"),
         (gpu(8.0), "BF16 tensor cores", "bfloat16"),
-        (gpu(9.0), "BF16 tensor cores", "bfloat16"),
         (gpu(12.0), "BF16 tensor cores", "bfloat16"),
         (cpu("amx_bf16", "avx512f"), "BF16 with AMX tiles", "bfloat16"),
         (cpu("avx512f", "avx2"), "BF16 with AVX-512", "bfloat16"),
         (cpu("avx2"), "FP32, weights widened once", "float32"),
-        (cpu(), "FP32, weights widened once", "float32"),
     ],
 )
 def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
@@ -45,7 +43,6 @@ def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
     ("scheme", "machine", "way", "quantization"),
     [
         ("fp8", gpu(8.9), "FP8 tensor cores, a scale a channel", "fp8_per_channel"),
-        ("fp8", gpu(7.5), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
         ("fp8", gpu(8.0), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
         ("fp8", cpu("amx_bf16"), "FP8 weights, BF16 arithmetic in AMX tiles", "fp8_per_block"),
         ("fp8_file", cpu("amx_bf16"), "FP8 emulated", None),
@@ -112,11 +109,8 @@ def test_bytes_held_are_those_of_the_file_with_what_the_machine_adds():
         assert added == 2 * 2 * counts.embedding
     assert held("fp8", folder, avx2) == predicted_weights_bytes("fp8", folder)
     assert held("baseline", folder, gpu(8.9)) == predicted_weights_bytes("baseline", folder)
-    assert (
-        held("baseline", folder, avx2)
-        == held("awq", folder, avx2)
-        == 4 * (counts.total + 2 * counts.embedding)
-    )
+    widened = 4 * (counts.total + 2 * counts.embedding)
+    assert held("baseline", folder, avx2) == held("awq", folder, avx2) == widened
     # Machete's zero points: two bytes a group where the file has half a one.
     assert held("awq", folder, gpu(9.0)) - held("awq", folder, gpu(8.0)) == 1.5 * counts.linear / 64
 

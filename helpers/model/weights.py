@@ -84,33 +84,33 @@ def _read(folder: Path) -> tuple[dict[str, set[str]], list[str]]:
 def problems(folder: Path, config: dict) -> list[str]:
     """Return what is wrong with a folder's weights, a sentence each; nothing when they can be loaded.
 
-    Whole files first, then those that the index names and the tensors it says they hold, then the matrices
-    that a layer cannot do without.
+    Files that the index names and that are not there say more than one that is cut off, so they come first;
+    then whole files, the tensors that the index says they hold, and the matrices that a layer needs.
     """
-    missing = _not_as_indexed(folder, None)  # a file that is not there says more than one that is cut off
-    names, broken = _read(folder)
-    return missing or broken or _not_as_indexed(folder, names) or _incomplete(names, config)
-
-
-def _not_as_indexed(folder: Path, names: dict[str, set[str]] | None) -> list[str]:
-    """What a model in several files lacks: whole files, or, with their ``names``, tensors."""
-    if not (folder / INDEX).exists():
-        return []
     try:
-        indexed = json.loads((folder / INDEX).read_text())["weight_map"]
-        files = sorted({str(file) for file in indexed.values()})
+        indexed = _indexed(folder)
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{folder} lacks a readable {INDEX}, which its index names."]
-    if names is None:
-        lacking = [file for file in files if not (folder / file).exists()]
-    elif elsewhere := [file for file in files if file not in names]:
-        return [
-            f"{folder} lacks {_some(elsewhere)}, which its index names: only safetensors files that lie "
-            "beside it are read."
-        ]
-    else:
-        lacking = sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file])
-    return [f"{folder} lacks {_some(lacking)}, which its index names."] if lacking else []
+    files = sorted(set(indexed.values()))
+    if gone := [file for file in files if not (folder / file).exists()]:
+        return [f"{folder} lacks {_some(gone)}, which its index names."]
+    names, broken = _read(folder)
+    if broken:
+        return broken
+    if elsewhere := [file for file in files if file not in names]:
+        beside = "only safetensors files that lie beside it are read"
+        return [f"{folder} lacks {_some(elsewhere)}, which its index names: {beside}."]
+    if lacking := sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file]):
+        return [f"{folder} lacks {_some(lacking)}, which its index names."]
+    return _incomplete(names, config)
+
+
+def _indexed(folder: Path) -> dict[str, str]:
+    """The file of each tensor of a model in several files, by its index; empty where it has none."""
+    if not (folder / INDEX).exists():
+        return {}
+    indexed = json.loads((folder / INDEX).read_text())["weight_map"]
+    return {name: str(file) for name, file in indexed.items()}
 
 
 # -- matrices that a layer needs ----------------------------------------------------------------------------
