@@ -285,7 +285,8 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     written = _weights(wide.folder)
     assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}
     wrong = (written[f"{layer}.weight"].float() - before[f"{layer}.weight"].float()).abs()
-    assert (wrong.amax(1) <= 0.55 * step).all(), "more than half a step away: not what was rounded"
+    # Half a step, and what BF16 rounds off the scale (15 steps of it) and off the weight that is written.
+    assert (wrong.amax(1) <= 0.6 * step).all(), "more than half a step away: not what was rounded"
 
 
 # --- Real ones that cannot be finished --------------------------------------------------------------
