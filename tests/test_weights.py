@@ -47,41 +47,41 @@ def folder_of(path: Path, config: dict, **files: list[str]) -> Path:
     ],
     ids=["long", "cut in header", "zeros", "empty", "no JSON", "LFS", "pickle", "page"],
 )
-def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, table):
+def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said):
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
-    assert said in refused(table, folder, "is damaged", f"weights: {said}", "damaged-weights").evidence
+    assert said in refused(folder, "is damaged", "damaged-weights").evidence
 
 
 # -- the index ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
+def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a", "b"], two=["c"])
     index = {"weight_map": {"a": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}}
     (folder / INDEX).write_text(json.dumps(index))
     said = r"lacks d in two\.safetensors, which its index names"
-    refused(table, folder, said, "a tensor that is only in the index", "missing-weights")
+    refused(folder, said, "missing-weights")
     del index["weight_map"]["d"]
     (folder / INDEX).write_text(json.dumps(index))
     lookup.resolve(str(folder))
 
 
-def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
+def test_an_index_that_names_a_file_elsewhere(tmp_path):
     """vLLM reads the files beside the index only."""
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a"])
     folder_of(folder / "sub", {}, two=["b"])
     index = {"weight_map": {"a": "one.safetensors", "b": "sub/two.safetensors"}}
     (folder / INDEX).write_text(json.dumps(index))
     said = r"lacks sub/two\.safetensors, .* beside it"
-    refused(table, folder, said, "an index that names another folder", "missing-weights")
+    refused(folder, said, "missing-weights")
 
 
-def test_a_link_whose_file_is_gone(tmp_path, table):
+def test_a_link_whose_file_is_gone(tmp_path):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"})
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
     said = f"a link to {tmp_path}/gone, No such file"
-    refused(table, folder, said, "a link whose file is gone", "damaged-weights")
+    refused(folder, said, "damaged-weights")
 
 
 # -- matrices that a layer needs ----------------------------------------------------------------------------
@@ -116,12 +116,12 @@ TIED, UNTIED = LLAMA | {"tie_word_embeddings": True}, LLAMA | {"tie_word_embeddi
         (LLAMA, whole(3, "qweight"), "2.mlp.gate_proj", "model.layers.2.mlp.gate_proj.weight"),
     ],
 )  # fmt: skip
-def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missing, table):
+def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missing):
     half = len(names) // 2  # in two files, so that a layer's matrices lie apart
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
     said = f"{missing}.*would start without a word and answer nonsense"
-    refused(table, folder, said, f"no {gone} in any file", "missing-weights")
+    refused(folder, said, "missing-weights")
 
 
 WHOLE_MODELS = {
