@@ -111,19 +111,7 @@ def test_a_checkpoint_that_is_quantized_is_served_as_it_is():
     answer = advise.advise("openai/gpt-oss-20b", "RTX 4090", users=4)
     assert answer.chosen.scheme in ("as_it_is", "as_it_is_fp8_kv")
     assert answer.as_json()["as_it_is"] == {"weights_bytes": 13_761_264_768}
-    assert "quantized already" in by_scheme(answer)["fp8"].refused
     assert "--quantization" not in answer.chosen.command
-
-
-def test_a_format_that_vllm_alone_does_not_read_says_so(tmp_path):
-    config = shapes.CONFIGS["llama-3.1-8b"] | {
-        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    answer = advise.advise(str(tmp_path), "L4")
-    assert answer.chosen is None
-    assert "vllm-bnb-plugin" in answer.sentence
-    assert 5.4e9 < answer.as_json()["as_it_is"]["weights_bytes"] < 6.2e9
 
 
 def test_nothing_fits_is_said_with_what_would():

@@ -87,7 +87,6 @@ GROUP = {"targets": ["Linear"], "weights": WEIGHTS}
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 1 + 4 / 128**2, 0),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": GROUP}, "ignore": ["lm_head"]}, 1, 2),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, 0.5 + 1 / 16, 0),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 0.5 + 4 / 64, 0),
     ],
 )
 def test_a_checkpoint_that_is_quantized_has_its_own_bytes(quantization, a_weight, a_channel):
@@ -149,7 +148,7 @@ def test_what_cannot_be_counted_is_refused_by_name(config, said):
     ("quantization", "said"),
     [
         ({"quant_method": "quark"}, "quantized as quark, whose bytes are not counted"),
-        ({"bits": 3}, "its config does not say"),
+        ({"quant_method": "bitsandbytes"}, "vllm-bnb-plugin"),
         ([1], "its config does not say"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": 7}, "cannot be read"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION is not counted"),

@@ -9,7 +9,7 @@ from helpers.model import formats, schemes, sizes
 from helpers.model.formats import Quantized
 from helpers.model.layout import Layout, first, full_config
 from helpers.model.model import Model
-from helpers.model.schemes import Scheme, SchemeError
+from helpers.model.schemes import Scheme
 
 FP8_CACHE = "_fp8_kv"  # what the name of a way with an FP8 cache ends in
 # What one deploys, the gentlest first. A checkpoint that is quantized already goes as it is.
@@ -39,16 +39,12 @@ class Counted:
     @property
     def names(self) -> list[str]:
         """The ways there are to look at."""
-        return [*((AS_IT_IS, AS_IT_IS + FP8_CACHE) if self.quantized else ()), *OFFERED]
+        return [AS_IT_IS, AS_IT_IS + FP8_CACHE] if self.quantized else [*OFFERED]
 
     def rule(self, name: str) -> Scheme:
         """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name)
-        if self.quantized.kind == "bitsandbytes":
-            raise SchemeError(
-                "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
-            )
         rule = schemes.scheme(self.quantized.kind)
         if name == AS_IT_IS and self.quantized.kv_bytes == 2:
             return rule

@@ -116,9 +116,6 @@ def option(model: Counted, name: str, load: Load) -> Option:
     try:
         rule = model.rule(name)
         one = replace(one, kept=_kept(rule, as_it_is))
-        if model.quantized and not as_it_is:
-            why = f"The checkpoint is quantized already ({model.quantized.title}): it is served as it is."
-            return replace(one, refused=why)
         way = rule.way(load.card.machine)
         if as_it_is:
             held, stored = model.quantized.of, model.stored

@@ -154,10 +154,7 @@ def recognise(folder: Path) -> str | None:
         found = formats.quantized(json.loads((folder / "config.json").read_text()))
     except LayoutError:
         return "in a format that is not known here"
-    if found is None:
-        return None
-    rule = schemes.EVERY.get(found.kind)
-    return rule.recipe if rule and rule.recipe else found.kind
+    return found and (schemes.scheme(found.kind).recipe or found.kind)
 
 
 def _settings(model: Model, recipe: str, group_size: int | None) -> dict:

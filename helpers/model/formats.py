@@ -64,7 +64,7 @@ class Quantized:
     """What a checkpoint's ``quantization_config`` says: its ``title`` for readers, the format of each matrix.
 
     ``kind`` is the scheme it is a file of, which decides the kernel: ``fp8_file``, ``awq``, ``int8``,
-    ``nvfp4``, ``mxfp4``, or ``bitsandbytes``. ``kv_bytes`` is 1 where it has its KV cache in 8 bits.
+    ``nvfp4`` or ``mxfp4``. ``kv_bytes`` is 1 where it has its KV cache in 8 bits.
     """
 
     title: str
@@ -196,12 +196,7 @@ def _fbgemm(config: dict):
 
 
 def _bitsandbytes(config: dict):
-    skipped = config.get("llm_int8_skip_modules")
-    if config.get("load_in_8bit"):
-        return "bitsandbytes, 8 bits", "bitsandbytes", _rules(Format(8, channel=4), skipped, _EVERYWHERE)
-    scale = 1 + 4 / 256 if config.get("bnb_4bit_use_double_quant") else 4
-    format = Format(4, group=64, group_bytes=scale)
-    return "bitsandbytes, 4 bits", "bitsandbytes", _rules(format, skipped, _EVERYWHERE)
+    raise LayoutError("vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own.")
 
 
 def _mxfp4(config: dict):
