@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from helpers.base.machine import GIB
 from helpers.base.page import Table
+from helpers.compare import sizing
 from helpers.compare.cost import HOURS_A_DAY, per_million
-from helpers.model import shapes, sizes
+from helpers.model import sizes
 
 
 def share_of_bound(row: dict) -> float:
     """A dense model's tokens/s as a share of what reading its weights once a step allows, at that batch."""
-    titles = {title: name for name, title in shapes.TITLES.items()}
-    embedding = 2 * sizes.layout(shapes.shape(titles[row["model"]]).folder).embedding  # rows of it are read
+    known = sizing.known_models()[row["model"]]
+    embedding = 2 * sizes.layout(known.folder).embedding  # rows of it are read
     bound = row["batch"] * row["copy_bandwidth"] / (row["weights_bytes"] - embedding)
     return row["output_tokens_per_s"] / bound
 

@@ -23,7 +23,7 @@ from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
 from helpers.compare.published import Kept
 from helpers.compare.roofline import Step
 from helpers.compare.sizing import Budget, Load
-from helpers.model import formats, schemes, shapes, sizes
+from helpers.model import formats, schemes, sizes
 from helpers.model.layout import LayoutError
 from helpers.model.schemes import Scheme, SchemeError, Way
 
@@ -241,12 +241,12 @@ def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[di
 def on_record() -> list[dict]:
     """What was measured on other machines; of large models with the kernels that vLLM chose, and no mixtures,
     whose experts were random."""
-    titles = {title: name for name, title in shapes.TITLES.items()}
+    known = sizing.known_models()
     return [row for row in records.elsewhere()[0] if not row.get("cited")] + [
         row | {"way": schemes.scheme(row["scheme"]).way(cards.card(row["device"]).machine).name}
         for row in records.deployments()
         if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY
-        if not sizes.layout(shapes.shape(titles[row["model"]]).folder).experts
+        if not sizes.layout(known[row["model"]].folder).experts
     ]
 
 
