@@ -215,7 +215,7 @@ class Advice:
             unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
             found.append(f"Gains, in {unit}: {'; '.join(gains)}. 06_production measures yours.")
         if any(one.scheme.startswith("nvfp4") for one in shown):
-            found.append("NVFP4 was not timed: beyond the roofline it is counted as FP8.")
+            found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
         for known in gained():
             if known.of(self.load.card.name) and any(one.scheme == known.scheme for one in shown):
                 found.append(
