@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup system run test test-all explain advise card lab notebooks kinds reference scale evaluate batch-inference lint lock clean
+.PHONY: help setup system run test test-all explain advise card lab book notebooks kinds reference scale evaluate batch-inference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +56,12 @@ card: setup  ## write README's card of GPU classes and goals anew
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks $(LAB)
+
+# With REPOSITORY=https://github.com/you/yours its pages lead to their sources there, and to Colab.
+book: setup  ## a site of these pages from their stored outputs, in build/book (it adds Sphinx, 56 MB)
+	@$(in_venv) -m helpers.tools.extras book
+	@REPOSITORY="$(REPOSITORY)" $(in_venv) -m sphinx -q -W --keep-going -c notebooks/book -d build/doctrees . build/book
+	@echo "build/book/index.html"
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.tools.run $(NOTEBOOKS) --store
@@ -96,7 +102,7 @@ lock:  ## refresh both locks from pyproject.toml (needs uv)
 	sed -i -E '/^torch==/,/^[^ ]*--hash|^[a-z]/{s/^(torch==[^ ]*) \\$$/\1/;}' requirements-cpu.lock
 	sed -i -E '/^torch==/{n;/--hash/d}' requirements-cpu.lock
 	$(compile) --extra cuda -o requirements-cuda.lock
-	for group in scale evaluate; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
+	for group in scale evaluate book; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements-$$group.lock; done
 
 clean:  ## remove the environment and everything that was run (the model cache stays)
