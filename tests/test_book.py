@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import re
 import subprocess
 
 import pytest
+from dotenv import dotenv_values
 
+from helpers.serve import settings
 from helpers.tools import pictures
 from helpers.tools.pictures import WIDTH
 from tests.scratch import REPO
@@ -74,6 +78,26 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
         at = at.with_stem(following[0]) if following else at
     assert read == [name for name in NAMES if name in read]
     assert read[:7] == NAMES[:7]
+
+
+def test_which_notebook_answers_what_is_short_and_leaves_no_lesson_out():
+    text = prose("notebooks/ANSWERS.md").partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+\?) \| (\d\d): \[.+\]\((\w+)\.ipynb#[\w-]+\) \|$", text, re.M)
+    assert len(rows) == text.count(".ipynb#") <= 40  # test_links follows them to their headings
+    assert {name for *_, name in rows} == set(NAMES)
+    assert all(name.startswith(number) for _, number, name in rows)
+
+
+def test_the_way_to_a_server_names_settings_targets_and_modules_that_there_are():
+    text = (REPO / "notebooks/ANSWERS.md").read_text(encoding="utf-8")
+    values = dotenv_values(stream=io.StringIO(re.search(r"```ini\n(.+?)```", text, re.S)[1]))
+    assert values.pop("VLLM_API_KEY") == "..."
+    found = settings.load(None, **{name.lower(): value for name, value in values.items()})
+    assert found.max_num_seqs >= 20
+    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)) <= targets
+    for module in re.findall(r"-m (helpers[.\w]+)", text):
+        assert importlib.util.find_spec(module)
 
 
 # --- The pictures
