@@ -105,6 +105,9 @@ lock:  ## refresh both locks from pyproject.toml (needs uv)
 	for group in scale evaluate book; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements-$$group.lock; done
 
-clean:  ## remove the environment and everything that was run (the model cache stays)
-	rm -rf "$(VENV)" runs build *.egg-info
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+# An environment that somebody else made (VENV="$$CONDA_PREFIX") is not this project's to remove.
+clean:  ## remove the environment and everything that was run or built (models and uv's downloads stay in ~/.cache)
+	@! test -e "$(VENV)" || test -e "$(VENV)/quantized-deployment.own" || echo "$(VENV) was not made here and stays."
+	@! test -e "$(VENV)/quantized-deployment.own" || rm -rf "$(VENV)" "$(VENV).lock"
+	rm -rf runs build .ruff_cache *.egg-info
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

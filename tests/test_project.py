@@ -17,7 +17,7 @@ from helpers.model import embedded, shapes
 from helpers.model.model import TITLE
 from helpers.tools import install
 from tests import ci
-from tests.scratch import REPO, files
+from tests.scratch import REPO, copy_repository, files
 
 PYTHONS = [f"3.{minor}" for minor in range(install.OLDEST[1], install.NEWEST[1] + 1)]
 
@@ -78,6 +78,32 @@ def test_the_container_has_a_python_that_the_set_up_takes():
     container = json.loads(text(".devcontainer/devcontainer.json"))
     assert re.search(r"python:(3\.\d+)", container["image"])[1] in PYTHONS
     assert re.search(rf"^{container['postCreateCommand'].removeprefix('make ')}:", text("Makefile"), re.M)
+
+
+# --- What is left
+
+
+def test_clean_leaves_nothing_that_was_made_and_no_environment_of_somebody_else(tmp_path):
+    folder, conda = copy_repository(tmp_path / "a clone"), tmp_path / "conda"
+    (conda / "bin").mkdir(parents=True)
+    made = [
+        ".venv/quantized-deployment.own",
+        ".venv.lock",
+        "runs/latest/x",
+        "build/executed/x",
+        ".ruff_cache/x",
+    ]
+    made += ["helpers/__pycache__/x", "notebooks/.ipynb_checkpoints/x", "quantized_deployment.egg-info/x"]
+    for name in made:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for options in ([], [f"VENV={conda}"]):
+        done = subprocess.run(["make", "clean", *options], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "conda was not made here and stays." in done.stdout
+    assert (conda / "bin").exists()
+    status = ["git", "status", "--porcelain", "--ignored"]
+    assert subprocess.run(status, cwd=folder, capture_output=True, text=True).stdout == ""
 
 
 # --- One version, and whose work it is
