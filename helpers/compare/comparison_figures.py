@@ -167,7 +167,7 @@ def _holds(one) -> str:
     """Whether all requests run at once, and how many do where some wait their turn."""
     if one.verdict != "no":
         return one.verdict
-    return f"{one.at_once} of {one.requests} run, others wait" if one.at_once else "does not fit"
+    return f"{one.at_once} of {one.requests} run" if one.at_once else "does not fit"
 
 
 def gains(
