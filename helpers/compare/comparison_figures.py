@@ -244,7 +244,7 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
         text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
         label_bar(axes, offer.per_day, place, text + ", the least" * best)
     axes.set_yticks(range(len(able)), [offer.scheme for offer in able])
-    axes.set(xlim=(0, 1.6 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.75 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.")
