@@ -58,7 +58,7 @@ lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks $(LAB)
 
 # With REPOSITORY=https://github.com/you/yours its pages lead to their sources there, and to Colab.
-book: setup  ## a site of these pages from their stored outputs, in build/book (it adds Sphinx, 56 MB)
+book: setup  ## a site of these pages from their stored outputs, in build/book (it adds Sphinx, 66 MB)
 	@$(in_venv) -m helpers.tools.extras book
 	@REPOSITORY="$(REPOSITORY)" $(in_venv) -m sphinx -q -W --keep-going -c notebooks/book -d build/doctrees . build/book
 	@echo "build/book/index.html"

@@ -46,6 +46,7 @@ exclude_patterns = ["**/.*"]
 
 extensions = ["myst_nb", "sphinx_copybutton"]
 nb_execution_mode = "off"
+nb_code_prompt_show, nb_code_prompt_hide = "Unfold", "Fold"
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_dmath_allow_digits = False  # between two prices, $1 and $2, there is no formula
 myst_heading_anchors = 6
