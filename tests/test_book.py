@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import re
-import subprocess
 
 import pytest
 from dotenv import dotenv_values
@@ -14,7 +13,7 @@ from dotenv import dotenv_values
 from helpers.serve import settings
 from helpers.tools import pictures
 from helpers.tools.pictures import WIDTH
-from tests.scratch import REPO
+from tests.scratch import REPO, files
 from tests.test_links import prose
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("[!.]*.ipynb"))
@@ -88,14 +87,12 @@ def test_which_notebook_answers_what_is_short_and_leaves_no_lesson_out():
     assert all(name.startswith(number) for _, number, name in rows)
 
 
-def test_the_way_to_a_server_names_settings_targets_and_modules_that_there_are():
+def test_the_way_to_a_server_names_settings_and_modules_that_there_are():
     text = (REPO / "notebooks/ANSWERS.md").read_text(encoding="utf-8")
     values = dotenv_values(stream=io.StringIO(re.search(r"```ini\n(.+?)```", text, re.S)[1]))
     assert values.pop("VLLM_API_KEY") == "..."
     found = settings.load(None, **{name.lower(): value for name, value in values.items()})
     assert found.max_num_seqs >= 20
-    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.M))
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)) <= targets
     for module in re.findall(r"-m (helpers[.\w]+)", text):
         assert importlib.util.find_spec(module)
 
@@ -125,10 +122,8 @@ def test_a_picture_of_another_output_is_stale(tmp_path):
 
 
 def test_no_picture_is_left_that_no_notebook_shows():
-    listed = subprocess.run(
-        ["git", "ls-files", "notebooks/pictures"], cwd=REPO, capture_output=True, text=True
-    )
-    assert {line.rpartition("/")[2] for line in listed.stdout.split()} == {f"{p.stem}.png" for p in PICTURED}
+    found = {name for name in files() if name.startswith("notebooks/pictures/")}
+    assert found == {f"notebooks/pictures/{path.stem}.png" for path in PICTURED}
 
 
 # --- The glossary

@@ -1,9 +1,7 @@
 """`make book`: a static site of the README and the notebooks, from their stored outputs; nothing is run.
 
-    REPOSITORY=https://github.com/you/yours make book
-
-With REPOSITORY each page links to its source and to Colab. Formulas become MathML, which browsers draw
-themselves, so that the pages need no network.
+With REPOSITORY, the address of a copy on GitHub, each page links to its source and to Colab. Formulas become
+MathML, which browsers draw themselves, so that the pages need no network.
 """
 
 from __future__ import annotations
@@ -17,10 +15,8 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).parent.parent.parent
 REPOSITORY = os.environ.get("REPOSITORY", "")
-BRANCH = os.environ.get("BRANCH", "main")
 
 project = "Which quantization for my model on my GPU?"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -63,7 +59,7 @@ html_theme_options = {
 if REPOSITORY:
     html_theme_options |= {
         "repository_url": REPOSITORY,
-        "repository_branch": BRANCH,
+        "repository_branch": "main",
         "use_repository_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     }
