@@ -72,16 +72,30 @@ def test_a_page_loads_nothing_from_elsewhere(name, site):
     assert not [address for address in loaded if re.match(r"(https?:)?//", address)]
 
 
+# A page of the site with the names that JupyterLab's pages have, for tests/look.js.
+AS_IN_JUPYTERLAB = """() => {
+  const name = (what, as) => document.querySelectorAll(what).forEach(one => one.classList.add(as));
+  name('.bd-article', 'jp-NotebookPanel');
+  name('.cell_output', 'jp-OutputArea-output');
+  name('.bd-article section > :is(p, ul, table, blockquote)', 'jp-MarkdownOutput');
+}"""
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium: apt install chromium")
 @pytest.mark.parametrize(("width", "theme"), [(800, "light"), (1200, "dark"), (1600, "dark")])
-def test_no_page_is_wider_than_its_window_and_figures_are_dark_in_the_dark(width, theme, site):
+def test_pages_are_legible_no_wider_than_the_window_and_their_figures_dark_in_the_dark(width, theme, site):
     with browser.chromium() as chromium:
         seen = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        problems = lambda: seen.evaluate(f"raw => ({browser.LOOK}).problems(raw)", browser.RAW)  # noqa: E731
         for name in NAMES:
             seen.goto((site / f"notebooks/{name}.html").as_uri())
             assert seen.evaluate("document.documentElement.scrollWidth") == width
+            seen.evaluate(AS_IN_JUPYTERLAB)
+            assert problems() == [], name
             looks = "all => all.map(one => getComputedStyle(one).filter)"
             figures = seen.eval_on_selector_all(".bd-article img", looks)
             assert [look for look in figures if ("invert" in look) != (theme == "dark")] == []
+        seen.add_style_tag(content=".cell_output * { color: #777 !important; background: #777 !important }")
+        assert any("contrast" in problem for problem in problems())
