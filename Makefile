@@ -18,7 +18,7 @@ LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup system run test test-all explain advise card lab notebooks kinds reference scale evaluate batch-inference lint lock clean
+.PHONY: help setup system run test test-all explain advise card lab book notebooks kinds reference scale evaluate batch-inference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +56,12 @@ card: setup  ## write README's card of GPU classes and goals anew
 
 lab: setup  ## JupyterLab on the notebooks
 	@$(in_venv) -m jupyterlab notebooks $(LAB)
+
+# With REPOSITORY=https://github.com/you/yours its pages lead to their sources there, and to Colab.
+book: setup  ## a site of these pages from their stored outputs, in build/book (it adds Sphinx, 66 MB)
+	@$(in_venv) -m helpers.tools.extras book
+	@REPOSITORY="$(REPOSITORY)" $(in_venv) -m sphinx -q -W --keep-going -c notebooks/book -d build/doctrees . build/book
+	@echo "build/book/index.html"
 
 notebooks: setup  ## run the notebooks and store their outputs in notebooks/
 	@TUTORIAL_MODEL=embedded $(in_venv) -m helpers.tools.run $(NOTEBOOKS) --store
@@ -96,9 +102,12 @@ lock:  ## refresh both locks from pyproject.toml (needs uv)
 	sed -i -E '/^torch==/,/^[^ ]*--hash|^[a-z]/{s/^(torch==[^ ]*) \\$$/\1/;}' requirements-cpu.lock
 	sed -i -E '/^torch==/{n;/--hash/d}' requirements-cpu.lock
 	$(compile) --extra cuda -o requirements-cuda.lock
-	for group in scale evaluate; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
+	for group in scale evaluate book; do uv pip compile -q --group $$group --no-deps --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --custom-compile-command "make lock" -o requirements-$$group.lock; done
 
-clean:  ## remove the environment and everything that was run (the model cache stays)
-	rm -rf "$(VENV)" runs build *.egg-info
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+# An environment that somebody else made (VENV="$$CONDA_PREFIX") is not this project's to remove.
+clean:  ## remove the environment and everything that was run or built (models and uv's downloads stay in ~/.cache)
+	@! test -e "$(VENV)" || test -e "$(VENV)/quantized-deployment.own" || echo "$(VENV) was not made here and stays."
+	@! test -e "$(VENV)/quantized-deployment.own" || rm -rf "$(VENV)" "$(VENV).lock"
+	rm -rf runs build .ruff_cache *.egg-info
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

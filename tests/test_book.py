@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import re
-import subprocess
 
 import pytest
+from dotenv import dotenv_values
 
+from helpers.serve import settings
 from helpers.tools import pictures
 from helpers.tools.pictures import WIDTH
-from tests.scratch import REPO
+from tests.scratch import REPO, files
 from tests.test_links import prose
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("[!.]*.ipynb"))
@@ -76,10 +79,30 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
     assert read[:7] == NAMES[:7]
 
 
+def test_which_notebook_answers_what_is_short_and_leaves_no_lesson_out():
+    text = prose("notebooks/ANSWERS.md").partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+\?) \| (\d\d): \[.+\]\((\w+)\.ipynb#[\w-]+\) \|$", text, re.M)
+    assert len(rows) == text.count(".ipynb#") <= 40  # test_links follows them to their headings
+    assert {name for *_, name in rows} == set(NAMES)
+    assert all(name.startswith(number) for _, number, name in rows)
+
+
+def test_the_way_to_a_server_names_settings_and_modules_that_there_are():
+    text = (REPO / "notebooks/ANSWERS.md").read_text(encoding="utf-8")
+    values = dotenv_values(stream=io.StringIO(re.search(r"```ini\n(.+?)```", text, re.S)[1]))
+    assert values.pop("VLLM_API_KEY") == "..."
+    found = settings.load(None, **{name.lower(): value for name, value in values.items()})
+    assert found.max_num_seqs >= 20
+    for module in re.findall(r"-m (helpers[.\w]+)", text):
+        assert importlib.util.find_spec(module)
+
+
 # --- The pictures
 
+PICTURED = [path for path in NOTEBOOKS if f'src="pictures/{path.stem}.png"' in first_cell(path)]
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+
+@pytest.mark.parametrize("path", PICTURED, ids=lambda path: path.stem)
 def test_a_picture_is_small_and_made_from_the_stored_output(path):
     assert not pictures.is_stale(path), "run `python -m helpers.tools.pictures`"
     assert pictures.path_of(path).stat().st_size < 100_000
@@ -98,11 +121,9 @@ def test_a_picture_of_another_output_is_stale(tmp_path):
     assert pictures.is_stale(other)
 
 
-def test_no_picture_is_left_of_a_notebook_that_is_gone():
-    listed = subprocess.run(
-        ["git", "ls-files", "notebooks/pictures"], cwd=REPO, capture_output=True, text=True
-    )
-    assert {line.rpartition("/")[2] for line in listed.stdout.split()} <= {f"{name}.png" for name in NAMES}
+def test_no_picture_is_left_that_no_notebook_shows():
+    found = {name for name in files() if name.startswith("notebooks/pictures/")}
+    assert found == {f"notebooks/pictures/{path.stem}.png" for path in PICTURED}
 
 
 # --- The glossary

@@ -86,7 +86,8 @@ def test_a_notebook_can_be_added_as_it_says(copy):
     assert "Next:" not in "".join(added["cells"][0]["source"])
     changed = subprocess.run(["git", "status", "--short"], cwd=copy, capture_output=True, text=True).stdout
     assert set(changed.split()[1::2]) == {
-        "README.md", "notebooks/09_my_question.ipynb", "notebooks/pictures/09_my_question.png",
+        "README.md", "notebooks/ANSWERS.md", "notebooks/09_my_question.ipynb",
+        "notebooks/pictures/09_my_question.png",
     }  # fmt: skip
 
 

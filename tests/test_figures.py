@@ -99,7 +99,7 @@ def test_the_fit_is_drawn_and_said_by_scheme():
     mistral, load = counted(shapes.shape("mistral-7b")), Load(cards.card("L4"), users=16)
     found = {name: option(mistral, name, load).budget for name in ("baseline", "awq")}
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
-    assert f"baseline {found['baseline'].total / GIB:.1f} GiB, 10 of 16 run, others wait" in figure.alt
+    assert f"baseline {found['baseline'].total / GIB:.1f} GiB, 10 of 16 run" in figure.alt
     assert f"awq {found['awq'].total / GIB:.1f} GiB, fits" in figure.alt
     usable = next(line for line in figure.axes[0].lines if "share" in line.get_label())
     assert usable.get_xdata()[0] == pytest.approx(0.92 * 22.03, abs=0.01)

@@ -163,7 +163,7 @@ def _holds(one) -> str:
     """Whether all requests run at once, and how many do where some wait their turn."""
     if one.verdict != "no":
         return one.verdict
-    return f"{one.at_once} of {one.requests} run, others wait" if one.at_once else "does not fit"
+    return f"{one.at_once} of {one.requests} run" if one.at_once else "does not fit"
 
 
 def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure | Note:
@@ -238,7 +238,7 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
         text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
         label_bar(axes, offer.per_day, place, text + ", the least" * best)
     axes.set_yticks(range(len(able)), [offer.scheme for offer in able])
-    axes.set(xlim=(0, 1.6 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.75 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
     words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.")

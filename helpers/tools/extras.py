@@ -2,6 +2,7 @@
 
 - ``scale``: vllm-router and Ray, for the lesson on several servers; 99 MB.
 - ``evaluate``: lm-eval, for ``make evaluate``; 101 MB.
+- ``book``: Sphinx and its theme, for ``make book``; 66 MB.
 
 They are no part of the platforms' locks: no other lesson needs them. What does installs them when they are
 first needed, in seconds, and changes nothing that is there.

@@ -2,13 +2,15 @@
 
     python -m helpers.tools.pictures            write notebooks/pictures/<notebook>.png where it is stale
 
-A notebook's picture is the stored figure of the cell tagged "picture", or its first figure. Each file notes
-the checksum of the output that it was made from. Storing a notebook's outputs makes its picture.
+A notebook's picture is the stored figure of the cell tagged "picture", or its first figure. Where that
+figure follows within a screen the first cell shows none, and none is made. Each file notes the checksum of
+the output that it was made from. Storing a notebook's outputs makes its picture.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -25,9 +27,11 @@ def source(notebook: Path) -> bytes:
     """The PNG among its outputs that a notebook's picture is made from.
 
     Raises:
-        ValueError: it has none; run and store it first.
+        ValueError: its first cell shows none, or it has no figure yet; run and store it.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    if "pictures/" not in "".join(cells[0]["source"]):
+        raise ValueError(f"{notebook.name} shows no picture in its first cell")
     cells.sort(key=lambda cell: "picture" not in cell["metadata"].get("tags", ()))  # that one first
     for output in (output for cell in cells for output in cell.get("outputs", ())):
         if "image/png" in (data := output.get("data", {})):
@@ -69,4 +73,5 @@ def make(notebook: Path) -> Path:
 
 if __name__ == "__main__":
     for path in sorted(NOTEBOOKS.glob("[!.]*.ipynb")):
-        make(path)
+        with contextlib.suppress(ValueError):
+            make(path)
