@@ -9,6 +9,7 @@ from helpers.base.page import Table
 from helpers.compare import sizing
 from helpers.compare.cost import HOURS_A_DAY, per_million
 from helpers.model import sizes
+from helpers.serve.load import KEEPS
 
 
 def share_of_bound(row: dict) -> float:
@@ -49,15 +50,20 @@ def long_contexts(rows: list[dict], without: str, with_: str) -> Table:
 
 
 def served(rows: list[dict], price_per_day: float, objective: str = "prompt") -> Table:
-    """Open loops under an objective: what was asked, kept and paid for a million tokens of those kept."""
+    """Open loops under an objective, each way's last rate that kept it and the first that did not."""
+    loads: dict[tuple[str, str], list[dict]] = {}
+    for row in sorted((row for row in rows if "rate" in row), key=lambda row: row["rate"]):
+        loads.setdefault((row["way"], row.get("measured_at", "")), []).append(row)
     lines = []
-    for row in rows:
-        if "rate" not in row:
-            continue
-        tokens = row["goodput"][objective] * row["output_tokens"]
-        dollars = f"${per_million(price_per_day / HOURS_A_DAY, tokens):.2f}" if tokens else "-"
-        times = (f"{row[name]['p95_ms']:.0f} ms" for name in ("ttft", "tpot"))
-        kept = f"{row['kept'][objective]:.0%}"
-        lines.append([row["way"], f"{row['rate']:.1f} requests/s", *times, kept, dollars])
+    for of in loads.values():
+        kept = [row for row in of if row["kept"][objective] >= KEEPS]
+        lines += [_served(row, price_per_day, objective) for row in [*kept[-1:], *of[len(kept) :][:1]]]
     heads = ["way", "asked", "TTFT, 95 %", "TPOT, 95 %", "kept", "a million tokens"]
     return Table(heads, lines)
+
+
+def _served(row: dict, price_per_day: float, objective: str) -> list[str]:
+    tokens = row["goodput"][objective] * row["output_tokens"]
+    dollars = f"${per_million(price_per_day / HOURS_A_DAY, tokens):.2f}" if tokens else "-"
+    times = (f"{row[name]['p95_ms']:.0f} ms" for name in ("ttft", "tpot"))
+    return [row["way"], f"{row['rate']:.1f} requests/s", *times, f"{row['kept'][objective]:.0%}", dollars]
