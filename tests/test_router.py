@@ -25,8 +25,9 @@ from helpers.base.machine import detect
 from helpers.serve import clients, router, settings
 from helpers.serve.batches import BatchError, answers, read_rows, run_batch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
+from helpers.serve.owned import start_together
 from helpers.serve.router import open_router, places
-from helpers.serve.server import Server
+from helpers.serve.server import Server, open_server
 from helpers.tools import extras
 from tests import standin
 
@@ -145,6 +146,20 @@ def test_a_server_that_does_not_start_takes_the_others_with_it(tmp_path, quick, 
     found = open_router(settings.load(None, **SMALL | {"start_timeout": 2}), log_dir=tmp_path)
     with pytest.raises(ServerStartError):
         found.start()
+
+
+def test_servers_that_start_together_end_apart_and_fail_together(tmp_path, quick, monkeypatch):
+    one, two = (open_server(settings.load(None, **SMALL), log_dir=tmp_path) for _ in range(2))
+    start_together(one, two)
+    assert one.stop().how == "stopped"
+    assert clients.crowd(two, clients.numbered(1), 1).outcomes()[0].how == "answered"
+    assert two.stop().how == "stopped"
+    line = Server._command_line
+    ends = lambda self: [sys.executable, "-c", "raise SystemExit(1)"] if self is two else line(self)  # noqa: E731
+    monkeypatch.setattr(Server, "_command_line", ends)
+    with pytest.raises(ServerStartError):
+        start_together(one, two)
+    assert not quick()
 
 
 class Interrupted(subprocess.Popen):

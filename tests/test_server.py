@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -21,7 +22,7 @@ from helpers.model.model import TITLE
 from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
-from helpers.serve.load import FIELDS, SHORTEST_S, Level, Objective
+from helpers.serve.load import FIELDS, SHORTEST_S, Generator, Level, LoadError, Objective
 from helpers.serve.owned import TEARDOWN_S
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
@@ -102,6 +103,14 @@ def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
         model=server.name, messages=question, max_tokens=20, temperature=0.0
     )
     assert "Paris" in reply.choices[0].message.content
+
+
+def test_the_access_log_leaves_health_checks_out(server):
+    for path in ("/health", "/metrics", "/v1/models"):
+        assert server.get(path).status_code == 200
+    logged = re.findall(r'"GET (\S+) HTTP', server.log)
+    assert "/v1/models" in logged
+    assert not {"/health", "/metrics"} & set(logged)
 
 
 def test_the_key_is_in_no_command_line_and_in_no_log(server):
@@ -206,6 +215,19 @@ def test_behind_the_proxy_nothing_but_v1_answers_and_that_not_without_the_key(se
     assert "vllm:num_requests_running" in bypassed[2], "this is why the proxy passes on what it matched"
 
 
+def test_models_are_listed_and_asked_for_by_name_through_the_proxy(server, tmp_path):
+    """vLLM 0.32 lists models and has no route for one: clients get its own answer, in OpenAI's shape."""
+    with nginx(tmp_path, server.args["port"]) as port:
+        client = server.client().with_options(base_url=f"http://127.0.0.1:{port}/v1")
+        assert [model.id for model in client.models.list()] == [TITLE]
+        for name in (TITLE, "owner/of-a.model"):
+            with pytest.raises(openai.NotFoundError) as direct:
+                server.client().models.retrieve(name)
+            with pytest.raises(openai.NotFoundError) as proxied:
+                client.models.retrieve(name)
+            assert proxied.value.body == direct.value.body
+
+
 def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
     story, more = [{"role": "user", "content": "Tell a story."}], {"ignore_eos": True}
     reply = server.client().chat.completions.create(
@@ -249,9 +271,10 @@ def test_every_metric_that_is_watched_exists(server):
 def test_vllms_own_benchmark_measures_closed_and_open_loops_in_one_process(server, tmp_path):
     objective = Objective(ttft_ms=60_000, tpot_ms=60_000)
     sizes = {"input_tokens": 16, "output_tokens": 4, "seconds": 2.0}
-    levels = load.bench(
-        server, concurrencies=[1, 4], shares=[0.5], objective=objective, log_dir=tmp_path, **sizes
-    )
+    with Generator(tmp_path) as generator:
+        levels = generator.bench(server, concurrencies=[1, 4], shares=[0.5], objective=objective, **sizes)
+    with pytest.raises(LoadError, match="vllm bench serve failed"):  # its process has ended
+        generator.bench(server, concurrencies=[1], shares=[], objective=objective)
     assert [(level.concurrency, level.share) for level in levels] == [(1, None), (4, None), (None, 0.5)]
     assert all(level.failed == 0 and level.completed >= 4 for level in levels)
     assert all(level.kept == pytest.approx(1.0) for level in levels)

@@ -49,7 +49,7 @@ def _name(level) -> str:
 
 def _figures(level) -> list[page.measured]:
     cells = [
-        f"{level.completed}",
+        f"{level.completed}" + (f" of {level.completed + level.failed}" if level.failed else ""),
         f"{level.requests_per_s:.2f} /s" + (f" of {level.rate:.2f}" if level.rate else ""),
         f"{level.kept:.0%}",
         f"{level.output_tokens_per_s:,.0f} tok/s",

@@ -117,15 +117,7 @@ class Owned:
         Raises:
             ServerStartError: the port is taken, the model does not load, or it takes too long.
         """
-        self.prepare()
-        try:
-            with logfile.starting(self._followed_log), self._own.watched():
-                self._launch_and_wait()
-        except BaseException:
-            self.kill()
-            raise
-        interrupts.on_interrupted_cell(self.kill)
-        print(self._started())
+        start_together(self)
         return self
 
     def prepare(self) -> None:
@@ -148,10 +140,6 @@ class Owned:
     def _followed_log(self) -> Path:
         """The log that the progress bar follows."""
         return self.log_file
-
-    def _launch_and_wait(self) -> None:
-        self.launch()
-        self.wait_until_ready()
 
     def launch(self) -> None:
         """Start the process; from the thread that stays, see ``owned_command``."""
@@ -269,6 +257,33 @@ class Owned:
             failed = RuntimeError(f"the engine's process ended, exit code {code}")
         otherwise = "not said; the end of the log: " + self.log.strip()[-300:]
         return errors.diagnosed(kind, sentence, self.log_file, failed, otherwise)
+
+
+def start_together(*servers: Owned) -> None:
+    """Start several side by side, since one start leaves cores idle; one that fails takes the others with it.
+
+    Raises:
+        ServerStartError: as ``start``.
+    """
+    for server in servers:
+        server.prepare()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(logfile.starting(servers[0]._followed_log))
+            for server in servers:
+                stack.enter_context(server._own.watched())
+                server.launch()
+            for server in servers:
+                server.wait_until_ready()
+    except BaseException:
+        for server in servers:
+            server.kill()
+        raise
+    for server in servers:
+        if len(servers) > 1:
+            server._own.leave_processes()  # among them the others'; its supervisor ends its own
+        interrupts.on_interrupted_cell(server.kill)
+        print(server._started())
 
 
 def refuse_taken_port(host: str, port: int) -> None:

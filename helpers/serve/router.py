@@ -230,13 +230,18 @@ class Router(Owned):
         """All at first; after the router alone died, only those that died with it or since."""
         return [server for server in self.servers if not server.running]
 
-    def _launch_and_wait(self) -> None:
-        begun, starting = time.perf_counter(), self._to_start()
-        for server in starting:
+    def launch(self) -> None:
+        """Launch the servers; the router itself follows when they are ready."""
+        self._starting = self._to_start()
+        for server in self._starting:
             server.launch()
-        for server in starting:
+
+    def wait_until_ready(self) -> None:
+        begun = time.perf_counter()
+        for server in self._starting:
             server.wait_until_ready()
-        super()._launch_and_wait()
+        super().launch()
+        super().wait_until_ready()
         self.start_s = time.perf_counter() - begun  # of all
 
     def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:

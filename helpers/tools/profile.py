@@ -22,7 +22,7 @@ TOLD = {
     "start of a router": r"The router \([\w ]+\) and \d+ servers answer after ‹([\d.]+) s›",
 }
 REST = {
-    "load on servers": r"load\.bench|clients\.crowd|run_batch|rate\(router|first_token_ms\(",
+    "load on servers": r"\.bench\(|clients\.crowd|run_batch|rate\(router|first_token_ms\(",
     "making a checkpoint": r"checkpoints\.(made|make)|oneshot",
     "quality: prefills": r"trial\.|keep_reference|reference_of|divergence\.compare|task\.answer",
     "speed: decoding": r"measure_speed|bandwidth",
