@@ -16,6 +16,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
+import psutil
+
 from helpers.base import processes
 from helpers.base.files import ROOT
 from helpers.engine import engine, errors, interrupts, logfile
@@ -71,8 +74,6 @@ class Owned:
 
     @functools.cached_property
     def _http(self):
-        import httpx
-
         # One: making it takes longer than a request. Not through a proxy of the environment's, which cannot
         # reach this machine's own address, and would be told the key.
         return httpx.Client(headers=self.headers, trust_env=False)
@@ -177,8 +178,6 @@ class Owned:
         self.start_s = time.perf_counter() - self._begun
 
     def _healthy(self) -> bool:
-        import httpx
-
         with contextlib.suppress(httpx.HTTPError):
             return self.get("/health", timeout_s=2.0).status_code == 200
         return False
@@ -229,8 +228,6 @@ class Owned:
     @property
     def pid(self) -> int:
         """The process that answers HTTP: the supervisor's child, or the supervisor while there is none."""
-        import psutil
-
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self._process.pid).children():
                 return child.pid
@@ -238,8 +235,6 @@ class Owned:
 
     def processes(self) -> list:
         """Its processes that are alive, as psutil sees them."""
-        import psutil
-
         with contextlib.suppress(psutil.Error):
             supervisor = psutil.Process(self._process.pid)
             return [supervisor, *supervisor.children(recursive=True)]
@@ -288,8 +283,6 @@ def start_together(*servers: Owned) -> None:
 
 def refuse_taken_port(host: str, port: int) -> None:
     """Say at once, and who has it, what vLLM would say after importing for half a minute."""
-    import psutil
-
     with tcp_socket(host) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
         try:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 
+import httpx
+
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
-from helpers.serve.command import flags, free_ports, server_environment
+from helpers.serve.command import flags, free_ports, server_environment, typed
 from helpers.serve.errors import ServerError, Stop
 from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
@@ -130,10 +131,10 @@ class Router(Owned):
     @property
     def command(self) -> str:
         """The command that starts the same router without these helpers."""
-        words = flags(self.args)
-        lines = [f"{flag} {shlex.quote(word)}" for flag, word in zip(words[::2], words[1::2], strict=True)]
-        urls = " ".join(server.url for server in self.servers)
-        return " \\\n    ".join(["vllm-router", f"--worker-urls {urls}", *lines])
+        return typed("vllm-router", self._words())
+
+    def _words(self) -> list[str]:
+        return ["--worker-urls", *(server.url for server in self.servers), *flags(self.args)]
 
     def metrics(self) -> dict[str, float]:
         """What its servers' ``/metrics`` say, summed over those that run."""
@@ -262,9 +263,7 @@ class Router(Owned):
         return f"router-{self.args['policy']}"
 
     def _command_line(self) -> list[str]:
-        urls = [server.url for server in self.servers]
-        launcher = [sys.executable, "-m", "vllm_router.launch_router"]
-        return [*launcher, "--worker-urls", *urls, *flags(self.args)]
+        return [sys.executable, "-m", "vllm_router.launch_router", *self._words()]
 
     def _environment(self) -> dict[str, str]:
         return server_environment(self.settings)
@@ -277,8 +276,6 @@ class Router(Owned):
 
 
 def _metrics(server: Server) -> dict[str, float]:
-    import httpx
-
     with contextlib.suppress(httpx.HTTPError):
         if server.running:
             return server.metrics()

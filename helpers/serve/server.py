@@ -75,16 +75,9 @@ class Server(Owned):
         """
         ours = self.checkpoint.kind in (EMBEDDED, "made")  # its folder is in a cache of ours
         args = {name: value for name, value in self.args.items() if name != "model"}
-        words, lines = flags(args), []
-        for word in words:
-            if word.startswith("--"):
-                lines.append(word)
-            else:
-                lines[-1] += f" {shlex.quote(word)}"
         named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
         cache = f"VLLM_CPU_KVCACHE_SPACE={self.settings.vllm_cpu_kvcache_space} " * (detect().kind == "cpu")
-        start = f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}"
-        return " \\\n    ".join([start, *lines])
+        return command.typed(f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}", flags(args))
 
     def metrics(self) -> dict[str, float]:
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
