@@ -345,17 +345,6 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_none_of_five_hundred_requests_is_lost_when_a_server_is_killed(real):
-    with clients.crowd(real, clients.numbered(500), concurrency=16, timeout_s=120) as crowd:
-        crowd.wait_until_running(16)
-        real.servers[0].crash()
-        outcomes = crowd.outcomes()
-    assert clients.count(outcomes) == dict.fromkeys(clients.HOWS, 0) | {"answered": 500}
-    assert [int(outcome.text.split()[0]) for outcome in outcomes] == list(range(500))
-    real.restart(real.servers[0])
-
-
-@pytest.mark.slow
 def test_a_stream_of_a_killed_server_is_cut_and_is_told_from_a_whole_one(real):
     stories = clients.streamed(clients.long(8, 200))
     with clients.crowd(real, stories, concurrency=8, timeout_s=60) as crowd:

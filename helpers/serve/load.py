@@ -228,8 +228,7 @@ def highest_kept(levels: list[Level]) -> Level | None:
     was too short to show it.
     """
     most = sustained(levels)
-    kept = [level for level in opened(levels) if level.kept >= KEEPS and level.rate <= most]
-    kept = [level for level in kept if not level.failed]
+    kept = [one for one in opened(levels) if one.kept >= KEEPS and one.rate <= most and not one.failed]
     return max(kept, key=lambda level: level.rate, default=None)
 
 
@@ -238,7 +237,6 @@ FIELDS = ("scheme", "model", "device", "vllm", "way", "start_s", "measured_at", 
 
 def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
     """One record a level, for ``records.append(..., fields=load.FIELDS)``."""
-
     have = machine.versions()
     common = {
         "scheme": server.settings.scheme,
@@ -280,15 +278,15 @@ def _child(owner: int) -> None:
 
 
 def _load(job: dict, run: Callable[..., dict]) -> None:
-    best = 0.0
-    for concurrency in job["concurrencies"]:
-        found = _long_enough(run, concurrency, max(4, 2 * concurrency))
-        best = max(best, found["request_throughput"])
-        _keep(job, found | {"share": None})
+    def keep(found: dict, share: float | None) -> float:
+        with Path(job["results"]).open("a") as file:
+            file.write(json.dumps(found | {"share": share}) + "\n")
+        return found["request_throughput"]
+
+    best = max(keep(_long_enough(run, count, max(4, 2 * count)), None) for count in job["concurrencies"])
     for share in job["shares"]:
         rate = share * best
-        found = run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"])))
-        _keep(job, found | {"share": share})
+        keep(run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"]))), share)
 
 
 def _long_enough(run, concurrency: int, count: int) -> dict:
@@ -299,11 +297,6 @@ def _long_enough(run, concurrency: int, count: int) -> dict:
         if found["duration"] >= SHORTEST_S or more <= count:
             return found
         count = more
-
-
-def _keep(job: dict, found: dict) -> None:
-    with Path(job["results"]).open("a") as file:
-        file.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

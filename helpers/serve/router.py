@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -138,11 +139,10 @@ class Router(Owned):
 
     def metrics(self) -> dict[str, float]:
         """What its servers' ``/metrics`` say, summed over those that run."""
-        found: dict[str, float] = {}
+        found = Counter()
         for server in self.servers:
-            for name, value in _metrics(server).items():
-                found[name] = found.get(name, 0.0) + value
-        return found
+            found.update(_metrics(server))  # which adds
+        return dict(found)
 
     def each(self, metric: str) -> list[float]:
         """One metric of each server, in their order; 0 of one that does not run."""

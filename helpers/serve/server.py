@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from helpers.base.machine import detect
@@ -83,11 +84,11 @@ class Server(Owned):
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        found: dict[str, float] = {}
+        found = Counter()
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
-        return found
+                found[sample.name] += sample.value
+        return dict(found)
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 
