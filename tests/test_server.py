@@ -17,13 +17,15 @@ import psutil
 import pytest
 
 from helpers.base import records
+from helpers.base.machine import detect
 from helpers.faults import explain
 from helpers.model.model import TITLE
 from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import FIELDS, SHORTEST_S, Generator, Level, LoadError, Objective
-from helpers.serve.owned import TEARDOWN_S
+from helpers.serve.owned import TEARDOWN_S, start_together
+from helpers.serve.router import places
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
 from tests.nginx import Upstream, nginx, said, writings
@@ -507,8 +509,10 @@ def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
     """A rolling SIGTERM while requests come, with the shipped nginx.conf: the other server answers."""
     (tmp_path / "nginx").mkdir()
     key = "k" * settings.LEAST_KEY
-    servers = [open_server(small(vllm_api_key=key), log_dir=tmp_path).start() for _ in range(2)]
+    own = places(detect(), 2)  # on one core, the server that works would starve the one that starts
+    servers = [open_server(small(vllm_api_key=key), log_dir=tmp_path, environment=place) for place in own]
     try:
+        start_together(*servers)
         with nginx(tmp_path / "nginx", *(server.args["port"] for server in servers)) as port:
             behind = Behind(servers[0], port)
             with clients.crowd(behind, clients.numbered(10_000), 4, timeout_s=120, every_s=1.0) as crowd:
