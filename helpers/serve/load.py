@@ -10,7 +10,6 @@ the server keeps up or not, as users do. The generator runs in a process of its 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -87,6 +86,9 @@ class Generator:
     def __init__(self, log_dir: str | Path):
         self.log = logfile.new_log_file(Path(log_dir), "bench")
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._start()
+
+    def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with self.log.open("w") as out:
             self._child = subprocess.Popen(
@@ -97,6 +99,7 @@ class Generator:
                 cwd=ROOT,
                 env=environment | {"VLLM_LOGGING_COLOR": "0"},
                 text=True,
+                start_new_session=True,  # Ctrl+C in another cell goes to the kernel's whole group
             )
 
     def bench(
@@ -147,10 +150,11 @@ class Generator:
         return [_level(json.loads(line)) for line in results.read_text().splitlines()]
 
     def _run(self, job: dict, done: Callable[[], int], levels: int) -> None:
+        if self._child.poll() is not None:  # after an error, or Ctrl+C
+            self._start()
         try:
             with processes.progress(lambda: (done(), levels, "levels of load")):
-                with contextlib.suppress(BrokenPipeError):  # it has died, which the loop sees
-                    print(json.dumps(job), file=self._child.stdin, flush=True)
+                print(json.dumps(job), file=self._child.stdin, flush=True)
                 while done() < levels:
                     if (code := self._child.poll()) is not None:
                         cause = root_cause(self.log.read_text(errors="replace")) or f"exit code {code}"
