@@ -143,6 +143,7 @@ def test_a_server_that_does_not_start_takes_the_others_with_it(tmp_path, quick, 
 def test_servers_that_start_together_end_apart_and_fail_together(tmp_path, quick, monkeypatch):
     one, two = (open_server(settings.load(None, **SMALL), log_dir=tmp_path) for _ in range(2))
     start_together(one, two)
+    assert one.log_file != two.log_file
     assert one.stop().how == "stopped"
     assert clients.crowd(two, clients.numbered(1), 1).outcomes()[0].how == "answered"
     assert two.stop().how == "stopped"

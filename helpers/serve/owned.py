@@ -136,6 +136,7 @@ class Owned:
         self.end = self._process = None  # a process of before has ended: its number may be another's by now
         self.log_file = logfile.new_log_file(self.log_dir, self._log_name)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.touch()  # taken: one that starts beside it gets another
 
     @property
     def _followed_log(self) -> Path:
