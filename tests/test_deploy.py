@@ -151,8 +151,6 @@ def shown(*words: str, folder: Path = ROOT, **variables: str) -> subprocess.Comp
         ({}, "MODEL_NAME: give a hub name"),
         ({"MODEL_NAME": "embedded"}, "MODEL_NAME: give a hub name"),
         ({"QUANTIZATION": "int3"}, "QUANTIZATION='int3'"),
-        ({"QUANTIZATION": "awq"}, "a stored format is the checkpoint's own"),
-        ({"GPU_MEMORY_UTILIZATION": "1.5"}, "less than or equal to 0.98"),
         ({"VLLM_API_KEY": ""}, "VLLM_API_KEY is empty"),
         ({"VLLM_API_KEY": " " * 20}, "has a blank"),
         ({"VLLM_API_KEY": KEY + "\n"}, "a line's end"),

@@ -25,8 +25,9 @@ from helpers.base.machine import detect
 from helpers.serve import clients, router, settings
 from helpers.serve.batches import BatchError, answers, read_rows, run_batch
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
+from helpers.serve.owned import start_together
 from helpers.serve.router import open_router, places
-from helpers.serve.server import Server
+from helpers.serve.server import Server, open_server
 from helpers.tools import extras
 from tests import standin
 
@@ -103,27 +104,19 @@ def test_an_error_in_the_block_ends_all(tmp_path, quick):
     assert found.end.how == "was killed"
 
 
-def test_a_killed_router_ends_its_clients_at_once_and_its_servers_with_the_block(tmp_path, quick):
+def test_a_killed_router_ends_its_clients_at_once_and_starts_again_before_its_servers(tmp_path, quick):
     with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"), opened(tmp_path) as found:
+        before = [server.pid for server in found.servers]
         with clients.crowd(found, clients.numbered(64), concurrency=8, timeout_s=20) as crowd:
             crowd.wait_until_running(8)
             found.crash()
-            outcomes = crowd.outcomes()
-        counted = clients.count(outcomes)
+            counted = clients.count(crowd.outcomes())
         assert counted["cut off"] > 0
         assert counted["hung"] == counted["wrong"] == 0
-        assert all(server.running for server in found.servers)
-
-
-def test_a_router_starts_again_before_the_servers_that_lived_on(tmp_path, quick):
-    with opened(tmp_path) as found:
-        before = [server.pid for server in found.servers]
-        found.crash()
-        with pytest.raises(ServerDiedError, match="router was killed by SIGKILL"):
-            found.check()
         found.start()
-        assert [server.pid for server in found.servers] == before
+        assert [server.pid for server in found.servers] == before, "they lived on"
         assert clients.crowd(found, clients.numbered(1), 1).outcomes()[0].how == "answered"
+        found.crash()
 
 
 def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
@@ -145,6 +138,21 @@ def test_a_server_that_does_not_start_takes_the_others_with_it(tmp_path, quick, 
     found = open_router(settings.load(None, **SMALL | {"start_timeout": 2}), log_dir=tmp_path)
     with pytest.raises(ServerStartError):
         found.start()
+
+
+def test_servers_that_start_together_end_apart_and_fail_together(tmp_path, quick, monkeypatch):
+    one, two = (open_server(settings.load(None, **SMALL), log_dir=tmp_path) for _ in range(2))
+    start_together(one, two)
+    assert one.log_file != two.log_file
+    assert one.stop().how == "stopped"
+    assert clients.crowd(two, clients.numbered(1), 1).outcomes()[0].how == "answered"
+    assert two.stop().how == "stopped"
+    line = Server._command_line
+    ends = lambda self: [sys.executable, "-c", "raise SystemExit(1)"] if self is two else line(self)  # noqa: E731
+    monkeypatch.setattr(Server, "_command_line", ends)
+    with pytest.raises(ServerStartError):
+        start_together(one, two)
+    assert not quick()
 
 
 class Interrupted(subprocess.Popen):
@@ -327,17 +335,6 @@ def real(tmp_path_factory):
     """A router and two of vLLM's servers; the tests change them in turn."""
     with opened(tmp_path_factory.mktemp("logs")) as found:
         yield found
-
-
-@pytest.mark.slow
-def test_none_of_five_hundred_requests_is_lost_when_a_server_is_killed(real):
-    with clients.crowd(real, clients.numbered(500), concurrency=16, timeout_s=120) as crowd:
-        crowd.wait_until_running(16)
-        real.servers[0].crash()
-        outcomes = crowd.outcomes()
-    assert clients.count(outcomes) == dict.fromkeys(clients.HOWS, 0) | {"answered": 500}
-    assert [int(outcome.text.split()[0]) for outcome in outcomes] == list(range(500))
-    real.restart(real.servers[0])
 
 
 @pytest.mark.slow

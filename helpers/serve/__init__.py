@@ -9,7 +9,7 @@ __getattr__, __all__ = face(
         "server": "Server open_server",
         "errors": "ServerDiedError ServerError ServerStartError Stop",
         "clients": "Crowd crowd",
-        "load": "Level LoadError Objective bench",
+        "load": "Generator Level LoadError Objective bench",
         "doors": "generates_without_key open_doors refusals",
     },
 )

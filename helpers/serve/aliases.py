@@ -68,7 +68,13 @@ def read(env_file: str | Path | None, fields: Iterable[str]) -> tuple[dict[str, 
     ours = {field.upper() for field in fields} | {"VLLM_MODEL_ORG"} | NAMES - ELSEWHERE.keys()
     warnings = [_warning(name, name in inside) for name in sorted(given.keys() - ours)]
     stored = given.get("QUANTIZATION") or taken.get("quantization") or ""
-    return taken, [warning for warning in warnings if warning], _stored(stored)
+    errors = []
+    if stored.lower().startswith(STORED):
+        errors.append(
+            f"QUANTIZATION={stored!r}: a stored format is the checkpoint's own. Name the {stored.upper()} "
+            "checkpoint in MODEL_NAME and set none; its config.json says the rest."
+        )
+    return taken, [warning for warning in warnings if warning], errors
 
 
 def _warning(name: str, inside: bool) -> str:
@@ -82,15 +88,6 @@ def _warning(name: str, inside: bool) -> str:
     if inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
         return f"{where} is read from the environment, not from this file: export it."
     return ""
-
-
-def _stored(value: str) -> list[str]:
-    if not value.lower().startswith(STORED):
-        return []
-    return [
-        f"QUANTIZATION={value!r}: a stored format is the checkpoint's own. Name the {value.upper()} "
-        "checkpoint in MODEL_NAME and set none; its config.json says the rest."
-    ]
 
 
 def hint(name: str, value: object) -> str:

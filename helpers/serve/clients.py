@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import httpx
+
 ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = "answered", "wrong", "aborted", "refused", "cut off", "hung"
 
 HOWS = (ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG)
@@ -52,33 +54,29 @@ def numbered(count: int) -> list[Request]:
     The server may choose only between two sentences with the request's own number (structured output), so
     an answer meant for another request, or cut short, shows.
     """
-    return [_numbered(number) for number in range(count)]
 
+    def one(number: int) -> Request:
+        choices = [f"{number} is even", f"{number} is odd"]
+        body = _asking(f"Is {number} even or odd?", 32) | {"structured_outputs": {"choice": choices}}
+        return Request(body, lambda reply: reply["choices"][0]["message"]["content"] in choices)
 
-def _numbered(number: int) -> Request:
-    choices = [f"{number} is even", f"{number} is odd"]
-    body = {
-        "messages": [{"role": "user", "content": f"Is {number} even or odd?"}],
-        "structured_outputs": {"choice": choices},
-        "max_tokens": 32,
-        "temperature": 0.0,
-    }
-    return Request(body, lambda reply: reply["choices"][0]["message"]["content"] in choices)
+    return [one(number) for number in range(count)]
 
 
 def long(count: int, tokens: int) -> list[Request]:
     """Requests whose answers take exactly ``tokens`` tokens: time enough to stop a server under them."""
+    return [exactly(tokens, f"Tell story number {number}.") for number in range(count)]
 
-    def one(number: int) -> Request:
-        body = {
-            "messages": [{"role": "user", "content": f"Tell story number {number}."}],
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "temperature": 0.0,
-        }
-        return Request(body, lambda reply: reply["usage"]["completion_tokens"] == tokens)
 
-    return [one(number) for number in range(count)]
+def exactly(tokens: int, text: str, headers: dict[str, str] | None = None) -> Request:
+    """A request whose answer has so many tokens, whatever it says."""
+    body = _asking(text, tokens) | {"ignore_eos": True}
+    return Request(body, lambda reply: reply["usage"]["completion_tokens"] == tokens, headers or {})
+
+
+def _asking(text: str, tokens: int) -> dict:
+    messages = [{"role": "user", "content": text}]
+    return {"messages": messages, "max_tokens": tokens, "temperature": 0.0}
 
 
 def lasting(seconds: float, per_token: float, least: int = 24, most: int = 500) -> int:
@@ -98,8 +96,6 @@ class Crowd:
     """Clients at work; made by ``crowd``."""
 
     def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
-        import httpx
-
         self._server, self._timeout_s = server, timeout_s
         # A connection a client, kept open, as real clients do.
         self._http = httpx.Client(
@@ -117,8 +113,6 @@ class Crowd:
         ]
 
     def _ask(self, request: Request, due: float) -> Outcome | None:
-        import httpx
-
         if self._stopping.wait(max(0.0, due - time.monotonic())):
             return None
         begun = time.perf_counter()
@@ -270,8 +264,6 @@ class Watch:
     tokens: list[object] = field(default_factory=list)
 
     def __enter__(self) -> Watch:
-        import httpx
-
         # A new connection each time, as a load balancer's next user has.
         headers = self.server.headers | {"Connection": "close"}
         self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0, trust_env=False)
@@ -284,8 +276,6 @@ class Watch:
         return self
 
     def _ask(self, said: list, method: str, path: str, body: dict | None) -> None:
-        import httpx
-
         while not self._done.wait(self.every_s):
             try:
                 said.append(self._http.request(method, path, json=body).status_code)
@@ -294,9 +284,7 @@ class Watch:
 
     def said(self, which: str) -> str:
         """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
-        return ", ".join(
-            str(code) for code in sorted({c for c in getattr(self, which) if isinstance(c, int)})
-        )
+        return ", ".join(map(str, sorted({code for code in getattr(self, which) if isinstance(code, int)})))
 
     def __exit__(self, *_) -> None:
         self._done.set()

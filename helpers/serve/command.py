@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import socket
 
 from helpers.model import schemes
@@ -93,6 +94,17 @@ def flags(args: dict[str, object]) -> list[str]:
         else:
             found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return found
+
+
+def typed(start: str, words: list[str]) -> str:
+    """A command as one would type it, a line a flag."""
+    lines = [start]
+    for word in words:
+        if word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n    ".join(lines)
 
 
 def server_environment(settings: Settings) -> dict[str, str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import httpx
+
 from helpers.serve import clients
 from helpers.serve.errors import ServerError
 
@@ -16,8 +18,6 @@ from helpers.serve.errors import ServerError
 UNLISTED = (("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"))
 
 GUARDED = (401, 403)
-
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,13 @@ def routes(server) -> list[tuple[str, str]]:
         raise ServerError(
             "This server does not list its routes: open_server(..., disable_fastapi_docs=False)."
         )
-    listed = reply.json()["paths"]
-    found = {
-        (method.upper(), path)
-        for path, methods in listed.items()
-        for method in methods
-        if method.upper() in METHODS
-    }
+    listed = reply.json()["paths"].items()
+    found = {(method.upper(), path) for path, methods in listed for method in methods}
     return sorted(found | set(UNLISTED), key=lambda route: (route[1], route[0]))
 
 
 def open_doors(server) -> list[Door]:
     """Try every route of a server with the key and without it."""
-    import httpx
-
     found = []
     with httpx.Client(base_url=server.url, timeout=30.0, trust_env=False) as client:
         for method, path in routes(server):
@@ -80,8 +73,6 @@ def open_doors(server) -> list[Door]:
 
 def generates_without_key(server) -> str:
     """Ask ``/invocations``, which the key does not guard, for an answer; return the text, empty if none."""
-    import httpx
-
     body = {
         "model": server.name,
         "messages": [{"role": "user", "content": "What is the capital of France? Answer with one word."}],
@@ -103,8 +94,6 @@ class Refusal:
 
 def refusals(server) -> list[Refusal]:
     """Send each kind of bad request once; the server has to refuse it and go on."""
-    import httpx
-
     chat = {"model": server.name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     too_long = [{"role": "user", "content": "hello " * (server.args["max_model_len"] + 1)}]
     huge = [{"role": "user", "content": "a" * 10_000_000}]

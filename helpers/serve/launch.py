@@ -64,9 +64,8 @@ def config_of(model: str, revision: str | None) -> dict:
     import huggingface_hub
 
     try:
-        return json.loads(
-            Path(huggingface_hub.hf_hub_download(model, "config.json", revision=revision)).read_text()
-        )
+        file = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
+        return json.loads(Path(file).read_text())
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
         return {}  # vLLM asks again, and says why not
 

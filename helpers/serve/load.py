@@ -1,6 +1,7 @@
 """A running server under load: vLLM's own ``vllm bench serve``, several levels in one process.
 
-    levels = bench(server, concurrencies=[1, 4, 16], shares=[0.5, 0.8, 1.2], objective=Objective(...))
+    with Generator("runs/logs") as generator:
+        levels = generator.bench(server, concurrencies=[1, 16], shares=[0.8, 2.5], objective=Objective(...))
 
 Two kinds of load. *Closed loop*: a fixed number of clients, each sending its next request when the last is
 answered, so a slow server is asked less. *Open loop*: requests come at random (a Poisson process), whether
@@ -9,19 +10,23 @@ the server keeps up or not, as users do. The generator runs in a process of its 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
 import resource
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.base import machine, processes
+from helpers.base.files import ROOT
+from helpers.engine import logfile
 from helpers.faults.log import root_cause
 from helpers.serve import command
+from helpers.serve.owned import POLL_S
 from helpers.serve.server import Server
 
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
@@ -72,53 +77,112 @@ class Level:
         return self.goodput / self.requests_per_s if self.requests_per_s else 0.0
 
 
-def bench(
-    server: Server,
-    *,
-    concurrencies: list[int],
-    shares: list[float],
-    objective: Objective,
-    input_tokens: int = 32,
-    output_tokens: int = 16,
-    seconds: float = 8.0,
-    log_dir: str | Path,
-) -> list[Level]:
-    """Load a server at each level and return what came out, closed loops first.
+class Generator:
+    """The load's process: it imports vLLM from the moment it is made, while you do something else.
 
-    Args:
-        concurrencies: clients at once; each sends two requests, and a level at least four. A level that is
-            over in less than ``SHORTEST_S`` is repeated with more.
-        shares: rates of the open loops, as shares of the best request throughput of the closed ones.
-        input_tokens, output_tokens: lengths of every request; the prompts are random, and differ by level.
-        seconds: how long requests keep coming in an open loop; the last then have to be answered.
-
-    Raises:
-        LoadError: the generator failed; a request that failed is counted in its level.
+    It ends with its ``with`` block, by ``close`` or with this process.
     """
-    log_dir = Path(log_dir)
-    log_dir.mkdir(parents=True, exist_ok=True)
-    stem = server.log_file.stem.replace("server", "bench")
-    log, results = log_dir / f"{stem}.log", log_dir / f"{stem}.jsonl"
-    results.unlink(missing_ok=True)
-    same = arguments(server.url, str(server.checkpoint.folder), server.name, input_tokens, output_tokens)
-    same |= {"goodput": [f"ttft:{objective.ttft_ms}", f"tpot:{objective.tpot_ms}"]}
-    job = {"owner": os.getpid(), "same": same, "results": str(results.absolute())}
-    job |= {"concurrencies": concurrencies, "shares": shares, "seconds": seconds}
-    environment = os.environ | {"OPENAI_API_KEY": server.settings.api_key, "VLLM_LOGGING_COLOR": "0"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    # Its client would send this machine's own address, and the key, through a proxy of the environment's.
-    environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), server.args["host"])
-    command = [sys.executable, "-m", "helpers.serve.load", json.dumps(job)]
 
-    def progress() -> tuple[int, int, str]:
-        done = len(results.read_text().splitlines()) if results.exists() else 0
-        return done, len(concurrencies) + len(shares), "levels of load"
+    def __init__(self, log_dir: str | Path):
+        self.log = logfile.new_log_file(Path(log_dir), "bench")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._start()
 
-    code = processes.run_logged(command, log, environment, progress)
-    if code:
-        cause = root_cause(log.read_text(errors="replace")) or f"exit code {code}"
-        raise LoadError(f"vllm bench serve failed.\nCause: {cause}\nFull log: ‹{os.path.relpath(log)}›")
-    return [_level(json.loads(line)) for line in results.read_text().splitlines()]
+    def _start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        with self.log.open("w") as out:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "helpers.serve.load", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment | {"VLLM_LOGGING_COLOR": "0"},
+                text=True,
+                start_new_session=True,  # Ctrl+C in another cell goes to the kernel's whole group
+            )
+
+    def bench(
+        self,
+        server: Server,
+        *,
+        concurrencies: list[int],
+        shares: list[float],
+        objective: Objective,
+        input_tokens: int = 32,
+        output_tokens: int = 16,
+        seconds: float = 8.0,
+    ) -> list[Level]:
+        """Load a server at each level and return what came out, closed loops first.
+
+        Args:
+            concurrencies: clients at once; each sends two requests, and a level at least four. A level that
+                is over in less than ``SHORTEST_S`` is repeated with more.
+            shares: rates of the open loops, as shares of the best request throughput of the closed ones.
+            input_tokens, output_tokens: lengths of every request; prompts are random, and differ by level.
+            seconds: how long requests keep coming in an open loop; the last then have to be answered.
+
+        Raises:
+            LoadError: the generator failed; a request that failed is counted in its level.
+        """
+        results = self.log.with_suffix(".jsonl")
+        results.write_text("")
+        same = {
+            "backend": "openai",
+            "base_url": server.url,
+            "model": str(server.checkpoint.folder),  # for its tokenizer
+            "served_model_name": server.name,
+            "dataset_name": "random",
+            "random_input_len": input_tokens,
+            "random_output_len": output_tokens,
+            "temperature": 0,
+            "goodput": [f"ttft:{objective.ttft_ms}", f"tpot:{objective.tpot_ms}"],
+            "percentile_metrics": "ttft,tpot,itl,e2el",
+            "metric_percentiles": "95",
+            "disable_tqdm": True,
+        }
+        # Its client would send this machine's own address, and the key, through a proxy of the environment's.
+        environment = dict.fromkeys(("NO_PROXY", "no_proxy"), server.args["host"])
+        environment["OPENAI_API_KEY"] = server.settings.api_key
+        job = {"environment": environment, "same": same, "results": str(results)}
+        job |= {"concurrencies": concurrencies, "shares": shares, "seconds": seconds}
+        self._run(job, lambda: results.read_text().count("\n"), len(concurrencies) + len(shares))
+        return [_level(json.loads(line)) for line in results.read_text().splitlines()]
+
+    def _run(self, job: dict, done: Callable[[], int], levels: int) -> None:
+        if self._child.poll() is not None:  # after an error, or Ctrl+C
+            self._start()
+        try:
+            with processes.progress(lambda: (done(), levels, "levels of load")):
+                print(json.dumps(job), file=self._child.stdin, flush=True)
+                while done() < levels:
+                    if (code := self._child.poll()) is not None:
+                        cause = root_cause(self.log.read_text(errors="replace")) or f"exit code {code}"
+                        raise LoadError(
+                            f"vllm bench serve failed.\nCause: {cause}\n"
+                            f"Full log: ‹{os.path.relpath(self.log)}›"
+                        )
+                    time.sleep(POLL_S)
+        except BaseException:  # Ctrl+C above all
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End its process."""
+        self._child.kill()
+        self._child.communicate()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def bench(server: Server, *, log_dir: str | Path, **levels) -> list[Level]:
+    """``Generator.bench`` by a generator for this one load."""
+    with Generator(log_dir) as generator:
+        return generator.bench(server, **levels)
 
 
 def _level(found: dict) -> Level:
@@ -168,8 +232,7 @@ def highest_kept(levels: list[Level]) -> Level | None:
     was too short to show it.
     """
     most = sustained(levels)
-    kept = [level for level in opened(levels) if level.kept >= KEEPS and level.rate <= most]
-    kept = [level for level in kept if not level.failed]
+    kept = [one for one in opened(levels) if one.kept >= KEEPS and one.rate <= most and not one.failed]
     return max(kept, key=lambda level: level.rate, default=None)
 
 
@@ -178,7 +241,6 @@ FIELDS = ("scheme", "model", "device", "vllm", "way", "start_s", "measured_at", 
 
 def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
     """One record a level, for ``records.append(..., fields=load.FIELDS)``."""
-
     have = machine.versions()
     common = {
         "scheme": server.settings.scheme,
@@ -196,25 +258,9 @@ def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
 # -- the child process ------------------------------------------------------------------------------
 
 
-def arguments(url: str, folder: str, name: str, input_tokens: int, output_tokens: int) -> dict:
-    """What is the same at every level: random prompts of one length, answers of one length, greedy."""
-    return {
-        "backend": "openai",
-        "base_url": url,
-        "model": folder,  # for its tokenizer
-        "served_model_name": name,
-        "dataset_name": "random",
-        "random_input_len": input_tokens,
-        "random_output_len": output_tokens,
-        "temperature": 0,
-        "percentile_metrics": "ttft,tpot,itl,e2el",
-        "metric_percentiles": "95",
-        "disable_tqdm": True,
-    }
-
-
-def benchmark() -> Callable[..., dict]:
-    """vLLM's benchmark, imported once, for a process of its own: from a level's arguments to its result."""
+def _child(owner: int) -> None:
+    """Import vLLM's benchmark, then run each job that comes; one line of JSON a level as it is done."""
+    processes.end_with(owner)
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -222,22 +268,29 @@ def benchmark() -> Callable[..., dict]:
     serve.add_cli_args(parser)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request that is in flight
-    seeds = itertools.count()  # no prompt comes twice: the server keeps what it has read of one
-    return lambda **given: serve.main(parser.parse_args(command.flags(given | {"seed": next(seeds)})))
+
+    def run(**given) -> dict:
+        return serve.main(parser.parse_args(command.flags(job["same"] | given | {"seed": next(seeds)})))
+
+    for line in sys.stdin:
+        job, seeds = (
+            json.loads(line),
+            itertools.count(),
+        )  # no prompt twice: the server keeps what it read
+        os.environ.update(job["environment"])
+        _load(job, run)
 
 
-def _child(job: dict) -> None:
-    """Run every level; one line of JSON a level as it is done."""
-    processes.end_with(job["owner"])
-    run, best = functools.partial(benchmark(), **job["same"]), 0.0
-    for concurrency in job["concurrencies"]:
-        found = _long_enough(run, concurrency, max(4, 2 * concurrency))
-        best = max(best, found["request_throughput"])
-        _keep(job, found | {"share": None})
+def _load(job: dict, run: Callable[..., dict]) -> None:
+    def keep(found: dict, share: float | None) -> float:
+        with Path(job["results"]).open("a") as file:
+            file.write(json.dumps(found | {"share": share}) + "\n")
+        return found["request_throughput"]
+
+    best = max(keep(_long_enough(run, count, max(4, 2 * count)), None) for count in job["concurrencies"])
     for share in job["shares"]:
         rate = share * best
-        found = run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"])))
-        _keep(job, found | {"share": share})
+        keep(run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"]))), share)
 
 
 def _long_enough(run, concurrency: int, count: int) -> dict:
@@ -250,10 +303,5 @@ def _long_enough(run, concurrency: int, count: int) -> dict:
         count = more
 
 
-def _keep(job: dict, found: dict) -> None:
-    with Path(job["results"]).open("a") as file:
-        file.write(json.dumps(found) + "\n")
-
-
 if __name__ == "__main__":
-    _child(json.loads(sys.argv[1]))
+    _child(int(sys.argv[1]))

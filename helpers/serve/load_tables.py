@@ -23,77 +23,61 @@ def outcomes(found: Mapping[str, Mapping[str, int]], plain: Iterable[str] = ()) 
 
 def refusals(found, width: int = 110) -> Table:
     """``doors.refusals``: status and first words of each refusal."""
-    rows = [[bad.what, bad.status, _short(bad.text, width)] for bad in found]
+    lines = [" ".join(bad.text.split()) for bad in found]
+    short = [line if len(line) <= width else line[: width - 2] + " …" for line in lines]
+    rows = [[bad.what, bad.status, text] for bad, text in zip(found, short, strict=True)]
     return Table(["bad request", "status", "message"], rows, texts=["message"])
-
-
-def _short(text: str, width: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 2] + " …"
 
 
 def levels(found: Mapping[str, list]) -> Table:
     """``load.Level``s by scheme, a row a level; the records have every percentile."""
     columns = ["load", "requests", "answered", "in time", "output", "TTFT, median", "TPOT, median"]
-    rows = [
-        [f"{scheme}, {_name(level)}", *_figures(level)] for scheme, rows in found.items() for level in rows
-    ]
-    return Table(columns, rows)
+    return Table(columns, [_row(scheme, level) for scheme, rows in found.items() for level in rows])
 
 
-def _name(level) -> str:
-    if level.share is None:
-        return f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
-    return f"{level.share:g} of the best"
-
-
-def _figures(level) -> list[page.measured]:
+def _row(scheme: str, level) -> list:
+    clients = f"{level.concurrency} client{'s' if level.concurrency != 1 else ''}"
     cells = [
-        f"{level.completed}",
+        f"{level.completed}" + (f" of {level.completed + level.failed}" if level.failed else ""),
         f"{level.requests_per_s:.2f} /s" + (f" of {level.rate:.2f}" if level.rate else ""),
         f"{level.kept:.0%}",
         f"{level.output_tokens_per_s:,.0f} tok/s",
         page.ms(level.ttft_s),
         page.ms(level.tpot_s),
     ]
-    return [page.measured(cell) for cell in cells]
+    what = clients if level.share is None else f"{level.share:g} of the best"
+    return [f"{scheme}, {what}", *map(page.measured, cells)]
 
 
 def load(found: Mapping[str, list], objective) -> Figure:
     """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and wait."""
     figure, [[left, right]] = panels(2, (9, 3.8))
-    limit = {"color": BOUND, "linestyle": "--"}
-    right.axhline(objective.ttft_ms, **limit)
-    words = []
-    for scheme, rows in found.items():
-        style, clients = look(scheme), [level.concurrency for level in closed(rows)]
-        left.plot(clients, [level.output_tokens_per_s for level in closed(rows)], **style)
-        right.plot(clients, [level.ttft_s * 1e3 for level in closed(rows)], **style)
-        first, *_, last = [closed(rows)[0], *closed(rows)]
-        words.append(
-            f"{scheme}: {first.output_tokens_per_s:,.0f} tok/s and {first.ttft_s * 1e3:,.0f} ms for "
-            f"{first.concurrency}, {last.output_tokens_per_s:,.0f} tok/s and {last.ttft_s * 1e3:,.0f} ms for "
-            f"{last.concurrency}"
-        )
-    left.set(title="Everybody together", ylabel="output tokens per second", ylim=(0, None))
-    right.set(title="One user waits", ylabel="TTFT, ms", ylim=(0, None))
-    counts = sorted({level.concurrency for rows in found.values() for level in closed(rows)})
-    for axes in (left, right):
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.set_xlabel("clients at once")
-        axes.grid(alpha=0.3)
-    for axes, pick in (
+    right.axhline(objective.ttft_ms, color=BOUND, linestyle="--")
+    loops, words = {scheme: closed(rows) for scheme, rows in found.items()}, []
+    for scheme, rows in loops.items():
+        ends = [
+            f"{row.output_tokens_per_s:,.0f} tok/s and {row.ttft_s * 1e3:,.0f} ms for {row.concurrency}"
+            for row in (rows[0], rows[-1])
+        ]
+        words.append(f"{scheme}: {', '.join(ends)}")
+    left.set(title="Everybody together", ylabel="output tokens per second")
+    right.set(title="One user waits", ylabel="TTFT, ms")
+    counts = sorted({level.concurrency for rows in loops.values() for level in rows})
+    for axes, height in (
         (left, lambda level: level.output_tokens_per_s),
         (right, lambda level: level.ttft_s * 1e3),
     ):
-        ends = {
-            scheme: (closed(rows)[-1].concurrency, pick(closed(rows)[-1]), look(scheme)["color"])
-            for scheme, rows in found.items()
-        }
-        more = {"objective": (counts[-1], objective.ttft_ms, limit["color"])} if axes is right else {}
-        name_ends(axes, ends | more)
+        ends = {"objective": (counts[-1], objective.ttft_ms, BOUND)} if axes is right else {}
+        for scheme, rows in loops.items():
+            axes.plot([level.concurrency for level in rows], [*map(height, rows)], **look(scheme))
+            ends[scheme] = (rows[-1].concurrency, height(rows[-1]), look(scheme)["color"])
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set_ylim(0, None)
+        axes.set_xlabel("clients at once")
+        axes.grid(alpha=0.3)
+        name_ends(axes, ends)
     alt = (
         "Left, output tokens per second of all clients together against how many there are; right, the "
         "median time to the first token, beside the dashed objective. "

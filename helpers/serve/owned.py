@@ -16,6 +16,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
+import psutil
+
 from helpers.base import processes
 from helpers.base.files import ROOT
 from helpers.engine import engine, errors, interrupts, logfile
@@ -71,8 +74,6 @@ class Owned:
 
     @functools.cached_property
     def _http(self):
-        import httpx
-
         # One: making it takes longer than a request. Not through a proxy of the environment's, which cannot
         # reach this machine's own address, and would be told the key.
         return httpx.Client(headers=self.headers, trust_env=False)
@@ -117,15 +118,7 @@ class Owned:
         Raises:
             ServerStartError: the port is taken, the model does not load, or it takes too long.
         """
-        self.prepare()
-        try:
-            with logfile.starting(self._followed_log), self._own.watched():
-                self._launch_and_wait()
-        except BaseException:
-            self.kill()
-            raise
-        interrupts.on_interrupted_cell(self.kill)
-        print(self._started())
+        start_together(self)
         return self
 
     def prepare(self) -> None:
@@ -143,15 +136,12 @@ class Owned:
         self.end = self._process = None  # a process of before has ended: its number may be another's by now
         self.log_file = logfile.new_log_file(self.log_dir, self._log_name)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.touch()  # taken: one that starts beside it gets another
 
     @property
     def _followed_log(self) -> Path:
         """The log that the progress bar follows."""
         return self.log_file
-
-    def _launch_and_wait(self) -> None:
-        self.launch()
-        self.wait_until_ready()
 
     def launch(self) -> None:
         """Start the process; from the thread that stays, see ``owned_command``."""
@@ -189,8 +179,6 @@ class Owned:
         self.start_s = time.perf_counter() - self._begun
 
     def _healthy(self) -> bool:
-        import httpx
-
         with contextlib.suppress(httpx.HTTPError):
             return self.get("/health", timeout_s=2.0).status_code == 200
         return False
@@ -241,8 +229,6 @@ class Owned:
     @property
     def pid(self) -> int:
         """The process that answers HTTP: the supervisor's child, or the supervisor while there is none."""
-        import psutil
-
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self._process.pid).children():
                 return child.pid
@@ -250,8 +236,6 @@ class Owned:
 
     def processes(self) -> list:
         """Its processes that are alive, as psutil sees them."""
-        import psutil
-
         with contextlib.suppress(psutil.Error):
             supervisor = psutil.Process(self._process.pid)
             return [supervisor, *supervisor.children(recursive=True)]
@@ -271,10 +255,35 @@ class Owned:
         return errors.diagnosed(kind, sentence, self.log_file, failed, otherwise)
 
 
+def start_together(*servers: Owned) -> None:
+    """Start several side by side, since one start leaves cores idle; one that fails takes the others with it.
+
+    Raises:
+        ServerStartError: as ``start``.
+    """
+    for server in servers:
+        server.prepare()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(logfile.starting(servers[0]._followed_log))
+            for server in servers:
+                stack.enter_context(server._own.watched())
+                server.launch()
+            for server in servers:
+                server.wait_until_ready()
+    except BaseException:
+        for server in servers:
+            server.kill()
+        raise
+    for server in servers:
+        if len(servers) > 1:
+            server._own.leave_processes()  # among them the others'; its supervisor ends its own
+        interrupts.on_interrupted_cell(server.kill)
+        print(server._started())
+
+
 def refuse_taken_port(host: str, port: int) -> None:
     """Say at once, and who has it, what vLLM would say after importing for half a minute."""
-    import psutil
-
     with tcp_socket(host) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
         try:

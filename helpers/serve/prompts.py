@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from helpers.serve.clients import Request
+from helpers.serve.clients import Request, exactly
 
 WORDS = ("river", "stone", "cloud", "paper", "green", "seven", "light", "music", "garden", "window")
 _calls = itertools.count()
@@ -18,13 +18,13 @@ _calls = itertools.count()
 def distinct(count: int) -> list[Request]:
     """Each prompt is its own: no cache can help."""
     call = next(_calls)
-    return [_request([_text(f"{call} {at}", 200)]) for at in range(count)]
+    return [exactly(2, _text(f"{call} {at}", 200)) for at in range(count)]
 
 
 def shared(count: int) -> list[Request]:
     """Every prompt begins with the same 200 words, as with one system prompt, and ends in its own."""
     same = _text(str(next(_calls)), 200)
-    return [_request([f"{same} {at}"]) for at in range(count)]
+    return [exactly(2, f"{same} {at}") for at in range(count)]
 
 
 def sessions(users: int, turns: int) -> list[Request]:
@@ -36,15 +36,9 @@ def sessions(users: int, turns: int) -> list[Request]:
     found = []
     for turn, user in itertools.product(range(turns), range(users)):
         said = [_text(f"{call} {user} {part}", 100) for part in range(turn + 2)]
-        found.append(_request(said, {"X-Session-ID": f"{call}-{user}"}))
+        found.append(exactly(2, " ".join(said), {"X-Session-ID": f"{call}-{user}"}))
     return found
 
 
 def _text(seed: str, words: int) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
-
-
-def _request(parts: list[str], headers: dict | None = None) -> Request:
-    messages = [{"role": "user", "content": " ".join(parts)}]
-    body = {"messages": messages, "max_tokens": 2, "ignore_eos": True, "temperature": 0.0}
-    return Request(body, lambda reply: reply["usage"]["completion_tokens"] == 2, headers or {})

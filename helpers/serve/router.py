@@ -14,15 +14,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+
+import httpx
 
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
-from helpers.serve.command import flags, free_ports, server_environment
+from helpers.serve.command import flags, free_ports, server_environment, typed
 from helpers.serve.errors import ServerError, Stop
 from helpers.serve.owned import TEARDOWN_S, Owned
 from helpers.serve.server import Server, open_server
@@ -130,18 +132,17 @@ class Router(Owned):
     @property
     def command(self) -> str:
         """The command that starts the same router without these helpers."""
-        words = flags(self.args)
-        lines = [f"{flag} {shlex.quote(word)}" for flag, word in zip(words[::2], words[1::2], strict=True)]
-        urls = " ".join(server.url for server in self.servers)
-        return " \\\n    ".join(["vllm-router", f"--worker-urls {urls}", *lines])
+        return typed("vllm-router", self._words())
+
+    def _words(self) -> list[str]:
+        return ["--worker-urls", *(server.url for server in self.servers), *flags(self.args)]
 
     def metrics(self) -> dict[str, float]:
         """What its servers' ``/metrics`` say, summed over those that run."""
-        found: dict[str, float] = {}
+        found = Counter()
         for server in self.servers:
-            for name, value in _metrics(server).items():
-                found[name] = found.get(name, 0.0) + value
-        return found
+            found.update(_metrics(server))  # which adds
+        return dict(found)
 
     def each(self, metric: str) -> list[float]:
         """One metric of each server, in their order; 0 of one that does not run."""
@@ -230,13 +231,18 @@ class Router(Owned):
         """All at first; after the router alone died, only those that died with it or since."""
         return [server for server in self.servers if not server.running]
 
-    def _launch_and_wait(self) -> None:
-        begun, starting = time.perf_counter(), self._to_start()
-        for server in starting:
+    def launch(self) -> None:
+        """Launch the servers; the router itself follows when they are ready."""
+        self._starting = self._to_start()
+        for server in self._starting:
             server.launch()
-        for server in starting:
+
+    def wait_until_ready(self) -> None:
+        begun = time.perf_counter()
+        for server in self._starting:
             server.wait_until_ready()
-        super()._launch_and_wait()
+        super().launch()
+        super().wait_until_ready()
         self.start_s = time.perf_counter() - begun  # of all
 
     def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
@@ -257,9 +263,7 @@ class Router(Owned):
         return f"router-{self.args['policy']}"
 
     def _command_line(self) -> list[str]:
-        urls = [server.url for server in self.servers]
-        launcher = [sys.executable, "-m", "vllm_router.launch_router"]
-        return [*launcher, "--worker-urls", *urls, *flags(self.args)]
+        return [sys.executable, "-m", "vllm_router.launch_router", *self._words()]
 
     def _environment(self) -> dict[str, str]:
         return server_environment(self.settings)
@@ -272,8 +276,6 @@ class Router(Owned):
 
 
 def _metrics(server: Server) -> dict[str, float]:
-    import httpx
-
     with contextlib.suppress(httpx.HTTPError):
         if server.running:
             return server.metrics()

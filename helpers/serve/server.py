@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from helpers.base.machine import detect
@@ -75,26 +76,19 @@ class Server(Owned):
         """
         ours = self.checkpoint.kind in (EMBEDDED, "made")  # its folder is in a cache of ours
         args = {name: value for name, value in self.args.items() if name != "model"}
-        words, lines = flags(args), []
-        for word in words:
-            if word.startswith("--"):
-                lines.append(word)
-            else:
-                lines[-1] += f" {shlex.quote(word)}"
         named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
         cache = f"VLLM_CPU_KVCACHE_SPACE={self.settings.vllm_cpu_kvcache_space} " * (detect().kind == "cpu")
-        start = f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}"
-        return " \\\n    ".join([start, *lines])
+        return command.typed(f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}", flags(args))
 
     def metrics(self) -> dict[str, float]:
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        found: dict[str, float] = {}
+        found = Counter()
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
-        return found
+                found[sample.name] += sample.value
+        return dict(found)
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 
