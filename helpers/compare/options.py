@@ -242,10 +242,12 @@ def on_record() -> list[dict]:
     """What was measured on other machines; of large models with the kernels that vLLM chose, and no mixtures,
     whose experts were random."""
     known = sizing.known_models()
-    return [row for row in records.elsewhere()[0] if not row.get("cited")] + [
+    ours = [row for row in records.elsewhere()[0] if not row.get("cited")]
+    measured = {row["model"] for row in ours}  # their ratios stay within what was measured in one session
+    return ours + [
         row | {"way": schemes.scheme(row["scheme"]).way(cards.card(row["device"]).machine).name}
         for row in records.deployments()
-        if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY
+        if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY and row["model"] not in measured
         if not sizes.layout(known[row["model"]].folder).experts
     ]
 
