@@ -42,7 +42,7 @@ def small(**more) -> Settings:
 def server(tmp_path_factory):
     """One server for the tests of this file; the last of them stop it under load."""
     folder = tmp_path_factory.mktemp("logs")
-    with open_server(small(max_answer_tokens=128), log_dir=folder, disable_fastapi_docs=False) as server:
+    with open_server(small(max_answer_tokens=256), log_dir=folder, disable_fastapi_docs=False) as server:
         yield server
 
 
@@ -235,7 +235,7 @@ def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
     reply = server.client().chat.completions.create(
         model=server.name, messages=story, extra_body=more, max_tokens=400
     )
-    assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (128, "length")
+    assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (256, "length")
 
 
 def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
@@ -355,7 +355,7 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
 
 def test_a_stop_under_load_loses_nothing(server):
     # Answers long enough that all are still being written when it is stopped, on a fast machine, too.
-    with clients.crowd(server, clients.long(8, 128), concurrency=8) as crowd:
+    with clients.crowd(server, clients.long(8, 256), concurrency=8) as crowd:
         crowd.wait_until_running(8)
         crowd.wait_until_writing()
         processes = server.processes()

@@ -182,9 +182,11 @@ class Crowd:
             if seen():
                 return
             if left < least:
+                self.stop_asking()
+                ends = {how: number for how, number in count(self.outcomes()).items() if number}
                 raise TimeoutError(
                     f"{len(self._futures) - left} of {len(self._futures)} requests had ended before {what} "
-                    "was seen. Ask for longer answers."
+                    f"was seen. Ask for longer answers. Their ends: {ends}."
                 )
             time.sleep(0.02)
         raise TimeoutError(f"{what} was not seen within {timeout_s:g} s.")
