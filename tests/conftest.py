@@ -14,6 +14,7 @@ from helpers.base.machine import MIB
 from helpers.engine import release
 from helpers.engine.children import _mapped
 from helpers.engine.engine import open_engine
+from helpers.faults import explain
 from tests.fault_table import Table
 
 os.environ["TUTORIAL_HEADLESS"] = "1"
@@ -118,6 +119,13 @@ def nothing_left(tmp_path):
     for process in left:
         process.kill()
     assert not left
+
+
+def named(error: BaseException, name: str):
+    """Insist on an error's diagnosis; return the report."""
+    report = explain.explain(error)
+    assert report.name == name, report
+    return report
 
 
 def settled() -> int:

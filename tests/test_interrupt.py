@@ -110,7 +110,7 @@ RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST"
         pytest.param(RELEASING, "ready", 0.5, id="release", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, table):
+def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
     left = []
     for _ in range(2):  # what is left once is a module or the heap's own; a leak is left each time
         said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -122,8 +122,6 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, t
         assert "Paris" in said
         left.append(kernel.settled(said) - kernel.reference)
         kernel.reference = kernel.settled(said)
-    where = f"{request.node.callspec.id}, in a notebook"
-    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", left=min(left), processes=0)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"
 
 
@@ -152,7 +150,7 @@ def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(tmp_path
     [(LOADING, "GO", 6.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
     ids=["load", "generate", "release"],
 )
-def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s, request, table):
+def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s):
     shared = shared_memory()
     cell = cell.replace("(**small)", "(**small, in_process=False)")
     said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -160,8 +158,6 @@ def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s,
     assert "LOADED" not in said
     assert "PAST" not in said
     left = [child for child in kernel.children() if child.is_running()]
-    where = f"{request.node.callspec.id}, in a notebook, the engine in a child"
-    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", processes=len(left))
     assert not left
     assert not left_behind(shared)
     said, error = kernel.run(AGAIN)
