@@ -20,9 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.base import files, redact
+from helpers.base import files, interrupts, redact
 from helpers.base.machine import Machine, detect
-from helpers.engine import arguments, borrowed, children, errors, interrupts, llm, logfile, release
+from helpers.engine import arguments, borrowed, children, errors, llm, logfile, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
 from helpers.engine.errors import (
