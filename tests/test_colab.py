@@ -143,7 +143,7 @@ def test_only_a_package_in_use_asks_for_a_restart(tmp_path, monkeypatch):
     __import__("used")
     assert {"used"} == colab.in_use() & {"used", "unused"}
     said = colab.changes({"a": "1", "b": "1", "c": "1"}, {"a": "2", "b": "1", "d": "1", "e": "1"})
-    assert said == "Added 2 packages.\nReplaced 1: a 1 -> 2.\nRemoved 1: c 1."
+    assert said == "Added 2 packages. Replaced 2: a 1 -> 2, c 1 -> removed."
 
 
 # --- All of it, in kernels of such an environment
@@ -241,7 +241,7 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
         said, error = runtime.run(cell)
         after = installed(python)
         assert f"numpy {before['numpy']} -> {after['numpy']}" in said
-        assert "Removed 1: torchvision" in said
+        assert re.search(r"torchvision \S+ -> removed", said)
         assert "had already imported" in error, said
         assert "numpy" in error
         assert "Restart the runtime" in error

@@ -61,21 +61,14 @@ def in_use() -> set[str]:
 
 
 def changes(before: dict[str, str], after: dict[str, str]) -> str:
-    """Say which packages were replaced and removed, and how many were added."""
+    """Say which packages were replaced or removed, and how many were added."""
     replaced = [
-        f"{name} {old} -> {after[name]}"
+        f"{name} {old} -> {after.get(name, 'removed')}"
         for name, old in sorted(before.items())
-        if after.get(name, old) != old
+        if after.get(name) != old
     ]
-    removed = [f"{name} {old}" for name, old in sorted(before.items()) if name not in after]
     added = len(after.keys() - before.keys())
-    return "\n".join(
-        [
-            f"Added {added} packages.",
-            f"Replaced {len(replaced)}: {', '.join(replaced)}." if replaced else "Replaced none.",
-            *([f"Removed {len(removed)}: {', '.join(removed)}."] if removed else []),
-        ]
-    )
+    return f"Added {added} packages. Replaced {len(replaced)}: {', '.join(replaced) or 'none'}."
 
 
 def _name(found) -> str:
