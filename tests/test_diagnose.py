@@ -127,13 +127,6 @@ def test_every_entry_is_whole_and_has_a_text():
     assert texts | provoked == set(names)
 
 
-@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
-def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
-    text = path.read_text(encoding="utf-8")
-    for trace in ("/root/", "/home/", "/work/", "hf_", "sk-"):
-        assert trace not in text
-
-
 def test_a_whole_servers_log_is_told_by_the_child_in_its_middle():
     log = SERVER_LOG.read_text(encoding="utf-8")
     assert log.startswith("# recorded on ")
