@@ -23,7 +23,7 @@ from helpers.model.embedded import prepare
 from helpers.model.model import Model
 from helpers.model.quantize import EFFORT
 from helpers.model.text import calibration_text, held_out_text
-from tests.conftest import NO_WEIGHTS
+from tests.conftest import NO_WEIGHTS, named
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -111,14 +111,12 @@ def test_a_ready_made_awq_is_used_as_it_is(tmp_path, no_child, config):
 
 
 @pytest.mark.parametrize(("recipe", "found"), [("rtn", "w4a16"), ("int8", "w4a16"), ("awq", "fp8")])
-def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found, table):
+def test_a_quantized_model_is_not_quantized_again(tmp_path, no_child, recipe, found):
     config = _compressed("int", 4, None) if found == "w4a16" else _compressed("float", 8, 8)
     ready = _model(tmp_path / "ready", quantization_config=config)
     with pytest.raises(CheckpointError, match=rf"quantized already \({found}\).*Give the 16-bit model") as at:
         checkpoints.make(ready, recipe)
-    table.check(
-        "system", f"{recipe} of a model that is {found} already", "make", at.value, "quantized-already"
-    )
+    named(at.value, "quantized-already")
 
 
 # --- What is refused before anything is loaded ----------------------------------------------------
@@ -130,11 +128,11 @@ def test_an_unknown_recipe_names_the_known(tiny, no_child):
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
-def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe, table):
+def test_phi_2_cannot_be_scaled(tmp_path, no_child, recipe):
     phi = _model(tmp_path / "phi-2", architectures=["PhiForCausalLM"], model_type="phi")
     with pytest.raises(CheckpointError, match=rf"PhiForCausalLM {recipe} may.*rtn.*fp8.*GPTQ") as at:
         checkpoints.make(phi, recipe)
-    table.check("system", f"{recipe} of an unknown class", "make", at.value, "unsupported-architecture")
+    named(at.value, "unsupported-architecture")
 
 
 @pytest.mark.parametrize("recipe", ["awq", "int8"])
@@ -144,10 +142,10 @@ def test_the_classes_that_can_be_scaled_are_found(recipe):
     assert "PhiForCausalLM" not in classes
 
 
-def test_groups_that_cannot_be(tiny, no_child, table):
+def test_groups_that_cannot_be(tiny, no_child):
     with pytest.raises(CheckpointError, match="64, 192 wide: no group size of 128 divides") as at:
         checkpoints.make(tiny, "awq", group_size=128)
-    table.check("system", "a group size that does not divide the layers", "make", at.value, "group-size")
+    named(at.value, "group-size")
     with pytest.raises(CheckpointError, match="one of 128, 64, 32, not 48"):
         checkpoints.make(tiny, "awq", group_size=48)
     with pytest.raises(CheckpointError, match="scale for each output channel: leave group_size out"):
@@ -223,11 +221,11 @@ def test_a_failure_names_its_cause_and_the_log(tiny, tmp_path, cache, monkeypatc
     assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".log"]  # no half a checkpoint
 
 
-def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch, table):
+def test_a_killed_child_is_said_to_be_killed(tiny, tmp_path, monkeypatch):
     _stand_in(monkeypatch, tmp_path, "kill -9 $$")
     with pytest.raises(CheckpointError, match=r"killed by signal 9.*memory") as at:
         checkpoints.make(tiny, "fp8")
-    table.check("system", "llm-compressor's process is killed", "make", at.value, "killed")
+    named(at.value, "killed")
 
 
 def test_an_interrupt_ends_the_child(tiny, tmp_path, monkeypatch):
@@ -317,9 +315,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
-    embedded, tmp_path, cache, table
-):
+def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(embedded, tmp_path, cache):
     import psutil
 
     source = _tiny_llama(tmp_path / "tiny", embedded)
@@ -343,4 +339,3 @@ def test_killed_while_it_is_made_it_leaves_no_process_and_the_next_run_makes_it(
     made_at_last = checkpoints.make(source, "awq")
     assert checkpoints.recognise(made_at_last.folder) == "awq"
     assert not list(cache.glob("*.partial*"))
-    table.add("system", "killed at three points", "making an AWQ", "made again", "made again", processes=0)

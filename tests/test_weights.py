@@ -10,6 +10,7 @@ import pytest
 from helpers.model import embedded, lookup, weights
 from helpers.model.model import ModelError
 from helpers.model.weights import INDEX
+from tests.conftest import named
 
 HEADER = b'{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
 WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
@@ -48,31 +49,31 @@ def folder_of(path: Path, config: dict, **files: list[str]) -> Path:
     ],
     ids=["cut", "long", "cut in header", "zeros", "empty", "no JSON", "LFS", "pickle", "page"],
 )
-def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said, table):
+def test_a_file_that_is_not_whole_is_refused_and_named(tmp_path, content, said):
     folder = folder_of(tmp_path / "a model", {"model_type": "llama"})
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError) as caught:
         lookup.resolve(str(folder))
-    report = table.check("system", f"weights: {said}", "resolve", caught.value, "damaged-weights")
+    report = named(caught.value, "damaged-weights")
     assert said in report.evidence
 
 
 # -- the index ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path, table):
+def test_a_file_without_a_tensor_that_the_index_says_it_holds(tmp_path):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a", "b"], two=["c"])
     index = {"weight_map": {"a": "one.safetensors", "c": "two.safetensors", "d": "two.safetensors"}}
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"lacks d in two\.safetensors, which its index names") as at:
         lookup.resolve(str(folder))
-    table.check("system", "a tensor that is only in the index", "resolve", at.value, "missing-weights")
+    named(at.value, "missing-weights")
     del index["weight_map"]["d"]
     (folder / INDEX).write_text(json.dumps(index))
     lookup.resolve(str(folder))
 
 
-def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
+def test_an_index_that_names_a_file_elsewhere(tmp_path):
     """vLLM reads the files beside the index only."""
     folder = folder_of(tmp_path / "model", {"model_type": "llama"}, one=["a"])
     folder_of(folder / "sub", {}, two=["b"])
@@ -80,15 +81,15 @@ def test_an_index_that_names_a_file_elsewhere(tmp_path, table):
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"lacks sub/two\.safetensors, .* beside it") as caught:
         lookup.resolve(str(folder))
-    table.check("system", "an index that names another folder", "resolve", caught.value, "missing-weights")
+    named(caught.value, "missing-weights")
 
 
-def test_a_link_whose_file_is_gone(tmp_path, table):
+def test_a_link_whose_file_is_gone(tmp_path):
     folder = folder_of(tmp_path / "model", {"model_type": "llama"})
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
     with pytest.raises(ModelError, match=f"a link to {tmp_path}/gone, No such file") as caught:
         lookup.resolve(str(folder))
-    table.check("system", "a link whose file is gone", "resolve", caught.value, "damaged-weights")
+    named(caught.value, "damaged-weights")
 
 
 # -- matrices that a layer needs ----------------------------------------------------------------------------
@@ -123,7 +124,7 @@ TIED, UNTIED = LLAMA | {"tie_word_embeddings": True}, LLAMA | {"tie_word_embeddi
         (LLAMA, whole(3, "qweight"), "2.mlp.gate_proj", "model.layers.2.mlp.gate_proj.weight"),
     ],
 )  # fmt: skip
-def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missing, table):
+def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missing):
     half = len(names) // 2  # in two files, so that a layer's matrices lie apart
     kept = [[name for name in names[a:b] if gone not in name] for a, b in ((0, half), (half, None))]
     folder = folder_of(tmp_path / "model", config, one=kept[0], two=kept[1])
@@ -131,7 +132,7 @@ def test_a_matrix_that_no_file_has_is_named(tmp_path, config, names, gone, missi
         lookup.resolve(str(folder))
     assert missing in str(caught.value)
     assert "would start without a word and answer nonsense" in str(caught.value)
-    table.check("system", f"no {gone} in any file", "resolve", caught.value, "missing-weights")
+    named(caught.value, "missing-weights")
 
 
 WHOLE_MODELS = {
