@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tools import colab, environment
+from helpers.model import embedded
+from helpers.tools import colab, environment, install
 from tests.scratch import REPO, copy_repository, find_python
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
@@ -132,18 +133,17 @@ def test_its_front_end_and_what_it_pins_stay(tmp_path):
     assert [name for name in whole if name not in names] == sorted(kept)
 
 
-def test_only_a_package_in_use_asks_for_a_restart(tmp_path, monkeypatch):
-    for name in ("used", "unused"):
-        (tmp_path / f"{name}.py").touch()
-        info = tmp_path / f"{name}-1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
-        (info / "RECORD").write_text(f"{name}.py,,\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__("used")
-    assert {"used"} == colab.in_use() & {"used", "unused"}
-    said = colab.changes({"a": "1", "b": "1", "c": "1"}, {"a": "2", "b": "1", "d": "1", "e": "1"})
-    assert said == "Added 2 packages. Replaced 2: a 1 -> 2, c 1 -> removed."
+def test_a_kernel_older_than_its_packages_is_told_to_restart_until_it_is(monkeypatch):
+    current = iter([False, True, True])
+    monkeypatch.setattr(environment, "is_current", lambda *_: next(current))
+    monkeypatch.setattr(embedded, "ready", lambda: True)
+    monkeypatch.setattr(install, "setup", lambda *_, **__: None)
+    monkeypatch.setattr(colab, "_outdated", False)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="Restart the runtime now"):
+            colab.prepare()
+    colab._outdated = False  # as in the next kernel
+    colab.prepare()
 
 
 # --- All of it, in kernels of such an environment
@@ -234,20 +234,17 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
     first = "\n".join(fetch(f"'file://{repository}'"))
     runtime = Runtime(python, content)
     try:
-        runtime.run("import matplotlib, numpy, pandas")
         runtime.run("import os; os.environ['COLAB_RELEASE_TAG'] = 'release'")
         assert "No module named 'colab'" in runtime.run(cell)[1]
         assert not runtime.run(first)[1]
         said, error = runtime.run(cell)
         after = installed(python)
-        assert f"numpy {before['numpy']} -> {after['numpy']}" in said
-        assert re.search(r"torchvision \S+ -> removed", said)
-        assert "had already imported" in error, said
-        assert "numpy" in error
-        assert "Restart the runtime" in error
+        assert before["numpy"] != after["numpy"]
+        assert "torchvision" not in after
+        assert "Restart the runtime" in error, said
         kept = {pin.partition("==")[0] for pin in PINNED} | {"ipywidgets", "jupyter-client", "traitlets"}
         assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-        assert runtime.run(cell)[1] == error, "a kernel with the old packages is told again"
+        assert runtime.run(cell)[1] == error, "an older kernel is told again"
 
         runtime.restart()
         runtime.run(f"import os; os.environ['COLAB_RELEASE_TAG'] = 'release'\n{first}")
