@@ -37,7 +37,8 @@ run: setup  ## run the notebooks in order; executed copies and records under run
 		$(if $(PARAMETERS),-f "$(PARAMETERS)")
 
 SETS_OUT := $(or $(OUT),runs/sets)
-sets: setup $(patsubst $(SETS)/%.yaml,$(SETS_OUT)/%/done,$(wildcard $(SETS)/*.yaml))  ## a run for each file in SETS that has none
+sets: setup  ## a run for each YAML file of the folder SETS that is new or has failed (-k -j2: two at once)
+sets: $(patsubst $(SETS)/%.yaml,$(SETS_OUT)/%/done,$(wildcard $(SETS)/*.yaml))
 $(SETS_OUT)/%/done: $(SETS)/%.yaml $(wildcard notebooks/*.ipynb) | setup
 	@$(in_venv) -m helpers.tools.run $(NOTEBOOKS) -f "$<" --out "$(@D)" && touch "$@"
 

@@ -154,7 +154,7 @@ def test_each_notebook_gets_its_parameters_as_yaml_reads_them(folder, tmp_path):
     shown = "{%s}" % ", ".join(f"'{name}': {name}" for name in names)  # noqa: UP031
     write_notebook(folder, "01_a", DUMP.format("a", shown), parameters=defaults)
     write_notebook(folder, "02_b", "assert 'out_dir' not in globals() and steps == 3", parameters="steps = 1")
-    texts = {"steps": "3", "rate": "2.5", "flag": "False", "model": "a/b", "sizes": "1,8,32"}
+    texts = {"steps": "3", "rate": "2.5", "flag": "False", "model": "why: what?", "sizes": "1,8,32"}
     before = subprocess.Popen(["sleep", "1000"])
     try:
         asked = plan.plan_run(
@@ -170,7 +170,7 @@ def test_each_notebook_gets_its_parameters_as_yaml_reads_them(folder, tmp_path):
         before.wait()
     assert [(r.name, r.status, r.error) for r in results] == [(n, "ok", "") for n in ("01_a", "02_b")]
     assert results[0].path == tmp_path / "there/01_a.ipynb"
-    wanted = {"steps": 3, "rate": 2.5, "flag": False, "model": "a/b", "sizes": "1,8,32", "kept": 7}
+    wanted = {"steps": 3, "rate": 2.5, "flag": False, "model": "why: what?", "sizes": "1,8,32", "kept": 7}
     assert json.loads((tmp_path / "there/a").read_text()) == wanted
     assert not (tmp_path / "runs").exists(), "--out needs no link to the latest run"
 

@@ -146,11 +146,12 @@ def from_file(path: str | None) -> dict[str, Any]:
 
 
 def from_text(value: str) -> Any:
-    """A value of the command line as the same text in a file would be: a number, True, or a text."""
+    """A value of the command line: a number, True or False as YAML reads it, else the text as it is."""
     try:
-        return yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
+    return read if isinstance(read, int | float) else value
 
 
 def make_folder(out: str | Path | None, runs: Path) -> Path:
