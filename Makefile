@@ -8,17 +8,15 @@ PLATFORM ?= auto
 NOTEBOOKS ?=
 MODEL ?=
 OUT ?=
-# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml, or a list of
-# such sets; how many sets at once; the folder of a list that was not finished.
+# A YAML file with values for the notebooks' parameters, such as notebooks/parameters/phi-2.yaml; a folder of such.
 PARAMETERS ?=
-JOBS ?=
-RESUME ?=
+SETS ?= notebooks/parameters
 # Options for JupyterLab, such as --allow-root --no-browser.
 LAB ?=
 
 in_venv := "$(VENV)/bin/python"
 
-.PHONY: help setup system run test test-all explain advise card lab book notebooks kinds reference scale evaluate batch-inference lint lock clean
+.PHONY: help setup system run sets test test-all explain advise card lab book notebooks kinds reference scale evaluate batch-inference lint lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,7 +34,13 @@ system:  ## install nginx and promtool, with which the tests try notebooks/deplo
 
 run: setup  ## run the notebooks in order; executed copies and records under runs/
 	@$(in_venv) -m helpers.tools.run $(NOTEBOOKS) $(if $(OUT),--out "$(OUT)") $(if $(MODEL),-p model "$(MODEL)") \
-		$(if $(PARAMETERS),-f "$(PARAMETERS)") $(if $(JOBS),--jobs $(JOBS)) $(if $(RESUME),--resume "$(RESUME)")
+		$(if $(PARAMETERS),-f "$(PARAMETERS)")
+
+SETS_OUT := $(or $(OUT),runs/sets)
+sets: setup  ## a run for each YAML file of the folder SETS that is new or has failed (-k -j2: two at once)
+sets: $(patsubst $(SETS)/%.yaml,$(SETS_OUT)/%/done,$(wildcard $(SETS)/*.yaml))
+$(SETS_OUT)/%/done: $(SETS)/%.yaml $(wildcard notebooks/*.ipynb) | setup
+	@$(in_venv) -m helpers.tools.run $(NOTEBOOKS) -f "$<" --out "$(@D)" && touch "$@"
 
 test: setup  ## everything CI runs, and a table of where the time went (tests/ci.py lists the steps)
 	@$(in_venv) -m tests.ci

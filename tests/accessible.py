@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 
+from bs4 import BeautifulSoup
 from matplotlib.colors import to_hex, to_rgba
 
 TEXT, GRAPHICS = 4.5, 3.0
@@ -171,7 +171,7 @@ def of_widget(widget) -> list[str]:
     found = [line for child in getattr(widget, "children", ()) for line in of_widget(child)]
     kind = type(widget).__name__
     if kind == "HTML":
-        return found + of_html(widget.value)
+        return [*found, *of_html(widget.value)]
     names = [getattr(widget, "description", ""), "Slider" in kind and getattr(widget, "tooltip", "")]
     if hasattr(widget, "value") and not any(name and name.strip() for name in names):
         found.append(f"{kind} has no name")
@@ -207,52 +207,24 @@ def _says(text: str | None) -> bool:
     return bool(text) and len(text.split()) >= 5 and not text.startswith("<")
 
 
-def of_html(text: str) -> list[str]:
+def of_html(text: str) -> Iterator[str]:
     """Pictures without alternative text, tables without headings, colours that fit one theme only, and
     prices that a notebook would set as a formula: a text between two dollar signs.
     """
-    parser = _Html()
-    parser.feed(text)
-    parser.close()
-    return parser.found + [f"a table with {cells} cells has no heading" for cells in parser.bare]
-
-
-class _Html(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found: list[str] = []
-        self.bare: list[int] = []  # cells of tables in which no heading was seen
-        self._tables: list[list[int]] = []
-        self._kept: list[bool] = []  # of the open elements: whether formulas are looked for there
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        if tag == "img" and not _says(given.get("alt")):
-            self.found.append("<img> has no alternative text")
-        if (
-            re.search(r"(^|;)\s*(color|background)", given.get("style") or "")
-            or "color" in given
-            or "bgcolor" in given
-        ):
-            self.found.append(f"<{tag}> has a colour of its own, in the light theme as in the dark")
-        if tag not in ("br", "img", "hr"):
-            self._kept.append("mathjax_ignore" in (given.get("class") or ""))
-        if tag == "table":
-            self._tables.append([0, 0])
-        elif tag in ("td", "th") and self._tables:
-            self._tables[-1][tag == "th"] += 1
-
-    def handle_data(self, data):
-        if data.count("$") > 1 and not any(self._kept):
-            self.found.append(f"{data[:40]!r} would be set as a formula")
-
-    def handle_endtag(self, tag):
-        if self._kept and tag not in ("br", "img", "hr"):
-            self._kept.pop()
-        if tag == "table" and self._tables:
-            cells, headings = self._tables.pop()
-            if not headings:
-                self.bare.append(cells)
+    page = BeautifulSoup(text, "html.parser")
+    for image in page.find_all("img"):
+        if not _says(image.get("alt")):
+            yield "<img> has no alternative text"
+    for tag in page.find_all(True):
+        styled = re.search(r"(^|;)\s*(color|background)", tag.get("style", ""))
+        if styled or tag.get("color") or tag.get("bgcolor"):
+            yield f"<{tag.name}> has a colour of its own, in the light theme as in the dark"
+    for table in page.find_all("table"):
+        if not table.find("th"):
+            yield f"a table with {len(table.find_all('td'))} cells has no heading"
+    for words in page.find_all(string=re.compile(r"\$[^$]*\$")):
+        if not any("mathjax_ignore" in parent.get("class", ()) for parent in words.parents):
+            yield f"{words[:40]!r} would be set as a formula"
 
 
 def of_markdown(source: str) -> Iterator[str]:

@@ -15,7 +15,6 @@ from helpers.engine import release
 from helpers.engine.children import _mapped
 from helpers.engine.engine import open_engine
 from helpers.faults import explain
-from tests.fault_table import Table
 
 os.environ["TUTORIAL_HEADLESS"] = "1"
 # A shell's background job starts with Ctrl+C ignored; the tests of interrupts need it as in a terminal.
@@ -28,17 +27,6 @@ NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 
 # A small cache and context: the tests ask little, and every engine reserves its cache anew.
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 256 * 2**20}
-
-
-def pytest_addoption(parser):
-    parser.addoption("--faults", metavar="FILE", help="add what each provoked fault showed to FILE")
-
-
-@pytest.fixture(scope="session")
-def table(request) -> Table:
-    """Where a test notes what a fault that it provoked was called and what it left."""
-    path = request.config.getoption("--faults")
-    return Table(path and Path(path).absolute())
 
 
 @pytest.fixture

@@ -98,20 +98,3 @@ def test_planted_faults_are_seen_and_heard(lab, chromium):
         view.plant(f'<div class="widget-vbox"><input type="number"><p class="widget-html">{WORD}</p></div>')
         with pytest.raises(AssertionError, match="nothing changed"):
             view.move(view.page.locator("#planted input"))
-
-
-@pytest.mark.parametrize(("source", "said"), [
-    ("raise ValueError('planted')", "failed"), ("import sys; print('planted', file=sys.stderr)", "failed"),
-    ("import matplotlib.pyplot as plt; plt.plot([1])", "raw: "),
-])  # fmt: skip
-def test_a_cell_that_fails_is_seen(source, said, lab, chromium):
-    import nbformat
-
-    cells = [nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("print('after')")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab.folder / "notebooks/planted.ipynb"
-    )
-    with browser.view(chromium, lab, "planted", fresh=True) as view:
-        view.run_all(60)
-        assert any(line.startswith(said) for line in view.problems())

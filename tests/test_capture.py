@@ -2,9 +2,13 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+
+import psutil
+import pytest
 
 from helpers.base import processes
 from helpers.engine.logfile import PHASES, LogFile, starting
@@ -64,3 +68,20 @@ def test_nobody_watches_a_headless_run(tmp_path, monkeypatch, capfd):
     with starting(tmp_path / "engine.log"):
         time.sleep(0.3)
     assert capfd.readouterr().err == ""
+
+
+class InterruptedAtOnce(subprocess.Popen):
+    """Gets Ctrl+C while it is made, once the child runs."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+
+def test_an_interrupt_while_a_child_is_started_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", InterruptedAtOnce)
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyboardInterrupt):
+        processes.run_logged(["sleep", "60"], tmp_path / "log", os.environ, lambda: (0, 1, ""))
+    assert set(psutil.Process().children()) == before

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tools import colab, environment
+from helpers.model import embedded
+from helpers.tools import colab, environment, install
 from tests.scratch import REPO, copy_repository, find_python
+from tests.test_interrupt import Kernel
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 # What Colab brings, as far as it matters here: its own front end pinned, and older packages.
@@ -132,70 +134,43 @@ def test_its_front_end_and_what_it_pins_stay(tmp_path):
     assert [name for name in whole if name not in names] == sorted(kept)
 
 
-def test_only_a_package_in_use_asks_for_a_restart(tmp_path, monkeypatch):
-    for name in ("used", "unused"):
-        (tmp_path / f"{name}.py").touch()
-        info = tmp_path / f"{name}-1.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
-        (info / "RECORD").write_text(f"{name}.py,,\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__("used")
-    assert {"used"} == colab.in_use() & {"used", "unused"}
-    said = colab.changes({"a": "1", "b": "1", "c": "1"}, {"a": "2", "b": "1", "d": "1", "e": "1"})
-    assert said == "Added 2 packages.\nReplaced 1: a 1 -> 2.\nRemoved 1: c 1."
+def test_a_kernel_older_than_its_packages_is_told_to_restart_until_it_is(monkeypatch):
+    current = iter([False, True, True])
+    monkeypatch.setattr(environment, "is_current", lambda *_: next(current))
+    monkeypatch.setattr(embedded, "ready", lambda: True)
+    monkeypatch.setattr(install, "setup", lambda *_, **__: None)
+    monkeypatch.setattr(colab, "_outdated", False)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="Restart the runtime now"):
+            colab.prepare()
+    colab._outdated = False  # as in the next kernel
+    colab.prepare()
 
 
 # --- All of it, in kernels of such an environment
 
 
-class Runtime:
+def kernel_of(python: Path, content: Path) -> Kernel:
     """A notebook's kernel in an environment of Colab's shape."""
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return Kernel(python, cwd=str(content), env=env | {"PATH": f"{python.parent}:{env['PATH']}"})
 
-    def __init__(self, python: Path, content: Path):
-        from jupyter_client.manager import KernelManager
 
-        self.manager = KernelManager()
-        self.manager.kernel_spec.argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        env |= {"PATH": f"{python.parent}:{env['PATH']}"}
-        self.manager.start_kernel(cwd=str(content), env=env)
-        self.connect()
+def run(kernel: Kernel, code: str) -> tuple[str, str]:
+    """What the code printed, and the error it ended with."""
+    said, error = kernel.run(code, timeout_s=400)
+    return said, error and f"{error}: {kernel.reason}"
 
-    def connect(self) -> None:
-        self.client = self.manager.blocking_client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
 
-    def restart(self) -> None:
-        self.client.stop_channels()
-        self.manager.restart_kernel(now=True)
-        self.connect()
-
-    def run(self, code: str, timeout: float = 400) -> tuple[str, str]:
-        """What the code printed, and the error it ended with."""
-        said: list[str] = []
-
-        def listen(message: dict) -> None:
-            content = message["content"]
-            said.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
-
-        reply = self.client.execute_interactive(
-            code, timeout=timeout, output_hook=listen, stop_on_error=False
-        )
-        error = reply["content"]
-        return "".join(said), f"{error.get('ename', '')}: {error.get('evalue', '')}".strip(": ")
-
-    def run_notebook(self, path: Path, **parameters) -> None:
-        """Run all cells after the set-up cell, with other parameters."""
-        for number, cell in enumerate(
-            c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"
-        ):
-            if number:
-                said, error = self.run("".join(cell["source"]))
-                assert not error, f"{path.name}, cell {number + 1}: {error}\n{said}"
-            if "parameters" in cell["metadata"].get("tags", ()):
-                self.run("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))
+def run_notebook(kernel: Kernel, path: Path, **parameters) -> None:
+    """Run all cells after the set-up cell, with other parameters."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    for cell in cells[1:]:
+        code = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", ()):
+            code = "\n".join([code, *(f"{name} = {value!r}" for name, value in parameters.items())])
+        said, error = run(kernel, code)
+        assert not error, f"{path.name}: {error}\n{code}\n{said}"
 
 
 def installed(python: Path) -> dict[str, str]:
@@ -232,32 +207,28 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
     put_google_colab(next((usr / "lib").glob("python3.*")) / "site-packages")
     before, cell = installed(python), setup_cell()
     first = "\n".join(fetch(f"'file://{repository}'"))
-    runtime = Runtime(python, content)
+    kernel = kernel_of(python, content)
     try:
-        runtime.run("import matplotlib, numpy, pandas")
-        runtime.run("import os; os.environ['COLAB_RELEASE_TAG'] = 'release'")
-        assert "No module named 'colab'" in runtime.run(cell)[1]
-        assert not runtime.run(first)[1]
-        said, error = runtime.run(cell)
+        run(kernel, "import os; os.environ['COLAB_RELEASE_TAG'] = 'release'")
+        assert "No module named 'colab'" in run(kernel, cell)[1]
+        assert not run(kernel, first)[1]
+        said, error = run(kernel, cell)
         after = installed(python)
-        assert f"numpy {before['numpy']} -> {after['numpy']}" in said
-        assert "Removed 1: torchvision" in said
-        assert "had already imported" in error, said
-        assert "numpy" in error
-        assert "Restart the runtime" in error
+        assert before["numpy"] != after["numpy"]
+        assert "torchvision" not in after
+        assert "Restart the runtime" in error, said
         kept = {pin.partition("==")[0] for pin in PINNED} | {"ipywidgets", "jupyter-client", "traitlets"}
         assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-        assert runtime.run(cell)[1] == error, "a kernel with the old packages is told again"
+        assert run(kernel, cell)[1] == error, "an older kernel is told again"
 
-        runtime.restart()
-        runtime.run(f"import os; os.environ['COLAB_RELEASE_TAG'] = 'release'\n{first}")
-        assert runtime.run(cell) == ("", "")
-        assert runtime.run(cell) == ("", ""), "the second time"
+        kernel.restart()
+        run(kernel, f"import os; os.environ['COLAB_RELEASE_TAG'] = 'release'\n{first}")
+        assert run(kernel, cell) == ("", "")
+        assert run(kernel, cell) == ("", ""), "the second time"
         notebooks = content / "tutorial/notebooks"
-        runtime.run_notebook(notebooks / "00_start_here.ipynb")
+        run_notebook(kernel, notebooks / "00_start_here.ipynb")
         short = {"batch_sizes": "1", "seconds": 0.3, "quality_tokens": 512, "max_tokens": 8}
-        runtime.run_notebook(notebooks / "01_baseline.ipynb", **short)
+        run_notebook(kernel, notebooks / "01_baseline.ipynb", **short)
     finally:
-        runtime.client.stop_channels()
-        runtime.manager.shutdown_kernel(now=True)
+        kernel.close()
         shutil.rmtree(usr)

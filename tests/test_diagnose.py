@@ -62,15 +62,12 @@ def recorded(path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
-def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch, table):
+def test_a_recorded_text_has_its_diagnosis(path, held, monkeypatch):
     name, text = recorded(path)
-    origin = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork" if name == "fork-after-openmp" else "spawn")
     if name in ("another-engine", "another-process", "out-of-gpu-memory-taken"):
         held.append(holder(ours=name == "another-engine"))
     report = explain.explain(log=text, machine=HERE)
-    how = "recorded" if origin.startswith("recorded") else "source"
-    table.add(how, path.stem, origin, report.name, name)
     assert report.name == name, report
     assert report.evidence
     assert "(not said)" not in report.what + " ".join(report.do)
@@ -128,13 +125,6 @@ def test_every_entry_is_whole_and_has_a_text():
     texts = {recorded(path)[0] for path in LOGS} | {case["name"] for case in TEXTS["case"]} - {"unknown"}
     provoked = {"orphaned-engine", "engine-died-no-log"}  # below
     assert texts | provoked == set(names)
-
-
-@pytest.mark.parametrize("path", [*LOGS, SERVER_LOG], ids=lambda path: path.stem)
-def test_no_recorded_text_names_a_machine_or_holds_a_secret(path):
-    text = path.read_text(encoding="utf-8")
-    for trace in ("/root/", "/home/", "/work/", "hf_", "sk-"):
-        assert trace not in text
 
 
 def test_a_whole_servers_log_is_told_by_the_child_in_its_middle():
@@ -319,14 +309,12 @@ WARNING 11-23 18:00:00 [x.py:1] No space left on device? CUDA out of memory. tru
     "log", ["", CALM, CHILD, FREE.format(free="1.0")], ids=["none", "calm", "child", "old error"]
 )
 @pytest.mark.parametrize("own", TEXTS["own"], ids=lambda own: own["slip"])
-def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(own, log, request, table):
+def test_a_slip_in_the_readers_own_cell_is_not_blamed_on_vllm(own, log):
     cell, expected = compile(own["code"], "<cell>", "exec"), own.get("name", "own-code")
     linecache.cache["<cell>"] = (1, None, own["code"].splitlines(keepends=True), "<cell>")  # as IPython does
     with pytest.raises(BaseException) as caught:  # noqa: PT011
         exec(cell, {})
     report = explain.explain(caught.value, log)
-    given = request.node.callspec.id.rpartition("-")[2]
-    table.add("control", own["slip"], f"own cell, log: {given}", report.name, expected)
     assert report.name == expected, report
     assert not report.trace, "an old log beside an exception does not count"
     if expected in ("own-code", "library-error"):

@@ -18,7 +18,7 @@ from helpers.engine.release import LEFT_FIRST, MemoryWatch
 from helpers.measure.speed import measure_speed
 from helpers.model import embedded, lookup, schemes, shapes
 from helpers.model.model import ModelError
-from tests.conftest import SWAP, children
+from tests.conftest import SWAP, children, named
 
 CAPITAL = "What is the capital of France? Answer with one word."
 
@@ -114,36 +114,15 @@ def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
     assert not set(SOONER) & set(default_args(Machine("cpu", "x", 1), shape))
 
 
-def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back, table):
+def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
     engine = open_engine(**small)
     with pytest.raises(ZeroDivisionError) as caught, engine:
         engine.ask(CAPITAL, 2)
         _ = 1 / 0
-    left = int(engine.release.left_mib * MIB)
-    table.check(
-        "engine", "an exception in the block", "block", caught.value, "own-code", left=left, processes=0
-    )
+    named(caught.value, "own-code")
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(small, memory_back, table):
-    with (
-        pytest.raises(EngineStartError, match=r"max_model_len \(1000000\) is greater") as caught,
-        open_engine(**{**small, "max_model_len": 1_000_000}),
-    ):
-        pass
-    table.check("engine", "a context longer than the model's", "start", caught.value, "context-too-long")
-    assert "max_model_len=8192 or less" in str(caught.value)
-
-
-def test_a_start_that_fails_after_loading_gives_the_weights_back(small, memory_back, table):
-    with pytest.raises(EngineStartError) as caught, open_engine(**{**small, "kv_cache_memory_bytes": 1024}):
-        pass
-    assert "Cause: ValueError: No available memory for the cache blocks" in str(caught.value)
-    assert "Full log: ‹" in str(caught.value)
-    table.check("engine", "no room for the KV cache", "start", caught.value, "no-room-for-kv-cache")
-
-
-def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back, table):
+def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path, memory_back):
     folder = tmp_path / "cut"
     shutil.copytree(embedded.prepare(), folder)
     engine = open_engine(str(folder), **small)
@@ -151,60 +130,45 @@ def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path
         file.truncate(10**8)
     with pytest.raises(EngineStartError, match=r"Cause: .*[Ss]afetensor") as caught, engine:
         pass
-    table.check("engine", "weights cut after they were looked at", "start", caught.value, "damaged-weights")
+    named(caught.value, "damaged-weights")
 
 
-def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back, table):
+def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back):
     engine = open_engine(**small)
     with engine:
         with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
-        table.check(
-            "engine",
-            "open_engine inside open_engine",
-            "start; the first goes on",
-            caught.value,
-            "engine-open",
-        )
+        named(caught.value, "engine-open")
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
 
 
-def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back, table):
+def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back):
     engine = open_engine(**small)
     with engine:
         kept = engine.llm
     for use in (lambda: engine.llm, lambda: engine.llm.generate(["x"]), lambda: kept.generate(["x"])):
         with pytest.raises(EngineClosedError, match="with block has ended") as caught:
             use()
-        table.check(
-            "engine", "an engine used after its block", "after the release", caught.value, "engine-finished"
-        )
+        named(caught.value, "engine-finished")
 
 
-def test_the_same_object_can_be_entered_again_with_a_log_of_its_own(small, memory_back):
-    engine, logs = open_engine(**small), []
+def test_it_can_be_entered_again_with_a_log_of_its_own_and_leaves_this_process_as_it_was(small, memory_back):
+    import torch
+
+    def of_this_process() -> tuple:
+        threads = torch.get_num_threads(), torch.set_num_threads
+        return dict(os.environ), os.sched_getaffinity(0), *threads
+
+    engine, logs, before = open_engine(**small), [], of_this_process()
     for _ in range(2):
         with engine:
             pass
         logs.append(engine.log)
+    assert of_this_process() == before
     for log in logs:  # vLLM says some things once a process; here once an engine
         assert "Initializing a V1 LLM engine" in log
         assert "KV cache size" in log
     assert engine.log_file.name == "baseline-2.log"
-
-
-def test_what_vllm_changes_in_this_process_is_changed_back(small, memory_back):
-    import torch
-
-    before = (dict(os.environ), os.sched_getaffinity(0), torch.get_num_threads(), torch.set_num_threads)
-    with open_engine(**small):
-        pass
-    assert (
-        dict(os.environ),
-        os.sched_getaffinity(0),
-        torch.get_num_threads(),
-        torch.set_num_threads,
-    ) == before
 
 
 def test_an_interrupt_while_generating_finishes_the_engine(small, memory_back):
@@ -237,7 +201,7 @@ def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, 
 
 
 @pytest.mark.parametrize("where", ["in this process", pytest.param("in a child", marks=pytest.mark.slow)])
-def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch, table, where):
+def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, monkeypatch, where):
     real = release.forget_caches
 
     def interrupted():
@@ -249,13 +213,11 @@ def test_an_interrupt_while_releasing_waits_for_the_release(small, memory_back, 
     engine = open_engine(**small, in_process=in_process)
     with pytest.raises(KeyboardInterrupt) as caught, engine:
         monkeypatch.setattr(release, "forget_caches", interrupted)
-    left = int(engine.release.left_mib * MIB)
-    table.check("engine", "Ctrl+C three times", f"release, {where}", caught.value, "interrupted",
-                left=left, processes=len(children()))  # fmt: skip
+    named(caught.value, "interrupted")
     assert not children()
 
 
-def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch, table):
+def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small, monkeypatch):
     monkeypatch.setattr(release, "DEADLINE_S", 0.2)
     with (
         pytest.raises(MemoryHeldError, match=f"this process .{os.getpid()}") as caught,
@@ -263,7 +225,7 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
     ):
         hoard = bytearray(os.urandom(160 * MIB))
     assert len(hoard) == 160 * MIB
-    table.check("engine", "memory that does not come back", "release", caught.value, "memory-held")
+    named(caught.value, "memory-held")
 
 
 @pytest.mark.parametrize(("seen", "after"), [([2], 2), ([63, 40, 2], 2), ([300, 200, 90, 90], 90)])

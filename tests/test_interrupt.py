@@ -1,7 +1,9 @@
 """Ctrl+C as a reader presses it: the real Jupyter kernel, interrupted as JupyterLab does it."""
 
 import re
+import sys
 import time
+from pathlib import Path
 from subprocess import DEVNULL
 
 import psutil
@@ -29,14 +31,23 @@ print("SETTLED", room.settled_memory())
 
 
 class Kernel:
-    """A Python kernel of this environment and what its cells said."""
+    """A Python's kernel, by default this one's, and what its cells said."""
 
-    def __init__(self):
+    def __init__(self, python: str | Path = sys.executable, **where):
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(stdout=DEVNULL, stderr=DEVNULL)
+        self.manager.kernel_spec.argv[0] = str(python)
+        self.manager.start_kernel(stdout=DEVNULL, stderr=DEVNULL, **where)
+        self._connect()
+
+    def _connect(self) -> None:
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(60)
+
+    def restart(self) -> None:
+        self.client.stop_channels()
+        self.manager.restart_kernel(now=True)
+        self._connect()
 
     def run(
         self,
@@ -45,20 +56,21 @@ class Kernel:
         after_s: float = 0.0,
         again_after_s: tuple[float, ...] = (),
         until: str | None = None,
+        timeout_s: float = 120,
     ) -> tuple[str, str]:
         """Run a cell; return its text and its error's name, or leave it running once it has said ``until``.
 
         Interrupt it once it has said a word, and again after each of some pauses.
         """
-        message, said, error, self.traceback = self.client.execute(code), "", "", ""
-        stop = time.monotonic() + 120
+        message, said, error, self.reason, self.traceback = self.client.execute(code), "", "", "", ""
+        stop = time.monotonic() + timeout_s
         while time.monotonic() < stop:
-            reply = self.client.get_iopub_msg(timeout=120)
+            reply = self.client.get_iopub_msg(timeout=timeout_s)
             if reply["parent_header"].get("msg_id") != message:
                 continue
             content = reply["content"]
             said += content.get("text", "")
-            error = content.get("ename", error)
+            error, self.reason = content.get("ename", error), content.get("evalue", self.reason)
             self.traceback += "\n".join(content.get("traceback", ()))
             if interrupt_when and interrupt_when in said:
                 for pause in (after_s, *again_after_s):
@@ -110,7 +122,7 @@ RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST"
         pytest.param(RELEASING, "ready", 0.5, id="release", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, table):
+def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
     left = []
     for _ in range(2):  # what is left once is a module or the heap's own; a leak is left each time
         said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -122,8 +134,6 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s, request, t
         assert "Paris" in said
         left.append(kernel.settled(said) - kernel.reference)
         kernel.reference = kernel.settled(said)
-    where = f"{request.node.callspec.id}, in a notebook"
-    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", left=min(left), processes=0)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"
 
 
@@ -152,7 +162,7 @@ def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(tmp_path
     [(LOADING, "GO", 6.0), (GENERATING, "GO", 1.5), (RELEASING, "ready", 0.5)],
     ids=["load", "generate", "release"],
 )
-def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s, request, table):
+def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s):
     shared = shared_memory()
     cell = cell.replace("(**small)", "(**small, in_process=False)")
     said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
@@ -160,8 +170,6 @@ def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s,
     assert "LOADED" not in said
     assert "PAST" not in said
     left = [child for child in kernel.children() if child.is_running()]
-    where = f"{request.node.callspec.id}, in a notebook, the engine in a child"
-    table.add("engine", "Ctrl+C", where, "interrupted", "interrupted", processes=len(left))
     assert not left
     assert not left_behind(shared)
     said, error = kernel.run(AGAIN)

@@ -10,16 +10,16 @@ from helpers.base import parameters
 from helpers.base.parameters import ParameterError
 from helpers.engine import engine
 from helpers.model import checkpoints, hub
-from helpers.tools import plan
 
 
 @pytest.mark.parametrize("value", ["1,8,32", [1, 8, 32], (1, 8, 32), " 1, 8 ,32 "])
 def test_batch_sizes_as_a_list_or_as_papermill_passes_it(value):
     assert parameters.whole_list("batch_sizes", value, 1, 1024) == [1, 8, 32]
+    assert parameters.whole_list("batch_sizes", 8, 1, 1024) == [8]
 
 
 WRONG = {
-    (parameters.whole_list, 1, 1024): ("", "1,,8", [], [0], [1.5], [True], "0,8", [2000], None, 8, "1;8"),
+    (parameters.whole_list, 1, 1024): ("", "1,,8", [], [0], [1.5], [True], "0,8", [2000], None, True, "1;8"),
     (parameters.whole, 1, 100): (0, 101, "5", 5.0, True, None),
     (parameters.number, 0, 10): (-1, 10.1, "5", True, None, float("nan")),
     (parameters.text,): ("", "  ", None, 5),
@@ -65,7 +65,9 @@ def code_of(path: Path) -> tuple[str, str, str]:
 def wrong_values() -> list:
     found = []
     for path in NOTEBOOKS:
-        for name, default in plan._read(path).defaults.items():
+        defaults: dict = {}
+        exec(code_of(path)[1], {}, defaults)
+        for name, default in defaults.items():
             wrong = NOT_NUMBERS if isinstance(default, int | float) else NOT_TEXTS
             wrong = NOT_BOOLS if isinstance(default, bool) else wrong
             wrong = NOT_LISTS if isinstance(default, str) and re.fullmatch(r"\d+(,\d+)+", default) else wrong

@@ -6,6 +6,7 @@ In texts, in what vLLM says, in the lessons, and in a diagnosis with all that go
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import zipfile
@@ -97,6 +98,7 @@ def test_long_lines_are_searched_for_secrets_in_a_moment():
 def test_in_what_vllm_says_nothing_is_taken_for_a_secret(path):
     text = path.read_text(encoding="utf-8")
     assert redact.remove(text) == text
+    assert not re.search("/(root|home|work)/", text), "a machine's own path"
 
 
 def test_what_is_no_secret_stays():

@@ -76,8 +76,8 @@ def faults(regex: str, replace: str = "x") -> list[str]:
 
 
 def test_nbval_reads_every_rule_of_the_file():
-    assert len(RULES) == len(NAMES) == len(MEANT), "a rule that nbval cannot read is left out in silence"
     assert list(MEANT) == NAMES
+    assert len(RULES) == len(NAMES), "a rule that nbval cannot read is left out in silence"
 
 
 @pytest.mark.parametrize("name", MEANT)
@@ -100,11 +100,8 @@ def test_the_rules_together_leave_what_is_between_the_marks():
 
 
 PLANTED = [
-    r".*", r".+", r"^.*$", r"(?m)^.*$", r"\S+", r"\d+", r"\d+\.\d+ \w+", r"[\d.,]+ (?:MiB|s|ms|tok/s)",
-    r"‹.*›", r"(?s)‹.*›", r"‹.*?›\n?.*", r"‹[^›]*›", r"‹[^x]*›", r"‹[^‹›]*›", r".*‹[^›\n]*›", r"‹[^›\n]*›.*",
-    r"(‹[^›\n]*›.?)*", r"[^\n]*‹.*", r"<i.*?</i>", r'<i class="measured">.*</i>',
-    r'(?s)<i class="measured">.*?</i>', r'<i class="measured">[^x]*</i>', r"<td[^>]*>[^<]*</td>",
-    r"<tr>.*</tr>", r'src=".*"', r'src="[^"]*"', r'src="data:image/png;base64,[^"]*"', r"True|False",
+    r".*", r"\S+", r"\d+", r"[\d.,]+ (?:MiB|s|ms|tok/s)", r"(?s)‹.*›", r"‹[^›]*›", r".*‹[^›\n]*›",
+    r"<i.*?</i>", r'<i class="measured">[^x]*</i>', r"<td[^>]*>[^<]*</td>", r'src="[^"]*"', r"True|False",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from helpers.serve.owned import TEARDOWN_S, start_together
 from helpers.serve.router import places
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
+from tests.conftest import named
 from tests.nginx import Upstream, nginx, said, writings
 
 DEPLOY = Path(__file__).resolve().parent.parent / "notebooks/deploy"
@@ -49,7 +50,7 @@ def server(tmp_path_factory):
 # ---- before anything starts
 
 
-def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path, table):
+def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -61,7 +62,7 @@ def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path, table):
         ):
             pass
     assert time.monotonic() - begun < 2
-    table.check("system", "a port that is taken", "server, start", caught.value, "port-taken")
+    named(caught.value, "port-taken")
     assert f"port {port}: Address already in use" in str(caught.value)
     assert f"({os.getpid()}) listens there" in str(caught.value)
 
@@ -400,7 +401,7 @@ def test_a_start_that_is_refused_leaves_a_stopped_server_that_can_start_again(se
 
 
 @pytest.mark.slow
-def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path, table, nothing_left):
+def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_path, nothing_left):
     server = open_server(small(), log_dir=tmp_path).start()
     first = server.start_s
     with clients.crowd(server, clients.long(16, 200), concurrency=16, timeout_s=60) as crowd:
@@ -412,9 +413,7 @@ def test_a_killed_server_cuts_its_clients_off_and_starts_again_on_its_port(tmp_p
     assert max(outcome.seconds for outcome in outcomes) < 30
     with pytest.raises(ServerDiedError, match="killed by SIGKILL") as caught:
         server.check()
-    table.check(
-        "engine", "the server is killed", "16 requests in flight", caught.value, "killed", processes=0
-    )
+    named(caught.value, "killed")
     assert not nothing_left()
     with open_server(small(server_port=server.args["port"]), log_dir=tmp_path) as again:
         assert clients.crowd(again, clients.numbered(1), 1).outcomes()[0].how == "answered"
@@ -562,14 +561,12 @@ def _alive(url: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_is_diagnosed_from_the_log(tmp_path, table):
+def test_a_start_that_fails_is_diagnosed_from_the_log(tmp_path):
     with pytest.raises(
         ServerStartError, match=r"Cause: .*greater than the derived(.|\n)*Full log: "
     ) as caught:
         open_server(small(max_model_len=10**6), log_dir=tmp_path).start()
-    table.check(
-        "engine", "a context longer than the model's", "server, start", caught.value, "context-too-long"
-    )
+    named(caught.value, "context-too-long")
     assert "max_model_len=8192 or less" in str(caught.value)
 
 

@@ -33,9 +33,9 @@ def text(name: str, value: object) -> str:
 
 
 def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
-    """Return ``[1, 8, 32]`` from that list or from ``"1,8,32"``, as papermill's -p passes it."""
+    """Return ``[1, 8, 32]`` from that list or from ``"1,8,32"``, and ``[8]`` from 8, as a -p passes them."""
     try:
-        parts = value.split(",") if isinstance(value, str) else list(value)
+        parts = str(value).split(",") if isinstance(value, str | int) else list(value)
         numbers = [part if isinstance(part, int) else int(str(part)) for part in parts]
     except (TypeError, ValueError):
         numbers = []

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from helpers.base.files import ROOT
+from helpers.base.interrupts import interrupts_deferred
 
 PATIENCE_S = 3.0  # from asking a process to end to killing it
 
@@ -138,17 +139,19 @@ def run_logged(
 ) -> int:
     """Run a command from the repository's root, all that it says in ``log``; return its exit code.
 
-    ``look`` is that of ``progress``. The command is told to end when this is interrupted.
+    ``look`` is that of ``progress``. The command is told to end when this is interrupted, and has ended then.
     """
-    with (
-        log.open("w") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env) as child,
-    ):
+    child = None
+    with log.open("w") as out:
         try:
+            with interrupts_deferred():  # one inside the constructor would leave a child that nobody knows
+                child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
             with progress(look):
                 return child.wait()
         except BaseException:  # Ctrl+C above all
-            child.terminate()
+            if child is not None:
+                child.terminate()
+                child.wait()
             raise
 
 

@@ -20,9 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.base import files, redact
+from helpers.base import interrupts, redact
 from helpers.base.machine import Machine, detect
-from helpers.engine import arguments, borrowed, children, errors, interrupts, llm, logfile, release
+from helpers.engine import arguments, borrowed, children, errors, llm, logfile, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
 from helpers.engine.errors import (
@@ -320,7 +320,6 @@ class Engine:
         """An error that says what happened, why, who holds the memory, and what to do."""
         for problem in weights.damage(self.checkpoint.folder):
             error.add_note(problem)
-        files.doubt(self.checkpoint.folder)  # if it is in a cache of ours and damaged, the next run mends it
         sentence = f"{sentence} ({self.scheme}, {self.model.title})."
         trace = not self.in_process  # else it is shown above
         return errors.diagnosed(kind, sentence, self.log_file, error, log.short(error), trace)

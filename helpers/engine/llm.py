@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import time
 
-from helpers.engine import interrupts, release
+from helpers.base import interrupts
+from helpers.engine import release
 
 
 @functools.cache

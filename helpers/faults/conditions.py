@@ -224,38 +224,16 @@ def dtypes(found: Found, seen: Seen) -> Found:
     return {"use": " or ".join(f'dtype="{name}"' for name in dict.fromkeys(allowed)) or "dtype=..."}
 
 
-def width(found: Found, seen: Seen) -> Found:
-    """Advice on a width that is no multiple of a block: what one GPU gets, or the layer's own."""
-    parallel = seen.setting("tensor_parallel_size")
-    several = (
-        "" if parallel == "1" else "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1"
-    )
-    return {"several": several, "part": "" if parallel == "1" else ", or what one GPU gets of it,"}
-
-
 def reasons(found: Found, seen: Seen) -> Found:
-    """What each kernel says on the lines below "Reasons:", and advice on the one that most of them give."""
+    """What each kernel says on the lines below "Reasons:", and the width that one of them names."""
     below = seen.text[seen.start : seen.start + 6000]
     each = r"(\w+?)(?:LinearKernel|Kernel)?:? (?:(?:cannot implement|is not supported) due to)?:? ?(.+)"
     said = re.findall(each, below.partition("Reasons:")[2])
     wide = re.search(r"(?:size_per_partition|K|N|size) ?= ?(\d+) is not divisible by \w+ ?= ?(\d+)", below)
-    short = re.search(r"(?i)(?:requires|need|least|minimum)[^.\n]{0,30}(?:capability|SM) ?(\d[\d.]*)", below)
-    facts = {"reasons": "; ".join(f"{name}: {why.split('. ')[0]}" for name, why in said[:4])}
-    facts["cause"] = ""
-    if wide:
-        facts["cause"] = f" The width {wide[1]} is no multiple of {wide[2]}."
-    facts["stored"] = (
-        "The files are in this format: take the 16-bit original, or another format or group size"
-        if found["layer"] not in ("ScaledMM",)
-        else "The 16-bit model, or another format: 00_start_here names those that run here"
-    )
-    facts["several"] = (
-        "With several GPUs: a tensor_parallel_size that leaves whole blocks, or 1"
-        if wide and seen.setting("tensor_parallel_size") != "1"
-        else ""
-    )
-    facts["short"] = short[1] if short else ""
-    return facts
+    return {
+        "reasons": "; ".join(f"{name}: {why.split('. ')[0]}" for name, why in said[:4]),
+        "cause": f" The width {wide[1]} is no multiple of {wide[2]}." if wide else "",
+    }
 
 
 def forked(found: Found, seen: Seen) -> Found | None:

@@ -45,11 +45,12 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
-    quoted = whose.quoted(error)  # by what runs a notebook: its own words are only about that
+    if quoted := whose.quoted(error):  # by what runs a notebook: its own words are only about that
+        return explain(log=quoted, machine=machine or detect())
     said = _said(whose.chain(error))
-    asked = [] if quoted else _said([link for link in whose.chain(error) if not whose.made_up(link)])
+    asked = _said([link for link in whose.chain(error) if not whose.made_up(link)])
     elsewhere = error is None or any(logs.is_echo(line) for line in asked)
-    read = quoted or (log if elsewhere else "")  # an old log beside an exception does not count
+    read = log if elsewhere else ""  # an old log beside an exception does not count
     held = None if error is None and machine is None else _held(machine)
     seen = Seen("", 0, read, _where(error), held, whose.readers_line(error))
     hit = _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read))
@@ -58,7 +59,7 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
         return Report("ours", redact(str(error)), cut(redact(said[0])), raw_log=log)
     first = logs.first_error(read) or (said[0] if said else "")
-    return _own(error, read, elsewhere or bool(quoted), first, log) or _unknown(error, first, read, held, log)
+    return _own(error, read, elsewhere, first, log) or _unknown(error, first, read, held, log)
 
 
 def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:

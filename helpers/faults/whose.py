@@ -61,13 +61,13 @@ def of_machinery(error: BaseException | None) -> bool:
 def readers_line(error: BaseException | None) -> str:
     """The line of the reader's own that raised the exception; empty where a library's did."""
     found = frames(error)
-    return _line(found[-1]) if found and package(found[-1].filename) is None else ""
+    if not found or package(found[-1].filename) is not None:
+        return ""
+    return _line(found[-1]) or "(its text is not known)"
 
 
 def _line(frame: traceback.FrameSummary) -> str:
-    return (
-        frame.line or linecache.getline(frame.filename, frame.lineno or 0)
-    ).strip() or "(its text is not known)"
+    return (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
 
 
 def _raised(error: BaseException) -> bool:
@@ -106,7 +106,7 @@ def called(error: BaseException | None) -> str | None:
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    line = _line(frame)
     return f"line {frame.lineno} of your own code" + (f", `{line}`" if line else "")
 
 

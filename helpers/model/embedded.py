@@ -24,7 +24,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def ready() -> bool:
-    """Whether the embedded model is prepared and undamaged. Cheap: files that did not change are not read."""
+    """Whether the embedded model is prepared and whole."""
     return files.complete(model.cache_folder() / EMBEDDED)
 
 

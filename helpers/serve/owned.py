@@ -19,9 +19,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from helpers.base import processes
+from helpers.base import interrupts, processes
 from helpers.base.files import ROOT
-from helpers.engine import engine, errors, interrupts, logfile
+from helpers.engine import engine, errors, logfile
 from helpers.engine.children import Belongings
 from helpers.faults.log import root_cause
 from helpers.serve.command import tcp_socket

@@ -23,7 +23,7 @@ from pathlib import Path
 from helpers.model import embedded
 from helpers.tools import environment, steps
 from helpers.tools.environment import OWN, STAMP, UV_VERSION
-from helpers.tools.steps import SetupError, Step
+from helpers.tools.steps import SetupError
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 
@@ -55,14 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         platform = environment.detect_platform() if options.platform == "auto" else options.platform
         setup(options.venv, platform)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         print(f"Set-up stopped. {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"Set-up stopped. {error}. Mend that (rights? room on the disk?), then run it again.",
-            file=sys.stderr,
-        )
         return 1
     except KeyboardInterrupt:
         print("Set-up interrupted. Run it again: it goes on from what is done.", file=sys.stderr)
@@ -154,14 +148,13 @@ def make_venv(venv: Path) -> None:
     """Create the virtual environment if it is missing, or if a killed run left half of it.
 
     Raises:
-        SetupError: an unsupported Python, one without its venv module, or a folder with something else.
+        SetupError: an unsupported Python, or a folder with something else.
     """
     if environment.is_foreign(venv) or (
         environment.python_of(venv).exists() and environment.uv_of(venv).exists()
     ):
         return
     check_python(sys.version_info, sys.executable)
-    check_venv_module()
     if venv.exists():
         if not (venv / OWN).exists() and any(venv.iterdir()):
             raise SetupError(
@@ -171,19 +164,8 @@ def make_venv(venv: Path) -> None:
     # Before Python's own files: what is found half-made is known to be ours, and made anew.
     venv.mkdir(parents=True)
     (venv / OWN).write_text("made by helpers/tools/install.py, which keeps it exactly as the lock says\n")
-    steps.run("virtual environment", [sys.executable, "-m", "venv", venv]).must()
-
-
-def check_venv_module() -> None:
-    """Debian and Ubuntu ship Python without the parts that make an environment: say what brings them."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("venv", "ensurepip") if find_spec(name) is None]
-    if missing:
-        raise SetupError(
-            f"{sys.executable} has no {' and no '.join(missing)}. On Debian and Ubuntu: "
-            "`apt install python3-venv`; elsewhere use a complete Python or conda (environment.yml)."
-        )
+    made = steps.run("virtual environment", [sys.executable, "-m", "venv", venv])
+    made.must("Debian and Ubuntu have it in a package of its own: `apt install python3-venv`.")
 
 
 def check_environment(venv: Path) -> tuple[str, Path]:
@@ -240,7 +222,8 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
     if certificates := environment.pip_configuration(asked.stdout).get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", certificates)  # of a proxy, say: uv has another name for it
     done = steps.run(f"packages of {lock.name}", command)
-    if platform == "cpu" and torch_is_missing(done):
+    torch_is_missing = "No solution found" in done.output and re.search(r"\btorch==", done.output)
+    if platform == "cpu" and done.returncode and torch_is_missing:
         # PyPI does not have the CPU build; the option makes uv look at the PyTorch project's own wheels.
         print("torch's CPU build is in no configured source; looking at the PyTorch project's.", flush=True)
         done = steps.run("packages, torch from its project", [*command, "--torch-backend", "cpu"])
@@ -257,13 +240,6 @@ def cpu_builds_anew(packages: Path) -> list[str]:
     """Options to install anew what is there in its CPU build: torch, after a set-up for the CPU."""
     there = sorted({path.name.partition("-")[0] for path in packages.glob("torch*-*+cpu.dist-info")})
     return [option for name in there for option in ("--reinstall-package", name)]
-
-
-def torch_is_missing(done: Step) -> bool:
-    """Whether uv failed because no source has the torch that the lock pins."""
-    return bool(
-        done.returncode and "No solution found" in done.output and re.search(r"\btorch==", done.output)
-    )
 
 
 def install_project(venv: Path) -> None:

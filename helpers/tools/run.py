@@ -3,7 +3,7 @@
     python -m helpers.tools.run                                all of notebooks/
     python -m helpers.tools.run 01_baseline -p max_tokens 50   one of them, with another value
     python -m helpers.tools.run --store                        run, then keep the outputs in notebooks/
-    python -m helpers.tools.run 01_baseline -f sets.yaml       a list of parameter sets (batch.py)
+    python -m helpers.tools.run 01_baseline -f set.yaml        with the values of a file
 
 Executed copies, `records.jsonl`, `results.jsonl` (how each notebook went) and `logs/` go to `runs/<time>/`,
 which `runs/latest` then names.
@@ -27,22 +27,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from helpers.base import files, processes, redact
-from helpers.tools import batch, pictures, store
+from helpers.base.records import append
+from helpers.tools import pictures, store
 from helpers.tools.plan import (
     CELL_TIMEOUT_S,
     NOTEBOOKS,
-    RECORDS,
     Notebook,
     Plan,
     Refused,
     Result,
-    digest,
     from_file,
-    lines,
+    from_text,
     plan_run,
     shown,
-    write_result,
 )
+
+RECORDS, RESULTS = "records.jsonl", "results.jsonl"
 
 SHUTDOWN_S = 10.0  # for a kernel to end: an engine interrupted in mid-flight needs 6 s to let go
 
@@ -63,9 +63,10 @@ def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
     """
     results = plan.results
 
-    def finish(result: Result, **more) -> None:
+    def finish(result: Result) -> None:
         results.append(result)
-        write_result(plan.out, result, **more)
+        row = {"notebook": result.name, "status": result.status, "seconds": round(result.seconds, 1)}
+        append(plan.out / RESULTS, [row | {"error": result.error}], fields=())
         if stream:
             print(_row(result), file=stream, flush=True)
 
@@ -75,7 +76,7 @@ def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
             if lacking := [r.name for r in results if r.name in notebook.needs and r.status != "ok"]:
                 finish(Result(name, "skipped", error=f"needs {', '.join(lacking)}"))
                 continue
-            at, begun, first = _Cell(), time.monotonic(), len(lines(plan.out / RECORDS))
+            at, begun = _Cell(), time.monotonic()
             bar = {"desc": name, "leave": False} if stream and stream.isatty() else False
             try:
                 error = _execute(notebook, plan, at, bar)
@@ -87,11 +88,7 @@ def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
                 end_leftovers()
                 _remove_secrets(plan, notebook)
                 path, seconds = plan.out / notebook.path.name, time.monotonic() - begun
-                finish(
-                    Result(name, status, seconds, redact.remove(error), path),
-                    of=digest(notebook, plan.values[name]),
-                    records=(first, len(lines(plan.out / RECORDS))),
-                )
+                finish(Result(name, status, seconds, redact.remove(error), path))
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
     return results
@@ -257,25 +254,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", help="the folder of copies, records and logs (default: runs/<time>)")
     pair, what = ("NAME", "VALUE"), "another value for the notebooks with this parameter"
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=pair, help=what)
-    add(
-        "-f",
-        dest="file",
-        metavar="FILE",
-        help="a YAML file of such values, or a list of sets; -p wins over it",
-    )
-    add("--jobs", type=int, default=1, metavar="N", help="how many sets of a list at once (%(default)s)")
-    add("--resume", metavar="DIR", help="go on with the list of sets that was run in DIR")
+    add("-f", dest="file", metavar="FILE", help="a YAML file of such values; -p wins over it")
     add("--store", action="store_true", help="keep the outputs in the notebooks themselves")
     add("--timeout", type=int, default=CELL_TIMEOUT_S, metavar="SECONDS", help="for one cell (%(default)s)")
     add("--notebooks", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     given["notebooks"] = given["notebooks"].absolute()
     try:
-        given["parameters"] = dict(given["parameters"])
-        found, jobs, folder = from_file(given.pop("file")), given.pop("jobs"), given.pop("resume")
-        if folder is not None or isinstance(found, list):
-            return _batch(found, jobs, folder, **given)
-        given["parameters"] = found | given["parameters"]
+        pairs = {name: from_text(value) for name, value in given["parameters"]}
+        given["parameters"] = from_file(given.pop("file")) | pairs
         plan = plan_run(**given)
     except Refused as refused:
         print(f"helpers.tools.run: {refused}", file=sys.stderr)
@@ -289,26 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if all(result.status == "ok" for result in plan.results) else 1
 
     return processes.supervised(work)
-
-
-def _batch(
-    found: list | dict, jobs: int, folder: str | None, *,
-    names: list[str], out: str | None, parameters: dict, timeout: int, store: bool, notebooks: Path,
-) -> int:  # fmt: skip
-    """Start a list of parameter sets, or go on with one; return the exit code."""
-
-    if store:
-        raise Refused("--store keeps what the notebooks say by themselves, not what a list of sets says")
-    if folder is None:
-        sets = [values | parameters for values in found]
-        asked = batch.plan(names, sets, out, jobs, timeout, notebooks)
-    elif names or found or parameters or out:
-        raise Refused(
-            "--resume takes notebooks and sets from its folder: only --jobs and --timeout go with it"
-        )
-    else:
-        asked = batch.resume(folder, jobs, timeout, notebooks)
-    return processes.supervised(lambda: batch.work(asked))
 
 
 if __name__ == "__main__":

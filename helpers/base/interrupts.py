@@ -1,4 +1,4 @@
-"""Ctrl+C while an engine starts, works or is released."""
+"""Ctrl+C at moments when it must wait, or must be heard: while an engine or a child starts or ends."""
 
 from __future__ import annotations
 
