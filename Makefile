@@ -51,8 +51,8 @@ test-all: setup  ## test, the slow tests, 06, and the notebooks with their own p
 explain:  ## what a log says (LOG=file, or a log piped in): docker logs NAME 2>&1 | make explain
 	@if [ -x $(in_venv) ]; then python=$(in_venv); else python="$(PYTHON)"; fi; "$$python" -m helpers.explain "$(or $(LOG),-)" $(if $(JSON),--json)
 
-advise: setup  ## which quantization: MODEL=Qwen/Qwen3-8B GPU=L4 USERS=20 PRICE=10.80, a day, or 0.45/h (GPUS, CONTEXT, GOAL)
-	@$(in_venv) -m helpers.advise "$(or $(MODEL),qwen3-8b)" $(foreach option,GPU GPUS CONTEXT USERS GOAL PRICE,\
+advise: setup  ## which quantization: MODEL=Qwen/Qwen3-8B GPU=L4 USERS=20 PRICE=10.80, a day, or 0.45/h (GPUS, CONTEXT, PROMPTS, GOAL)
+	@$(in_venv) -m helpers.advise "$(or $(MODEL),qwen3-8b)" $(foreach option,GPU GPUS CONTEXT USERS PROMPTS GOAL PRICE,\
 		$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z) "$($(option))"))
 
 card: setup  ## write README's card of GPU classes and goals anew

@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 
-from helpers.compare.advise import GOALS, advise
+from helpers.compare.advise import GOALS, PROMPTS, advise
 from helpers.compare.cards import CARDS, FOUR
 from helpers.model.model import ModelError
 
@@ -23,6 +23,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--gpus", type=int, default=1, help="how many there are (%(default)s)")
     found.add_argument("--context", type=int, help="tokens each user holds (4096, or the model's longest)")
     found.add_argument("--users", type=int, default=16, help="requests at once (%(default)s)")
+    found.add_argument(
+        "--prompts", type=float, default=PROMPTS,
+        help="tokens of prompt read for each token of an answer; 0 where all are cached (%(default)s)",
+    )  # fmt: skip
     found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
     found.add_argument("--price", type=price, help="dollars a GPU and day, such as 10.80, or an hour: 0.45/h")
     found.add_argument("--json", action="store_true", help="for programs")

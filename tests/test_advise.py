@@ -13,7 +13,7 @@ import pytest
 from helpers import advise as command
 from helpers.base.files import ROOT
 from helpers.compare import advise, counting, options
-from helpers.compare.cards import CARDS
+from helpers.compare.cards import CARDS, SizingError
 from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
 from helpers.model.layout import LayoutError
@@ -45,12 +45,14 @@ def test_an_8b_on_an_l4_takes_eight_bits_and_an_fp8_cache():
     )
     assert "16 bits, which need 2 GPUs" in answer.sentence
     assert answer.table().columns[3:5] == ["gain, 1 user (same GPUs)", "gain, 20 users (16 bits: 2 GPUs)"]
-    assert any("AWQ weights, FP8 KV cache gives" in why for why in answer.overruled_by)
+    assert not any("AWQ" in why and "gives" in why for why in answer.overruled_by), "prompts are arithmetic"
+    cached = advise.advise("qwen3-8b", "L4", users=20, prompts=0)
+    assert any("AWQ weights, FP8 KV cache gives" in why for why in cached.overruled_by)
 
 
 def test_a_goal_decides_and_a_difference_within_the_margin_does_not():
     load = Load(CARDS["L4"], users=20)
-    found = advise.advise("qwen3-8b", "L4", users=20).options
+    found = advise.advise("qwen3-8b", "L4", users=20, prompts=0).options
     chosen = {goal: advise.recommended(found, goal, load).scheme for goal in advise.GOALS}
     assert chosen["latency"].startswith("awq")
     assert chosen["quality"] == "fp8_fp8_kv", "the least rounding that holds the load"
@@ -58,6 +60,16 @@ def test_a_goal_decides_and_a_difference_within_the_margin_does_not():
     ratio = best["awq_fp8_kv"] / best["fp8_fp8_kv"]
     assert 1 < ratio < advise.MORE
     assert chosen["throughput"] == "fp8_fp8_kv", "what rounds more must give MORE times as much"
+
+
+def test_prompts_are_arithmetic_which_four_bits_do_not_save():
+    """Of a 70B on H100s AWQ on one writes most, and FP8 on two reads so much faster that it gives more."""
+    asked = [advise.advise("llama-3.1-70b", "H100", gpus=2, prompts=prompts) for prompts in (0, 8)]
+    assert [answer.chosen.scheme.startswith("awq") for answer in asked] == [True, False]
+    assert asked[1].chosen.scheme.startswith("fp8")
+    assert any("prompts are short" in why and "AWQ" in why for why in asked[1].overruled_by)
+    with pytest.raises(SizingError, match="prompts must be a number from 0 to 10,000"):
+        advise.advise("qwen3-8b", prompts=-1)
 
 
 def test_on_a_hopper_marlin_is_named_for_few():
@@ -71,7 +83,8 @@ def test_on_a_hopper_marlin_is_named_for_few():
 @pytest.mark.parametrize(
     ("model", "gpu", "asked", "wanted"),
     [
-        ("qwen3-8b", "H200", {"context": 1024, "users": 400}, {"max_num_seqs": 400, "quantization": "none"}),
+        ("qwen3-8b", "H200", {"context": 1024, "users": 400}, {"max_num_seqs": 400, "quantization": "fp8"}),
+        ("qwen3-8b", "H200", {"goal": "quality"}, {"quantization": "none"}),
         ("qwen3-8b", "L4", {}, {"max_num_seqs": 64, "quantization": "fp8", "model_name": "Qwen/Qwen3-8B"}),
         ("llama-3.1-70b", "L40S", {"gpus": 4}, {"tensor_parallel_size": 2}),
         ("qwen3-8b", "T4", {"users": 1, "goal": "latency"}, {"model_name": "Qwen/Qwen3-8B-AWQ"}),

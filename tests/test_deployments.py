@@ -29,6 +29,21 @@ def estimated(row):
     return options.rate(one.step, ways.recorded(row) or one.way, load, 1, row["batch"])
 
 
+def test_prompts_and_answers_together_are_estimated_within_a_sixth_of_a_full_server():
+    served = [
+        row
+        for row in records.recorded(records.REFERENCE, "served.jsonl", ("way", "output_tokens_per_s"))[0]
+        if row.get("clients") == 192 and row["way"] != "awq, Marlin"
+    ]
+    assert len({row["way"] for row in served}) >= 3
+    for row in served:
+        card, (read, written) = cards.card(row["device"]), (row["input_tokens"], row["output_tokens"])
+        load = Load(card, context=read + written // 2, users=row["clients"], prompts=read / written)
+        model = counting.counted(lookup.sized(TITLES[row["model"]]))
+        one = next(one for one in options.options(model, load) if one.scheme == row["scheme"])
+        assert one.per_s == pytest.approx(row["output_tokens_per_s"], rel=1 / 6), row["way"]
+
+
 def name(row):
     return f"{row['model']}, {row['way']}, {row['prompt_tokens']} in, {row['batch']}"
 

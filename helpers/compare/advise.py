@@ -25,6 +25,7 @@ GOALS = ("fit", "latency", "throughput", "quality")
 MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
 A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 CHEAP = 3.0  # dollars a day for which no GPU of the cards is let: more likely an hour's price
+PROMPTS = 8  # tokens read for each that is written: of conversations 1,020 and 129, arXiv 2311.18677, median
 SAME = 1.05  # and of two that round alike, one is better only beyond this
 
 
@@ -48,7 +49,9 @@ class Advice:
         load = self.load
         gpus = f"{load.gpus} {load.card.name}s" if load.gpus > 1 else f"one {load.card.name}"
         users = f"{load.users} users" if load.users > 1 else "one user"
-        asked = f"{users}, {load.context:,} tokens each, for {self.goal}"
+        asked = (
+            f"{users}, {load.context:,} tokens each, {load.prompts:g} read for one written, for {self.goal}"
+        )
         return f"{self.model.model.title} on {gpus} ({load.card.memory / GIB:.0f} GiB): {asked}"
 
     @property
@@ -75,7 +78,7 @@ class Advice:
         if self.price and one.users:
             first += f"; about {one.per_s:,.0f} tokens/s"
             first += f", {one.per_s / min(one.users, load.users):,.0f} a user" if load.users > 1 else ""
-            first += f"; a million cost ${dollars(one, self.price):.2f} at least, prompts not counted"
+            first += f"; a million cost ${one.dollars(self.price):.2f} at least, reading prompts included"
         copies = load.gpus // one.gpus
         if copies > 1 and one.users:
             first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
@@ -113,6 +116,9 @@ class Advice:
                 f"speed counts more than accuracy: {fast.title} gives {ratio:.2f} times the tokens (accuracy "
                 f"kept: {fast.kept.says})"
             )
+        written = recommended(self.options, "writing", self.load)
+        if written and (ratio := _score(written, "writing") / _score(one, "writing")) > SAME:
+            yield f"prompts are short, or in the cache: {_where(written)} writes {ratio:.2f} times the tokens"
         gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
@@ -123,8 +129,8 @@ class Advice:
         if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
             low, high = options.marlin()  # on a Hopper vLLM chooses Machete
             yield (
-                f"at most {options.FEW} ask at a time: AWQ with --linear-backend marlin gave {low:.2f} to "
-                f"{high:.2f} times FP8's tokens (recorded on an H200)"
+                f"at most {options.FEW} ask at a time, for long answers: AWQ with --linear-backend marlin "
+                f"wrote {low:.2f} to {high:.2f} times FP8's tokens (recorded on an H200)"
             )
         if not one.fits and one.needs:
             yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
@@ -166,7 +172,7 @@ class Advice:
             "model": self.model.model.name,
             "as_it_is": {"weights_bytes": stored} if stored else None,
             "kv_bytes_per_token": self.model.layout.kv_token_bytes(),
-            "ways": [_as_json(one, self.price) for one in self.options],
+            "ways": [one.as_json(self.price) for one in self.options],
             "recommended": self.chosen and self.chosen.scheme,
             "refused": None if self.chosen else self.sentence,
         }
@@ -195,7 +201,7 @@ class Advice:
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
         cells += [_times(gain) for gain in gains] + [one.kept.says]
         if self.price:
-            cells.append(f"{dollars(one, self.price):.2f}" if one.users else "-")
+            cells.append(f"{one.dollars(self.price):.2f}" if one.users else "-")
         return cells
 
     def _fits(self, one: Option) -> str:
@@ -214,6 +220,10 @@ class Advice:
         if gains:
             unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
             found.append(f"Gains, in {unit}: {'; '.join(gains)}. 06_production measures yours.")
+            found.append(
+                f"Of prompts, {self.load.prompts:g} tokens are read for each that is written (--prompts says "
+                f"otherwise), at {options.READING:.0%} of the GPU's operations/s."
+            )
         if any(one.scheme.startswith("nvfp4") for one in shown):
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
         for known in gained():
@@ -228,7 +238,7 @@ class Advice:
             each = (
                 f"${self.price:.2f} a day (${self.price / 24:.2f} an hour, ${self.price * 30:,.0f} a month)"
             )
-            found.append(f"Dollars: at {each} for each GPU, all of it used for answers: at least.")
+            found.append(f"Dollars: at {each} for each GPU, busy all the time: at least.")
         return found
 
     def __repr__(self) -> str:
@@ -261,6 +271,7 @@ def advise(
     gpus: int = 1,
     context: int | None = None,
     users: int = 16,
+    prompts: float = PROMPTS,
     goal: str = "throughput",
     price: float | None = None,
     rows: list[dict] | None = None,
@@ -271,6 +282,7 @@ def advise(
         name: a folder with a ``config.json``, a hub name (only its config is fetched), or a shape's name.
         gpu: a card's name, or four numbers (``cards.FOUR``); ``gpus`` how many of them there are.
         context: tokens that each of the ``users`` requests holds at once; 4,096 or the model's longest.
+        prompts: tokens of prompts that are read for each token of an answer, those in the cache not counted.
         goal: what counts: to ``fit`` as many as possible, ``latency`` of one user, ``throughput`` of all of
             them, or ``quality``, the least rounding that fits.
         price: dollars a GPU and day; without it nothing has a price.
@@ -283,10 +295,10 @@ def advise(
         raise SizingError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}.")
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
-    load = Load(card(gpu), gpus, 4096 if context is None else context, users)
+    load = Load(card(gpu), gpus, 4096 if context is None else context, users, prompts)
     model = counting.counted(lookup.sized(name))
     if model.longest < load.context:
-        load = Load(load.card, gpus, model.longest, users)
+        load = Load(load.card, gpus, model.longest, users, prompts)
     found = options.options(model, load, rows)
     return Advice(model, load, goal, price, found, recommended(found, goal, load))
 
@@ -322,36 +334,13 @@ def _score(one: Option, goal: str) -> float:
     """What a way gives of what is asked, a GPU; of latency it is one user's tokens a second."""
     if goal == "fit":
         return one.users / one.gpus
+    if goal == "writing":
+        return 1 / one.writing_s
     return one.alone_per_s if goal == "latency" else one.per_s / one.gpus
 
 
 def _where(one: Option) -> str:
     return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 and "GPUs" not in one.title else "")
-
-
-def dollars(one: Option, price_per_day: float) -> float:
-    """Dollars a million output tokens at full use."""
-    return one.gpus * price_per_day / (one.per_s * 86_400) * 1e6
-
-
-def _as_json(one: Option, price: float | None) -> dict:
-    gain = None
-    if one.together and one.users:
-        gain = {"at_1": round(one.alone.ratio, 3), "at_users": round(one.together.ratio, 3)}
-        gain |= {"from": one.alone.source, "from_at_users": one.together.source}
-    return {
-        "scheme": one.scheme,
-        "weights_bytes": one.weights or None,
-        "fits": one.fits,
-        "users": one.users,
-        "gain": gain,
-        "command": one.command or None,
-        "refused": one.refused or None,
-        "gpus": one.gpus,
-        "gpus_needed": one.needs,
-        "accuracy": one.kept.says,
-        "dollars_per_million_tokens": round(dollars(one, price), 4) if price and one.users else None,
-    }
 
 
 def _times(gain) -> str:

@@ -25,10 +25,10 @@ GOALS = {
     "4 users, 32,768 tokens": {"users": 4, "context": 32_768},
 }
 LINES = """\
-Users hold 4,096 tokens each where no more is said. FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4,
-A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, NVFP4: `vllm serve CHECKPOINT`, one of the
-hub's, or an AWQ of your own (03_awq); on an H100 or H200 with `--linear-backend marlin` AWQ gave more than FP8 up to
-8 users. In brackets the tokens/s a GPU, 16 bits = 1, estimated from above: the roofline, and what a step on an H200
+Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`--prompts`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4,
+A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
+one of the hub's, or an AWQ of your own (03_awq). Where answers are long, or prompts are in the cache, four bits give
+more: ask with `--prompts 0`. In brackets the tokens/s a GPU, 16 bits = 1, estimated from above: the roofline, and what a step on an H200
 took beyond it (NVFP4 as FP8); or how many requests run at once."""  # noqa: E501
 
 

@@ -1,9 +1,10 @@
 """The ways to deploy a model on GPUs: what each takes of the memory, and what it should give.
 
-A way is a scheme on the fewest GPUs that hold the load. Its speed is the roofline's: bytes over the card's
-bandwidth or operations over its rate, whichever takes longer, and added to it what a step of the same kernel
-took beyond that on the GPU that is on record, layer by layer. That is an estimate from above. Where the very
-case was measured, here or on record, the measured ratio stands instead.
+A way is a scheme on the fewest GPUs that hold the load. To write a token takes the roofline's time: bytes
+over the card's bandwidth or operations over its rate, whichever takes longer, and added to it what a step of
+the same kernel took beyond that on the GPU that is on record, layer by layer. Where the very case was
+measured, here or on record, the measured ratio stands instead. To read a prompt takes its operations. That is
+an estimate from above.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ GPUS = (1, 2, 4, 8)
 # Source: vllm/engine/arg_utils.py, default_max_num_seqs.
 MOST_AT_ONCE = 256
 REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
+READING = 0.55  # of its operations/s: prompts of a Qwen3-8B on an H200 were read at 0.56 in FP8, 0.64 in BF16
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
 
 
@@ -47,10 +49,10 @@ class Gain:
 class Option:
     """One way to deploy, on ``gpus``; ``needs`` is the fewest that hold the load (None: more than eight).
 
-    ``budget`` is what it takes of them together. ``per_s`` are tokens a second of all users together,
-    ``alone_per_s`` of one alone, both estimated from above. ``serves`` is the model or checkpoint
-    that vLLM is given (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no
-    more is known.
+    ``budget`` is what it takes of them together. ``writing_s`` and ``reading_s`` are seconds of a GPU for a
+    token of an answer and for its prompt's, all users at once; ``alone_per_s`` are tokens a second of one
+    alone. ``serves`` is the model or checkpoint that vLLM is given (``to_make``: there is none yet), ``args``
+    its arguments. Where it is ``refused`` no more is known.
     """
 
     scheme: str
@@ -60,7 +62,8 @@ class Option:
     gpus: int = 1
     needs: int | None = None
     budget: Budget | None = None
-    per_s: float = 0.0
+    writing_s: float = 0.0
+    reading_s: float = 0.0
     alone_per_s: float = 0.0
     alone: Gain | None = None
     together: Gain | None = None
@@ -70,10 +73,39 @@ class Option:
     step: Step | None = field(default=None, repr=False)
     way: Way | None = field(default=None, repr=False)
 
+    def dollars(self, price_per_day: float) -> float:
+        """What a million tokens of answers cost at full use."""
+        return self.gpus * price_per_day / (self.per_s * 86_400) * 1e6
+
+    def as_json(self, price: float | None) -> dict:
+        """What ``--json`` prints of it."""
+        gain = None
+        if self.together and self.users:
+            gain = {"at_1": round(self.alone.ratio, 3), "at_users": round(self.together.ratio, 3)}
+            gain |= {"from": self.alone.source, "from_at_users": self.together.source}
+        return {
+            "scheme": self.scheme,
+            "weights_bytes": self.weights or None,
+            "fits": self.fits,
+            "users": self.users,
+            "gain": gain,
+            "command": self.command or None,
+            "refused": self.refused or None,
+            "gpus": self.gpus,
+            "gpus_needed": self.needs,
+            "accuracy": self.kept.says,
+            "dollars_per_million_tokens": round(self.dollars(price), 4) if price and self.users else None,
+        }
+
     @property
     def command(self) -> str:
         """The line that starts the server."""
         return shlex.join(["vllm", "serve", self.serves, *flags(self.args)]) if self.serves else ""
+
+    @property
+    def per_s(self) -> float:
+        """Tokens of answers a second of all users together, their prompts read besides."""
+        return self.gpus / (self.writing_s + self.reading_s)
 
     @property
     def weights(self) -> int:
@@ -194,14 +226,20 @@ def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None
     batch = min(load.users, one.users) or load.users
     alone, together = (rate(one.step, one.way, load, one.gpus, users) for users in (1, batch))
     others = sixteen or one.gpus
-    first = alone / rate(plain, way, load, one.gpus, 1)
-    all_of_them = together / one.gpus / (rate(plain, way, load, others, load.users) / others)
-    gains = [Gain(first, ESTIMATE), Gain(all_of_them, ESTIMATE)]
+    base = rate(plain, way, load, others, load.users) / others
+    gains = [
+        Gain(alone / rate(plain, way, load, one.gpus, 1), ESTIMATE),
+        Gain(together / one.gpus / base, ESTIMATE),
+    ]
     if one.gpus == 1:
         gains[0] = _measured(one, model, load, 1, rows) or gains[0]
         if one.fits and others == 1:
             gains[1] = _measured(one, model, load, load.users, rows) or gains[1]
-    return replace(one, per_s=together, alone_per_s=alone, alone=gains[0], together=gains[1])
+    reading = reading_s(one.step, one.way, load)
+    written = 1 / base / gains[1].ratio + reading
+    gains[1] = replace(gains[1], ratio=(1 / base + reading_s(plain, way, load)) / written)
+    seconds = {"writing_s": one.gpus / together, "reading_s": reading}
+    return replace(one, **seconds, alone_per_s=alone, alone=gains[0], together=gains[1])
 
 
 def gains(
@@ -272,8 +310,13 @@ def marlin() -> tuple[float, float]:
     return min(found), max(found)
 
 
+def reading_s(work: Step, way: Way, load: Load) -> float:
+    """Seconds of a GPU for the tokens of a prompt that come to a token of its answer."""
+    return load.prompts * work.operations / (READING * load.card.rate(way.arithmetic_bits))
+
+
 def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
-    """Tokens/s of ``batch`` requests, at most: what GPUs tell each other is left out."""
+    """Tokens/s that ``batch`` requests write, at most: what GPUs tell each other is left out."""
     card = load.card
     bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)
     least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)

@@ -27,7 +27,8 @@ UTILIZATION = 0.92  # of the memory, vLLM's default (vllm/config/cache.py)
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each.
+    """What is asked: ``gpus`` cards, ``users`` requests at once that hold ``context`` tokens each, with
+    ``prompts`` tokens of prompt that have to be read for each token of an answer.
 
     Raises:
         SizingError: a number that cannot be; the message says what is allowed.
@@ -37,6 +38,7 @@ class Load:
     gpus: int = 1
     context: int = 4096
     users: int = 16
+    prompts: float = 0.0
 
     def __post_init__(self):
         for name, value, most in (
@@ -46,6 +48,8 @@ class Load:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
+        if not isinstance(self.prompts, int | float) or not 0 <= self.prompts <= 10_000:
+            raise SizingError(f"prompts must be a number from 0 to 10,000, not {self.prompts!r}.")
 
 
 @dataclass(frozen=True)
