@@ -85,7 +85,7 @@ def test_on_a_hopper_marlin_is_named_for_few():
     [
         ("qwen3-8b", "H200", {"context": 1024, "users": 400}, {"max_num_seqs": 400, "quantization": "fp8"}),
         ("qwen3-8b", "H200", {"goal": "quality"}, {"quantization": "none"}),
-        ("qwen3-8b", "L4", {}, {"max_num_seqs": 64, "quantization": "fp8", "model_name": "Qwen/Qwen3-8B"}),
+        ("qwen3-8b", "L4", {}, {"max_num_seqs": 35, "quantization": "fp8", "model_name": "Qwen/Qwen3-8B"}),
         ("llama-3.1-70b", "L40S", {"gpus": 4}, {"tensor_parallel_size": 2}),
         ("qwen3-8b", "T4", {"users": 1, "goal": "latency"}, {"model_name": "Qwen/Qwen3-8B-AWQ"}),
     ],
