@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 
 from helpers.model.model import GPU_DEFAULT
 from helpers.serve import command, launch, settings
-from helpers.serve.owned import TEARDOWN_S
+from helpers.serve.command import TEARDOWN_S
 from helpers.serve.server import open_server
 from helpers.serve.settings import LEAST_KEY, Settings
 from tests.nginx import FOLDER, names, tool

@@ -22,9 +22,10 @@ from helpers.faults import explain
 from helpers.model.model import TITLE
 from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
+from helpers.serve.command import TEARDOWN_S
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import FIELDS, SHORTEST_S, Generator, Level, LoadError, Objective
-from helpers.serve.owned import TEARDOWN_S, start_together
+from helpers.serve.owned import start_together
 from helpers.serve.router import places
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings

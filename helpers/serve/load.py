@@ -273,10 +273,7 @@ def _child(owner: int) -> None:
         return serve.main(parser.parse_args(command.flags(job["same"] | given | {"seed": next(seeds)})))
 
     for line in sys.stdin:
-        job, seeds = (
-            json.loads(line),
-            itertools.count(),
-        )  # no prompt twice: the server keeps what it read
+        job, seeds = json.loads(line), itertools.count()  # no prompt twice: the server keeps what it read
         os.environ.update(job["environment"])
         _load(job, run)
 

@@ -24,11 +24,10 @@ from helpers.base.files import ROOT
 from helpers.engine import engine, errors, logfile
 from helpers.engine.children import Belongings
 from helpers.faults.log import root_cause
-from helpers.serve.command import tcp_socket
+from helpers.serve.command import TEARDOWN_S, tcp_socket
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
 from helpers.serve.settings import Settings
 
-TEARDOWN_S = 20  # from the last request's end to the process's end, at most
 POLL_S = 0.1
 
 
@@ -57,7 +56,6 @@ class Owned:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header that carries the key."""
         return {"Authorization": f"Bearer {self.settings.api_key}"}
 
     def client(self, **options):
@@ -80,7 +78,6 @@ class Owned:
 
     @property
     def log(self) -> str:
-        """Its log so far."""
         return errors.read_log(self.log_file)
 
     @property
