@@ -12,6 +12,7 @@ LOOKS = {
     "speculation": ("speculative", "#0072B2", "o"),
     "prefix caching": ("shared", "#AD7A00", "s"),
     "structured output": ("kept_to", "#009E73", "^"),
+    "LoRA": ("adapter", "#BF6795", "D"),
 }
 TEXTS = {"copied": "n-gram, answer repeats the prompt", "drawn": "n-gram, new text"}
 SAME = ("device", "scheme", "feature", "text", "users")
@@ -38,7 +39,7 @@ def _rate(row: Mapping) -> float:
 
 def name(row: Mapping) -> str:
     """A feature, the text it was tried on, and the scheme where it is not 16 bits."""
-    other = {"prefix caching": "shared prefix", "structured output": "JSON schema"}
+    other = {"prefix caching": "shared prefix", "structured output": "JSON schema", "LoRA": "LoRA"}
     scheme = row.get("scheme", "baseline")
     title = TEXTS[row["text"]] if "text" in row else other[row["feature"]]
     return title + f", {scheme}" * (scheme != "baseline")
@@ -50,6 +51,8 @@ def _besides(without: Mapping, with_: Mapping) -> str:
         return f"{with_['acceptance'] or 0:.0%} accepted"
     if "valid" in with_:
         return f"{without['valid']:.0%}, then {with_['valid']:.0%} valid"
+    if "changed" in with_:
+        return f"{with_['changed']} of {with_['users']} answers changed"
     if without["hits"]:  # some of what should have been new was in the cache already
         return "-"
     return f"TTFT {1000 * without['ttft_s']:,.0f}, then {1000 * with_['ttft_s']:,.0f} ms"

@@ -1,4 +1,4 @@
-"""Speculative decoding, prefix caching and structured output, each without and with, in tokens a second."""
+"""Speculation, prefix caching, structured output and LoRA, each without and with, in tokens a second."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import random
 import statistics
 import time
+from pathlib import Path
 
 from helpers.engine.engine import owner_of
+from helpers.model.model import Model
 from helpers.model.text import held_out_text
 
 REPEATS = 3
@@ -187,5 +189,53 @@ def constrained(llm, users: int, answers: int = 16) -> list[dict]:
             "feature": "structured output", "kept_to": keeps, "users": users, **_spread(rates),
             "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
             "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1), "same_length": True,
+        })  # fmt: skip
+    return rows
+
+
+RANK = 8  # of the adapter
+
+
+def adapter(model: Model, folder: Path) -> Path:
+    """Write a LoRA of random numbers for a model's queries and values: its cost is real."""
+    import torch
+    from safetensors.torch import save_file
+
+    config, random_ = model.config, torch.Generator().manual_seed(0)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    outputs = {"q_proj": heads * size, "v_proj": config["num_key_value_heads"] * size}
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, width in outputs.items():
+            place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{place}.lora_A.weight"] = 0.1 * torch.randn(RANK, hidden, generator=random_)
+            tensors[f"{place}.lora_B.weight"] = 0.1 * torch.randn(width, RANK, generator=random_)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    known = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": [*outputs], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(known))
+    return folder
+
+
+def adapted(llm, folder: Path, users: int, answer: int = 96) -> list[dict]:
+    """Tokens/s of one engine's requests without and with an adapter, and how many answers it changed."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    params = SamplingParams(temperature=0.0, max_tokens=answer, ignore_eos=True)
+    prompts = fresh(llm.get_tokenizer(), users, 7000)
+    rows, said = [], {}
+    for on in (False, True):
+        lora = LoRARequest("adapter", 1, str(folder)) if on else None
+        rates = []
+        for _ in range(1 + REPEATS):  # the first loads the adapter and does not count
+            begun = time.perf_counter()
+            outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
+            rates.append(users * answer / (time.perf_counter() - begun))
+        said[on] = [list(output.outputs[0].token_ids) for output in outputs]
+        rows.append({
+            "feature": "LoRA", "adapter": on, "users": users, "answer_tokens": answer, **_spread(rates[1:]),
+            "changed": sum(one != other for one, other in zip(said[False], said[on], strict=True)),
         })  # fmt: skip
     return rows

@@ -31,7 +31,8 @@ def features(out: Path, schemes: Sequence[str] = SCHEMES, users: Sequence[int] =
         same["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, *range(16, 257, 16)]}
     for scheme, method in itertools.product(schemes, (None, SPECULATIVE)):
         common = stamp() | {"scheme": scheme, "weights": "real"}
-        more = {"speculative_config": method} if method else {}
+        # In a child: once n-gram has imported numba, vLLM's CPU backend starts no engine in that process.
+        more = {"speculative_config": method, "in_process": False} if method else {}
         asked = (guessing,) if method else (guessing, sharing, constrained)
         try:
             with open_engine(EMBEDDED, scheme, **same, **more) as llm:
