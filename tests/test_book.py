@@ -10,6 +10,7 @@ import re
 import pytest
 from dotenv import dotenv_values
 
+from helpers.model.schemes import EVERY, SCHEMES
 from helpers.serve import settings
 from helpers.tools import pictures
 from helpers.tools.pictures import WIDTH
@@ -155,6 +156,12 @@ def test_every_term_is_explained_where_the_glossary_says():
         assert meaning
         for term in terms:
             assert any(has(prose(f"notebooks/{name}.ipynb"), term) for name in where), f"{term} in {where}"
+
+
+def test_the_names_in_code_are_listed_with_their_titles():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", prose("notebooks/GLOSSARY.md"), re.MULTILINE))
+    assert rows.items() >= {name: one.title for name, one in SCHEMES.items()}.items()
+    assert all(EVERY[name].title == title for name, title in rows.items())
 
 
 def test_a_term_is_listed_once():

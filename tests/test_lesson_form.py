@@ -8,7 +8,13 @@ import statistics
 
 import pytest
 
+from helpers.compare.advise import advise
+from helpers.compare.cards import CARDS
+from helpers.compare.counting import counted
+from helpers.compare.options import options
+from helpers.compare.sizing import Load
 from helpers.model import quantize
+from helpers.model.shapes import shape
 from tests.scratch import REPO
 
 LESSONS = sorted((REPO / "notebooks").glob("0*.ipynb"))
@@ -93,6 +99,26 @@ def test_tables_fit_the_page(path):
             for one in re.findall(r"<table.*?</table>", table, re.S):
                 assert one.count('scope="col"') <= COLUMNS, source(cell)
                 assert one.count("<tr>") - 1 <= ROWS, source(cell)
+
+
+@pytest.mark.parametrize("gpu", ["L4", "A10", "H100 SXM", "H200"])
+def test_the_rules_that_open_00_and_04_are_those_of_advise(gpu):
+    def way(users: int, **more) -> str:
+        return advise("qwen3-8b", gpu, context=4096, users=users, **more).chosen.scheme
+
+    modest = gpu in ("L4", "A10")
+    assert [way(1), way(4, prompts=0).partition("_")[0]] == (["awq", "awq"] if modest else ["fp8", "fp8"])
+    assert way(20) in ("fp8_fp8_kv", "int8_fp8_kv"), "eight bits, weights and cache"
+    assert way(64) == ("awq_fp8_kv" if modest else "fp8_fp8_kv"), "where eight bits do not fit, four"
+
+
+def test_00_opens_with_how_many_run_at_once():
+    load = Load(CARDS["L4"], context=4096, users=20)
+    found = {one.scheme: one for one in options(counted(shape("qwen3-8b")), load)}
+    said = source(cells(LESSONS[0], "markdown")[0])
+    for name in ("baseline", "fp8"):
+        assert re.search(rf"\b{found[name].users}\b", said)
+    assert found["fp8_fp8_kv"].fits
 
 
 MEASURED = re.compile(r"\d ?(tok/s|[GM]iB|GB|MB|ms|%|times|GB/s|tokens a second)\b|\d %")
