@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 
-from helpers.base import page, records
+from helpers.base import page
 from helpers.base.figure import Figure, log_axis, panels
 from helpers.base.page import Note, Table
-from helpers.base.records import REFERENCE
 
 MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
 # Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
@@ -19,11 +17,6 @@ LOOKS = {
     "data parallel": ("#009E73", "^", "one server, two ranks"),
     "tensor parallel": ("#D55E00", "D", "one server on two GPUs"),
 }
-
-
-def recorded(name: str, folder: Path = REFERENCE) -> list[dict]:
-    """The rows of ``{name}.jsonl`` of every machine that has one."""
-    return records.recorded(folder, f"{name}.jsonl", ("device",))[0]
 
 
 def outgrown(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table | Note:
