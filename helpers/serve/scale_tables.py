@@ -42,7 +42,10 @@ def ways(rows: list[dict]) -> Figure | Note:
     figure, axes = panels(size=(7.2, 4.2))
     (axes,), said = axes[0], []
     for way, (colour, marker, name) in LOOKS.items():
-        points = _points([row for row in loads if row["way"] == way])
+        points = []
+        for clients, level in reversed(_levels(loads, way).items()):
+            each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
+            points.append((1 / median(row["tpot_s"] for row in level), each, clients))
         if not points:
             continue
         users, gpus, _ = zip(*points, strict=True)
@@ -59,14 +62,10 @@ def ways(rows: list[dict]) -> Figure | Note:
     return Figure(figure, alt + ".")
 
 
-def _points(rows: list[dict]) -> list[tuple[float, float, int]]:
-    """Tokens/s a user, tokens/s a GPU and clients of a way's levels; medians of the repeats."""
-    found = []
-    for clients in sorted({row["clients"] for row in rows}, reverse=True):
-        level = [row for row in rows if row["clients"] == clients]
-        pace = 1 / median(row["tpot_s"] for row in level)
-        found.append((pace, median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"], clients))
-    return found
+def _levels(loads: list[dict], way: str) -> dict[int, list[dict]]:
+    """The repeats of each level of a way, by its clients."""
+    counts = sorted({row["clients"] for row in loads if row["way"] == way})
+    return {n: [row for row in loads if (row["way"], row["clients"]) == (way, n)] for n in counts}
 
 
 def served(rows: list[dict]) -> Table | Note:
@@ -76,8 +75,7 @@ def served(rows: list[dict]) -> Table | Note:
         return Note(MISSING)
     table = []
     for way, (_, _, name) in LOOKS.items():
-        for clients in sorted({row["clients"] for row in loads if row["way"] == way}):
-            level = [row for row in loads if (row["way"], row["clients"]) == (way, clients)]
+        for clients, level in _levels(loads, way).items():
             rates = [row["requests_per_s"] for row in level]
             waits = [page.ms(median(row[key] for row in level)) for key in ("ttft_s", "tpot_s")]
             spread = f"{min(rates):.1f} to {max(rates):.1f}"
