@@ -25,9 +25,8 @@ EMPTY = Report("unknown", "There is nothing to read: the log is empty.", "the lo
 
 def main(arguments: list[str] | None = None) -> int:
     """Explain one log; 2 where there is none, 0 otherwise."""
-    parser = argparse.ArgumentParser(
-        "python -m helpers.explain", description=(__doc__ or "").partition("\n\n")[2]
-    )
+    about = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser("python -m helpers.explain", description=about)
     parser.add_argument(
         "file", nargs="?", default="-", metavar="FILE", help="a log; - or none: standard input"
     )

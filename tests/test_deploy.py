@@ -101,9 +101,8 @@ def test_prometheus_takes_its_files_and_each_alert_fires_when_it_should(check):
 
 
 def test_every_alert_has_a_test_that_it_fires_and_one_that_it_does_not():
-    tested = [
-        case for test in yaml.safe_load(text("alerts_test.yml"))["tests"] for case in test["alert_rule_test"]
-    ]
+    tests = yaml.safe_load(text("alerts_test.yml"))["tests"]
+    tested = [case for test in tests for case in test["alert_rule_test"]]
     for fires in (True, False):
         assert {case["alertname"] for case in tested if bool(case["exp_alerts"]) == fires} == set(alerts())
 
@@ -238,20 +237,16 @@ def test_whatever_ends_or_cuts_an_answer_waits_for_the_longest():
     longest = found.longest_s
     assert longest == found.shutdown_timeout == 2 * 500 * 0.3
     assert names(text("nginx.conf"), r"proxy_read_timeout (\w+);") == {f"{longest}s"}
-    for service in ("vllm", "proxy"):
-        assert seconds(compose()["services"][service]["stop_grace_period"]) >= longest + TEARDOWN_S
-    assert compose()["services"]["proxy"]["stop_signal"] == "SIGQUIT", (
-        "nginx drops every connection on SIGTERM"
-    )
-    assert "vllm" in compose()["services"]["proxy"]["depends_on"], (
-        "stopped first, it holds every answer that runs"
-    )
+    proxy = compose()["services"]["proxy"]
+    for service in (compose()["services"]["vllm"], proxy):
+        assert seconds(service["stop_grace_period"]) >= longest + TEARDOWN_S
+    assert proxy["stop_signal"] == "SIGQUIT", "nginx drops every connection on SIGTERM"
+    assert "vllm" in proxy["depends_on"], "stopped first, it holds every answer that runs"
     before = containers()["vllm"]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert before >= 5, "time for every proxy to learn that the pod is going"
     assert pod()["terminationGracePeriodSeconds"] >= before + longest + TEARDOWN_S
-    assert manifest("Ingress")["metadata"]["annotations"][
-        "nginx.ingress.kubernetes.io/proxy-read-timeout"
-    ] == str(longest)
+    ingress = manifest("Ingress")["metadata"]["annotations"]
+    assert ingress["nginx.ingress.kubernetes.io/proxy-read-timeout"] == str(longest)
     route, _ = commented("apiVersion: gateway.networking.k8s.io", text("kubernetes.yaml"))
     assert seconds(route["spec"]["rules"][0]["timeouts"]["request"]) == longest
     assert f'le="{found.seconds_per_token}"' in rules()["vllm:slow_tokens:ratio5m"]["expr"]
@@ -378,9 +373,6 @@ def test_a_pod_says_where_its_metrics_are_and_the_alerts_know_the_job():
 def test_the_dashboard_asks_what_prometheus_can_answer(tmp_path):
     asked = [t["expr"] for panel in json.loads(text("grafana.json"))["panels"] for t in panel["targets"]]
     assert {name for expr in asked for name in re.findall(r"vllm:\w+:\w+", expr)} <= set(rules())
-    group = {
-        "name": "panels",
-        "rules": [{"record": f"panel{i}", "expr": expr} for i, expr in enumerate(asked)],
-    }
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [group]}))
+    panels = [{"record": f"panel{i}", "expr": expr} for i, expr in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": panels}]}))
     subprocess.run([tool("promtool"), "check", "rules", tmp_path / "rules.yml"], check=True)

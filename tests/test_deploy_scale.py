@@ -40,9 +40,8 @@ def test_only_the_proxy_reaches_the_router_and_stops_before_it():
     assert set(services["router"]["depends_on"]) == set(SERVERS)
     assert services["router"]["networks"]["default"]["aliases"] == ["vllm"]
     assert "server vllm:8000 resolve" in (FOLDER / "upstream.conf").read_text()
-    assert seconds(services["router"]["stop_grace_period"]) >= seconds(
-        services["vllm-0"]["stop_grace_period"]
-    )
+    router, server = (seconds(services[name]["stop_grace_period"]) for name in ("router", "vllm-0"))
+    assert router >= server
     for name in ("router", "proxy", "prometheus", *SERVERS):
         assert services[name]["cap_drop"] == ["ALL"]
         assert all(port.startswith("127.0.0.1:") for port in services[name].get("ports", ()))

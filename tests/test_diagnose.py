@@ -26,7 +26,7 @@ from helpers.base import holders, parameters
 from helpers.base.holders import Holder
 from helpers.base.parameters import ParameterError
 from helpers.faults import catalogue, explain, whose
-from helpers.faults.log import ECHOES, error_lines, root_cause, short
+from helpers.faults.log import ECHOES, error_lines, root_cause
 from helpers.faults.report import Report
 from tests.test_interrupt import Kernel
 
@@ -199,18 +199,6 @@ def test_an_engine_that_died_without_a_word_shows_the_traceback_there_is():
     assert 'File "core.py", line 1' in str(report)
 
 
-def test_pydantics_frame_around_a_message_is_left_out():
-    error = ValueError("1 validation error for X\\n  Value error, too long [type=value_error, input_value=1]")
-    assert short(error) == "ValueError: too long"
-
-
-@pytest.mark.parametrize("name", ["fp8-per-tensor-on-cpu", "argument-refused", "script-without-guard"])
-def test_a_servers_last_line_changes_no_diagnosis(name):
-    text = recorded(LOGS[0].with_name(f"{name}.log"))[1]
-    report = explain.explain(ECHO, f"{text}\nRuntimeError: {ECHO}\n")
-    assert report.name == name
-
-
 def test_a_message_over_several_lines_is_found_beside_an_echo():
     said = [
         "ValueError: Failed to find a kernel that can implement the ScaledMM linear layer. Reasons: ",
@@ -289,9 +277,7 @@ def test_a_log_alone_comes_from_elsewhere_and_names_nobody_here(held):
     report = explain.explain(log=SEED)
     assert (report.name, report.holders) == ("model-too-large", None)
     assert "Who holds" not in str(report) + report._repr_html_()
-    assert (
-        explain.explain(log="ERROR 11-02 04:23:37 [core.py:99] RuntimeError: something new").holders is None
-    )
+    assert explain.explain(log="ERROR 11-02 04:23:37 [core.py:99] RuntimeError: new").holders is None
     assert explain.explain(ECHO, SEED).name == "out-of-gpu-memory-taken", "with its exception it failed here"
 
 
@@ -358,10 +344,7 @@ def test_an_error_of_vllms_own_is_not_called_the_readers(packages, tmp_path):
     ("cell", "name"),
     [
         ("d = {}\nprint(d['CUDA out of memory.'])", "own-code"),
-        (
-            "# No available memory for the cache blocks\nraise ValueError('Address already in use')",
-            "own-code",
-        ),
+        ("# No available memory for the cache\nraise ValueError('Address already in use')", "own-code"),
         ("open('/dev/full', 'w').write('x' * 10**6)", "disk-full"),
         ("import json\njson.loads('{')", "unknown"),
         ("import os\nos.kill(os.getpid(), 9)", "kernel-died"),
@@ -373,20 +356,12 @@ def test_what_a_notebooks_runner_quotes_is_diagnosed(cell, name):
         nbclient.NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
     report = explain.explain(caught.value, FREE.format(free="1.0"))
     assert report.name == name, report
-    assert report.evidence.partition(":")[0] in (
-        "KeyError",
-        "ValueError",
-        "OSError",
-        "JSONDecodeError",
-        "Kernel died",
-    )
+    assert report.evidence.partition(":")[0].endswith(("Error", "Kernel died"))
 
 
 def test_a_hundred_megabytes_are_read_in_linear_time():
     """A fifth of that here, with room for a busy machine; every line reports an error, and none is known."""
-    line = (
-        "(APIServer pid=1) ERROR 11-23 18:00:00 [serving.py:3] Error code: 404 not divisible by nothing {}\n"
-    )
+    line = "(APIServer pid=1) ERROR 11-23 18:00:00 [serving.py:3] Error code: 404 not divisible by {}\n"
     started = time.process_time()
     report = explain.explain(log="".join(line.format(number) for number in range(200_000)) + CHILD)
     assert time.process_time() - started < 6
@@ -400,10 +375,8 @@ def test_the_command_reads_a_pipe_and_answers_in_a_moment():
     done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=REPO, check=True)
     said = json.loads(done.stdout)
     assert list(said) == ["name", "what", "evidence", "do", "read"]
-    assert (said["name"], said["do"]) == (
-        "lora-rank",
-        ["max_lora_rank=64      # a server: --max-lora-rank 64"],
-    )
+    assert said["name"] == "lora-rank"
+    assert said["do"] == ["max_lora_rank=64      # a server: --max-lora-rank 64"]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "vllm", "numpy", "transformers"} & imported
 
@@ -416,13 +389,6 @@ def test_the_command_asks_for_a_log_and_says_where_it_is():
     assert "kubectl logs" in " ".join(said["do"])
     done = subprocess.run([*command, "no-such.log"], capture_output=True, text=True, cwd=REPO)
     assert (done.returncode, "no-such.log cannot be read" in done.stderr) == (2, True)
-
-
-def test_what_the_system_says_is_known_whoever_asked_for_it():
-    with pytest.raises(OSError, match="No space left") as caught, open("/dev/full", "w") as file:  # noqa: PTH123
-        file.write("x")
-        file.flush()
-    assert explain.explain(caught.value).name == "disk-full"
 
 
 def test_a_missing_driver_library_is_known_by_what_the_loader_says():

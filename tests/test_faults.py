@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,45 +47,33 @@ class Fault:
     slow: bool = False  # like another of these: left to `make test-all`
 
 
-def config(**new) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | new))
-
-    return change
+def config(folder: Path, **new) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | new))
 
 
-def cut_to(size: int) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        weights = folder / "model.safetensors"
-        content = weights.read_bytes()[:size]
-        weights.unlink()  # a link to the model's own file
-        weights.write_bytes(content)
-
-    return change
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()[:100]  # inside the header
+    weights.unlink()  # a link to the model's own file
+    weights.write_bytes(content)
 
 
-def lacking(*names: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
+def half_missing(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
 
-        weights = folder / "model.safetensors"
-        kept = {name: tensor for name, tensor in load_file(weights).items() if name not in names}
-        weights.unlink()
-        save_file(kept, weights, metadata={"format": "pt"})
-
-    return change
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    weights.unlink()
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
-def without(pattern: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        for path in folder.glob(pattern):
-            path.unlink()
-
-    return change
+def without(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
 
 
-HALF = "model.layers.3.mlp.up_proj.weight"
 REMOTE = {
     "model_type": "strange",
     "architectures": ["StrangeForCausalLM"],
@@ -111,17 +100,17 @@ FAULTS = (
     Fault("FP8 computed in FP32", "format-and-dtype", TENSOR | {"dtype": "float32"}, slow=True),
     Fault("awq of a model that is not quantized", "not-a-quantized-model", {"quantization": "awq"}),
     Fault("awq of an llm-compressor checkpoint", "quantization-mismatch", {"quantization": "awq"},
-          config(quantization_config=PACKED), slow=True),
+          partial(config, quantization_config=PACKED), slow=True),
     Fault("a quantization method that does not exist", "no-such-format", {"quantization": "awq4"}, slow=True),
     Fault("an architecture vLLM does not have", "unsupported-architecture",
-          change=config(architectures=["StrangeForCausalLM"])),
-    Fault("a config that demands remote code", "remote-code", change=config(**REMOTE), slow=True),
-    Fault("weights cut inside the header", "damaged-weights", change=cut_to(100)),
-    Fault("half of a fused matrix missing", "missing-weights", change=lacking(HALF)),
-    Fault("no weights", "missing-weights", change=without("*.safetensors")),
+          change=partial(config, architectures=["StrangeForCausalLM"])),
+    Fault("a config that demands remote code", "remote-code", change=partial(config, **REMOTE), slow=True),
+    Fault("weights cut inside the header", "damaged-weights", change=cut_short),
+    Fault("half of a fused matrix missing", "missing-weights", change=half_missing),
+    Fault("no weights", "missing-weights", change=partial(without, pattern="*.safetensors")),
     Fault("config and weights of different models", "config-and-weights-differ",
-          change=config(intermediate_size=2048)),
-    Fault("no tokenizer", "no-tokenizer", change=without("tokenizer*"), slow=True),
+          change=partial(config, intermediate_size=2048)),
+    Fault("no tokenizer", "no-tokenizer", change=partial(without, pattern="tokenizer*"), slow=True),
     Fault("an argument vLLM does not have", "unknown-argument", {"max_tokens": 5}),
     Fault("a dtype that does not exist", "argument-refused", {"dtype": "float8"}, slow=True),
     Fault("a model larger than the GPU", "model-too-large", {"load_format": "dummy", "hf_overrides": HUGE},

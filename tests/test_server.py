@@ -57,11 +57,8 @@ def test_a_taken_port_is_refused_at_once_and_names_who_has_it(tmp_path):
         listener.listen()
         port = listener.getsockname()[1]
         begun = time.monotonic()
-        with (
-            pytest.raises(ServerStartError) as caught,
-            open_server(small(server_port=port), log_dir=tmp_path),
-        ):
-            pass
+        with pytest.raises(ServerStartError) as caught:
+            open_server(small(server_port=port), log_dir=tmp_path).start()
     assert time.monotonic() - begun < 2
     named(caught.value, "port-taken")
     assert f"port {port}: Address already in use" in str(caught.value)
@@ -248,9 +245,8 @@ def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     assert (found["answered"], found["refused"]) == (32, 8), found
     refused = [outcome for outcome in outcomes if outcome.how == "refused"]
     assert {outcome.status for outcome in refused} == {503}
-    assert max(outcome.seconds for outcome in refused) < min(
-        o.seconds for o in outcomes if o.how == "answered"
-    )
+    answered = [outcome.seconds for outcome in outcomes if outcome.how == "answered"]
+    assert max(outcome.seconds for outcome in refused) < min(answered)
     with clients.crowd(server, clients.streamed(clients.long(40, 120)), concurrency=40) as crowd:
         outcomes = crowd.outcomes()
     found = {(outcome.how, outcome.status) for outcome in outcomes if outcome.how != "answered"}
@@ -543,9 +539,8 @@ def _alive(url: str) -> str:
 
 @pytest.mark.slow
 def test_a_start_that_fails_is_diagnosed_from_the_log(tmp_path):
-    with pytest.raises(
-        ServerStartError, match=r"Cause: .*greater than the derived(.|\n)*Full log: "
-    ) as caught:
+    said = r"Cause: .*greater than the derived(.|\n)*Full log: "
+    with pytest.raises(ServerStartError, match=said) as caught:
         open_server(small(max_model_len=10**6), log_dir=tmp_path).start()
     named(caught.value, "context-too-long")
     assert "max_model_len=8192 or less" in str(caught.value)

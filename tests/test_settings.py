@@ -47,7 +47,7 @@ def test_an_argument_wins_over_a_variable_and_that_over_the_file(monkeypatch, tm
         ("SERVER_HOST", "tcp://10.0.0.1:80", "valid IPv4 or IPv6 address"),
         ("SHUTDOWN_TIMEOUT", "-1", "greater than or equal to 0"),
         ("DTYPE", "int8", "'auto', 'bfloat16', 'float16' or 'float32'"),
-        ("DTYPE", "half", "Say float16."),
+        ("DTYPE", "half", "(half is float16)."),
         ("QUANTIZATION", "gptq", "set none; its config.json says the rest"),
         ("QUANTIZATION", "awq", "set none; its config.json says the rest"),
         ("MODEL_NAME", " ", "at least 1 character"),

@@ -63,7 +63,7 @@ class Hit(NamedTuple):
 
     entry: Entry
     what: str
-    do: list[str]
+    do: tuple[str, ...]
     evidence: str
     line: int
 
@@ -87,5 +87,5 @@ def _first(entry: Entry, pattern: re.Pattern, seen: Seen) -> Hit | None:
             facts = defaultdict(lambda: "(not said)", facts)
             steps = [step.format_map(facts).strip() for step in entry.do]
             line = seen.text.count("\n", 0, match.start())
-            return Hit(entry, entry.what.format_map(facts), [*filter(None, steps)], here.line, line)
+            return Hit(entry, entry.what.format_map(facts), tuple(filter(None, steps)), here.line, line)
     return None

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
 
 from helpers.base import holders
 from helpers.base.holders import Holder
 from helpers.base.machine import Machine, detect
-from helpers.base.redact import redact
 from helpers.faults import catalogue, whose
 from helpers.faults import log as logs
 from helpers.faults.conditions import Seen
-from helpers.faults.report import Report, cut
+from helpers.faults.report import Report
 
 ISSUES = "https://github.com/vllm-project/vllm/issues"
 
@@ -57,7 +55,7 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     if hit and not whose.cell_of(read, by_raise=True):
         return _known(hit, held, log)
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
-        return Report("ours", redact(str(error)), cut(redact(said[0])), raw_log=log)
+        return Report("ours", str(error), said[0], raw_log=log)
     first = logs.first_error(read) or (said[0] if said else "")
     return _own(error, read, elsewhere, first, log) or _unknown(error, first, read, held, log)
 
@@ -83,52 +81,38 @@ def _held(machine: Machine | None) -> tuple[Holder, ...]:
         return ()
 
 
-def _known(hit: catalogue.Hit, held: Sequence | None, log: str) -> Report:
-    return Report(
-        hit.entry.name,
-        redact(hit.what),
-        cut(redact(hit.evidence.strip())),
-        tuple(redact(step) for step in hit.do),
-        hit.entry.read,
-        tuple(held) if hit.entry.memory and held is not None else None,
-        redact(logs.first_traceback(log)[-4000:]) if hit.entry.name == "engine-died" else "",
-        log,
-    )
+def _known(hit: catalogue.Hit, held: tuple[Holder, ...] | None, log: str) -> Report:
+    entry = hit.entry
+    trace = logs.first_traceback(log) if entry.name == "engine-died" else ""
+    told = held if entry.memory else None
+    return Report(entry.name, hit.what, hit.evidence, hit.do, entry.read, told, trace, log)
 
 
 def _own(error: BaseException | None, read: str, elsewhere: bool, first: str, log: str) -> Report | None:
     """A slip of the reader's own line, or of what it passes to a library that is none of vLLM's."""
     if sentence := whose.own_code(error) or whose.cell_of(read):
         step = "Mend that line and run the cell again."
-        return Report("own-code", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+        return Report("own-code", sentence, first, (step,), raw_log=log)
     if not elsewhere and (sentence := whose.called(error)):
         step = "Compare what that line passes with what the library's message asks for."
-        return Report("library-error", redact(sentence), cut(redact(first)), (step,), raw_log=log)
+        return Report("library-error", sentence, first, (step,), raw_log=log)
     return None
 
 
-def _unknown(error, first: str, read: str, held: Sequence | None, log: str) -> Report:
+def _unknown(error, first: str, read: str, held: tuple[Holder, ...] | None, log: str) -> Report:
     """What is not in the catalogue, with the first error of where the cause is said to be."""
     trace = logs.first_traceback(read) or ("".join(traceback.format_exception(error)) if error else "")
     steps = ["report.bundle()      # a file to attach to a bug report"]
     if trace:
         steps.insert(0, "Read the traceback below, from its end.")
     if not first:
-        steps = [
-            "Give the log from its beginning; of a container that was started again: kubectl logs --previous"
-        ]
+        again = "of a container that was started again: kubectl logs --previous"
+        steps = [f"Give the log from its beginning; {again}"]
     elif error is not None and not read and logs.is_echo(first):
         steps.insert(0, "explain(error, log=...): what the engine's process wrote is said to have the cause.")
-    return Report(
-        "unknown",
-        "Not in the catalogue: this failure is not known here, and nothing is guessed.",
-        cut(redact(first or "no line of the log reports an error")),
-        tuple(steps),
-        ISSUES,
-        None if held is None else tuple(held),
-        redact(trace[-8000:])[-4000:],
-        log,
-    )
+    what = "Not in the catalogue: this failure is not known here, and nothing is guessed."
+    first = first or "no line of the log reports an error"
+    return Report("unknown", what, first, tuple(steps), ISSUES, held, trace, log)
 
 
 def _said(chain: list[BaseException]) -> list[str]:

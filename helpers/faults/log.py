@@ -35,7 +35,7 @@ _LEVEL = re.compile(
 # vLLM's own head, wherever it stands: whatever is before it, a message follows it.
 _HEAD = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]+:\d+\] ?")
 _PLAIN = set(" \t#-+=*.,:;/<>'abcdefghijklmnopqrstuvwxyz")
-_CALM = {"TRACE", "DEBUG", "INFO", "WARN", "WARNING"}
+_CALM, _LOUD = {"TRACE", "DEBUG", "INFO", "WARN", "WARNING"}, {"ERROR", "CRITICAL", "FATAL"}
 # The end of a Python traceback: an exception's name and its message, which an `assert` mostly has not. The
 # word "Error" alone is anybody's, and a task is cancelled because of something else.
 _ERROR = re.compile(
@@ -160,16 +160,12 @@ def said(lines: list[str]) -> list[str]:
     for line in lines:
         if _NUMBERED.match(line):
             continue
-        frame = _FRAME.match(line)
-        if (
-            not frame
-            and (after_frame or indented)
-            and (_SOURCE.match(line) or (after_frame and not _ends(line)))
-        ):
-            after_frame, indented = False, bool(_SOURCE.match(line))
+        frame, source = bool(_FRAME.match(line)), bool(_SOURCE.match(line))
+        if not frame and ((source and (after_frame or indented)) or (after_frame and not _ends(line))):
+            after_frame, indented = False, source
             continue
         kept.append(line)
-        after_frame, indented = bool(frame), bool(frame)
+        after_frame = indented = frame
     return kept
 
 
@@ -214,9 +210,7 @@ def first_error(log: str) -> str | None:
     told = [(level, said.strip()) for level, said in _read(log) if not is_echo(said)]
     for wanted in (
         lambda level, said: _OTHER.search(said),
-        lambda level, said: (
-            level in ("ERROR", "CRITICAL", "FATAL") and not said.startswith(("Traceback", "File "))
-        ),
+        lambda level, said: level in _LOUD and not said.startswith(("Traceback", "File ")),
         lambda level, said: _WORDS.search(said) and not said.startswith(("File ", "raise ", "except ")),
     ):
         for level, said in told:
@@ -245,10 +239,8 @@ def short(error: BaseException) -> str:
 def first_traceback(log: str) -> str:
     """Return the first traceback of a log, up to and with its error."""
     lines = error_lines(log)
-    start = next(
-        (n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), None
-    )
-    if start is None:
+    begins = (n for n, line in enumerate(lines) if line.startswith("Traceback (most recent call last)"))
+    if (start := next(begins, None)) is None:
         return ""
     ends = (n for n in range(start, len(lines)) if _ERROR.match(lines[n].strip()))
     return "\n".join(lines[start : next(ends, len(lines)) + 1])

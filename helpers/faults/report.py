@@ -15,7 +15,7 @@ from helpers.base import machine, page, redact
 from helpers.base.holders import Holder
 from helpers.base.redact import NAME, REMOVED
 
-LONGEST_EVIDENCE = 600  # characters; some messages list every tensor of a model
+LONGEST_EVIDENCE, LONGEST_TRACE = 600, 4000  # characters; some messages list every tensor of a model
 
 
 @dataclass
@@ -36,6 +36,11 @@ class Report:
     holders: tuple[Holder, ...] | None = None
     trace: str = ""
     raw_log: str = field(default="", repr=False)
+
+    def __post_init__(self):
+        self.what, self.do = redact.redact(self.what), tuple(map(redact.redact, self.do))
+        self.evidence = cut(redact.redact(self.evidence))
+        self.trace = redact.redact(self.trace[-2 * LONGEST_TRACE :])[-LONGEST_TRACE:]
 
     @property
     def log(self) -> str:

@@ -47,10 +47,8 @@ def package(path: str) -> str | None:
             return parts[parts.index(folder) + 1].removesuffix(".py")
     if Path(path).is_relative_to(ROOT / "helpers"):
         return "helpers"
-    library = path.startswith(
-        (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__")
-    )
-    return "Python" if library else None
+    library = (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__")
+    return "Python" if path.startswith(library) else None
 
 
 def of_machinery(error: BaseException | None) -> bool:

@@ -7,10 +7,7 @@ taken; one that means something else, or that only vLLM's command line knows, is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
-
-from dotenv import dotenv_values
+from collections.abc import Mapping
 
 TAKEN = {
     "model_name": "VLLM_MODEL_NAME VLLM_MODEL MODEL_PATH MODEL_ID HF_MODEL_ID",
@@ -40,21 +37,18 @@ FLAGS = """
 OF_THE_PROCESS = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "OMP_", "HTTP")
 # A stored format is the checkpoint's: its config.json says it, and vLLM reads that.
 STORED = ("awq", "gptq", "marlin", "compressed", "bitsandbytes", "gguf", "modelopt", "mxfp4", "nvfp4")
-SAY = {"half": "float16", "fp16": "float16", "float": "float32", "fp32": "float32", "bf16": "bfloat16"}
 NAMES = {
     name for names in (*TAKEN.values(), *FILE_ONLY.values()) for name in names.split()
 } | ELSEWHERE.keys()
 
 
-def read(env_file: str | Path | None, fields: Iterable[str]) -> tuple[dict[str, str], list[str], list[str]]:
+def read(inside: Mapping[str, str | None], fields: set[str]) -> tuple[dict[str, str], list[str], list[str]]:
     """Return settings under other names, warnings, and errors that need one word more than the usual.
 
     Args:
-        env_file: as in ``settings.load``; a variable of the environment wins over one in it.
+        inside: what a .env file says; a variable of the environment wins over it.
         fields: the settings there are; their own names win over all others.
     """
-    fields = set(fields)
-    inside = dotenv_values(env_file) if env_file is not None and Path(env_file).is_file() else {}
     given = {name: value for name, value in (inside | dict(os.environ)).items() if value}
     taken: dict[str, str] = {}
     for table, source in ((FILE_ONLY, inside), (TAKEN, given)):
@@ -88,9 +82,3 @@ def _warning(name: str, inside: bool) -> str:
     if inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
         return f"{where} is read from the environment, not from this file: export it."
     return ""
-
-
-def hint(name: str, value: object) -> str:
-    """One word more on a value that others take: ``half`` is float16."""
-    said = SAY.get(str(value).lower()) if name == "dtype" else None
-    return f" Say {said}." if said else ""

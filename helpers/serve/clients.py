@@ -78,12 +78,9 @@ def _asking(text: str, tokens: int) -> dict:
     return {"messages": messages, "max_tokens": tokens, "temperature": 0.0}
 
 
-def lasting(seconds: float, per_token: float, least: int = 24, most: int = 500) -> int:
-    """Tokens of an answer that takes about so long at ``per_token`` seconds each.
-
-    ``most`` is where a server ends every answer (MAX_ANSWER_TOKENS): a fast machine is done with it sooner.
-    """
-    return max(least, min(most, round(seconds / per_token))) if per_token > 0 else most
+def lasting(seconds: float, per_token: float) -> int:
+    """Tokens of an answer that takes about so long at ``per_token`` seconds each; a server ends it at 500."""
+    return max(24, min(500, round(seconds / per_token))) if per_token > 0 else 500
 
 
 def streamed(requests: Iterable[Request]) -> list[Request]:

@@ -148,10 +148,9 @@ class Router(Owned):
 
     # -- changing it ----------------------------------------------------------------------------
 
-    def server(self, place: dict[str, str], settings: Settings | None = None, port: int = 0, **vllm_args):
-        """A further server with these settings, not started, in a place that ``places`` gave."""
-        same = {name: getattr(self.settings, name) for name in ("server_host", "vllm_api_key")}
-        own = (settings or self.settings).model_copy(update={**same, "server_port": port})
+    def server(self, place: dict[str, str], port: int = 0, **vllm_args):
+        """A further server, not started, in a place that ``places`` gave."""
+        own = self.settings.model_copy(update={"server_port": port})
         args = self.vllm_args | vllm_args
         return open_server(own, log_dir=self.log_dir, environment=place, **args)
 
@@ -162,7 +161,7 @@ class Router(Owned):
         self.args["policy"] = policy
         self.start()
 
-    def replace(self, old: Server, settings: Settings | None = None, *, drain: bool = True, **vllm_args):
+    def replace(self, old: Server, *, drain: bool = True, **vllm_args):
         """Put a new server in another's place, while the others serve; return it.
 
         The old one leaves first: its cores or its GPU are the new one's. With ``drain`` the router is told,
@@ -178,7 +177,7 @@ class Router(Owned):
             old.kill()
             self._ask("remove_worker", old)
         self.servers.remove(old)
-        new = self.server(old.environment, settings, **vllm_args).start()
+        new = self.server(old.environment, **vllm_args).start()
         self._ask("add_worker", new)
         self.servers.append(new)
         return new

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 
-from helpers.base import page, records
+from helpers.base import page
 from helpers.base.figure import Figure, log_axis, panels
 from helpers.base.page import Note, Table
-from helpers.base.records import REFERENCE
 
 MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
 # Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
@@ -19,11 +17,6 @@ LOOKS = {
     "data parallel": ("#009E73", "^", "one server, two ranks"),
     "tensor parallel": ("#D55E00", "D", "one server on two GPUs"),
 }
-
-
-def recorded(name: str, folder: Path = REFERENCE) -> list[dict]:
-    """The rows of ``{name}.jsonl`` of every machine that has one."""
-    return records.recorded(folder, f"{name}.jsonl", ("device",))[0]
 
 
 def outgrown(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table | Note:
@@ -49,7 +42,10 @@ def ways(rows: list[dict]) -> Figure | Note:
     figure, axes = panels(size=(7.2, 4.2))
     (axes,), said = axes[0], []
     for way, (colour, marker, name) in LOOKS.items():
-        points = _points([row for row in loads if row["way"] == way])
+        points = []
+        for clients, level in reversed(_levels(loads, way).items()):
+            each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
+            points.append((1 / median(row["tpot_s"] for row in level), each, clients))
         if not points:
             continue
         users, gpus, _ = zip(*points, strict=True)
@@ -66,14 +62,10 @@ def ways(rows: list[dict]) -> Figure | Note:
     return Figure(figure, alt + ".")
 
 
-def _points(rows: list[dict]) -> list[tuple[float, float, int]]:
-    """Tokens/s a user, tokens/s a GPU and clients of a way's levels; medians of the repeats."""
-    found = []
-    for clients in sorted({row["clients"] for row in rows}, reverse=True):
-        level = [row for row in rows if row["clients"] == clients]
-        pace = 1 / median(row["tpot_s"] for row in level)
-        found.append((pace, median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"], clients))
-    return found
+def _levels(loads: list[dict], way: str) -> dict[int, list[dict]]:
+    """The repeats of each level of a way, by its clients."""
+    counts = sorted({row["clients"] for row in loads if row["way"] == way})
+    return {n: [row for row in loads if (row["way"], row["clients"]) == (way, n)] for n in counts}
 
 
 def served(rows: list[dict]) -> Table | Note:
@@ -83,8 +75,7 @@ def served(rows: list[dict]) -> Table | Note:
         return Note(MISSING)
     table = []
     for way, (_, _, name) in LOOKS.items():
-        for clients in sorted({row["clients"] for row in loads if row["way"] == way}):
-            level = [row for row in loads if (row["way"], row["clients"]) == (way, clients)]
+        for clients, level in _levels(loads, way).items():
             rates = [row["requests_per_s"] for row in level]
             waits = [page.ms(median(row[key] for row in level)) for key in ("ttft_s", "tpot_s")]
             spread = f"{min(rates):.1f} to {max(rates):.1f}"

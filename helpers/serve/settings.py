@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
         description="seconds to drain after SIGTERM; 0 aborts; the longest answer's if empty",
     )
     start_timeout: int = Field(600, ge=1, le=7200, description="seconds until it must be ready")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="number format")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="half is float16")
     vllm_cpu_kvcache_space: int = Field(1, ge=1, le=1024, description="GiB of KV cache on a CPU")
     vllm_api_key: SecretStr = Field(
         default_factory=lambda: SecretStr(secrets.token_urlsafe(32)),
@@ -140,10 +141,10 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     Raises:
         SettingsError: it names each wrong variable, its value (not a secret's) and what is allowed.
     """
-    problems = _misspelt(env_file)
-    if unknown := [name for name in values if name not in Settings.model_fields]:
-        problems += [_unknown(name, "an argument") for name in unknown]
-    taken, others, stored = aliases.read(env_file, set(Settings.model_fields) - set(values))
+    inside = {} if env_file is None else dotenv_values(env_file)
+    problems = [_unknown(name, Path(env_file).name) for name in _misspelt(inside)]
+    problems += [_unknown(name, "an argument") for name in values if name not in Settings.model_fields]
+    taken, others, stored = aliases.read(inside, set(Settings.model_fields) - set(values))
     if stored and "quantization" not in values:
         problems += stored
         values = values | {"quantization": "none"}
@@ -167,18 +168,14 @@ def _sentence(problem: dict) -> str:
     shown = "(not shown)" if "SecretStr" in str(field.annotation) else repr(problem["input"])
     said = problem["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:]
-    return f"{name.upper()}={shown}: {said} ({field.description}).{aliases.hint(name, problem['input'])}"
+    return f"{name.upper()}={shown}: {said} ({field.description})."
 
 
-def _misspelt(env_file: str | Path | None) -> list[str]:
+def _misspelt(inside: Mapping[str, str | None]) -> list[str]:
     """Names in a .env file that look like a setting's and are not: ignored, they would change nothing."""
-    if env_file is None or not Path(env_file).is_file():
-        return []
     known = {name.upper() for name in Settings.model_fields}
-    given = [name for name in dotenv_values(env_file) if name.upper() not in known | set(os.environ)]
-    given = [name for name in given if name not in aliases.NAMES]
-    near = [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
-    return [_unknown(name, Path(env_file).name) for name in near]
+    given = [name for name in inside if name.upper() not in known | set(os.environ) | aliases.NAMES]
+    return [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
 
 
 def _unknown(name: str, where: str) -> str:
