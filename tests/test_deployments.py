@@ -81,7 +81,7 @@ def test_what_is_recorded_of_a_load_is_what_the_table_reads():
     level = Level(None, 0.7, 21.0, 140, 0, 7.0, **rates, **seconds, e2e_s=1.4)
     row = {"way": "fp8"} | served.LENGTHS | served.line(level)
     assert deployed_tables.served([row], price_per_day=86.4).rows == [
-        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.52"]
+        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.50"]
     ]
 
 

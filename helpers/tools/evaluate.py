@@ -27,7 +27,13 @@ from helpers.tools import extras
 from helpers.tools.steps import SetupError
 
 TASKS = ROOT / "helpers" / "measure" / "lm_eval_tasks"
-BY_SCHEME = {scheme: quantization for quantization, scheme in settings.SCHEMES.items()}
+FP8_CACHE = {"kv_cache_dtype": "fp8"}
+BY_SCHEME = {scheme: (quantization, {}) for quantization, scheme in settings.SCHEMES.items()}
+BY_SCHEME |= {
+    "fp8_kv": ("none", FP8_CACHE),
+    "fp8_fp8_kv": ("fp8", FP8_CACHE),
+    "awq_fp8_kv": ("awq", FP8_CACHE),
+}
 CONCURRENT = 16
 
 
@@ -52,10 +58,9 @@ def ask(model: str, scheme: str, tasks: list[str], out: Path, *options: str) -> 
         SettingsError, SchemeError, ModelError, ServerError: it cannot be served.
         SetupError: lm-eval failed; what it said is above.
     """
-    served = settings.load(
-        model_name=model, quantization=BY_SCHEME[scheme], server_port=0, max_answer_tokens=1280
-    )
-    with open_server(served, log_dir=out) as server:
+    quantization, cache = BY_SCHEME[scheme]
+    served = settings.load(model_name=model, quantization=quantization, server_port=0, max_answer_tokens=1280)
+    with open_server(served, log_dir=out, **cache) as server:
         words = command(server, tasks, out / scheme, *options)
         print(f"OPENAI_API_KEY=... {shlex.join(words)}\n", flush=True)
         key = {"OPENAI_API_KEY": served.api_key}
