@@ -85,6 +85,17 @@ def test_what_is_recorded_of_a_load_is_what_the_table_reads():
     ]
 
 
+def test_a_refused_request_is_not_in_time():
+    level = Level(None, 2.5, 37.3, 109, 115, 8.1, 13.5, 13.5, *[0.1] * 8)
+    assert level.kept == pytest.approx(109 / 224)
+
+
+def test_marlin_reads_prompts_slower_than_16_bits_and_machete_does_not():
+    found = {row[0]: float(row[2]) for row in deployed_tables.reading(ROWS, "Qwen3-8B").rows}
+    assert found["bf16"] == 1
+    assert found["awq, Marlin"] < 0.7 < 1.05 < found["awq, Machete"] < found["fp8"]
+
+
 def test_a_round_fits_the_gpu_and_every_engine_is_one_that_vllm_accepts(tmp_path):
     from vllm.engine.arg_utils import EngineArgs
 
