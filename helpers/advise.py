@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
 
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     logging.disable(logging.WARNING)  # what transformers says of configs is not the answer
     gc.disable()  # nothing of what torch and transformers make as they load is garbage: a fifth of the time
     sys.exit(main())

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.file} cannot be read: {error.strerror}")
     text = data.decode("utf-8", errors="replace")
     report = explain(log=text) if text.strip() else EMPTY
-    print(json.dumps(report.facts(), indent=1, ensure_ascii=False) if options.json else report)
+    facts = {name: getattr(report, name) for name in ("name", "what", "evidence", "do", "read")}
+    print(json.dumps(facts, indent=1, ensure_ascii=False) if options.json else report)
     return 0
 
 

@@ -13,10 +13,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.standin import Answers
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks/deploy"
 MAIN = """daemon off; master_process on; worker_processes 1; error_log stderr warn; pid {folder}/nginx.pid;
@@ -47,23 +49,14 @@ class Upstream(ThreadingHTTPServer):
         self.status, self.after_s, self.asked = status, after_s, []
         self.says = '{"error": {"message": "as I say"}}'
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_) -> None:
-                pass
-
+        class Handler(Answers):
             def do_GET(self) -> None:
                 time.sleep(self.server.after_s)
                 self.server.asked.append((self.path, dict(self.headers)))
-                body = self.server.says.encode()
-                self.send_response(self.server.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.say(self.server.says, self.server.status)
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
+                self.body()
                 self.do_GET()
 
         super().__init__((host, port), Handler)
@@ -80,24 +73,11 @@ def newer() -> str:
     return str(found[0]) if found else pytest.skip("no newer nginx: make system")
 
 
-def configured(folder: Path, upstream: str, replaced: dict[str, str]) -> Path:
-    """nginx.conf and an upstream's file as they are shipped, but for ``replaced``; return the main file."""
-    (folder / "conf.d").mkdir(exist_ok=True)
-    for name in ("nginx.conf", upstream):
-        text = (FOLDER / name).read_text()
-        for old, new in replaced.items():
-            text = text.replace(old, new)
-        (folder / "conf.d" / name).write_text(text)
-    main = folder / "main.conf"
-    main.write_text(MAIN.format(folder=folder))
-    return main
-
-
 @contextlib.contextmanager
 def nginx(
     folder: Path, *servers: int, upstream="upstream-static.conf", program="", **replaced
 ) -> Iterator[int]:
-    """Run nginx before the servers on these ports of this machine; yields its own port.
+    """Run nginx as shipped before the servers on these ports of this machine; yields its own port.
 
     Keyword: a word of the configuration, and what stands there instead.
     """
@@ -106,8 +86,14 @@ def nginx(
         port = probe.getsockname()[1]
     listed = "\n".join(f"server 127.0.0.1:{server} max_fails=0;" for server in servers)
     replaced |= {"listen 8080": f"listen 127.0.0.1:{port}", "server 127.0.0.1:8000 max_fails=0;": listed}
-    main = configured(folder, upstream, replaced)
-    process = subprocess.Popen([program or tool("nginx"), "-p", folder, "-c", main])
+    (folder / "conf.d").mkdir(parents=True, exist_ok=True)
+    for name in ("nginx.conf", upstream):
+        text = (FOLDER / name).read_text()
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        (folder / "conf.d" / name).write_text(text)
+    (folder / "main.conf").write_text(MAIN.format(folder=folder))
+    process = subprocess.Popen([program or tool("nginx"), "-p", folder, "-c", folder / "main.conf"])
     try:
         stop = time.monotonic() + 10
         while time.monotonic() < stop:

@@ -17,26 +17,33 @@ A_TOKEN_S = 0.005  # an answer takes that for each token that it may have
 running, lock = 0, threading.Lock()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Answers(BaseHTTPRequestHandler):
+    """What a small server answers with, for each test's own to build on."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_) -> None:
         pass
 
-    def _say(self, text: str) -> None:
-        self.send_response(200)
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def say(self, text: str, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text.encode())
 
+
+class Handler(Answers):
     def do_GET(self) -> None:
         counts = {"num_requests_running": running, "num_requests_waiting": 0, "generation_tokens_total": 0}
-        self._say("".join(f"vllm:{name} {value}\n" for name, value in counts.items()))
+        self.say("".join(f"vllm:{name} {value}\n" for name, value in counts.items()))
 
     def do_POST(self) -> None:
         global running
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         with lock:
             running += 1
         tokens = body.get("max_tokens", 16)
@@ -46,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         content = body.get("structured_outputs", {}).get("choice", ["yes"])[0]
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "text": content}
         usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-        self._say(json.dumps({"id": "1", "choices": [choice | {"finish_reason": "stop"}], "usage": usage}))
+        self.say(json.dumps({"id": "1", "choices": [choice | {"finish_reason": "stop"}], "usage": usage}))
 
 
 def main(port: int) -> None:

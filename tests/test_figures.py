@@ -52,7 +52,7 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     width, alt, data = re.fullmatch(
         r'<img width="(\d+)" style="max-width:100%" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
     ).groups()
-    assert "‹awq 0.100 nats›" in alt
+    assert "‹W4A16 (AWQ) 0.100 nats›" in alt
     assert base64.b64decode(data) == one.png
     assert repr(one) == f"Figure: {one.alt}"
     assert sanitized(page) == sanitized(other._repr_html_())
@@ -101,8 +101,10 @@ def test_the_fit_is_drawn_and_said_by_scheme():
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
     assert f"baseline {found['baseline'].total / GIB:.1f} GiB, 10 of 16 run" in figure.alt
     assert f"awq {found['awq'].total / GIB:.1f} GiB, fits" in figure.alt
-    usable = next(line for line in figure.axes[0].lines if "share" in line.get_label())
+    usable = next(line for line in figure.axes[0].lines if "may take" in line.get_label())
     assert usable.get_xdata()[0] == pytest.approx(0.92 * 22.03, abs=0.01)
+    longest = found["baseline"].total / GIB
+    assert longest < figure.axes[0].get_xlim()[1] < 1.1 * longest, "no empty half"
 
 
 def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
@@ -117,8 +119,8 @@ def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
     [axes] = figure.axes
     assert max(line.get_ydata()[0] for line in axes.lines) == 1.5
     assert axes.collections[0].get_segments()[0][:, 1].tolist() == [1.5, 2.0]
-    assert "fp8 1.50" in figure.alt
-    assert "awq" not in figure.alt
+    assert "FP8, quantized while loading 1.50" in figure.alt
+    assert "AWQ" not in figure.alt
 
 
 def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
@@ -128,9 +130,11 @@ def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
     }
     [axes] = comparison_figures.gains({"m on d": points}).axes
     names = [text for text in axes.texts if text.get_text()]
-    assert {text.get_text() for text in names} == {"16 bits", "fp8", "int8", "awq"}
-    heights = sorted(text.get_position()[1] for text in names)
-    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.08
+    fp8 = "FP8, quantized\nwhile loading"
+    assert {text.get_text() for text in names} == {"16 bits", fp8, "INT8 W8A8", "W4A16 (AWQ)"}
+    heights = sorted((text.get_position()[1], text.get_text()) for text in names)
+    for (low, one), (high, other) in itertools.pairwise(heights):
+        assert high - low > (0.1 if fp8 in (one, other) else 0.08)
 
 
 def test_a_log_shows_its_first_error_as_the_cause_and_each_once():

@@ -54,7 +54,7 @@ def test_a_gpu_is_read_from_the_driver(monkeypatch):
 
         nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
         nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: (8, 9))
-        nvmlDeviceGetName = staticmethod(lambda handle: b"NVIDIA L4")
+        nvmlDeviceGetName = staticmethod(lambda handle: "NVIDIA L4")
         nvmlSystemGetDriverVersion = staticmethod(lambda: "580.1")
         nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: type("Info", (), {"total": 24 * GIB}))
 

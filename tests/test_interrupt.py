@@ -20,6 +20,8 @@ from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
 with open_engine(**small):
     pass
+import torch
+assert torch.set_num_threads is torch._C.set_num_threads, "vLLM's own is left"
 print("SETTLED", room.settled_memory())
 """
 AGAIN = """

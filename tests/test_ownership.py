@@ -262,6 +262,7 @@ def test_onednn_is_off_in_torch_for_an_engine_that_asks_and_back_on_afterwards()
     import torch
 
     settings = Settings.save()
+    settings.save_threads()
     assert torch.backends.mkldnn.enabled
     borrowed.without_onednn()
     assert not torch.backends.mkldnn.enabled

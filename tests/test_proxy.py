@@ -86,7 +86,6 @@ def test_the_key_reaches_the_server_from_either_header(tmp_path):
 
 def test_a_key_is_changed_without_a_gap(tmp_path):
     """Two keys are taken, then one, by a file and a reload; requests all the while are answered."""
-    (tmp_path / "conf.d").mkdir()
     (tmp_path / "keys").mkdir()
     theirs = "t" * 43
     file = tmp_path / "keys/users.map"
@@ -111,7 +110,6 @@ def test_the_proxys_own_errors_are_openais(tmp_path):
         replies = [said(port, "GET", "/metrics"), said(port, "POST", "/v1/completions", body)]
         while replies[-1][0] != 429 and len(replies) < 10:
             replies.append(said(port, "GET", "/v1/models"))
-    (tmp_path / "2").mkdir()
     with nginx(tmp_path / "2", 9) as port:  # nobody listens there
         replies.append(said(port, "GET", "/v1/models"))
     found = {status: (headers, text) for status, headers, text in replies if status != 200}

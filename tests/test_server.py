@@ -22,9 +22,10 @@ from helpers.faults import explain
 from helpers.model.model import TITLE
 from helpers.serve import clients, doors, load, probe, settings
 from helpers.serve.clients import HOWS, Watch
+from helpers.serve.command import TEARDOWN_S
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError
 from helpers.serve.load import FIELDS, SHORTEST_S, Generator, Level, LoadError, Objective
-from helpers.serve.owned import TEARDOWN_S, start_together
+from helpers.serve.owned import start_together
 from helpers.serve.router import places
 from helpers.serve.server import open_server
 from helpers.serve.settings import Settings
@@ -319,25 +320,14 @@ def test_a_rate_that_is_only_sustained_until_the_test_ends_is_not_one_to_plan_wi
 def test_a_level_that_is_over_at_once_is_repeated_for_longer():
     asked = []
 
-    def server(rate):
-        def run(max_concurrency, num_prompts):
-            asked.append(num_prompts)
-            return {"duration": num_prompts / rate, "request_throughput": rate}
+    def run(max_concurrency, num_prompts):
+        asked.append(num_prompts)
+        return {"duration": num_prompts / 100, "request_throughput": 100.0}
 
-        return run
-
-    assert load._long_enough(server(100.0), 4, 8)["duration"] == 2 * SHORTEST_S
+    assert load._long_enough(run, 4, 8)["duration"] == 2 * SHORTEST_S
     assert asked == [8, 200]
-    asked.clear()
-    assert load._long_enough(server(2.0), 4, 8)["duration"] == 4.0
-    assert (
-        load._long_enough(lambda **_: {"duration": 0.1, "request_throughput": 0.0}, 4, 8)["duration"] == 0.1
-    )
-    assert asked == [8]
-
-
-def test_an_answer_lasts_as_long_as_its_context_allows():
-    assert [clients.lasting(6.0, pace) for pace in (0.05, 1.0, 0.002, 0.0)] == [120, 24, 500, 500]
+    failed = {"duration": 0.1, "request_throughput": 0.0}
+    assert load._long_enough(lambda **_: failed, 4, 8) == failed, "and not for ever"
 
 
 def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
@@ -379,7 +369,7 @@ def test_a_stopped_server_says_so_and_its_port_is_free(server):
         probe.bind(("127.0.0.1", server.args["port"]))
 
 
-def test_a_start_that_is_refused_leaves_a_stopped_server_that_can_start_again(server, tmp_path):
+def test_a_start_that_is_refused_leaves_a_stopped_server(server):
     server.stop()
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -388,13 +378,6 @@ def test_a_start_that_is_refused_leaves_a_stopped_server_that_can_start_again(se
         with pytest.raises(ServerStartError, match="cannot listen"):
             server.start()
     assert server.end.how == "stopped"
-    server.log_dir = tmp_path
-    (tmp_path / "server-baseline-1.log").symlink_to("/nowhere/log")  # a log that cannot be opened
-    with pytest.raises(FileNotFoundError):
-        server.start()
-    assert server.kill() is None, "it knows a process of before"
-    with pytest.raises(ServerError, match="is not running"):
-        server.check()
 
 
 # ---- ends that need a server of their own
@@ -461,7 +444,6 @@ class Behind:
 @pytest.mark.slow
 def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch):
     """A hang-up, a reader who does not read, a reload, an engine that is stopped and one that is killed."""
-    (tmp_path / "nginx").mkdir()
     server = open_server(small(max_num_seqs=8), log_dir=tmp_path).start()
     monkeypatch.setenv("VLLM_API_KEY", server.settings.api_key)
     story = {"model": server.name, "prompt": "Once", "max_tokens": 400, "stream": True}
@@ -506,7 +488,6 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
     """A rolling SIGTERM while requests come, with the shipped nginx.conf: the other server answers."""
-    (tmp_path / "nginx").mkdir()
     key = "k" * settings.LEAST_KEY
     own = places(detect(), 2)  # on one core, the server that works would starve the one that starts
     servers = [open_server(small(vllm_api_key=key), log_dir=tmp_path, environment=place) for place in own]

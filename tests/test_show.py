@@ -66,14 +66,19 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
     rows.append(a_row("awq", 1, 30.0, 199, 100, kl_mean=0.125, top1=0.9, recovery=0.95))
     table = result_tables.side_by_side(rows)
     cells = [str(cell) for cell in table.rows[1]]
-    assert cells[:4] == ["awq", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
+    assert cells[:4] == ["W4A16 (AWQ)", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
     assert cells[4:] == ["‹0.1250 nats›", "‹90.0%›", "‹95.0%›"]
     spread = [rows[0] | {"low": 19.0, "high": 21.0}, rows[2] | {"low": 28.5, "high": 31.5}]
     assert str(result_tables.side_by_side(spread).rows[1][2]) == "‹x 1.50 (1.36 to 1.66)›"
     many = [a_row("baseline", batch, 1.0, 1, 1) for batch in (1, 8, 32, 64)]
     assert result_tables.side_by_side(many).columns[2:4] == ["speed at batch 1", "speed at batch 64"]
     shape = result_tables.side_by_side(rows, ["baseline", "fp8_kv", "awq"])
-    assert [row[0] for row in shape.rows] == ["baseline", "fp8_kv", "awq"]
+    assert [row[0] for row in shape.rows] == [
+        "Baseline (16-bit)",
+        "16-bit weights, FP8 KV cache",
+        "W4A16 (AWQ)",
+    ]
+    assert result_tables.titled("control") == "control"
     assert {str(cell) for cell in shape.rows[1][1:]} == {"‹not measured here›"}
     assert [len(row) for row in shape.rows] == [len(shape.columns)] * 3
     with pytest.raises(ValueError, match="different models"):

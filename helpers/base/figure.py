@@ -101,11 +101,12 @@ def name_ends(axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
 
     Call it when the axes have their limits and scales.
     """
-    gap = 0.085  # the least distance between two names, of the axes' height
+    lines = {name: 1 + name.count("\n") for name in ends}
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = sorted((to_axes.transform(end[:2])[1], name) for name, end in ends.items())
     heights: list[float] = []
-    for height, _ in placed:
+    for (height, name), (_, below) in zip(placed, placed[:1] + placed, strict=False):
+        gap = 0.03 + 0.0275 * (lines[name] + lines[below])  # the least distance, of the axes' height
         heights.append(max(height, heights[-1] + gap if heights else height))
     over = max(0.0, heights[-1] - 1.0) if heights else 0.0
     for height, (_, name) in zip(heights, placed, strict=True):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 
 @contextlib.contextmanager
-def interrupts_that_insist(every_s: float = 1.0):
-    """Raise KeyboardInterrupt again and again from the first Ctrl+C on, until the block is left.
+def interrupts_that_insist():
+    """Raise KeyboardInterrupt each second from the first Ctrl+C on, until the block is left.
 
     vLLM swallows one that comes during the handshake with its child, and then waits ten minutes for it.
     """
@@ -21,7 +21,7 @@ def interrupts_that_insist(every_s: float = 1.0):
         return
 
     def insist(*_):
-        signal.setitimer(signal.ITIMER_REAL, every_s)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         raise KeyboardInterrupt
 
     old = {number: signal.signal(number, insist) for number in (signal.SIGINT, signal.SIGALRM)}
@@ -35,7 +35,10 @@ def interrupts_that_insist(every_s: float = 1.0):
 
 @contextlib.contextmanager
 def interrupts_deferred():
-    """Let the block finish when Ctrl+C comes, then raise KeyboardInterrupt once."""
+    """Let the block finish when Ctrl+C comes, then raise KeyboardInterrupt once.
+
+    If the block fails, its own error counts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

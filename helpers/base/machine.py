@@ -140,11 +140,11 @@ def _detect_gpu() -> Machine | None:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Machine(
         kind="cuda",
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        name=pynvml.nvmlDeviceGetName(handle),
         memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
         count=len(gpus),
         sm=major + minor / 10,
-        driver=_text(pynvml.nvmlSystemGetDriverVersion()),
+        driver=pynvml.nvmlSystemGetDriverVersion(),
         cores=usable_cores(),
     )
 
@@ -192,11 +192,7 @@ def _cgroup_limit() -> list[int]:
 
 def usable_cores() -> int:
     """CPU cores this process may run on (its affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return len(os.sched_getaffinity(0))
 
 
 def gpu_memory_each() -> tuple[int, ...]:

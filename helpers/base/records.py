@@ -151,9 +151,10 @@ def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict]
     return good, bad
 
 
-def of(
-    found: list[dict], model: str, machine: Machine, prompt_tokens: int = 16
-) -> tuple[list[dict], list[str]]:
+PROMPT_TOKENS = 16  # of the lessons' own measurements of speed
+
+
+def of(found: list[dict], model: str, machine: Machine) -> tuple[list[dict], list[str]]:
     """Return the newest records of one model on one machine, and what was left out of the same file.
 
     A CPU with other instruction sets is another machine, whatever it is called, and prompts of another
@@ -166,7 +167,7 @@ def of(
             left_out[what] += 1
         elif row.get("isa", isa) != isa:
             left_out[f"{what} with other instruction sets ({', '.join(row['isa'])})"] += 1
-        elif row.get("prompt_tokens") != prompt_tokens:
+        elif row.get("prompt_tokens") != PROMPT_TOKENS:
             left_out[f"{what} with prompts of {row.get('prompt_tokens')} tokens"] += 1
         else:
             ours.append(row)

@@ -150,7 +150,7 @@ class Advice:
         """The choice as lines of notebooks/deploy's ``.env``; what no setting says goes into compose.yaml."""
         one, fields = self.chosen, Settings.model_fields
         args = one.args | {"gpu_memory_utilization": UTILIZATION}
-        args["max_num_seqs"] = max(fields["max_num_seqs"].default, min(one.users, self.load.users))
+        args["max_num_seqs"] = min(one.users, max(fields["max_num_seqs"].default, self.load.users))
         revision = args.pop("revision", "")
         found = {"model_name": one.serves + (f"@{revision}" if revision else "")}
         if args.pop("quantization", None):
@@ -216,10 +216,14 @@ class Advice:
         shown = self.shown
         gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
-        found = ["Weights and KV cache: counted from the config, with vLLM's rules."]
+        found = [
+            f"* keeps most accuracy; a way that keeps less has to give {MORE} times as much.",
+            "Weights and KV cache: counted from the config, with vLLM's rules.",
+        ]
         if gains:
             unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
-            found.append(f"Gains, in {unit}: {'; '.join(gains)}. 06_production measures yours.")
+            alone = ", without their exchange" if any(one.gpus > 1 for one in shown) else ""
+            found.append(f"Gains, in {unit}{alone}: {'; '.join(gains)}. 06_production measures yours.")
             found.append(
                 f"Of prompts, {self.load.prompts:g} tokens are read for each that is written (--prompts says "
                 f"otherwise), at {options.READING:.0%} of the GPU's operations/s."

@@ -6,6 +6,7 @@ alone. Nothing here measures. What cannot be drawn becomes a sentence (``page.No
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from helpers.base.figure import (
 )
 from helpers.base.page import Note
 from helpers.compare import rounding
-from helpers.model import schemes
+from helpers.measure.result_tables import titled
 from helpers.model.schemes import look
 
 # -- 01 to 03 -----------------------------------------------------------------------------------
@@ -127,6 +128,13 @@ def outliers(before, scales, name: str) -> Figure:
 # -- 00: does it fit ----------------------------------------------------------------------------
 
 
+FITS = {
+    "fits": {"color": "#00563F", "weight": "bold"},
+    "close": {"color": "#7A5600", "weight": "bold"},
+    "no": {"color": "black"},
+}
+
+
 def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     """Draw what each scheme takes of a card: weights, KV cache and the rest, beside what vLLM may take.
 
@@ -148,15 +156,15 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
             axes.barh(place, width, left=left, label=label, **style)
             left += width
         text = f"{left:.1f} GiB: {_holds(one)}" if one else "does not run here"
-        end = max(left, usable if one and one.spare >= 0 else 0)  # the line of the share crosses no text
-        label_bar(axes, end, place, text)
-    axes.axvline(usable, color="black", linestyle="--", label=f"vLLM's share, {usable:.1f} GiB")
+        style = FITS[one.verdict if one else "no"]
+        axes.text(1.015, place, text, transform=axes.get_yaxis_transform(), va="center", **style)
+    axes.axvline(usable, color="black", linestyle="--", label=f"vLLM may take {usable:.1f} GiB")
     longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
-    axes.set(xlim=(0, 1.5 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.03 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
     words = [f"{name} {one.total / 2**30:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
-    text = f"{title}. vLLM's share is {usable:.1f} GiB. Taken by {'; '.join(words)}."
+    text = f"{title}. vLLM may take {usable:.1f} GiB. Taken by {'; '.join(words)}."
     return Figure(figure, text)
 
 
@@ -192,12 +200,14 @@ def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> 
         batch_axis(axes, sorted({batch for points in by.values() for batch in points}))
         axes.set_ylim(min(0.75, 0.95 * min(every)), max(2.0, 1.05 * max(every)))
         ends = {
-            name: (max(points), points[max(points)][0], look(name)["color"]) for name, points in by.items()
+            textwrap.fill(titled(name), 16): (max(points), points[max(points)][0], look(name)["color"])
+            for name, points in by.items()
         }
         name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, look("baseline")["color"])})
     row[0].set_ylabel("tokens per second, 16 bits = 1")
     words = "; ".join(
-        f"{title}: {', '.join(f'{n} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}' for n, p in by.items())}"
+        f"{title}: "
+        + ", ".join(f"{titled(n)} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}" for n, p in by.items())
         for title, by in places.items()
     )
     alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
@@ -216,10 +226,9 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
     batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
     log_axis(axes, "${value:,.2f}")
     ends = {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()}
-    name_ends(axes, {schemes.scheme(name).title: end for name, end in ends.items()})
+    name_ends(axes, {titled(name): end for name, end in ends.items()})
     words = "; ".join(
-        f"{schemes.scheme(name).title} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}"
-        for name, by in drawn.items()
+        f"{titled(name)} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items()
     )
     return Figure(figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from helpers.base import page
 from helpers.base.page import Table
 from helpers.compare import roofline
-from helpers.measure.result_tables import marked
+from helpers.measure.result_tables import marked, titled
 from helpers.model import schemes
 from helpers.model.schemes import SCHEMES
 
@@ -61,14 +61,14 @@ def reconciled(found: Iterable) -> Table:
             name += f", given {page.mib(row['memory_bytes'])}"
         besides = row.get("kv_cache_dtype") == "fp8" and row["scheme"] != "fp8_kv"
         cells = [
-            row["scheme"] + (" and FP8 KV cache" if besides else ""),
-            f"{one.token:,}",
+            titled(row["scheme"]) + (" and FP8 KV cache" if besides else ""),
             "-" if one.predicted is None else f"{one.predicted:,}",
             f"{row['kv_cache_tokens']:,}",
+            "-" if one.predicted is None else f"{row['kv_cache_tokens'] / one.predicted - 1:+.1%}",
             "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
         ]
         rows.append([name, *(cells if recorded else map(page.measured, cells))])
-    columns = ["record", "scheme", "bytes a token", "tokens, predicted", "reported by vLLM", "left over"]
+    columns = ["record", "scheme", "tokens, predicted", "reported by vLLM", "off by", "left over"]
     return Table(columns, rows)
 
 
@@ -84,7 +84,7 @@ def sides(rows: list[dict], names: Iterable[str]) -> Table:
             crosses = roofline.crossing(found)
             cells = [", ".join(batches) or "none" for batches in kinds]
             cells.append(f"at batch {crosses:.0f}" if crosses else "nowhere measured")
-        table.append([name, *cells])
+        table.append([titled(name), *cells])
     return marked(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
 
 
@@ -111,5 +111,5 @@ def advice(found) -> Table:
     rows = []
     for name in SCHEMES:
         why = found.why if name == found.scheme else found.against.get(name, "not measured here")
-        rows.append([name, "deploy" if name == found.scheme else "-", why])
+        rows.append([titled(name), "deploy" if name == found.scheme else "-", why])
     return marked(["scheme", "", "because"], rows, texts=["", "because"])

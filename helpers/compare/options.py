@@ -2,9 +2,9 @@
 
 A way is a scheme on the fewest GPUs that hold the load. To write a token takes the roofline's time: bytes
 over the card's bandwidth or operations over its rate, whichever takes longer, and added to it what a step of
-the same kernel took beyond that on the GPU that is on record, layer by layer. Where the very case was
-measured, here or on record, the measured ratio stands instead. To read a prompt takes its operations. That is
-an estimate from above.
+its kind took beyond that on an H200, layer by layer; other GPUs have other kernels. Where the very case was
+measured, here or on record, the measured ratio stands instead. To read a prompt takes its operations. What
+GPUs tell each other is left out. That is an estimate from above.
 """
 
 from __future__ import annotations

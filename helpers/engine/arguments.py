@@ -19,7 +19,7 @@ OURS = {"use_tqdm_on_load": False, "worker_extension_cls": PROBE}
 
 # Ten CUDA graphs instead of 51: a batch in between is filled up to the next size. And the kernels of each way
 # of sampling are compiled when a request first asks for one, not ahead. On an H200 a first start of
-# Mistral-7B's shape took 49 s instead of 93, a second 15 s instead of 27 (reference/h200/starts.jsonl).
+# Mistral-7B took 49 s instead of 93, a second 15 s instead of 27: notebooks/reference/h200/starts.jsonl.
 SOONER = {
     "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]},
     "kernel_config": {"enable_jit_warmup": False},
@@ -31,7 +31,7 @@ def default_args(machine: Machine, model: Model) -> dict:
 
     - ``max_model_len``: the lessons need 2,048 tokens; a long context costs KV cache.
     - ``enable_prefix_caching=False``: a repeated prompt would not be computed, so not be measured.
-    - ``use_tqdm_on_load=False``: this module shows the progress of the whole start instead.
+    - ``use_tqdm_on_load=False``: ``logfile.starting`` shows the progress of the whole start instead.
     - ``worker_extension_cls``: lets ``measure`` look inside; it changes no result.
     - on a CPU ``enforce_eager`` (compiling takes longer than the lesson) and 1 GiB of KV cache;
     - on a GPU nine tenths of the memory, which leaves room for the notebook's own plots and tools, and

@@ -1,18 +1,17 @@
-"""What an engine in this process changes there and must not leave changed."""
+"""What starting an engine changes in this process: variables, threads, oneDNN. It is put back at the end."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 
 
 @dataclass
 class Settings:
-    """What an in-process engine changes in this process and must not leave changed."""
+    """This process as it was before an engine."""
 
     environment: dict[str, str]
-    affinity: set[int] | None
+    affinity: set[int]
     started: dict[str, str] | None = None  # the environment with the engine's own variables
     set_num_threads: object = None
     threads: int = 0
@@ -20,13 +19,10 @@ class Settings:
 
     @classmethod
     def save(cls) -> Settings:
-        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        saved = cls(dict(os.environ), affinity)
-        if "torch" in sys.modules:
-            saved._save_threads()
-        return saved
+        return cls(dict(os.environ), os.sched_getaffinity(0))
 
-    def _save_threads(self) -> None:
+    def save_threads(self) -> None:
+        """Keep what torch computes with, which vLLM's import brings, before an engine changes it."""
         import torch
 
         self.set_num_threads, self.threads = torch.set_num_threads, torch.get_num_threads()
@@ -39,16 +35,12 @@ class Settings:
     def restore(self) -> None:
         """Undo it: vLLM pins threads to cores, replaces torch.set_num_threads, sets variables; oneDNN too."""
         self._restore_environment()
-        if self.affinity is not None:
-            os.sched_setaffinity(0, self.affinity)
+        os.sched_setaffinity(0, self.affinity)
         if self.set_num_threads is not None:
             import torch
 
             torch.set_num_threads = self.set_num_threads
             torch.set_num_threads(self.threads)
-        if "torch" in sys.modules:
-            import torch
-
             torch.backends.mkldnn.set_flags(_enabled=self.onednn)
 
     def _restore_environment(self) -> None:

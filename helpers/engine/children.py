@@ -1,8 +1,9 @@
-"""What an engine takes hold of in this process and must give back: processes, memory, signals, settings."""
+"""The child processes and shared memory of an engine, and how they end with it or with their owner."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
@@ -12,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+PATIENCE_S = 5.0  # until a child that was asked to end, or lost its owner, is killed; vLLM's own patience
 
 
 class Belongings:
@@ -41,18 +44,18 @@ class Belongings:
         """Let go of the processes: each has another owner by now. Shared memory stays."""
         self._processes = []
 
-    def end(self, patience_s: float = 5.0) -> None:
+    def end(self) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
         import psutil
 
         for process in self._processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        stubborn = psutil.wait_procs(self._processes, timeout=patience_s)[1]
+        stubborn = psutil.wait_procs(self._processes, timeout=PATIENCE_S)[1]
         for process in stubborn:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(stubborn, timeout=patience_s)
+        psutil.wait_procs(stubborn, timeout=PATIENCE_S)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
             with contextlib.suppress(OSError):  # its owner took it away meanwhile
@@ -98,6 +101,7 @@ def _mapped(path: Path) -> bool:
 def children_bound_to_this():
     """Children that multiprocessing spawns inside get a group of their own, and end with this process.
 
+    It stands in for ``multiprocessing.util.spawnv_passfds`` while the block runs.
     Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
     kernel means to handle leaves shared memory behind, or its client waiting for ten minutes. And an engine
     whose kernel was killed would live on and keep the GPU's memory: vLLM does not watch its parent.
@@ -105,15 +109,15 @@ def children_bound_to_this():
     original = multiprocessing.util.spawnv_passfds
 
     def spawn(path, args, passfds):
-        engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)
+        is_engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)
         # An engine takes all signals: what a caller blocks for a moment, it would keep blocked. Python's own
         # tracker of shared memory inherits that, and outlives the others to remove what they left.
-        more = {"setsigmask": []} if engine else {}
+        more = {"setsigmask": []} if is_engine else {}
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
         try:
             return os.posix_spawn(
-                path, _watching(args) if engine else args, dict(os.environ), setpgroup=0, **more
+                path, _watching(args) if is_engine else args, dict(os.environ), setpgroup=0, **more
             )
         finally:
             for descriptor in passfds:
@@ -142,8 +146,6 @@ def _main_left_alone():
     finally:
         vars(main).update(kept)
 
-
-PATIENCE_S = 5.0  # from the owner's end to killing a child that has not ended; vLLM's own patience
 
 # A process can only ask for this itself: SIGTERM (15) once its parent has ended (prctl 1). That is a wish: an
 # engine that hangs in compiled code does not take it, and vLLM's client, which would kill it after five

@@ -9,6 +9,14 @@ On a CPU the engine lives in this process (starts in seconds, once vLLM is impor
 spawned child. After the block, however it ended, the memory is back where it was, checked against the
 operating system or the driver, or an error says who still holds it. vLLM's whole log, its children's
 too, goes to ``engine.log_file``.
+
+What Ctrl+C does in each phase:
+
+    importing vLLM     waits for the import's end (``llm.import_vllm``)
+    building           here: Python's own; with a child: raised each second until vLLM lets it through
+                       (``interrupts_that_insist``); what was built is released
+    generating         drops all requests; the engine is finished, the block goes on (``guarded``)
+    releasing          waits until all is released, then comes once (``_let_go``)
 """
 
 from __future__ import annotations
@@ -41,6 +49,8 @@ from helpers.model.schemes import Way
 
 _open: Engine | None = None  # one engine a process: a second would fight it for the memory
 _engines_built = 0
+
+ANEW = "Open a new one with open_engine(...)"
 
 
 def opened() -> Engine | None:
@@ -137,7 +147,7 @@ class Engine:
         self._llm = None
         self._children = Belongings()
         self._end_watch = lambda: None  # of the engine's process, if it has one
-        self._finished: str | None = "not started: use it in a with block"
+        self._finished: str | None = "not started. Use it in a with block"
 
     # -- using it -------------------------------------------------------------------------------
 
@@ -153,9 +163,7 @@ class Engine:
         return self._llm
 
     def _closed(self) -> EngineClosedError:
-        return EngineClosedError(
-            f"This engine ({self.scheme}) is {self._finished}. Open a new one with open_engine(...)."
-        )
+        return EngineClosedError(f"This engine ({self.scheme}) is {self._finished}.")
 
     @property
     def code(self) -> str:
@@ -222,8 +230,8 @@ class Engine:
         try:
             yield
         except KeyboardInterrupt:
+            self._finished = f"finished: it was interrupted while it worked. {ANEW}"
             self.abort()
-            self._finished = "finished: it was interrupted while it worked"
             raise
         except Exception as error:
             if self._llm is None:  # another thread left the block meanwhile: whatever broke, broke of that
@@ -231,7 +239,7 @@ class Engine:
                 raise self._closed() from None
             if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
                 raise
-            self._finished = "finished: its process ended while it worked"
+            self._finished = f"finished: its process ended while it worked. {ANEW}"
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
@@ -250,8 +258,8 @@ class Engine:
 
     def abort(self) -> None:
         """Drop every request that is queued or running."""
-        engine = self._llm.llm_engine
         with contextlib.suppress(Exception):  # a dead child has nothing left to abort
+            engine = self._llm.llm_engine
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
     # -- opening it -----------------------------------------------------------------------------
@@ -273,7 +281,7 @@ class Engine:
             _open = self
             self._start()
         except BaseException as error:
-            self._finished = "finished: it did not start"
+            self._finished = f"finished: it did not start. {ANEW}"
             self._let_go_despite(error)
             if isinstance(error, Exception):
                 raise self._diagnosed(
@@ -295,13 +303,14 @@ class Engine:
             finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
                 self.memory.start(first=_engines_built == 0)
             _engines_built += 1
+            self._settings.save_threads()
             self._log.follow(*CHATTY)  # their handlers were bound when they were imported
             begun = time.perf_counter()
             with contextlib.ExitStack() as stack:
                 stack.enter_context(release.watched_loading(self))
                 stack.enter_context(self._children.watched())
                 stack.enter_context(children.children_bound_to_this())
-                if not self.in_process:
+                if not self.in_process:  # the last to be entered ends first: the others clean up undisturbed
                     stack.enter_context(interrupts.interrupts_that_insist())
                 elif not self.way.onednn:
                     borrowed.without_onednn()
@@ -328,7 +337,7 @@ class Engine:
 
     def __exit__(self, kind, error, tb) -> None:
         global _open
-        self._finished = "finished: its with block has ended"
+        self._finished = f"finished: its with block has ended. {ANEW}"
         try:
             if error is None:
                 self._let_go(None)
@@ -346,25 +355,29 @@ class Engine:
 
     def _let_go(self, error: BaseException | None) -> None:
         """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
-        with interrupts.interrupts_deferred():
-            begun, held = time.perf_counter(), self.memory.in_use()
-            with self._log.capturing():
-                if error is not None:
-                    release.clear_frames(error)
-                self._shut_down()
-            self._log.close()
-            self._settings.restore()
-            self.release = self.memory.wait_until_back(held, begun)
+        try:
+            with interrupts.interrupts_deferred():
+                begun, held = time.perf_counter(), self.memory.in_use()
+                with self._log.capturing():
+                    if error is not None:
+                        release.clear_frames(error)
+                    self._shut_down()
+                self._log.close()
+                self._settings.restore()
+                self.release = self.memory.wait_until_back(held, begun)
+        except KeyboardInterrupt as pressed:
+            if self.memory.too_much(self.release):
+                pressed.add_note(self.memory.held_message(self.release, self.scheme))
+            raise
         if self.memory.too_much(self.release):
             raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
 
     def _shut_down(self) -> None:
         self._end_watch()
+        self.abort()
         kept, self._llm, torn_down = self._llm, None, False
         if kept is not None:
             core = kept.llm_engine
-            with contextlib.suppress(Exception):
-                core.abort_request(list(core.output_processor.request_states), internal=True)
             with contextlib.suppress(Exception):  # a child that died has shut down already
                 core.engine_core.shutdown()
                 torn_down = True

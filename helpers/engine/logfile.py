@@ -70,7 +70,7 @@ class LogFile:
                 handler.setStream(self._stream)
 
     def close(self) -> None:
-        """Close the file; lines that loggers write later go nowhere rather than to the reader.
+        """Flush the file; lines that loggers write later go nowhere rather than to the reader.
 
         On a full disk the last lines are lost: a release must not fail of that.
         """

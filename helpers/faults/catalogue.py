@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.faults import conditions
 from helpers.faults.conditions import Seen
 
 FILE = Path(__file__).with_name("catalogue.toml")
-TIERS = {"": 0, "general": 1, "last": 2}
+TIERS = ("", "general", "last")
+TRIED = 20  # matches of one pattern that are asked about
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,10 @@ class Entry:
     where: str = ""
     by: str = ""
     tier: str = ""
-    patterns: tuple[re.Pattern, ...] = field(init=False, repr=False, compare=False, default=())
 
-    def __post_init__(self):
-        object.__setattr__(self, "patterns", tuple(re.compile(text, re.MULTILINE) for text in self.match))
-        if self.by:
-            getattr(conditions, self.by.partition(":")[0])
-        TIERS[self.tier]
+    @functools.cached_property
+    def patterns(self) -> list[re.Pattern]:
+        return [re.compile(text, re.MULTILINE) for text in self.match]
 
     def facts(self, found: dict[str, str], seen: Seen) -> dict[str, str] | None:
         """What the entry's sentences are filled in with, or None where it is not the diagnosis."""
@@ -49,67 +50,42 @@ class Entry:
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """Return the catalogue, what is special before what is general.
-
-    Raises:
-        ValueError: an entry has a field that there is not, lacks one, or a pattern or a name that is none.
-    """
+    """The catalogue, in its order: what is special before what is general."""
     content = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    found = []
-    for table in content["fault"]:
-        try:
-            found.append(Entry(**table | {"read": content["places"].get(table["read"], table["read"])}))
-        except (TypeError, KeyError, AttributeError, re.error) as error:
-            raise ValueError(f"{FILE.name}, {table.get('name', table)}: {error}") from None
-    return tuple(found)
+    places = content["places"]
+    return tuple(
+        Entry(**fault | {"read": places.get(fault["read"], fault["read"])}) for fault in content["fault"]
+    )
 
 
-class Facts(dict):
-    """Facts for ``str.format_map``: what a message did not say reads as such."""
-
-    def __missing__(self, key: str) -> str:
-        return "(not said)"
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An entry that explains a failure, with its sentences filled in."""
+class Hit(NamedTuple):
+    """An entry that explains a failure, with its sentences filled in, and the number of its line."""
 
     entry: Entry
     what: str
-    do: tuple[str, ...]
+    do: list[str]
     evidence: str
+    line: int
 
 
 def lookup(seen: Seen) -> Hit | None:
     """Return what explains ``seen.text``: of what matches the most special, earliest in the text."""
-    best: tuple | None = None
-    for order, entry in enumerate(entries()):
-        tier = TIERS[entry.tier]
-        if best and tier > best[0][0]:
-            continue
-        if entry.where and not re.search(entry.where, seen.where + seen.text):
-            continue
-        for pattern in entry.patterns:
-            if hit := _first(entry, pattern, seen):
-                match, facts = hit
-                rank = (tier, seen.text.count("\n", 0, match.start()), order)
-                if best is None or rank < best[0]:
-                    best = (rank, entry, facts, replace(seen, start=match.start()).line)
-    if best is None:
-        return None
-    _, entry, found, line = best
-    facts = Facts(found)
-    steps = (step.format_map(facts).strip() for step in entry.do)
-    return Hit(entry, entry.what.format_map(facts), tuple(step for step in steps if step), line)
+    for tier in TIERS:
+        asked = [entry for entry in entries() if entry.tier == tier]
+        asked = [one for one in asked if not one.where or re.search(one.where, seen.where + seen.text)]
+        hits = [hit for one in asked for pattern in one.patterns if (hit := _first(one, pattern, seen))]
+        if hits:
+            return min(hits, key=lambda hit: hit.line)
+    return None
 
 
-def _first(entry: Entry, pattern: re.Pattern, seen: Seen) -> tuple[re.Match, dict] | None:
-    for number, match in enumerate(pattern.finditer(seen.text)):
+def _first(entry: Entry, pattern: re.Pattern, seen: Seen) -> Hit | None:
+    for match in islice(pattern.finditer(seen.text), TRIED):
         found = {key: value for key, value in match.groupdict().items() if value is not None}
-        facts = entry.facts(found, replace(seen, start=match.start()))
-        if facts is not None:
-            return match, facts
-        if number == 20:
-            return None
+        here = replace(seen, start=match.start())
+        if (facts := entry.facts(found, here)) is not None:
+            facts = defaultdict(lambda: "(not said)", facts)
+            steps = [step.format_map(facts).strip() for step in entry.do]
+            line = seen.text.count("\n", 0, match.start())
+            return Hit(entry, entry.what.format_map(facts), [*filter(None, steps)], here.line, line)
     return None

@@ -131,9 +131,15 @@ def full(found: Found, seen: Seen, when: str = "") -> Found | None:
     fewer = (
         'Fewer bytes of weights: a smaller model, a quantized checkpoint; here scheme="fp8", "awq" or "int8"'
     )
-    has = f"The weights are {stored} already: fewer bytes of them only by a smaller model" if stored else ""
-    fewer = "" if stored else fewer
-    return told | {"alone": alone, "fewer": fewer, "has": has, "more": _more(seen)}
+    has = f"The weights are {stored} already: fewer bytes of them only by a smaller model"
+    gpus = seen.setting("tensor_parallel_size") or "1"
+    more = str(2 * int(gpus)) if gpus.isdigit() else "2"
+    return told | {
+        "alone": alone,
+        "fewer": "" if stored else fewer,
+        "has": has if stored else "",
+        "more": more,
+    }
 
 
 def _stored(seen: Seen) -> str:
@@ -146,11 +152,6 @@ def _stored(seen: Seen) -> str:
     )
     name = re.search(_FORMATS, seen.setting("model") or "")
     return (frames or name)[1] if frames or name else ""
-
-
-def _more(seen: Seen) -> str:
-    has = seen.setting("tensor_parallel_size") or "1"
-    return str(2 * int(has)) if has.isdigit() else "2"
 
 
 def suffices(found: Found, seen: Seen) -> Found | None:
@@ -173,9 +174,8 @@ def others(found: Found, seen: Seen) -> Found | None:
     """Somebody else holds a part: by the message's own numbers, or because the driver names them."""
     numbers = _numbers(seen)
     if numbers.get("others", 0) >= NOBODY:
-        return {
-            "held": f" {_size(numbers['others'])} of {_size(numbers['total'])}, by the message's own numbers"
-        }
+        held = f" {_size(numbers['others'])} of {_size(numbers['total'])}"
+        return {"held": f"{held}, by the message's own numbers"}
     asked = any(holder.where.startswith("GPU") for holder in seen.holders or ())
     return {"held": " a part of it (below)"} if asked else None
 
@@ -262,11 +262,8 @@ def sampling_argument(found: Found, seen: Seen) -> Found | None:
 def here(found: Found, seen: Seen) -> Found | None:
     """An address that is no hub's and no public service's: a server of the reader's."""
     host = found.get("host", "")
-    return (
-        None
-        if re.search(r"huggingface|hf-mirror|modelscope|pypi|pythonhosted|github", host + seen.line)
-        else {"host": host}
-    )
+    public = re.search(r"huggingface|hf-mirror|modelscope|pypi|pythonhosted|github", host + seen.line)
+    return None if public else {"host": host}
 
 
 def said(found: Found, seen: Seen) -> Found:

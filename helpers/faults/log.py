@@ -56,9 +56,7 @@ ECHOES = (
     "EngineCore encountered",
     "See root cause above",
     "EngineDeadError",
-    "See stack trace (above)",
-    "See stack trace for",
-    "See stack trace above",
+    "See stack trace",
     "EngineCore failed to start",
     "Background loop has errored already",
     "Engine process failed to start",
@@ -91,18 +89,17 @@ def message(line: str) -> tuple[str, str]:
     head = _HEAD.search(line, 0, 300)
     if head:
         line = line[head.start() :]
-    line = _after(_BEFORE, line)
+    line = _bare(line)
     level = ""
     if found := _LEVEL.match(line):
-        level, line = found[1], _after(_BEFORE, line[found.end() :])
+        level, line = found[1], _bare(line[found.end() :])
         if (found[2] or "").endswith("dump_input.py"):
             level = "INFO"  # a step that fails dumps vLLM's whole configuration, as an error
     return level, line.rstrip()
 
 
-def _after(pattern: re.Pattern, line: str) -> str:
-    """The line without all that ``pattern`` matches at its beginning."""
-    while found := pattern.match(line):
+def _bare(line: str) -> str:
+    while found := _BEFORE.match(line):
         line = line[found.end() :]
     return line
 

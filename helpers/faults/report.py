@@ -42,16 +42,6 @@ class Report:
         """The whole log, secrets removed: for a long one that takes a while, so it is done when asked for."""
         return redact.redact(self.raw_log)
 
-    def facts(self) -> dict[str, object]:
-        """What a program is told."""
-        return {
-            "name": self.name,
-            "what": self.what,
-            "evidence": self.evidence,
-            "do": list(self.do),
-            "read": self.read,
-        }
-
     def __str__(self) -> str:
         first, _, rest = self.advice.partition("\n")
         trace = self.trace and "The first traceback:\n" + textwrap.indent(self.trace, "    ")
@@ -77,27 +67,20 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [("Evidence", f"<code>{_code(self.evidence)}</code>")]
-        if self.holders is not None:
-            held = _code("\n".join(self.held))
-            rows.append(("Who holds the memory", f'<i class="measured">{held}</i>'))
-        if self.do:
-            rows.append(
-                (
-                    "What to do",
-                    '<ol style="margin:0">'
-                    + "".join(f"<li>{_code(step)}</li>" for step in self.do)
-                    + "</ol>",
-                )
-            )
-        if self.read:
-            rows.append(("Read", _code(self.read)))
-        if self.trace:
-            rows.append(("First traceback", f"<pre>{html.escape(self.trace)}</pre>"))
+        held = "" if self.holders is None else f'<i class="measured">{_code(chr(10).join(self.held))}</i>'
+        steps = "".join(f"<li>{_code(step)}</li>" for step in self.do)
+        rows = {
+            "Evidence": f"<code>{_code(self.evidence)}</code>",
+            "Who holds the memory": held,
+            "What to do": steps and f'<ol style="margin:0">{steps}</ol>',
+            "Read": _code(self.read),
+            "First traceback": self.trace and f"<pre>{html.escape(self.trace)}</pre>",
+        }
         body = "".join(
             f'<tr><th scope="row" style="text-align:left;vertical-align:top;white-space:nowrap">{name}</th>'
             f'<td style="text-align:left">{value}</td></tr>'
-            for name, value in rows
+            for name, value in rows.items()
+            if value
         )
         keep = page.as_it_is(self.what + body)
         return f"<p{keep}><b>{_code(self.what)}</b></p><table{keep}><tbody>{body}</tbody></table>"

@@ -14,9 +14,9 @@ import sys
 import traceback
 from pathlib import Path
 
+from helpers.base.files import ROOT
 from helpers.faults import log
 
-ROOT = Path(__file__).resolve().parent.parent  # the helpers
 # Where an error that is not the reader's own code comes from.
 _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
               "safetensors", "openai", "triton", "flashinfer", "ray")  # fmt: skip
@@ -45,7 +45,7 @@ def package(path: str) -> str | None:
     for folder in _PACKAGES:
         if folder in parts:
             return parts[parts.index(folder) + 1].removesuffix(".py")
-    if Path(path).is_relative_to(ROOT):
+    if Path(path).is_relative_to(ROOT / "helpers"):
         return "helpers"
     library = path.startswith(
         (sys.prefix + "/lib", sys.base_prefix + "/lib", "<frozen", "<__array_function__")

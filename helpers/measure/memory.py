@@ -26,7 +26,8 @@ def measure_memory(llm) -> Memory:
     """Measure an open engine's memory.
 
     On a GPU the weights are vLLM's own figure, to the byte. On a CPU they are the anonymous memory that
-    loading added to this process: summing the tensors would miss what oneDNN repacked.
+    loading added to this process (None where the engine is a child): summing the tensors would miss what
+    oneDNN repacked.
     """
     engine = owner_of(llm)
     total = engine.memory.added()

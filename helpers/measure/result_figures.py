@@ -20,15 +20,16 @@ def quality(rows: list[dict]) -> Figure | Note:
         return Note(
             "No scheme's answers were compared with the baseline's here, so there is nothing to draw."
         )
-    figure, [[axes]] = panels(size=(7, 3.8))
+    figure, [[axes]] = panels(size=(8, 3.8))
     widest = max(row["predicted_weights_bytes"] for row in rows) / 2**20
     for name, row in points.items():
         size = row["predicted_weights_bytes"] / 2**20
         axes.plot(size, row["kl_mean"], markersize=10, **(look(name) | {"linestyle": "none"}))
         left = size > 0.6 * widest  # of its mark there is no room to the right
         axes.annotate(
-            f"{name}: {row['top1']:.0%} same top token", (size, row["kl_mean"]), (-9 if left else 9, 0),
-            textcoords="offset points", ha="right" if left else "left", va="center",
+            f"{result_tables.titled(name)}: {row['top1']:.0%} same top token",
+            (size, row["kl_mean"]), (-9 if left else 9, 0), textcoords="offset points",
+            ha="right" if left else "left", va="center",
         )  # fmt: skip
     base = next(iter(row for row in rows if row["scheme"] == "baseline"), None)
     if base:
@@ -44,7 +45,9 @@ def quality(rows: list[dict]) -> Figure | Note:
     axes.set(xlim=(0, 1.1 * widest), ylim=(0.6 * min(means), 2 * max(means)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    words = "; ".join(f"{name} {row['kl_mean']:.3f} nats" for name, row in points.items())
+    words = "; ".join(
+        f"{result_tables.titled(name)} {row['kl_mean']:.3f} nats" for name, row in points.items()
+    )
     return Figure(
         figure,
         "A marker for each scheme: its weights to the right, the divergence of its answers from the "

@@ -7,12 +7,18 @@ from collections.abc import Iterable
 from helpers.base import page
 from helpers.base.page import Table
 from helpers.model import ways
+from helpers.model.schemes import EVERY
 
 
 def marked(columns: list[str], rows: Iterable[Iterable], plain: int = 1, texts: Iterable[str] = ()) -> Table:
     """A table in which all but the first ``plain`` cells of a row depend on this machine."""
     cells = map(list, rows)
     return Table(columns, ([*row[:plain], *map(page.measured, row[plain:])] for row in cells), texts=texts)
+
+
+def titled(name: str) -> str:
+    """What tables and figures call a scheme; a name of none ("control") stays as it is."""
+    return EVERY[name].title if name in EVERY else name
 
 
 def speeds(found) -> Table:
@@ -32,7 +38,7 @@ def records(rows: list[dict]) -> Table:
         weights = page.mib(row["weights_bytes"]) if row["weights_bytes"] else "not measured"
         perplexity = f"{row['perplexity']:.2f}" if row["perplexity"] else "not measured"
         took = [f"{row['output_tokens_per_s']:,.1f} tok/s", page.ms(row["ttft_s"])]
-        table.append([row["scheme"], row["batch"], weights, *took, perplexity, row["kernel"]])
+        table.append([titled(row["scheme"]), row["batch"], weights, *took, perplexity, row["kernel"]])
     columns = ["scheme", "batch", "weights", "output tokens", "TTFT", "perplexity", "runs as"]
     return marked(columns, table, plain=2)
 
@@ -55,7 +61,7 @@ def qualities(found: dict) -> Table:
         if quality:
             texts = [f"{quality.perplexity_ratio:.3f}", f"{quality.kl_mean:.4f} nats"]
             texts += [f"{quality.kl_p99:.3f} nats", f"{quality.top1:.1%}"]
-        rows.append([name, *texts])
+        rows.append([titled(name), *texts])
     return marked(columns, rows)
 
 
@@ -65,7 +71,7 @@ def recoveries(found: dict) -> Table:
     for name, seen in found.items():
         kept = f"{seen.ratio:.1%} ({seen.low:.0%} to {seen.high:.0%})"
         right = [f"{seen.baseline:.1%}", f"{seen.scheme:.1%}"]
-        rows.append([name, seen.items, *right, seen.lost, seen.gained, kept])
+        rows.append([titled(name), seen.items, *right, seen.lost, seen.gained, kept])
     columns = ["scheme", "items", "right before", "now", "lost", "gained", "recovery, 95 % interval"]
     return marked(columns, rows, plain=2)
 
@@ -87,7 +93,7 @@ def side_by_side(rows: list[dict], names: Iterable[str] = ()) -> Table:
     columns += ["mean KL", "same top token", "recovery"]
     base = by_scheme.get("baseline", {})
     found = {name: _against(by_scheme.get(name, {}), base, batches) for name in names or by_scheme}
-    return marked(columns, ([name, *cells] for name, cells in found.items()))
+    return marked(columns, ([titled(name), *cells] for name, cells in found.items()))
 
 
 def _against(found: dict[int, dict], base: dict[int, dict], batches: list[int]) -> list[str]:

@@ -78,7 +78,7 @@ def as_rows(
         common |= {name: round(getattr(quality, name), 6) for name in names}
     if recovery:
         common |= {"recovery": recovery.ratio, "recovery_low": recovery.low, "recovery_high": recovery.high}
-    digits = {"batch": 0, "prompt_tokens": 0, "output_tokens_per_s": 2, "low": 2, "high": 2, "ttft_s": 4}
+    digits = {"batch": 0, "prompt_tokens": 0, "output_tokens_per_s": 2, "low": 2, "high": 2, "ttft_s": 6}
     return [
         common | {name: round(getattr(speed, name), to) for name, to in digits.items()} for speed in speeds
     ]

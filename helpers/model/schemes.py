@@ -1,7 +1,7 @@
 """The quantization schemes: what each stores, how this machine runs it, the bytes it should take.
 
 A scheme is one entry of ``SCHEMES`` (what the lessons measure) or of ``DEPLOYED``, its look in figures
-included; nothing else in the project branches on a scheme's name. Each entry lists its ways of running, best
+included; nothing that runs an engine branches on a scheme's name. Each entry lists its ways of running, best
 first, and the first whose condition holds for the machine is taken. The conditions and their sources are read
 from vLLM 0.32.
 """

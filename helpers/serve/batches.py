@@ -20,11 +20,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import pydantic
 
 from helpers.base import parameters, processes
 from helpers.base.files import ROOT, write_whole
 
-URLS = ("/v1/chat/completions", "/v1/completions")
 ATTEMPTS = 6  # to answer a row, before it counts as failed
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 GRACE_S = 20  # for Ray to end, once asked to
@@ -49,19 +51,22 @@ class Summary:
         """Rows without an answer; the next run asks them again."""
         return self.rows - self.answered
 
-    @property
-    def rows_per_s(self) -> float:
-        """Rows answered a second, in this run."""
-        return (self.answered - self.before) / self.seconds
-
     def __str__(self) -> str:
         return (
             f"{self.rows} rows: {self.answered} answered ({self.before} before), {self.failed} failed, "
-            f"‹{self.seconds:.1f} s›, ‹{self.rows_per_s:.2f} rows/s›"
+            f"‹{self.seconds:.1f} s›, ‹{(self.answered - self.before) / self.seconds:.2f} rows/s›"
         )
 
 
-def read_rows(path: str | Path) -> list[dict]:
+class Row(pydantic.BaseModel):
+    """A line of input; what else it has is not looked at."""
+
+    custom_id: str
+    url: Literal["/v1/chat/completions", "/v1/completions"]
+    body: dict
+
+
+def read_rows(path: str | Path) -> list[Row]:
     """The rows of a batch, checked.
 
     Raises:
@@ -71,18 +76,15 @@ def read_rows(path: str | Path) -> list[dict]:
     for number, line in enumerate(Path(path).read_text().splitlines(), 1):
         where = f"{Path(path).name}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BatchError(f"{where}: not JSON ({error}).") from None
-        if not isinstance(row, dict) or not isinstance(row.get("custom_id"), str):
-            raise BatchError(f'{where}: must be an object with a "custom_id" of text.')
-        if row.get("url") not in URLS:
-            raise BatchError(f'{where}: "url" is {row.get("url")!r}; it must be one of {", ".join(URLS)}.')
-        if not isinstance(row.get("body"), dict) or row["body"].get("stream"):
-            raise BatchError(f'{where}: "body" must be an object, and not a stream.')
-        if first := seen.get(row["custom_id"]):
-            raise BatchError(f"{where}: custom_id {row['custom_id']!r} is that of line {first}, too.")
-        seen[row["custom_id"]] = number
+            row = Row.model_validate_json(line)
+        except pydantic.ValidationError as error:
+            wrong = error.errors()[0]
+            raise BatchError(f"{where}: {' '.join(map(str, wrong['loc']))}: {wrong['msg']}.") from None
+        if row.body.get("stream"):
+            raise BatchError(f"{where}: body: a stream cannot be written down.")
+        if first := seen.get(row.custom_id):
+            raise BatchError(f"{where}: custom_id: {row.custom_id!r} is that of line {first}, too.")
+        seen[row.custom_id] = number
         rows.append(row)
     return rows
 
@@ -123,7 +125,7 @@ def run_batch(
     if importlib.util.find_spec("ray") is None:
         raise BatchError(MISSING)
     rows, have = read_rows(source), answers(out)
-    have = {row["custom_id"]: have[row["custom_id"]] for row in rows if row["custom_id"] in have}
+    have = {row.custom_id: have[row.custom_id] for row in rows if row.custom_id in have}
     write_whole(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
     begun = time.perf_counter()
     if len(have) < len(rows):
@@ -145,7 +147,7 @@ def _ask_all(source: str, out: str, url: str, clients: int, address: str | None)
     import ray
 
     have = answers(out)
-    items = [{"line": json.dumps(row)} for row in read_rows(source) if row["custom_id"] not in have]
+    items = [{"line": row.model_dump_json()} for row in read_rows(source) if row.custom_id not in have]
     ray.init(address=address, **({} if address else {"include_dashboard": False}))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node has Ray, and not this file
     ray.data.DataContext.get_current().enable_progress_bars = False

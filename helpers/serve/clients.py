@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = "answered", "wrong", "aborted", "refused", "cut off", "hung"
-
-HOWS = (ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG)
+HOWS = ("answered", "wrong", "aborted", "refused", "cut off", "hung")
+ANSWERED, WRONG, ABORTED, REFUSED, CUT, HUNG = HOWS
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def streamed(requests: Iterable[Request]) -> list[Request]:
 
 
 class Crowd:
-    """Clients at work; made by ``crowd``."""
+    """Made by ``crowd``."""
 
     def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
         self._server, self._timeout_s = server, timeout_s

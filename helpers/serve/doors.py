@@ -35,7 +35,6 @@ class Door:
 
     @property
     def open(self) -> bool:
-        """Whether it answers without the key."""
         return self.without_key not in GUARDED
 
 
@@ -85,8 +84,6 @@ def generates_without_key(server) -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A bad request and what the server said to it."""
-
     what: str
     status: int
     text: str

@@ -21,7 +21,7 @@ class ServerDiedError(ServerError):
 
 @dataclass(frozen=True)
 class Stop:
-    """How a server ended: ``drained`` (asked to, in time), ``killed`` or ``died``, and after how long."""
+    """How a server ended: ``stopped`` (asked to, in time), ``was killed`` or ``died``."""
 
     how: str
     seconds: float

@@ -22,8 +22,6 @@ from helpers.model.schemes import SchemeError
 from helpers.serve import command
 from helpers.serve.settings import EMBEDDED, Settings, SettingsError, load
 
-TEARDOWN_S = 20  # from the last answer's end to the process's end, at most
-
 
 def checked() -> Settings:
     """The environment's settings, if one can serve others with them.
@@ -114,7 +112,7 @@ def main(arguments: list[str]) -> int:
     if "--enforce-eager" in line:
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing to compile, and no compiler asked for
     start = lambda: os.execve(line[0], [*line, *arguments], environment)  # noqa: E731
-    return processes.supervised(start, "launch", settings.shutdown_timeout + TEARDOWN_S)
+    return processes.supervised(start, "launch", settings.shutdown_timeout + command.TEARDOWN_S)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,6 @@ class Generator:
             raise
 
     def close(self) -> None:
-        """End its process."""
         self._child.kill()
         self._child.communicate()
 
@@ -181,7 +180,6 @@ class Generator:
 
 
 def bench(server: Server, *, log_dir: str | Path, **levels) -> list[Level]:
-    """``Generator.bench`` by a generator for this one load."""
     with Generator(log_dir) as generator:
         return generator.bench(server, **levels)
 
@@ -205,12 +203,10 @@ def _level(found: dict) -> Level:
 
 
 def closed(levels: list[Level]) -> list[Level]:
-    """The levels of the closed loops."""
     return [level for level in levels if level.share is None]
 
 
 def opened(levels: list[Level]) -> list[Level]:
-    """The levels of the open loops."""
     return [level for level in levels if level.share is not None]
 
 
@@ -274,10 +270,7 @@ def _child(owner: int) -> None:
         return serve.main(parser.parse_args(command.flags(job["same"] | given | {"seed": next(seeds)})))
 
     for line in sys.stdin:
-        job, seeds = (
-            json.loads(line),
-            itertools.count(),
-        )  # no prompt twice: the server keeps what it read
+        job, seeds = json.loads(line), itertools.count()  # no prompt twice: the server keeps what it read
         os.environ.update(job["environment"])
         _load(job, run)
 

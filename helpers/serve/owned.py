@@ -24,11 +24,10 @@ from helpers.base.files import ROOT
 from helpers.engine import engine, errors, logfile
 from helpers.engine.children import Belongings
 from helpers.faults.log import root_cause
-from helpers.serve.command import tcp_socket
+from helpers.serve.command import TEARDOWN_S, tcp_socket
 from helpers.serve.errors import ServerDiedError, ServerError, ServerStartError, Stop
 from helpers.serve.settings import Settings
 
-TEARDOWN_S = 20  # from the last request's end to the process's end, at most
 POLL_S = 0.1
 
 
@@ -57,7 +56,6 @@ class Owned:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header that carries the key."""
         return {"Authorization": f"Bearer {self.settings.api_key}"}
 
     def client(self, **options):
@@ -69,7 +67,6 @@ class Owned:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
 
     def get(self, path: str, timeout_s: float = 10.0):
-        """GET a path with the key; return httpx's response."""
         return self._http.get(self.url + path, timeout=timeout_s)
 
     @functools.cached_property
@@ -80,12 +77,10 @@ class Owned:
 
     @property
     def log(self) -> str:
-        """Its log so far."""
         return errors.read_log(self.log_file)
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended, by itself or otherwise."""
         return self._process is not None and self._process.poll() is None
 
     def check(self) -> None:
@@ -97,12 +92,11 @@ class Owned:
         """
         if self._process is None:
             raise ServerError(f"This {self.what} is not running: use it in a with block.")
-        if (code := self._process.poll()) is None:
+        if self.running:
             return
-        if self.end is None:
-            self._clean_up("died", 0.0)
+        self._note_death()
         if self.end.how == "died":
-            raise self._diagnosed(ServerDiedError, f"The {self.what} {ending(code)}.")
+            raise self._diagnosed(ServerDiedError, f"The {self.what} {ending(self._process.returncode)}.")
         raise ServerError(f"This {self.what} is stopped: it {self.end.how}. Open a new one.")
 
     # -- owning it ------------------------------------------------------------------------------
@@ -125,8 +119,7 @@ class Owned:
         """Refuse what cannot be started, and take a new log file."""
         if self.running:
             raise ServerError(f"This {self.what} is running already.")
-        if self._process is not None and self.end is None:
-            self._clean_up("died", 0.0)  # nobody had asked
+        self._note_death()
         if (held := engine.opened()) is not None:
             raise ServerError(
                 f"An engine ({held.scheme}) is open in this process and holds its memory. "
@@ -209,10 +202,8 @@ class Owned:
         if self._process is None:  # Ctrl+C came while it was being made
             with interrupts.interrupts_deferred():
                 self._own.end()
-        if self._process is None or self.end is not None:
-            return self.end
-        if not self.running:  # its number may be another's by now
-            self._clean_up("died", 0.0)
+        self._note_death()
+        if self._process is None or self.end is not None:  # its number may be another's by now
             return self.end
         with interrupts.interrupts_deferred():
             begun = time.perf_counter()
@@ -235,11 +226,14 @@ class Owned:
         return self._process.pid
 
     def processes(self) -> list:
-        """Its processes that are alive, as psutil sees them."""
         with contextlib.suppress(psutil.Error):
             supervisor = psutil.Process(self._process.pid)
             return [supervisor, *supervisor.children(recursive=True)]
         return []
+
+    def _note_death(self) -> None:
+        if self._process is not None and self.end is None and not self.running:  # nobody had asked
+            self._clean_up("died", 0.0)
 
     def _clean_up(self, how: str, seconds: float) -> None:
         self._own.end()
@@ -308,7 +302,6 @@ def _signal(code: int | None) -> signal.Signals | None:
 
 
 def ending(code: int) -> str:
-    """An exit code in words."""
     if killed := _signal(code):
         return f"was killed by {killed.name}"
     return f"ended by itself with exit code {code}"

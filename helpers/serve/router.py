@@ -24,9 +24,9 @@ import httpx
 
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
-from helpers.serve.command import flags, free_ports, server_environment, typed
+from helpers.serve.command import TEARDOWN_S, flags, free_ports, server_environment, typed
 from helpers.serve.errors import ServerError, Stop
-from helpers.serve.owned import TEARDOWN_S, Owned
+from helpers.serve.owned import Owned
 from helpers.serve.server import Server, open_server
 from helpers.serve.settings import Settings, load
 
@@ -83,7 +83,6 @@ def open_router(
 
 
 def check_policy(policy: str) -> None:
-    """Refuse a policy that the router does not have."""
     if policy not in POLICIES:
         raise ServerError(f"policy={policy!r}: must be one of {', '.join(POLICIES)}.")
 
@@ -126,7 +125,6 @@ class Router(Owned):
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
         return self.servers[0].name
 
     @property
@@ -148,11 +146,6 @@ class Router(Owned):
         """One metric of each server, in their order; 0 of one that does not run."""
         return [_metrics(server).get(metric, 0.0) for server in self.servers]
 
-    def workers(self) -> dict[str, bool]:
-        """The addresses that the router knows, and whether it holds each for healthy."""
-        found = self.get("/workers").json()["workers"]
-        return {worker["url"]: worker["is_healthy"] for worker in found}
-
     # -- changing it ----------------------------------------------------------------------------
 
     def server(self, place: dict[str, str], settings: Settings | None = None, port: int = 0, **vllm_args):
@@ -165,19 +158,9 @@ class Router(Owned):
     def use(self, policy: str) -> None:
         """Start the router anew with another policy; its servers go on."""
         check_policy(policy)
-        self._finish_alone(signal.SIGTERM, "stopped")
+        super()._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
         self.args["policy"] = policy
         self.start()
-
-    def add(self, server: Server) -> None:
-        """Let the router send requests to a server that runs."""
-        self._ask("add_worker", server)
-        if server not in self.servers:
-            self.servers.append(server)
-
-    def remove(self, server: Server) -> None:
-        """Let the router send it no further requests; those that run there are answered."""
-        self._ask("remove_worker", server)
 
     def replace(self, old: Server, settings: Settings | None = None, *, drain: bool = True, **vllm_args):
         """Put a new server in another's place, while the others serve; return it.
@@ -189,21 +172,16 @@ class Router(Owned):
             ServerStartError: the new one did not start; the router goes on without it.
         """
         if drain:
-            self.remove(old)
+            self._ask("remove_worker", old)  # gets no further requests; those that run there are answered
             old.stop()
         else:
             old.kill()
-            self.remove(old)
+            self._ask("remove_worker", old)
         self.servers.remove(old)
         new = self.server(old.environment, settings, **vllm_args).start()
-        self.add(new)
+        self._ask("add_worker", new)
+        self.servers.append(new)
         return new
-
-    def restart(self, server: Server) -> None:
-        """Start a server that died again, at its address. To the router it is new: no breaker is open."""
-        self.remove(server)
-        server.start()
-        self.add(server)
 
     def _ask(self, what: str, server: Server) -> None:
         reply = self._http.post(f"{self.url}/{what}", params={"url": server.url}, timeout=30)
@@ -251,10 +229,6 @@ class Router(Owned):
             for server in self.servers:
                 stack.callback(server.stop if signum == signal.SIGTERM else server.kill)
             return super()._finish(signum, patience_s, how)
-
-    def _finish_alone(self, signum: signal.Signals, how: str) -> Stop:
-        """The router and not its servers."""
-        return super()._finish(signum, self.settings.shutdown_timeout + TEARDOWN_S, how)
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 

@@ -64,7 +64,6 @@ class Server(Owned):
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
         return self.args["served_model_name"]
 
     @property

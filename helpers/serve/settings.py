@@ -117,12 +117,10 @@ class Settings(BaseSettings):
 
     @property
     def scheme(self) -> str:
-        """The name in ``schemes.SCHEMES``."""
         return SCHEMES[self.quantization]
 
     @property
     def host(self) -> str:
-        """The address to listen on, as text."""
         return str(self.server_host)
 
     @property

@@ -27,13 +27,8 @@ from helpers.tools import extras
 from helpers.tools.steps import SetupError
 
 TASKS = ROOT / "helpers" / "measure" / "lm_eval_tasks"
-FP8_CACHE = {"kv_cache_dtype": "fp8"}
-BY_SCHEME = {scheme: (quantization, {}) for quantization, scheme in settings.SCHEMES.items()}
-BY_SCHEME |= {
-    "fp8_kv": ("none", FP8_CACHE),
-    "fp8_fp8_kv": ("fp8", FP8_CACHE),
-    "awq_fp8_kv": ("awq", FP8_CACHE),
-}
+BY_SCHEME = {scheme: quantization for quantization, scheme in settings.SCHEMES.items()}
+FP8_CACHE = {("fp8_kv" if name == "baseline" else f"{name}_fp8_kv"): name for name in BY_SCHEME}
 CONCURRENT = 16
 
 
@@ -58,8 +53,10 @@ def ask(model: str, scheme: str, tasks: list[str], out: Path, *options: str) -> 
         SettingsError, SchemeError, ModelError, ServerError: it cannot be served.
         SetupError: lm-eval failed; what it said is above.
     """
-    quantization, cache = BY_SCHEME[scheme]
-    served = settings.load(model_name=model, quantization=quantization, server_port=0, max_answer_tokens=1280)
+    weights, cache = FP8_CACHE.get(scheme, scheme), {"kv_cache_dtype": "fp8"} if scheme in FP8_CACHE else {}
+    served = settings.load(
+        model_name=model, quantization=BY_SCHEME[weights], server_port=0, max_answer_tokens=1280
+    )
     with open_server(served, log_dir=out, **cache) as server:
         words = command(server, tasks, out / scheme, *options)
         print(f"OPENAI_API_KEY=... {shlex.join(words)}\n", flush=True)
@@ -83,14 +80,14 @@ def scores(folder: Path) -> dict[str, dict[int, float]]:
 def table(by_scheme: dict[str, dict[str, dict[int, float]]]) -> list[str]:
     """Each task and scheme beside the first scheme, on the same items, as lines."""
     first, *others = by_scheme
-    lines = [f"{'task':20}{'scheme':10}{'items':>6}{'right':>8}  kept of {first}, 95 %   lost  gained"]
+    lines = [f"{'task':20}{'scheme':12}{'items':>6}{'right':>8}  kept of {first}, 95 %   lost  gained"]
     for task, before in by_scheme[first].items():
         mean = sum(before.values()) / len(before)
-        lines.append(f"{task:20}{first:10}{len(before):>6}{mean:>8.1%}")
+        lines.append(f"{task:20}{first:12}{len(before):>6}{mean:>8.1%}")
         for scheme in others:
             found = kept(before, by_scheme[scheme][task])
             shown = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
-            line = f"{task:20}{scheme:10}{found.items:>6}{found.scheme:>8.1%}  {shown:22}"
+            line = f"{task:20}{scheme:12}{found.items:>6}{found.scheme:>8.1%}  {shown:22}"
             lines.append(f"{line}{found.lost:>6}{found.gained:>8}")
     return lines
 
@@ -107,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="make evaluate", description=__doc__.partition(":")[0])
     found.add_argument("--model", default=EMBEDDED, help="embedded, a folder or a hub name")
     found.add_argument("--tasks", default="known_answers", help="names of lm-eval tasks, with commas")
-    known = ", ".join(BY_SCHEME)
+    known = ", ".join(BY_SCHEME | FP8_CACHE)
     found.add_argument("--schemes", default="baseline,fp8,awq", help=f"of {known}; others beside the first")
     found.add_argument("--limit", type=int, help="items a task, from its beginning")
     found.add_argument("--chat", action="store_true", help="ask through the model's chat template")
@@ -119,8 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and print the table; 2 where something is wrong, with the reason."""
     given = parser().parse_args(arguments)
     schemes, tasks = given.schemes.split(","), given.tasks.split(",")
-    if wrong := [scheme for scheme in schemes if scheme not in BY_SCHEME]:
-        print(f"No scheme {wrong[0]!r} here. There are: {', '.join(BY_SCHEME)}.", file=sys.stderr)
+    if wrong := [scheme for scheme in schemes if scheme not in BY_SCHEME | FP8_CACHE]:
+        print(f"No scheme {wrong[0]!r} here. There are: {', '.join(BY_SCHEME | FP8_CACHE)}.", file=sys.stderr)
         return 2
     options = ["--limit", str(given.limit)] if given.limit else []
     options += ["--apply_chat_template"] if given.chat else []
