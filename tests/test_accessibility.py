@@ -72,7 +72,10 @@ def budgets() -> dict:
 
 def offers() -> list[Offer]:
     ways = [(card, name) for card in ("L4", "A100 80GB") for name in SCHEMES]
-    return [Offer(*way, 10.0 + n, count=1 + n, tokens_per_s=900.0, used=0.4) for n, way in enumerate(ways)]
+    return [
+        Offer(card, name, 10.0 + n, SCHEMES[name].title, count=1 + n, tokens_per_s=900.0, used=0.4)
+        for n, (card, name) in enumerate(ways)
+    ]
 
 
 # Every function of the helpers that draws, on data like a reader's.
@@ -92,6 +95,10 @@ DRAWN = {
         {n: {b: 9 / (b + i) for b in BATCHES} for i, n in enumerate(SCHEMES)}, "This machine"
     ),
     "rents": lambda: comparison_figures.rents(offers(), "Mistral-7B: 2 requests/s of 200 tokens, 50% used"),
+    "stairs": lambda: comparison_figures.stairs(
+        {n: [10.0 * (1 + i), 20.0 * (1 + i), 30.0] for i, n in enumerate(SCHEMES)},
+        {n: SCHEMES[n].title for n in ("baseline", "fp8", "awq")}, [0.1, 0.2, 0.3], "Mistral-7B",
+    ),
     "steps": lambda: recorded_tables.steps(
         {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
         {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",

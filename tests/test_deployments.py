@@ -81,8 +81,19 @@ def test_what_is_recorded_of_a_load_is_what_the_table_reads():
     level = Level(None, 0.7, 21.0, 140, 0, 7.0, **rates, **seconds, e2e_s=1.4)
     row = {"way": "fp8"} | served.LENGTHS | served.line(level)
     assert deployed_tables.served([row], price_per_day=86.4).rows == [
-        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.52"]
+        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.50"]
     ]
+
+
+def test_a_refused_request_is_not_in_time():
+    level = Level(None, 2.5, 37.3, 109, 115, 8.1, 13.5, 13.5, *[0.1] * 8)
+    assert level.kept == pytest.approx(109 / 224)
+
+
+def test_marlin_reads_prompts_slower_than_16_bits_and_machete_does_not():
+    found = {row[0]: float(row[2]) for row in deployed_tables.reading(ROWS, "Qwen3-8B").rows}
+    assert found["bf16"] == 1
+    assert found["awq, Marlin"] < 0.7 < 1.05 < found["awq, Machete"] < found["fp8"]
 
 
 def test_a_round_fits_the_gpu_and_every_engine_is_one_that_vllm_accepts(tmp_path):

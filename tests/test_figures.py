@@ -73,12 +73,12 @@ def test_schemes_differ_without_colour():
     assert schemes.look("unheard of")["marker"] not in {look["marker"] for look in looks}
 
 
-@pytest.mark.parametrize("name", ["quality", "gains", "costs", "rents", "fits"])
+@pytest.mark.parametrize("name", ["quality", "gains", "costs", "rents", "stairs", "fits"])
 def test_nothing_to_draw_is_a_sentence(name):
     arguments = {
         "quality": ([],), "gains": ({},), "costs": ({}, "x"),
         "rents": ([Offer("L4", "awq", 1.0, why_not="2.0 GiB short")], "x"),
-        "fits": ({"fp8_kv": "Needs SM 8.0."}, "x"),
+        "stairs": ({}, {"awq": "AWQ"}, [1.0], "x"), "fits": ({"fp8_kv": "Needs SM 8.0."}, "x"),
     }  # fmt: skip
     room = result_figures if hasattr(result_figures, name) else comparison_figures
     note = getattr(room, name)(*arguments[name])

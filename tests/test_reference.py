@@ -186,7 +186,7 @@ def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path
     both |= base | {"variant": recorded.DEFAULTS}
     table = recorded_tables.variants([both, older | base], [64, 256])
     assert [row[3:] for row in table.rows] == [
-        [2, "60 to 70 (x 1.00)", "900 (x 1.00)"], [1, "80 (x 1.23)", "-"]
+        ["2, 1", "60 to 70 (x 1.00)", "900 (x 1.00)"], ["1, 0", "80 (x 1.23)", "-"]
     ]  # fmt: skip
     assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
 

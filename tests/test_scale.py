@@ -50,6 +50,20 @@ def test_a_queue_grows_by_what_is_not_answered_until_another_is_up():
     assert overshoot(arrivals=5.0, capacity=6.0, start_s=30.0) == 0
 
 
+def test_what_happened_to_a_queue_is_named_apart_and_inside_the_frame():
+    queue = SimpleNamespace(seconds=[1.0, 40.0, 80.0], waiting=[0.0, 300.0, 0.0])
+    marks = {"killed": 4.0, "rule": 4.5, "new one": 79.0, "load ended": 42.0}
+    shown = scale_tables.waiting(queue, marks, {"predicted": 187.0, "predicted again": 290.0})
+    assert "new one after ‹79 s›, load ended after ‹42 s›; at most ‹300›, predicted ‹187›" in shown.alt
+    shown.figure.draw_without_rendering()
+    frame, boxes = (
+        shown.axes[0].get_window_extent(),
+        [text.get_window_extent() for text in shown.axes[0].texts],
+    )
+    assert all(frame.x0 < box.x0 and box.x1 < frame.x1 and box.y1 < frame.y1 for box in boxes)
+    assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
+
+
 def test_a_queue_that_never_grows_is_told_so():
     router = SimpleNamespace(metrics=lambda: {"vllm:num_requests_waiting": 3.0})
     with Queue(router, every_s=0.01) as queue:

@@ -225,8 +225,11 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
     axes.set(ylabel="dollars a million output tokens", title=title)
     batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
     log_axis(axes, "${value:,.2f}")
-    name_ends(axes, {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()})
-    words = "; ".join(f"{name} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items())
+    ends = {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()}
+    name_ends(axes, {titled(name): end for name, end in ends.items()})
+    words = "; ".join(
+        f"{titled(name)} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items()
+    )
     return Figure(figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.")
 
 
@@ -248,8 +251,43 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
         axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], **style)
         text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
         label_bar(axes, offer.per_day, place, text + ", the least" * best)
-    axes.set_yticks(range(len(able)), [offer.scheme for offer in able])
+    axes.set_yticks(range(len(able)), [offer.title for offer in able])
     axes.set(xlim=(0, 1.75 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
-    words = "; ".join(f"{o.scheme} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
+    words = "; ".join(f"{o.title} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
     return Figure(figure, f"{title}. {words}.")
+
+
+def stairs(
+    rents: Mapping[str, Sequence[float]], names: Mapping[str, str], rates: Sequence[float], title: str
+) -> Figure | Note:
+    """Draw the least rent against the load, in the steps of whole GPUs.
+
+    Args:
+        rents: by scheme what ``cost.least_rents`` gives at each of the ``rates``; ``names`` what readers call
+            a scheme, of those that are drawn.
+    """
+    drawn = {name: rents[name] for name in names if name in rents}
+    if not drawn:
+        return Note("None of these GPUs can serve such requests.")
+    figure, [[axes]] = panels(size=(8, 3.8))
+    for place, (name, by) in enumerate(drawn.items()):  # where they cost the same, all are seen
+        wide = len(drawn) - place
+        style = look(name) | {"linewidth": 1.5 * wide, "markersize": 6 + 2 * wide}
+        axes.plot(rates, by, drawstyle="steps-pre", markevery=[0, *_changes(by)], **style)
+    axes.set(xlabel="requests a second", ylabel="dollars a day", title=title)
+    axes.set(xlim=(0, rates[-1]), ylim=(0, 1.1 * max(max(by) for by in drawn.values())))
+    axes.grid(alpha=0.3)
+    name_ends(axes, {names[name]: (rates[-1], by[-1], look(name)["color"]) for name, by in drawn.items()})
+    words = "; ".join(f"{names[name]} {_steps(rates, by)}" for name, by in drawn.items())
+    return Figure(figure, f"The least rent a day against requests a second. {title}: {words}.")
+
+
+def _steps(rates: Sequence[float], rents: Sequence[float]) -> str:
+    """The rents, and the first rate of each but the first."""
+    more = [f"${rents[n]:,.2f} from {rates[n]:.3g}" for n in _changes(rents)]
+    return ", ".join([f"${rents[0]:,.2f}", *more])
+
+
+def _changes(rents: Sequence[float]) -> list[int]:
+    return [n for n in range(1, len(rents)) if rents[n] != rents[n - 1]]

@@ -91,7 +91,7 @@ def sides(rows: list[dict], names: Iterable[str]) -> Table:
 def offers(found: Iterable) -> Table:
     """``cost.Offer``: what serves a load, the cheapest first, and why the others do not."""
     columns = ["scheme", "GPUs", "requests at once in one", "tokens/s of one, at most", "used", "a day"]
-    columns.append("a million tokens, at least")
+    columns.append("a million, at this load")
     rows = []
     for offer in found:
         cells = [f"none: {offer.why_not}", *["-"] * 5]
@@ -99,7 +99,7 @@ def offers(found: Iterable) -> Table:
             cells = [f"{offer.count} x {offer.card}", offer.batch]
             cells += [f"{offer.tokens_per_s:,.0f}", f"{offer.used:.0%}"]
             cells += [f"${offer.per_day:,.2f}", f"${offer.per_million:,.2f}"]
-        rows.append([offer.scheme, *cells])
+        rows.append([offer.title, *cells])
     return Table(columns, rows)
 
 

@@ -66,6 +66,7 @@ class Offer:
     card: str
     scheme: str
     price_per_day: float
+    title: str = ""
     count: int = 0
     batch: int = 0
     tokens_per_s: float = 0.0
@@ -76,6 +77,11 @@ class Offer:
     def per_day(self) -> float:
         """The rent of all cards, dollars a day."""
         return self.count * self.price_per_day
+
+    def carrying(self, tokens_per_s: float, utilization: float) -> Offer:
+        """As many cards as so many tokens a second take, none planned with more than ``utilization``."""
+        count = math.ceil(tokens_per_s / (self.tokens_per_s * utilization))
+        return replace(self, count=count, used=tokens_per_s / (count * self.tokens_per_s))
 
     @property
     def per_million(self) -> float:
@@ -98,7 +104,7 @@ def offers(
 
     The load needs ``requests_per_s`` x ``tokens_per_request`` tokens a second, of requests that hold
     ``context`` tokens each: what the answer does not take is prompt, and has to be read. A card serves as
-    many at once as its memory holds beside the weights, while a step takes no more than ``most_tpot_s``, and
+    many at once as its memory holds beside the weights, while a token takes no more than ``most_tpot_s``, and
     at most ``options.MOST_AT_ONCE``. What it then gives is the estimate of ``options``, from above, so that
     the cost is a *least* cost. No more than ``utilization`` of that is planned with.
 
@@ -115,36 +121,48 @@ def offers(
     found = []
     for card_name, price in prices_per_day.items():
         _above_zero(f"The price of {card_name}", price)
-        load = Load(cards.card(card_name), context=context, users=1)
+        prompts = (context - tokens_per_request) / tokens_per_request
+        load = Load(cards.card(card_name), context=context, users=1, prompts=prompts)
         for name in names:
             way = options.option(model, name, load)
-            offer = Offer(load.card.name, name, price, why_not=way.refused)
+            offer = Offer(load.card.name, name, price, way.title, why_not=way.refused)
             if way.budget and not way.fits:
                 lacking = f"{-way.budget.spare / 2**30:.1f} GiB"
                 offer = replace(offer, why_not=f"{lacking} short for one request")
             elif way.budget:
-                offer = _offered(offer, way, load, tokens_per_request, most_tpot_s)
+                offer = _offered(offer, way, load, most_tpot_s)
             if not offer.why_not:
-                count = math.ceil(needed / (offer.tokens_per_s * utilization))
-                offer = replace(offer, count=count, used=needed / (count * offer.tokens_per_s))
+                offer = offer.carrying(needed, utilization)
             found.append(offer)
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 
-def _offered(offer: Offer, way: Option, load: Load, answer: float, most_tpot_s: float) -> Offer:
-    """What one card gives at the largest batch that its memory and the longest TPOT allow.
+def least_rents(
+    found: Iterable[Offer], rates: Iterable[float], tokens_per_request: float, utilization: float
+) -> dict[str, list[float]]:
+    """By scheme the least rent a day at each of so many requests a second."""
+    able = [offer for offer in found if not offer.why_not]
+    return {
+        name: [
+            min(o.carrying(rate * tokens_per_request, utilization).per_day for o in able if o.scheme == name)
+            for rate in rates
+        ]
+        for name in dict.fromkeys(offer.scheme for offer in able)
+    }
 
-    A prompt's token takes an answer's operations, without a share in the reading of weights and cache.
-    """
 
-    def step_s(batch: int) -> float:
-        return batch / options.rate(way.step, way.way, load, 1, batch)
+def _offered(offer: Offer, way: Option, load: Load, most_tpot_s: float) -> Offer:
+    """What one card gives at the largest batch that its memory and the longest TPOT allow."""
+    reading = options.reading_s(way.step, way.way, load)
 
-    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=step_s)
+    def token_s(batch: int) -> float:
+        """What each of so many requests waits for a token, while the others' prompts are read, too."""
+        return batch * (1 / options.rate(way.step, way.way, load, 1, batch) + reading)
+
+    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=token_s)
     if not batch:
-        return replace(offer, why_not=f"a token takes at least {1e3 * step_s(1):.0f} ms")
-    prompt = (load.context - answer) * way.step.operations / load.card.rate(way.way.arithmetic_bits)
-    return replace(offer, batch=batch, tokens_per_s=answer / (answer * step_s(batch) / batch + prompt))
+        return replace(offer, why_not=f"a token takes at least {1e3 * token_s(1):.0f} ms")
+    return replace(offer, batch=batch, tokens_per_s=batch / token_s(batch))
 
 
 # -- which scheme to deploy ---------------------------------------------------------------------

@@ -49,8 +49,24 @@ def long_contexts(rows: list[dict], without: str, with_: str) -> Table:
     return Table(["model", "prompt", "requests", f"tok/s, {without}", f"{with_}: times"], lines)
 
 
+def reading(rows: list[dict], model: str, batch: int = 64, prompt: int = 1024) -> Table:
+    """How fast each way read so many prompts at once: tokens/s until all had a first token, 16 bits = 1."""
+    found = {
+        row["way"]: batch * prompt / row["all_first_tokens_s"]
+        for row in rows
+        if (row["model"], row["batch"], row["prompt_tokens"]) == (model, batch, prompt)
+        and "FP8 cache" not in row["way"]
+    }
+    lines = [[way, f"{rate:,.0f}", f"{rate / found['bf16']:.2f}"] for way, rate in found.items()]
+    return Table([f"{model}, {batch} x {prompt:,} tokens", "tokens/s read", "bf16 = 1"], lines)
+
+
 def served(rows: list[dict], price_per_day: float, objective: str = "prompt") -> Table:
-    """Open loops under an objective, each way's last rate that kept it and the first that did not."""
+    """Open loops under an objective, each way's last rate that kept it and the first that did not.
+
+    Dollars are of the rate that came and the share that was kept: until the last answer is there passes more
+    time than requests come in.
+    """
     loads: dict[tuple[str, str], list[dict]] = {}
     for row in sorted((row for row in rows if "rate" in row), key=lambda row: row["rate"]):
         loads.setdefault((row["way"], row.get("measured_at", "")), []).append(row)
@@ -58,12 +74,12 @@ def served(rows: list[dict], price_per_day: float, objective: str = "prompt") ->
     for of in loads.values():
         kept = [row for row in of if row["kept"][objective] >= KEEPS]
         lines += [_served(row, price_per_day, objective) for row in [*kept[-1:], *of[len(kept) :][:1]]]
-    heads = ["way", "asked", "TTFT, 95 %", "TPOT, 95 %", "kept", "a million tokens"]
+    heads = ["way", "asked", "TTFT, 95 %", "TPOT, 95 %", "kept", "a million output tokens"]
     return Table(heads, lines)
 
 
 def _served(row: dict, price_per_day: float, objective: str) -> list[str]:
-    tokens = row["goodput"][objective] * row["output_tokens"]
+    tokens = row["rate"] * row["kept"][objective] * row["output_tokens"]
     dollars = f"${per_million(price_per_day / HOURS_A_DAY, tokens):.2f}" if tokens else "-"
     times = (f"{row[name]['p95_ms']:.0f} ms" for name in ("ttft", "tpot"))
     return [row["way"], f"{row['rate']:.1f} requests/s", *times, f"{row['kept'][objective]:.0%}", dollars]

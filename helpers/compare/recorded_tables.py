@@ -87,7 +87,7 @@ def variants(rows: list[dict], batches: Sequence[int]) -> Table:
         names = (name.removesuffix("LinearKernel").removesuffix("ScaledMM") for name in row["kernels"])
         kernels = "; ".join(names) or "cuBLAS, or none named"
         setting = row["variant"] + " *" * ("beside" in row)
-        runs = max(map(len, row["runs"].values()))
+        runs = ", ".join(str(len(row["runs"].get(str(batch), ()))) for batch in batches)
         table.append([row["scheme"], setting, kernels, runs, *cells])
     heads = [f"tok/s at batch {batch}" for batch in batches]
     return Table(["scheme", "setting", "kernel", "runs", *heads], table, texts=["setting", "kernel"])

@@ -73,8 +73,9 @@ class Level:
 
     @property
     def kept(self) -> float:
-        """The share of completed requests that met the objective."""
-        return self.goodput / self.requests_per_s if self.requests_per_s else 0.0
+        """The share of all requests that met the objective: one that was refused did not."""
+        sent = self.completed + self.failed
+        return self.goodput / self.requests_per_s * self.completed / sent if self.requests_per_s else 0.0
 
 
 class Generator:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from helpers.base import page
 from helpers.base.figure import BOUND, Figure, name_ends, panels
 from helpers.base.page import Table
+from helpers.model import schemes
 from helpers.model.schemes import look
 from helpers.serve.load import closed
 
@@ -46,7 +47,7 @@ def _row(scheme: str, level) -> list:
         page.ms(level.tpot_s),
     ]
     what = clients if level.share is None else f"{level.share:g} of the best"
-    return [f"{scheme}, {what}", *map(page.measured, cells)]
+    return [f"{schemes.scheme(scheme).title}, {what}", *map(page.measured, cells)]
 
 
 def load(found: Mapping[str, list], objective) -> Figure:
@@ -59,7 +60,7 @@ def load(found: Mapping[str, list], objective) -> Figure:
             f"{row.output_tokens_per_s:,.0f} tok/s and {row.ttft_s * 1e3:,.0f} ms for {row.concurrency}"
             for row in (rows[0], rows[-1])
         ]
-        words.append(f"{scheme}: {', '.join(ends)}")
+        words.append(f"{schemes.scheme(scheme).title}: {', '.join(ends)}")
     left.set(title="Everybody together", ylabel="output tokens per second")
     right.set(title="One user waits", ylabel="TTFT, ms")
     counts = sorted({level.concurrency for rows in loops.values() for level in rows})
@@ -70,7 +71,11 @@ def load(found: Mapping[str, list], objective) -> Figure:
         ends = {"objective": (counts[-1], objective.ttft_ms, BOUND)} if axes is right else {}
         for scheme, rows in loops.items():
             axes.plot([level.concurrency for level in rows], [*map(height, rows)], **look(scheme))
-            ends[scheme] = (rows[-1].concurrency, height(rows[-1]), look(scheme)["color"])
+            ends[schemes.scheme(scheme).title] = (
+                rows[-1].concurrency,
+                height(rows[-1]),
+                look(scheme)["color"],
+            )
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from helpers.base import page
-from helpers.base.figure import Figure, log_axis, panels
+from helpers.base.figure import DOTTED, Figure, log_axis, panels
 from helpers.base.page import Note, Table
 
 MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
@@ -100,22 +100,24 @@ def _hit(found: tuple[list[float], float]) -> tuple:
     return page.measured(shown), page.measured(f"{share:.0%}")
 
 
-def waiting(queue, marks: Mapping[str, float], predicted: float) -> Figure:
-    """Requests waiting by the second, with what happened when, and the prediction of the most."""
-    figure, axes = panels(size=(7.2, 3.4))
+def waiting(queue, marks: Mapping[str, float], predicted: Mapping[str, float]) -> Figure:
+    """Requests waiting by the second, with what happened when, and predictions of the most by their names."""
+    figure, axes = panels(size=(7.2, 3.8))
     axes = axes[0][0]
     axes.plot(queue.seconds, queue.waiting, color="#0072B2")
-    axes.axhline(predicted, color="#D55E00", linestyle=(0, (1, 2)))
-    axes.annotate("predicted", (0, predicted), (2, 3), textcoords="offset points", color="#D55E00")
-    top = max([predicted, *queue.waiting]) or 1
-    for at, (name, second) in enumerate(marks.items()):
-        axes.axvline(second, color="#555555", linewidth=0.8)
-        late = second > 0.8 * max([*queue.seconds, second])  # its name goes to the left, inside the frame
-        where = {"xytext": (-3 if late else 3, 0), "ha": "right" if late else "left"}
-        height = top * (1.05 + 0.09 * (at % 2))
-        axes.annotate(name, (second, height), textcoords="offset points", **where)
-    axes.set(xlabel="seconds", ylabel="requests waiting", ylim=(0, top * 1.25))
+    top = max([*predicted.values(), *queue.waiting]) or 1
+    end = max([*queue.seconds, *marks.values()])
+    beside = {"textcoords": "offset points", "bbox": {"color": "white", "pad": 0.5}}
+    for name, height in predicted.items():
+        axes.axhline(height, color="#B34700", linestyle=DOTTED)
+        axes.annotate(name, (end, height), (-3, 4), color="#B34700", ha="right", **beside)
+    for at, (name, second) in enumerate(sorted(marks.items(), key=lambda mark: -mark[1])):
+        axes.axvline(second, color="#555555", linewidth=0.8)  # each name at a height of its own, in the frame
+        side = {"xytext": (-3, 0), "ha": "right"} if second > end / 2 else {"xytext": (3, 0)}
+        axes.annotate(name, (second, top * (1.2 + 0.1 * at)), **side, **beside)
+    axes.set(xlabel="seconds", ylabel="requests waiting", xlim=(0, end))
+    axes.set_ylim(0, top * (1.2 + 0.1 * len(marks)))
     most = max(queue.waiting, default=0)
     told = ", ".join(f"{name} after ‹{second:.0f} s›" for name, second in marks.items())
-    alt = f"Requests waiting against seconds: {told}; at most ‹{most:.0f}›, predicted ‹{predicted:.0f}›."
-    return Figure(figure, alt)
+    more = ", ".join(f"{name} ‹{height:.0f}›" for name, height in predicted.items())
+    return Figure(figure, f"Requests waiting against seconds: {told}; at most ‹{most:.0f}›, {more}.")
