@@ -65,8 +65,9 @@ def roofline(
     axes.spines[["top", "right"]].set_visible(False)
     return Figure(
         figure,
-        f"Output tokens per second of {scheme} at each batch size, beneath the dashed line of the bandwidth "
-        "bound, which grows with the batch until it meets the dotted level line of the arithmetic bound.",
+        f"Output tokens per second of {titled(scheme)} at each batch size, beneath the dashed line of the "
+        "bandwidth bound, which grows with the batch until it meets the dotted level line of the arithmetic "
+        "bound.",
     )
 
 
