@@ -192,6 +192,16 @@ def test_an_error_without_a_message_or_the_usual_ending_is_a_cause(line, cause):
     assert report.trace.endswith(line)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_failures_the_first_in_the_log_is_named(order):
+    said = {
+        "lora-rank": "ValueError: LoRA rank 64 is greater than max_lora_rank 16.",
+        "disk-full": "OSError: [Errno 28] No space left on device",
+    }
+    names = [*said][::order]
+    assert explain.explain(log="\n".join(said[name] for name in names)).name == names[0]
+
+
 def test_an_engine_that_died_without_a_word_shows_the_traceback_there_is():
     log = 'Traceback (most recent call last):\n  File "core.py", line 1, in run\n' + str(ECHO)
     report = explain.explain(ECHO, log)

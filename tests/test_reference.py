@@ -10,11 +10,11 @@ from helpers.base import machine, records
 from helpers.base.machine import Machine
 from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
+from helpers.engine.child import Child
 from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES
 from helpers.tools import recording, reference
-from helpers.tools.recording import Child
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
 # come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -429,12 +430,10 @@ def test_the_drain_is_a_deadline_and_cuts_what_takes_longer(tmp_path, timeout, n
     assert timeout <= end.seconds < timeout + 2 * TEARDOWN_S
 
 
-class Behind:
+def behind(server, port: int) -> SimpleNamespace:
     """A server as clients see it that come through a proxy."""
-
-    def __init__(self, server, port: int):
-        self.name, self.headers, self.metrics = server.name, server.headers, server.metrics
-        self.url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    return SimpleNamespace(name=server.name, headers=server.headers, metrics=server.metrics, url=url)
 
 
 @pytest.mark.slow
@@ -445,9 +444,9 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
     story = {"model": server.name, "prompt": "Once", "max_tokens": 400, "stream": True}
     story["ignore_eos"] = True
     with nginx(tmp_path / "nginx", server.args["port"]) as port:
-        behind = Behind(server, port)
+        proxied = behind(server, port)
         asked = {"json": story, "headers": server.headers, "timeout": 60}
-        with httpx.Client(base_url=behind.url, trust_env=False) as http:
+        with httpx.Client(base_url=proxied.url, trust_env=False) as http:
             with http.stream("POST", "/v1/completions", **asked) as hung_up:
                 next(hung_up.iter_lines())
             begun = time.monotonic()
@@ -455,7 +454,7 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
                 assert time.monotonic() - begun < 2, "nobody reads it: the engine stops writing"
             with http.stream("POST", "/v1/completions", **asked) as unread:
                 next(unread.iter_raw())
-                with clients.crowd(behind, clients.numbered(24), concurrency=6) as crowd:
+                with clients.crowd(proxied, clients.numbered(24), concurrency=6) as crowd:
                     time.sleep(0.5)
                     os.kill(int((tmp_path / "nginx/nginx.pid").read_text()), signal.SIGHUP)
                     assert clients.count(crowd.outcomes())["answered"] == 24
@@ -466,9 +465,9 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
             probe.alive(server.url, 3)
         core.resume()
         assert "token came through" in probe.alive(server.url, 20)
-        with clients.crowd(behind, clients.long(4, 400), concurrency=4, timeout_s=30) as crowd:
+        with clients.crowd(proxied, clients.long(4, 400), concurrency=4, timeout_s=30) as crowd:
             crowd.wait_until_writing()
-            with httpx.stream("POST", f"{behind.url}/v1/completions", **asked, trust_env=False) as cut:
+            with httpx.stream("POST", f"{proxied.url}/v1/completions", **asked, trust_env=False) as cut:
                 lines = cut.iter_lines()
                 next(lines)
                 core.kill()
@@ -490,8 +489,8 @@ def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
     try:
         start_together(*servers)
         with nginx(tmp_path / "nginx", *(server.args["port"] for server in servers)) as port:
-            behind = Behind(servers[0], port)
-            with clients.crowd(behind, clients.numbered(10_000), 4, timeout_s=120, every_s=1.0) as crowd:
+            proxied = behind(servers[0], port)
+            with clients.crowd(proxied, clients.numbered(10_000), 4, timeout_s=120, every_s=1.0) as crowd:
                 time.sleep(5)
                 for server in servers:
                     assert server.stop().how == "stopped"

@@ -14,19 +14,15 @@ import itertools
 import json
 import os
 import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.base import machine, processes
-from helpers.base.files import ROOT
 from helpers.engine import logfile
-from helpers.faults.log import root_cause
+from helpers.engine.child import Child
 from helpers.serve import command
-from helpers.serve.owned import POLL_S
 from helpers.serve.server import Server
 
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen
@@ -86,22 +82,7 @@ class Generator:
 
     def __init__(self, log_dir: str | Path):
         self.log = logfile.new_log_file(Path(log_dir), "bench")
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._start()
-
-    def _start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        with self.log.open("w") as out:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "helpers.serve.load", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=environment | {"VLLM_LOGGING_COLOR": "0"},
-                text=True,
-                start_new_session=True,  # Ctrl+C in another cell goes to the kernel's whole group
-            )
+        self._child: Child | None = Child("helpers.serve.load:work", self.log)
 
     def bench(
         self,
@@ -126,8 +107,6 @@ class Generator:
         Raises:
             LoadError: the generator failed; a request that failed is counted in its level.
         """
-        results = self.log.with_suffix(".jsonl")
-        results.write_text("")
         same = {
             "backend": "openai",
             "base_url": server.url,
@@ -145,32 +124,29 @@ class Generator:
         # Its client would send this machine's own address, and the key, through a proxy of the environment's.
         environment = dict.fromkeys(("NO_PROXY", "no_proxy"), server.args["host"])
         environment["OPENAI_API_KEY"] = server.settings.api_key
-        job = {"environment": environment, "same": same, "results": str(results)}
-        job |= {"concurrencies": concurrencies, "shares": shares, "seconds": seconds}
-        self._run(job, lambda: results.read_text().count("\n"), len(concurrencies) + len(shares))
-        return [_level(json.loads(line)) for line in results.read_text().splitlines()]
-
-    def _run(self, job: dict, done: Callable[[], int], levels: int) -> None:
-        if self._child.poll() is not None:  # after an error, or Ctrl+C
-            self._start()
+        job = {"environment": environment, "same": same, "seconds": seconds}
+        job |= {"concurrencies": concurrencies, "shares": shares}
+        levels, wanted = [], len(concurrencies) + len(shares)
+        if self._child is None:  # after an error, or Ctrl+C
+            self._child = Child("helpers.serve.load:work", self.log)
         try:
-            with processes.progress(lambda: (done(), levels, "levels of load")):
-                print(json.dumps(job), file=self._child.stdin, flush=True)
-                while done() < levels:
-                    if (code := self._child.poll()) is not None:
-                        cause = root_cause(self.log.read_text(errors="replace")) or f"exit code {code}"
-                        raise LoadError(
-                            f"vllm bench serve failed.\nCause: {cause}\n"
-                            f"Full log: ‹{os.path.relpath(self.log)}›"
-                        )
-                    time.sleep(POLL_S)
+            self._child.tell(**job)
+            with processes.progress(lambda: (len(levels), wanted, "levels of load")):
+                while len(levels) < wanted:
+                    if (found := self._child.line()) is None:
+                        log = os.path.relpath(self.log)
+                        cause = f"Cause: {self._child.cause}\nFull log: ‹{log}›"
+                        raise LoadError(f"vllm bench serve failed.\n{cause}")
+                    levels.append(_level(found))
         except BaseException:  # Ctrl+C above all
             self.close()
             raise
+        return levels
 
     def close(self) -> None:
-        self._child.kill()
-        self._child.communicate()
+        if self._child is not None:
+            self._child.end()
+            self._child = None
 
     def __enter__(self) -> Generator:
         return self
@@ -255,9 +231,8 @@ def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
 # -- the child process ------------------------------------------------------------------------------
 
 
-def _child(owner: int) -> None:
-    """Import vLLM's benchmark, then run each job that comes; one line of JSON a level as it is done."""
-    processes.end_with(owner)
+def work(say: Callable[..., None]) -> None:
+    """Import vLLM's benchmark, then run each job that comes, and say a level as it is done."""
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -272,19 +247,15 @@ def _child(owner: int) -> None:
     for line in sys.stdin:
         job, seeds = json.loads(line), itertools.count()  # no prompt twice: the server keeps what it read
         os.environ.update(job["environment"])
-        _load(job, run)
-
-
-def _load(job: dict, run: Callable[..., dict]) -> None:
-    def keep(found: dict, share: float | None) -> float:
-        with Path(job["results"]).open("a") as file:
-            file.write(json.dumps(found | {"share": share}) + "\n")
-        return found["request_throughput"]
-
-    best = max(keep(_long_enough(run, count, max(4, 2 * count)), None) for count in job["concurrencies"])
-    for share in job["shares"]:
-        rate = share * best
-        keep(run(request_rate=rate, num_prompts=max(4, round(rate * job["seconds"]))), share)
+        best = 0.0
+        for count in job["concurrencies"]:
+            found = _long_enough(run, count, max(4, 2 * count))
+            say(**found, share=None)
+            best = max(best, found["request_throughput"])
+        for share in job["shares"]:
+            rate = share * best
+            asked = max(4, round(rate * job["seconds"]))
+            say(**run(request_rate=rate, num_prompts=asked), share=share)
 
 
 def _long_enough(run, concurrency: int, count: int) -> dict:
@@ -295,7 +266,3 @@ def _long_enough(run, concurrency: int, count: int) -> dict:
         if found["duration"] >= SHORTEST_S or more <= count:
             return found
         count = more
-
-
-if __name__ == "__main__":
-    _child(int(sys.argv[1]))

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from helpers.compare.bandwidth import copy_bandwidth
+from helpers.engine.child import Child
 from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
-from helpers.tools.recording import Child, stamp, write
+from helpers.tools.recording import stamp, write
 
 TIMES = 9
 WINDOW_S = 0.12

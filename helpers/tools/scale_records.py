@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from helpers.base.machine import GIB, detect, gpu_memory_used
+from helpers.engine.child import Child
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
@@ -31,7 +32,7 @@ from helpers.serve.command import free_ports
 from helpers.serve.load import Objective, bench
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
-from helpers.tools.recording import Child, run_parts, stamp, write
+from helpers.tools.recording import run_parts, stamp, write
 from helpers.tools.served import server, start, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
