@@ -76,8 +76,8 @@ def supervised(work: Callable[[], int], name: str = "helpers.tools.run", grace_s
     """Run `work` in a forked worker, so that if one of the two is killed, the other cleans up.
 
     A killed worker's descendants fall to the supervisor, which ends them. When the supervisor is
-    killed, the system sends the worker SIGTERM. The worker has a session of its own, so killing the
-    process group (`timeout -s KILL`) spares it. Only when both are killed at once do detached
+    killed, the system sends the worker SIGTERM. The worker has a process group of its own, so killing the
+    other (`timeout -s KILL`) spares it. Only when both are killed at once do detached
     processes stay; the kernel then ends by itself in a second or two: ipykernel watches its parent.
     ``grace_s`` are the seconds from being asked to end to the worker being killed.
     """
@@ -117,7 +117,7 @@ def _as_worker(work: Callable[[], int], supervisor: int, endings: list[signal.Si
 
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         for signum in endings:
             signal.signal(signum, interrupt)
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

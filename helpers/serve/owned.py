@@ -148,7 +148,9 @@ class Owned:
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
                 env=self._environment(),
-                start_new_session=True,  # Jupyter's Ctrl+C goes to the kernel's whole group
+                # Jupyter's Ctrl+C goes to the kernel's whole group. No session of its own: Linux shares cores
+                # among sessions, and one that spins (sched_yield) would halve, or starve, another's start.
+                process_group=0,
             )
 
     def wait_until_ready(self) -> None:
