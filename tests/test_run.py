@@ -428,4 +428,4 @@ def test_papermill_takes_p_and_f_on_one_notebook(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "Qwen3-8B on T4: 20 x 8,192 tokens." in (tmp_path / "out.ipynb").read_text()
+    assert "Qwen3-8B on T4 (15 GiB): 20 x 8,192 tokens" in (tmp_path / "out.ipynb").read_text()
