@@ -28,6 +28,7 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops;
     - ``max_new_tokens``: vLLM ends every answer there, also where a request asks for more;
     - ``max_num_queued_reqs``: a full server says so (503) instead of letting everybody wait;
+    - ``middleware``: one model can be asked for by its name, as OpenAI's clients do;
     - the pages on its own routes are off, every answer has an ``X-Request-Id``, health checks are not logged.
 
     Args:
@@ -52,6 +53,7 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "shutdown_timeout": settings.shutdown_timeout,
         "disable_fastapi_docs": True,
         "enable_request_id_headers": True,
+        "middleware": "helpers.serve.models.retrieve",
         "disable_access_log_for_endpoints": "/health,/metrics",
         **way.args,
     }
