@@ -83,7 +83,7 @@ def test_the_book_can_be_read_from_the_first_page_to_the_last():
 def test_which_notebook_answers_what_is_short_and_leaves_no_lesson_out():
     text = prose("notebooks/ANSWERS.md").partition("\n## ")[0]
     rows = re.findall(r"^\| (.+\?) \| (\d\d): \[.+\]\((\w+)\.ipynb#[\w-]+\) \|$", text, re.M)
-    assert len(rows) == text.count(".ipynb#") <= 40  # test_links follows them to their headings
+    assert len(rows) == text.count(".ipynb#") <= 45  # test_links follows them to their headings
     assert {name for *_, name in rows} == set(NAMES)
     assert all(name.startswith(number) for _, number, name in rows)
 
