@@ -32,6 +32,11 @@ STORED = {
 }
 
 
+def test_every_kind_of_cpu_is_recorded_in_every_lesson():
+    missing = {name: {*ci.COMPARED} - {*RECORDED.get(name, {})} for name in kinds.KINDS}
+    assert not any(missing.values()), missing
+
+
 @every
 def test_a_kind_shows_what_is_stored(name, stem):
     found = kinds.problems(STORED[stem], RECORDED[name][stem]["cells"])
