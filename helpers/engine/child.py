@@ -35,7 +35,7 @@ class Child:
                 [sys.executable, "-m", __name__, words],
                 stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=(write,), cwd=ROOT, text=True,
                 env=os.environ | {"VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"} | variables,
-                start_new_session=True,
+                process_group=0,  # and no session: see serve.owned
             )  # fmt: skip
         os.close(write)
         self._rest = b""
