@@ -60,12 +60,11 @@ def fresh(tokenizer, count: int, seed: int) -> list[dict]:
 TEXTS = {"copied": (copied, 0.0), "drawn": (fresh, 1.0)}
 
 
-def timed(llm, prompts: list[dict], params) -> tuple[float, int]:
-    """Generate, all at once; return seconds and tokens."""
+def timed(llm, prompts: list[dict], params, **more) -> tuple[float, list[list[int]]]:
+    """Generate, all at once; return seconds and each answer's tokens."""
     begun = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - begun
-    return seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
+    outputs = llm.generate(prompts, params, use_tqdm=False, **more)
+    return time.perf_counter() - begun, [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def counters(llm) -> dict[str, float]:
@@ -89,7 +88,7 @@ def _spread(values: list[float]) -> dict:
     return {"tokens_per_s": round(middle, 1), "low": round(min(values), 1), "high": round(max(values), 1)}
 
 
-def guessing(llm, users: int, answer: int = 96) -> list[dict]:
+def guessing(llm, users: int, answer: int = 96, repeats: int = REPEATS) -> list[dict]:
     """Tokens/s on text whose answer stands in the prompt and on text that is drawn; what was accepted."""
     from vllm import SamplingParams
 
@@ -99,22 +98,22 @@ def guessing(llm, users: int, answer: int = 96) -> list[dict]:
         params = SamplingParams(temperature=temperature, max_tokens=answer, ignore_eos=True, seed=1)
         timed(llm, prompts(tokenizer, users, 100), params)  # what is compiled when first needed
         before, rates = counters(llm), []
-        for seed in range(REPEATS):
-            seconds, tokens = timed(llm, prompts(tokenizer, users, seed), params)
-            rates.append(tokens / seconds)
+        for seed in range(repeats):
+            seconds, _ = timed(llm, prompts(tokenizer, users, seed), params)
+            rates.append(users * answer / seconds)
         seen = _since(llm, before)
         drafts, drafted = seen["spec_decode_num_drafts"], seen["spec_decode_num_draft_tokens"]
         accepted = seen["spec_decode_num_accepted_tokens"]
         rows.append({
             "feature": "speculation", "speculative": speculative, "text": text, "users": users,
-            "answer_tokens": answer, **_spread(rates),
+            "answer_tokens": answer, "runs": repeats, **_spread(rates),
             "drafts": drafts, "drafted": drafted, "accepted": accepted,
             "acceptance": round(accepted / drafted, 4) if drafted else None,
         })  # fmt: skip
     return rows
 
 
-def sharing(llm, users: int, answer: int = 32) -> list[dict]:
+def sharing(llm, users: int, answer: int = 32, repeats: int = REPEATS) -> list[dict]:
     """Seconds until a first token, and answers a second, where all prompts begin alike and where none do."""
     from vllm import SamplingParams
 
@@ -126,7 +125,7 @@ def sharing(llm, users: int, answer: int = 32) -> list[dict]:
             heads = passages(tokenizer, 1, SYSTEM, 1000)
             timed(llm, [{"prompt_token_ids": heads[0]}], one)
         firsts, rates, before = [], [], counters(llm)
-        for seed in range(REPEATS):
+        for seed in range(repeats):
             if not shared:  # one more than there are users, for the first token; never seen before
                 heads = passages(tokenizer, users + 1, SYSTEM, 10_000 * users + seed)
             tails = passages(tokenizer, users + 1, 16, 3000 + seed + 10 * shared)
@@ -136,7 +135,8 @@ def sharing(llm, users: int, answer: int = 32) -> list[dict]:
         seen = _since(llm, before)
         rows.append({
             "feature": "prefix caching", "shared": shared, "users": users, "prompt_tokens": SYSTEM + 16,
-            "answer_tokens": answer, "ttft_s": round(statistics.median(firsts), 5),
+            "runs": repeats, "answer_tokens": answer, "ttft_s": round(statistics.median(firsts), 5),
+            "ttft_low_s": round(min(firsts), 5), "ttft_high_s": round(max(firsts), 5),
             "answers_per_s": round(statistics.median(rates), 3), "low": round(min(rates), 3),
             "high": round(max(rates), 3),
             "hits": round(seen["prefix_cache_hits"] / max(1.0, seen["prefix_cache_queries"]), 4),
@@ -164,7 +164,7 @@ def asked(llm, chats: list, params: list, users: int) -> tuple[float, list]:
     return time.perf_counter() - begun, answers
 
 
-def constrained(llm, users: int, answers: int = 16) -> list[dict]:
+def constrained(llm, users: int, answers: int = 16, repeats: int = REPEATS) -> list[dict]:
     """Valid answers and tokens/s where the sampler keeps to a JSON schema, and where it is only asked for.
 
     The free answers are timed at the lengths of the others: a short one has more of its time in the prompt.
@@ -184,10 +184,10 @@ def constrained(llm, users: int, answers: int = 16) -> list[dict]:
     cut = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in lengths]
     rows = []
     for keeps, params in ((False, cut), (True, kept)):
-        rates = [sum(lengths) / asked(llm, chats, params, users)[0] for _ in range(REPEATS)]
+        rates = [sum(lengths) / asked(llm, chats, params, users)[0] for _ in range(repeats)]
         rows.append({
             "feature": "structured output", "kept_to": keeps, "users": users, **_spread(rates),
-            "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
+            "runs": repeats, "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
             "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1), "same_length": True,
         })  # fmt: skip
     return rows
@@ -218,7 +218,7 @@ def adapter(model: Model, folder: Path) -> Path:
     return folder
 
 
-def adapted(llm, folder: Path, users: int, answer: int = 96) -> list[dict]:
+def adapted(llm, folder: Path, users: int, answer: int = 96, repeats: int = REPEATS) -> list[dict]:
     """Tokens/s of one engine's requests without and with an adapter, and how many answers it changed."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -229,13 +229,12 @@ def adapted(llm, folder: Path, users: int, answer: int = 96) -> list[dict]:
     for on in (False, True):
         lora = LoRARequest("adapter", 1, str(folder)) if on else None
         rates = []
-        for _ in range(1 + REPEATS):  # the first loads the adapter and does not count
-            begun = time.perf_counter()
-            outputs = llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
-            rates.append(users * answer / (time.perf_counter() - begun))
-        said[on] = [list(output.outputs[0].token_ids) for output in outputs]
+        for _ in range(1 + repeats):  # the first loads the adapter and does not count
+            seconds, said[on] = timed(llm, prompts, params, lora_request=lora)
+            rates.append(users * answer / seconds)
         rows.append({
-            "feature": "LoRA", "adapter": on, "users": users, "answer_tokens": answer, **_spread(rates[1:]),
+            "feature": "LoRA", "adapter": on, "users": users, "answer_tokens": answer,
+            "runs": repeats, **_spread(rates[1:]),
             "changed": sum(one != other for one, other in zip(said[False], said[on], strict=True)),
         })  # fmt: skip
     return rows

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.compare.bandwidth import copy_bandwidth
@@ -28,6 +29,7 @@ WINDOW_S = 0.12
 READY_S = 210  # an engine that is not ready by then is given up, and its line says so
 START_S = 100  # a round takes longer than that before it has a figure
 MORE_S = 60  # that many seconds after the one before it, too
+FILES = {"longest": "steps", "feature": "features"}  # by what a line has, where it is written
 PRIVATE = ("model", "worker_extension_cls", "use_tqdm_on_load")  # arguments that say nothing to a reader
 
 
@@ -164,33 +166,48 @@ def deployments(out: Path, names: list[str], seconds: float) -> None:
     for name in names or [name for name in ROUNDS if name != "tiny"]:
         if until - time.monotonic() < START_S:
             print(f"{name}: left out, {until - time.monotonic():.0f} s are too few", flush=True)
-        else:
-            run_round(name, out, until, stamp() | {"copy_bandwidth": bandwidth, "weights": "random"})
+            continue
+        jobs = [
+            Job(
+                {"model": MODELS[model][0], "way": way, "scheme": WAYS[way].scheme, "weights": "random",
+                 "chosen_by": "us" if WAYS[way].forced else "vLLM", "copy_bandwidth": bandwidth},
+                f"{model}-{slug(way)}", "helpers.tools.grid:work", (model, way, loads),
+            )
+            for model, way, loads in ROUNDS[name]
+        ]  # fmt: skip
+        run_round(name, jobs, out, until)
 
 
-def run_round(name: str, out: Path, until: float, common: dict) -> None:
-    """Start a round's engines beside each other, then measure one after the other."""
+@dataclass(frozen=True)
+class Job:
+    """An engine of a round: what each of its lines says, its log, and the work of its process."""
+
+    row: dict
+    log: str
+    work: str
+    arguments: tuple
+
+
+def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
+    """Start the engines of jobs beside each other, then have one after the other do its work."""
     begun = time.monotonic()
     started: list[tuple[Child, dict]] = []
     try:
-        for model, way, loads in ROUNDS[name]:
-            what = {"model": MODELS[model][0], "way": way, "scheme": WAYS[way].scheme}
-            what["chosen_by"] = "us" if WAYS[way].forced else "vLLM"  # the kernel
-            log = out / f"logs/{model}-{slug(way)}.log"
+        for job in jobs:
             spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-            started.append((Child("helpers.tools.grid:work", log, model, way, loads, **spawn), common | what))
+            child = Child(job.work, out / f"logs/{job.log}.log", *job.arguments, **spawn)
+            started.append((child, stamp() | job.row))
         ready, latest = [], begun + READY_S
         for child, row in started:
             first = child.line(min(until, latest))
             latest = min(latest, time.monotonic() + MORE_S)
             if first is None:
                 row |= {"error": child.cause, "after_s": round(time.monotonic() - begun, 1)}
-                write(out / "deployments.jsonl", row)
+                write(out / "failed.jsonl", row)
                 child.end()
             else:
-                ready.append(
-                    (child, row | first | {"kernels": chosen(child.log.read_text(errors="replace"))})
-                )
+                kernels = chosen(child.log.read_text(errors="replace"))
+                ready.append((child, row | {"kernels": kernels} | first))
         print(f"{name}: {len(ready)} engines ready after {time.monotonic() - begun:.0f} s", flush=True)
         for child, row in ready:
             _measured(child, row | {"beside": len(ready) - 1}, out, until)
@@ -203,7 +220,8 @@ def run_round(name: str, out: Path, until: float, common: dict) -> None:
 def _measured(child: Child, row: dict, out: Path, until: float) -> None:
     child.tell(go=True)
     while (found := child.line(until)) is not None and "done" not in found:
-        write(out / ("steps.jsonl" if "longest" in found else "deployments.jsonl"), row | found)
+        kind = next((kind for key, kind in FILES.items() if key in found), "deployments")
+        write(out / f"{kind}.jsonl", row | found)
     if not found:
-        print(f"{row['model']} {row['way']}: cut short: {child.cause}", flush=True)
+        print(f"{child.log.name}: cut short: {child.cause}", flush=True)
     child.end()

@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
     parser.add_argument("--rounds", default="", help=f"for deployments: of {', '.join(ROUNDS)}")
-    parser.add_argument("--seconds", type=float, default=3600, help="for deployments and for served")
+    parser.add_argument("--seconds", type=float, default=3600, help="for all sections but records")
     given = parser.parse_args(arguments)
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}")
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
         "records": lambda: measure_records(given.out),
         "deployments": lambda: grid.deployments(given.out, rounds, given.seconds),
         "served": lambda: served(given.out, given.seconds),
-        "features": lambda: features(given.out),
+        "features": lambda: features(given.out, given.seconds),
     }
     return run_parts({section: work[section] for section in given.sections or SECTIONS})
 

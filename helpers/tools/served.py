@@ -27,8 +27,12 @@ from helpers.tools.deployments import GPU, MODELS, WAYS, shape
 from helpers.tools.grid import slug
 from helpers.tools.recording import stamp, write
 
-MODEL = "qwen3-8b"
-SERVED = ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")
+# Servers that fit a GPU of 140 GiB together, in the order of what their figures are worth.
+ROUNDS = (
+    ("qwen3-8b", ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")),
+    ("mistral-7b", ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")),
+    ("qwen3-8b", ("awq, Machete", "awq, Humming", "int8", "bf16, FP8 cache")),
+)
 CLIENTS = (1, 16, 64, 192)
 SHARES = (0.5, 0.7, 0.85, 1.0)
 OPEN_S = 7.0
@@ -79,28 +83,27 @@ def start(servers: list[Server]) -> dict[Server, str]:
     return failed
 
 
-def served(
-    out: Path, seconds: float, ways=SERVED, model: str = MODEL, clients=CLIENTS, shares=SHARES
-) -> None:
-    """Start a server each way, beside each other; load one after the other; a line a level."""
+def served(out: Path, seconds: float, rounds=ROUNDS, clients=CLIENTS, shares=SHARES) -> None:
+    """Start a round's servers beside each other; load one after the other; a line a level."""
     until, file = time.monotonic() + seconds, out / "served.jsonl"
-    common = stamp() | {"model": MODELS[model][0], "weights": "random"}
-    servers = {way: _server(model, way, out / "logs") for way in ways}
-    with contextlib.ExitStack() as stack:
-        for one in servers.values():
-            stack.callback(one.kill)
-        failed = start([*servers.values()])
-        for way, one in servers.items():
-            row = common | {"way": way, "scheme": WAYS[way].scheme}
-            if one in failed:
-                write(file, row | {"error": failed[one]})
-            elif until - time.monotonic() < LEAST_S:
-                print(f"served: {way} left out, too little time", flush=True)
-            else:
-                args = {name: value for name, value in one.args.items() if name not in PRIVATE}
-                for found in _loaded(one, [*clients], [*shares], out / "logs/load"):
-                    write(file, row | LENGTHS | {"args": args, "open_s": OPEN_S} | found)
-            one.kill()
+    for model, ways in rounds:
+        common = stamp() | {"model": MODELS[model][0], "weights": "random"}
+        servers = {way: _server(model, way, out / "logs") for way in ways}
+        with contextlib.ExitStack() as stack:
+            for one in servers.values():
+                stack.callback(one.kill)
+            failed = start([*servers.values()])
+            for way, one in servers.items():
+                row = common | {"way": way, "scheme": WAYS[way].scheme}
+                if one in failed:
+                    write(file, row | {"error": failed[one]})
+                elif until - time.monotonic() < LEAST_S:
+                    print(f"served: {model}, {way} left out, too little time", flush=True)
+                else:
+                    args = {name: value for name, value in one.args.items() if name not in PRIVATE}
+                    for found in _loaded(one, [*clients], [*shares], out / "logs/load"):
+                        write(file, row | LENGTHS | {"args": args, "open_s": OPEN_S} | found)
+                one.kill()
 
 
 def _server(model: str, way: str, logs: Path) -> Server:
