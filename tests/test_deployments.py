@@ -79,9 +79,12 @@ def test_what_is_recorded_of_a_load_is_what_the_table_reads():
     seconds |= {"itl_s": 0, "itl_p95_s": 0}
     rates = {"requests_per_s": 20.0, "goodput": 15.0, "output_tokens_per_s": 2560.0}
     level = Level(None, 0.7, 21.0, 140, 0, 7.0, **rates, **seconds, e2e_s=1.4)
-    row = {"way": "fp8"} | served.LENGTHS | served.line(level)
-    assert deployed_tables.served([row], price_per_day=86.4).rows == [
-        ["fp8", "21.0 requests/s", "200 ms", "20 ms", "75%", "$0.50"]
+    row = {"model": "Qwen3-8B", "way": "fp8"} | served.LENGTHS | served.line(level)
+    late = deployed_tables.served([row], price_per_day=86.4).rows
+    assert late == [["Qwen3-8B, fp8", "-", "21.0 (75%)", "-", "-", "-"]]
+    kept = row | {"rate": 10.0, "kept": {"prompt": 1.0}}
+    assert deployed_tables.served([row, kept], price_per_day=86.4).rows == [
+        ["Qwen3-8B, fp8", "10.0", "21.0 (75%)", "200 ms", "20 ms", "$0.78"]
     ]
 
 

@@ -21,16 +21,20 @@ def share_of_bound(row: dict) -> float:
 
 
 def decoding(rows: list[dict], ways: Sequence[str], batches: Sequence[int] = (1, 8, 64, 256)) -> Table:
-    """Tokens/s by batch size after prompts of 16 tokens, and the share of the bandwidth bound at batch 1."""
+    """Tokens/s by batch size after prompts of 16 tokens, and the share of the bandwidth bound at batch 1.
+
+    A mixture of experts has no such share: how many experts a batch reads is not on record.
+    """
     found: dict[tuple[str, str], dict[int, dict]] = {}
     for row in rows:
         if row["prompt_tokens"] == 16 and row["way"] in ways:
             found.setdefault((row["model"], row["way"]), {})[row["batch"]] = row
     lines = []
     for (model, way), of in found.items():
+        experts = sizes.layout(sizing.known_models()[model].folder).experts
         rates = [f"{of[batch]['output_tokens_per_s']:,.0f}" if batch in of else "-" for batch in batches]
         weights = f"{of[batches[0]]['weights_bytes'] / GIB:.1f} GiB"
-        lines.append([f"{model}, {way}", weights, *rates, f"{share_of_bound(of[1]):.0%}"])
+        lines.append([f"{model}, {way}", weights, *rates, "-" if experts else f"{share_of_bound(of[1]):.0%}"])
     heads = [f"{batches[0]} request", *(f"{batch}" for batch in batches[1:])]
     return Table(["model, way", "weights", *heads, "of the bound"], lines)
 
@@ -62,24 +66,39 @@ def reading(rows: list[dict], model: str, batch: int = 64, prompt: int = 1024) -
 
 
 def served(rows: list[dict], price_per_day: float, objective: str = "prompt") -> Table:
-    """Open loops under an objective, each way's last rate that kept it and the first that did not.
+    """Open loops under an objective: each way's highest rate that kept it, and the next that was tried.
 
     Dollars are of the rate that came and the share that was kept: until the last answer is there passes more
     time than requests come in.
     """
-    loads: dict[tuple[str, str], list[dict]] = {}
+    loads: dict[tuple[str, str, str], list[dict]] = {}
     for row in sorted((row for row in rows if "rate" in row), key=lambda row: row["rate"]):
-        loads.setdefault((row["way"], row.get("measured_at", "")), []).append(row)
+        loads.setdefault((row["model"], row["way"], row.get("measured_at", "")), []).append(row)
     lines = []
-    for of in loads.values():
-        kept = [row for row in of if row["kept"][objective] >= KEEPS]
-        lines += [_served(row, price_per_day, objective) for row in [*kept[-1:], *of[len(kept) :][:1]]]
-    heads = ["way", "asked", "TTFT, 95 %", "TPOT, 95 %", "kept", "a million output tokens"]
+    for (model, way, _), of in sorted(
+        loads.items(), key=lambda item: (item[0][0], _best(item[1], objective))
+    ):
+        kept, more = _best(of, objective), [row for row in of if row["kept"][objective] < KEEPS]
+        next_ = f"{more[0]['rate']:.1f} ({more[0]['kept'][objective]:.0%})" if more else "-"
+        if not kept:
+            lines.append([f"{model}, {way}", "-", next_, "-", "-", "-"])
+            continue
+        row = next(row for row in of if row["rate"] == kept)
+        tokens = row["rate"] * row["kept"][objective] * row["output_tokens"]
+        dollars = f"${per_million(price_per_day / HOURS_A_DAY, tokens):.2f}"
+        times = [f"{row[name]['p95_ms']:.0f} ms" for name in ("ttft", "tpot")]
+        lines.append([f"{model}, {way}", f"{row['rate']:.1f}", next_, *times, dollars])
+    heads = [
+        "model, way",
+        "requests/s kept",
+        "next tried (kept)",
+        "TTFT, 95 %",
+        "TPOT, 95 %",
+        "a million tokens",
+    ]
     return Table(heads, lines)
 
 
-def _served(row: dict, price_per_day: float, objective: str) -> list[str]:
-    tokens = row["rate"] * row["kept"][objective] * row["output_tokens"]
-    dollars = f"${per_million(price_per_day / HOURS_A_DAY, tokens):.2f}" if tokens else "-"
-    times = (f"{row[name]['p95_ms']:.0f} ms" for name in ("ttft", "tpot"))
-    return [row["way"], f"{row['rate']:.1f} requests/s", *times, f"{row['kept'][objective]:.0%}", dollars]
+def _best(of: list[dict], objective: str) -> float:
+    """The highest rate that kept an objective; 0 if none did."""
+    return max((row["rate"] for row in of if row["kept"][objective] >= KEEPS), default=0.0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from helpers.base.figure import Figure, label_bar, panels
+from helpers.base.figure import Figure, panels
 from helpers.base.page import Note, Table, measured
+from helpers.model import schemes
 
-# By feature, the field that says whether it was on, its colour and its mark.
-LOOKS = {
-    "speculation": ("speculative", "#0072B2", "o"),
-    "prefix caching": ("shared", "#AD7A00", "s"),
-    "structured output": ("kept_to", "#009E73", "^"),
-    "LoRA": ("adapter", "#BF6795", "D"),
+# By feature, the field that says whether it was on.
+SWITCHES = {
+    "speculation": "speculative",
+    "prefix caching": "shared",
+    "structured output": "kept_to",
+    "LoRA": "adapter",
 }
 TEXTS = {"copied": "n-gram, answer repeats the prompt", "drawn": "n-gram, new text"}
 SAME = ("device", "scheme", "feature", "text", "users")
@@ -21,9 +22,8 @@ SAME = ("device", "scheme", "feature", "text", "users")
 def pairs(rows: Sequence[Mapping]) -> list[tuple[Mapping, Mapping]]:
     """The newest measurement without and with each feature, of the same scheme, text and users."""
     found: dict[tuple, dict[bool, Mapping]] = {}
-    for row in sorted(rows, key=lambda row: [*LOOKS].index(row["feature"])):
-        switch = LOOKS[row["feature"]][0]
-        found.setdefault(tuple(map(row.get, SAME)), {})[row[switch]] = row
+    for row in sorted(rows, key=lambda row: [*SWITCHES].index(row["feature"])):
+        found.setdefault(tuple(map(row.get, SAME)), {})[row[SWITCHES[row["feature"]]]] = row
     return [(of[False], of[True]) for of in found.values() if len(of) == 2]
 
 
@@ -38,11 +38,9 @@ def _rate(row: Mapping) -> float:
 
 
 def name(row: Mapping) -> str:
-    """A feature, the text it was tried on, and the scheme where it is not 16 bits."""
+    """A feature, and the text it was tried on."""
     other = {"prefix caching": "shared prefix", "structured output": "JSON schema", "LoRA": "LoRA"}
-    scheme = row.get("scheme", "baseline")
-    title = TEXTS[row["text"]] if "text" in row else other[row["feature"]]
-    return title + f", {scheme}" * (scheme != "baseline")
+    return TEXTS[row["text"]] if "text" in row else other[row["feature"]]
 
 
 def _besides(without: Mapping, with_: Mapping) -> str:
@@ -58,43 +56,62 @@ def _besides(without: Mapping, with_: Mapping) -> str:
     return f"TTFT {1000 * without['ttft_s']:,.0f}, then {1000 * with_['ttft_s']:,.0f} ms"
 
 
-def compared(rows: Sequence[Mapping], mark: Callable[[str], object] = measured) -> Table:
-    """Rates without and with each feature; ``mark=str`` for what is on record."""
+def compared(rows: Sequence[Mapping]) -> Table:
+    """Rates without and with each feature, as this machine measured them."""
     lines = []
     for without, with_ in pairs(rows):
         form = "{:,.2f} requests/s" if "answers_per_s" in with_ else "{:,.0f} tok/s"
-        ratio, least, most = times(without, with_)
-        cells = [
-            *(form.format(_rate(row)) for row in (without, with_)),
-            f"x {ratio:.2f} ({least:.2f} to {most:.2f})", _besides(without, with_),
-        ]  # fmt: skip
-        lines.append([name(with_), with_["users"], *map(mark, cells)])
+        cells = [*(form.format(_rate(row)) for row in (without, with_)), _ratio(without, with_)]
+        cells.append(_besides(without, with_))
+        lines.append([name(with_), with_["users"], *map(measured, cells)])
     return Table(["feature", "users", "without", "with", "times", "and"], lines)
 
 
-def ratios(rows: Sequence[Mapping], title: str) -> Figure | Note:
-    """Draw each feature's ratio as a dot, and what the slowest and fastest runs allow as a line."""
-    found = pairs(rows)
+def _ratio(without: Mapping, with_: Mapping) -> str:
+    return "x {:.2f} ({:.2f} to {:.2f})".format(*times(without, with_))
+
+
+def by_scheme(rows: Sequence[Mapping], titles: Mapping[str, str]) -> Table:
+    """Each feature's ratio in each scheme; ``titles`` has the schemes' columns."""
+    lines: dict[tuple, dict[str, str]] = {}
+    for pair in pairs(rows):
+        of = lines.setdefault((name(pair[1]), pair[1]["users"]), {})
+        of[pair[1]["scheme"]] = _ratio(*pair)
+    cells = [[*key, *(of.get(scheme, "-") for scheme in titles)] for key, of in lines.items()]
+    return Table(["feature", "users", *titles.values()], cells)
+
+
+def ratios(rows: Sequence[Mapping], title: str, titles: Mapping[str, str]) -> Figure | Note:
+    """Draw each feature's ratio in each scheme as a dot, and what the slowest and fastest runs allow."""
+    found: dict[str, dict[str, tuple]] = {}
+    for pair in pairs(rows):
+        label = f"{name(pair[1])}, {_users(pair[1])}"
+        found.setdefault(label, {})[pair[1]["scheme"]] = times(*pair)
     if not found:
         return Note("No feature was measured both without and with: there is no ratio to draw.")
-    figure, [[axes]] = panels(size=(8, 1.2 + 0.34 * len(found)))
+    figure, [[axes]] = panels(size=(8, 1.4 + 0.44 * len(found)))
     axes.axvline(1, color="black", linewidth=1)
-    words = []
-    for place, (without, with_) in enumerate(found):
-        _, colour, marker = LOOKS[with_["feature"]]
-        ratio, least, most = times(without, with_)
-        axes.hlines(place, least, most, color=colour, linewidth=2)
-        axes.plot(ratio, place, marker, color=colour, markersize=8)
-        label_bar(axes, most, place, f"{ratio:.2f}")
-        words.append(f"{name(with_)}, {_users(with_)}: {ratio:.2f} ({least:.2f} to {most:.2f})")
-    axes.set_yticks(range(len(found)), [f"{name(with_)}, {_users(with_)}" for _, with_ in found])
-    axes.set(xlabel="rate with it, without it = 1", title=title, ylim=(len(found) - 0.5, -0.5))
-    axes.set_xlim(0, 1.15 * max(times(*pair)[2] for pair in found))
+    for at, (scheme, title_) in enumerate(titles.items()):
+        look = {key: value for key, value in schemes.look(scheme).items() if key != "linestyle"}
+        here = [(place, of[scheme]) for place, of in enumerate(found.values()) if scheme in of]
+        heights = [place + 0.22 * (at - (len(titles) - 1) / 2) for place, _ in here]
+        middle, least, most = zip(*(ratio for _, ratio in here), strict=True)
+        axes.hlines(heights, least, most, color=look["color"], linewidth=1.5)
+        axes.plot(middle, heights, linestyle="", markersize=6, label=title_, **look)
+    axes.set_yticks(range(len(found)), [*found])
+    axes.set(
+        xlabel="rate with it, without it = 1", title=title, ylim=(len(found) - 0.5, -0.5), xlim=(0, None)
+    )
+    axes.legend(loc="lower right")
     axes.grid(alpha=0.3, axis="x")
+    words = [
+        f"{label}: " + ", ".join(f"{titles[scheme]} {ratio[0]:.2f}" for scheme, ratio in of.items())
+        for label, of in found.items()
+    ]
     return Figure(
         figure,
-        f"{title}. A dot for each feature, the rate with it as a multiple of that without, and a line from "
-        f"the least to the most that the runs allow. {'; '.join(words)}.",
+        f"{title}. A dot for each feature and scheme, the rate with the feature as a multiple of that "
+        f"without, and a line from the least to the most that the runs allow. {'; '.join(words)}.",
     )
 
 

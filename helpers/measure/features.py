@@ -187,8 +187,9 @@ def constrained(llm, users: int, answers: int = 16, repeats: int = REPEATS) -> l
         rates = [sum(lengths) / asked(llm, chats, params, users)[0] for _ in range(repeats)]
         rows.append({
             "feature": "structured output", "kept_to": keeps, "users": users, **_spread(rates),
-            "runs": repeats, "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
-            "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1), "same_length": True,
+            "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
+            "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1),
+            "runs": repeats, "same_length": True,
         })  # fmt: skip
     return rows
 
