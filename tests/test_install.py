@@ -463,3 +463,19 @@ def test_conda_brings_python_and_leaves_the_packages_to_the_lock():
     assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
     assert OLDEST <= (3, int(python)) <= NEWEST
     assert '#     make setup VENV="$CONDA_PREFIX"' in text
+
+
+LOCKS = sorted(REPO.glob("requirements-*.lock"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_every_lock_has_files_for_every_python(lock, python, tmp_path):
+    """Of torch's CPU build, few sources have the files of every Python: it is left out."""
+    pins = [line for line in lock.read_text().splitlines() if not line.startswith("torch==")]
+    (tmp_path / "pins.in").write_text("\n".join(pins))
+    uv = [Path(sys.executable).with_name("uv"), "pip", "compile", "-q", "--no-deps", "pins.in"]
+    at = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28", "-o", "all.txt"]
+    done = subprocess.run([*uv, *at], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
