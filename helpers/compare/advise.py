@@ -78,7 +78,8 @@ class Advice:
         if self.price and one.users:
             first += f"; about {one.per_s:,.0f} tokens/s"
             first += f", {one.per_s / min(one.users, load.users):,.0f} a user" if load.users > 1 else ""
-            first += f"; a million cost ${one.dollars(self.price):.2f} at least, reading prompts included"
+            first += f"; a million written cost ${one.dollars(self.price):.2f} at least"
+            first += f", with the {load.prompts:g} million read for them" if load.prompts else ""
         copies = load.gpus // one.gpus
         if copies > 1 and one.users:
             first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
@@ -112,10 +113,8 @@ class Advice:
         fast = max(as_good, key=lambda o: _score(o, "throughput"), default=one)
         ratio = _score(fast, "throughput") / _score(one, "throughput")
         if ratio > SAME:
-            yield (
-                f"speed counts more than accuracy: {fast.title} gives {ratio:.2f} times the tokens (accuracy "
-                f"kept: {fast.kept.says})"
-            )
+            why = "speed counts more than accuracy" if fast.kept.loss > one.kept.loss else "speed counts more"
+            yield f"{why}: {fast.title} gives {ratio:.2f} times the tokens (accuracy kept: {fast.kept.says})"
         written = recommended(self.options, "writing", self.load)
         if written and (ratio := _score(written, "writing") / _score(one, "writing")) > SAME:
             yield f"prompts are short, or in the cache: {_where(written)} writes {ratio:.2f} times the tokens"
@@ -183,7 +182,7 @@ class Advice:
         heads = ["way", "weights", f"{users} users at once" if users > 1 else "fits"]
         more = f" (16 bits: {self._sixteen()})" if self._sixteen() else ""
         heads += ["gain, 1 user (same GPUs)"] + [f"gain, {users} users{more}"] * (users > 1)
-        heads += ["accuracy kept"] + ["$ a million"] * (self.price is not None)
+        heads += ["accuracy kept"] + ["$ a million written"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 
     @property
@@ -287,8 +286,8 @@ def advise(
         gpu: a card's name, or four numbers (``cards.FOUR``); ``gpus`` how many of them there are.
         context: tokens that each of the ``users`` requests holds at once; 4,096 or the model's longest.
         prompts: tokens of prompts that are read for each token of an answer, those in the cache not counted.
-        goal: what counts: to ``fit`` as many as possible, ``latency`` of one user, ``throughput`` of all of
-            them, or ``quality``, the least rounding that fits.
+        goal: what counts: to ``fit`` all users with the least rounding, or as many as possible; ``latency``
+            of one user; ``throughput`` of all of them; ``quality``, the least rounding, whoever waits.
         price: dollars a GPU and day; without it nothing has a price.
         rows: records of this machine, which stand before any estimate.
 
@@ -308,22 +307,19 @@ def advise(
 
 
 def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
-    """The way to take: of those that hold the load (or that hold most of it), the one that gives most.
+    """The way to take: of those that hold the load, or of all where none does, the one that gives most.
 
     One that rounds more is taken only where it gives ``MORE`` times as much as each that rounds less, and one
     that rounds as much only beyond ``SAME``: what differs by less is equal, and the gentler is taken.
     """
     running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
     holding = [one for one in running if one.fits]
-    if not holding and running:
-        most = max(one.users for one in running)
-        holding = [one for one in running if one.users * SAME >= most]
-    holding = sorted(holding, key=lambda one: one.kept.loss)  # stable: the simpler stands first
-    if goal == "quality":
-        holding = [one for one in holding if one.kept.loss == holding[0].kept.loss]
+    ways = sorted(holding or running, key=lambda one: one.kept.loss)  # stable: the simpler stands first
+    if goal == "quality" or (goal == "fit" and holding):
+        ways = [one for one in ways if one.kept.loss == ways[0].kept.loss]
     best = None
-    for place, one in enumerate(holding):
-        if all(_score(one, goal) >= _wanted(one, other) * _score(other, goal) for other in holding[:place]):
+    for place, one in enumerate(ways):
+        if all(_score(one, goal) >= _wanted(one, other) * _score(other, goal) for other in ways[:place]):
             best = one
     return best
 

@@ -119,8 +119,9 @@ def _always(rows: list[dict]) -> Finding:
     sides = [one.side for one in best.values()]
     won, lost, level = sides.count(1), sides.count(-1), sides.count(0)
     text = (
-        f"Fewer bits a weight were faster than 16 in {won} of {len(best)} cases (machine, model, batch), "
-        f"slower in {lost}, within {NEAR:.0%} or their runs in {level}. Of answers that says nothing"
+        f"The fastest of the formats measured beat 16 bits in {won} of {len(best)} cases (machine, model, "
+        f"batch), was slower in {lost}, within {NEAR:.0%} or their runs in {level}. "
+        "Of answers that says nothing"
     )
     return Finding(text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY, measured=True)
 

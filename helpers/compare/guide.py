@@ -19,7 +19,7 @@ CLASSES = {
     "B200": "llama-3.1-70b",
 }
 GOALS = {
-    "64 users, if they fit": {"users": 64, "goal": "fit"},
+    "to hold 64 users": {"users": 64, "goal": "fit"},
     "4 users": {"users": 4},
     "32 users": {"users": 32},
     "4 users, 32,768 tokens": {"users": 4, "context": 32_768},
