@@ -60,7 +60,7 @@ class Upstream(ThreadingHTTPServer):
                 self.do_GET()
 
         super().__init__((host, port), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def __exit__(self, *_) -> None:
         self.shutdown()

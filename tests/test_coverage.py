@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,18 @@ PLACES = {
 }
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All below a node but expressions, which are most of it and hold no statement."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
+
+
 def messages(tree: ast.Module) -> list[tuple[str, int, str]]:
     """An exception's name, its line and its message, for each ``raise`` and ``assert`` that has one."""
     found = []
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             parts = [*node.exc.args, *(keyword.value for keyword in node.exc.keywords)]
             name = ast.unparse(node.exc.func).rpartition(".")[2]

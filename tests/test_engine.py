@@ -133,18 +133,13 @@ def test_weights_cut_behind_its_back_are_named_and_leave_nothing(small, tmp_path
     named(caught.value, "damaged-weights")
 
 
-def test_two_engines_at_once_are_refused_and_the_first_goes_on(small, memory_back):
+def test_two_at_once_are_refused_the_first_goes_on_and_says_when_it_is_released(small, memory_back):
     engine = open_engine(**small)
     with engine:
         with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
         named(caught.value, "engine-open")
         assert "Paris" in text_of(engine.ask(CAPITAL, 20))
-
-
-def test_a_released_engine_and_a_kept_llm_say_so(small, memory_back):
-    engine = open_engine(**small)
-    with engine:
         kept = engine.llm
     for use in (lambda: engine.llm, lambda: engine.llm.generate(["x"]), lambda: kept.generate(["x"])):
         with pytest.raises(EngineClosedError, match="with block has ended") as caught:

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import DEVNULL
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,22 +14,21 @@ from jupyter_client.manager import KernelManager
 from helpers.engine import release
 from tests.conftest import SWAP, left_behind, shared_memory
 
-SETUP = """
+OPENING = """
 import os
 from helpers.engine import release as room
 from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
-with open_engine(**small):
-    pass
-import torch
-assert torch.set_num_threads is torch._C.set_num_threads, "vLLM's own is left"
-print("SETTLED", room.settled_memory())
 """
 AGAIN = """
 engine = open_engine(**small)
 with engine:
     print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
 print("SETTLED", room.settled_memory())
+"""
+FIRST = f"""{AGAIN}
+import torch
+assert torch.set_num_threads is torch._C.set_num_threads, "vLLM's own is left"
 """
 
 
@@ -98,22 +98,36 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    kernel = Kernel()
-    said, error = kernel.run(SETUP.format(logs=str(tmp_path_factory.mktemp("logs"))))
-    assert not error, said
-    kernel.reference = kernel.settled(said)
-    yield kernel
-    kernel.close()
-
-
 GENERATING = (
     "engine = open_engine(**small)\nwith engine:\n"
     '    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
 )
 LOADING = 'print("GO", flush=True)\nengine = open_engine(**small)\nwith engine:\n    print("LOADED")'
 RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST")'
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """A kernel that was interrupted while it imported vLLM, and has had an engine since."""
+    kernel = Kernel()
+    kernel.run(OPENING.format(logs=str(tmp_path_factory.mktemp("logs"))))
+    begun = time.monotonic()
+    _, error = kernel.run(LOADING, interrupt_when="GO", after_s=1.0)
+    kernel.cut = SimpleNamespace(error=error, traceback=kernel.traceback, took=time.monotonic() - begun)
+    kernel.cut.imported, _ = kernel.run("import sys; print('vllm.v1.engine.core' in sys.modules)")
+    said, error = kernel.run(FIRST)
+    assert not error, said
+    assert "Paris" in said
+    kernel.reference = kernel.settled(said)
+    yield kernel
+    kernel.close()
+
+
+def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(kernel):
+    assert kernel.cut.error == "KeyboardInterrupt"
+    assert "did not come back" not in kernel.cut.traceback
+    assert kernel.cut.imported == "True\n", "the import was cut short"
+    assert kernel.cut.took < release.DEADLINE_S, "it waited for memory that no engine held"
 
 
 @pytest.mark.parametrize(
@@ -137,25 +151,6 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
         left.append(kernel.settled(said) - kernel.reference)
         kernel.reference = kernel.settled(said)
     assert min(left) < 2 * SWAP, f"{left} bytes left after an interrupt and another engine, twice"
-
-
-def test_an_interrupt_during_the_import_ends_with_it_and_accuses_nobody(tmp_path):
-    kernel = Kernel()
-    try:
-        opening = SETUP.format(logs=str(tmp_path)).partition("with open_engine")[0]
-        kernel.run(opening)
-        begun = time.monotonic()
-        _, error = kernel.run(LOADING, interrupt_when="GO", after_s=1.0)
-        took = time.monotonic() - begun
-        assert error == "KeyboardInterrupt"
-        assert "did not come back" not in kernel.traceback
-        said, error = kernel.run("import sys; print('vllm.v1.engine.core' in sys.modules)")
-        assert said == "True\n", "the import was cut short"
-        assert took < release.DEADLINE_S, "it waited for memory that no engine held"
-        said, error = kernel.run(AGAIN)
-        assert "Paris" in said
-    finally:
-        kernel.close()
 
 
 @pytest.mark.slow

@@ -11,16 +11,18 @@ import pytest
 from helpers.base.files import ROOT
 from helpers.base.machine import detect
 from helpers.base.parameters import ParameterError
+from helpers.compare import sizing
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
 from helpers.model import lookup, sizes
+from tests.conftest import SMALL
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    engine = open_engine(log_dir=logs, max_model_len=512, kv_cache_memory_bytes=256 * 2**20)
+    engine = open_engine(log_dir=logs, **SMALL)
     with engine:
         yield engine
 
@@ -75,6 +77,14 @@ def test_memory_is_what_the_process_took(engine):
     assert memory.weights == pytest.approx(held, abs=150e6)
 
 
+def test_vllm_finds_the_cache_that_the_formula_predicts(engine):
+    row = {"scheme": "baseline", "dtype": engine.args["dtype"]}
+    token = sizing.recorded_token_bytes(row, engine.model)
+    block = engine.llm.llm_engine.vllm_config.cache_config.block_size
+    found = engine.kv_cache_tokens * token
+    assert SMALL["kv_cache_memory_bytes"] - block * token < found <= SMALL["kv_cache_memory_bytes"]
+
+
 def test_what_cannot_be_measured_is_refused(engine):
     with pytest.raises(ParameterError, match="leave no room"):
         measure_speed(engine, [1], prompt_tokens=510)
@@ -82,11 +92,11 @@ def test_what_cannot_be_measured_is_refused(engine):
         measure_speed(engine, [0])
 
 
-WEIGHING = """
+WEIGHING = f"""
 import sys
 from helpers.engine.engine import open_engine
 
-with (engine := open_engine("embedded", sys.argv[1], log_dir=sys.argv[2])):
+with (engine := open_engine("embedded", sys.argv[1], log_dir=sys.argv[2], **{SMALL})):
     print(engine.loading_bytes)
 """
 
