@@ -48,8 +48,8 @@ def test_columns_of_sentences_are_left_aligned():
 
 
 def test_text_from_outside_cannot_become_html():
-    table = Table(["<b>"], [["<script>"], [measured("<i>")]], caption="<u>")
-    assert not re.search(r"<(b|script|u)>", table._repr_html_())
+    table = Table(["<b>"], [["<script>"], [measured("<i>")]])
+    assert not re.search(r"<(b|script)>", table._repr_html_())
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (20 * 2**30, "20.00 GiB")])

@@ -48,25 +48,21 @@ class Table:
         self,
         columns: Iterable[str],
         rows: Iterable[Iterable[object]],
-        caption: str = "",
         texts: Iterable[str] = (),
     ):
         self.columns = list(columns)
         self.rows = [list(row) for row in rows]
-        self.caption = caption
         self.texts = set(texts)
 
     def __repr__(self) -> str:
         lines = [self.columns, *self.rows]
-        text = "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
-        return f"{self.caption}\n{text}" if self.caption else text
+        return "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
 
     def _cell(self, column: str, value: object) -> str:
         side = "left" if column in self.texts else "right"
         return f'<td style="text-align:{side}">{_html(value)}</td>'
 
     def _repr_html_(self) -> str:
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         left = ' style="text-align:left"'
         head = "".join(
             f'<th scope="col"{left if place == 0 or name in self.texts else ""}>{html.escape(name)}</th>'
@@ -79,7 +75,7 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        page = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        page = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f"<table{as_it_is(page)}>{page}"
 
 
