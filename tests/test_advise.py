@@ -303,3 +303,18 @@ def test_the_answer_says_the_same_in_text_and_on_a_page():
         assert said in text
         assert said in page
     assert "$0." in answer.sentence
+
+
+@pytest.mark.parametrize("gpu", ["T4", "L4", "A100 80GB", "H100 SXM"])
+@pytest.mark.parametrize("users", [1, 20, 64, 256])
+def test_no_other_way_is_both_faster_and_gentler(gpu, users):
+    found = advise.advise("qwen3-8b", gpu, users=users)
+    one = found.chosen
+    others = [o for o in found.options if o.users and o.gpus == one.gpus and o.fits >= one.fits]
+    assert len(others) > 2
+    assert not [o.scheme for o in others if o.kept.loss < one.kept.loss and o.per_s > one.per_s]
+
+
+def test_to_fit_is_to_hold_all_with_the_least_rounding_or_else_most():
+    assert advise.advise("qwen3-32b", "H100 SXM", users=64, goal="fit").chosen.scheme == "fp8_fp8_kv"
+    assert advise.advise("qwen3-8b", "A10", users=64, goal="fit").chosen.scheme == "awq_fp8_kv"

@@ -100,8 +100,8 @@ WAYS: dict[str, Way] = {
     "int8": Way("int8", INT8),
     "nvfp4": Way("nvfp4", NVFP4),
     "gptq": Way("awq", GPTQ),
-    # vLLM's own choice for MXFP4 on Hopper are OpenAI's Triton kernels (fused_moe/oracle/mxfp4.py). With
-    # those and random weights an H200 had not started after 170 s; with Marlin it starts like any other.
+    # vLLM's own choice for MXFP4 on Hopper are OpenAI's Triton kernels (fused_moe/oracle/mxfp4.py). What they
+    # compile at a start took most of 84 s alone, and 170 s were not enough beside five other starts.
     "mxfp4, Marlin": Way("mxfp4", args={"moe_backend": "marlin"}),
     "mxfp4": Way("mxfp4"),
 }
