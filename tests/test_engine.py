@@ -231,3 +231,16 @@ def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     watch.before, watch.in_use = (0,), lambda: (round(next(readings) * MIB),)
     assert watch.wait_until_back((0,), 0.0).left_mib == after
     assert next(readings, None) is None
+
+
+def test_a_release_that_fails_still_puts_back_what_it_borrowed(small, monkeypatch):
+    def fails():
+        raise OSError("no such cache")
+
+    before = dict(os.environ)
+    with pytest.raises(OSError, match="no such cache"), open_engine(**small):
+        monkeypatch.setattr(release, "forget_caches", fails)
+    monkeypatch.undo()
+    assert dict(os.environ) == before
+    with open_engine(**small) as llm:
+        assert llm.generate("One")

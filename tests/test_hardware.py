@@ -38,12 +38,14 @@ def test_this_cpu_is_what_the_system_says(monkeypatch):
 
 def test_onednns_own_limit_hides_wider_instructions(monkeypatch):
     monkeypatch.setattr(machine_module, "visible_gpus", list)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert detect().isa <= {"avx2"}
+    for narrow in ("AVX2", "AVX2_VNNI_2"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", narrow)
+        assert detect().isa <= {"avx2"}
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     whole = machine_module._detect_cpu().isa
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    assert machine_module._detect_cpu().isa == {flag for flag in whole if "amx" not in flag}
+    for wide in ("AVX512_CORE_BF16", "AVX10_1_512"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", wide)
+        assert machine_module._detect_cpu().isa == {flag for flag in whole if "amx" not in flag}
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     assert machine_module._detect_cpu().isa == whole
 

@@ -1,6 +1,8 @@
 """Ctrl+C as a reader presses it: the real Jupyter kernel, interrupted as JupyterLab does it."""
 
+import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
+from helpers.base import interrupts
 from helpers.engine import release
 from tests.conftest import SWAP, left_behind, shared_memory
 
@@ -172,3 +175,22 @@ def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s)
     said, error = kernel.run(AGAIN)
     assert not error, said
     assert "Paris" in said
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored():
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for waits in (interrupts.interrupts_deferred, interrupts.interrupts_that_insist):
+            with waits():
+                os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def test_ctrl_c_in_a_block_that_must_end_comes_once_after_it():
+    with pytest.raises(KeyboardInterrupt), interrupts.interrupts_deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        ended = True
+    assert ended

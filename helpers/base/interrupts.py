@@ -9,14 +9,19 @@ import threading
 from collections.abc import Callable
 
 
+def _takes_interrupts() -> bool:
+    """Whether Ctrl+C comes here: not in a thread, nor where a shell's background job ignores it."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
+
+
 @contextlib.contextmanager
 def interrupts_that_insist():
     """Raise KeyboardInterrupt each second from the first Ctrl+C on, until the block is left.
 
     vLLM swallows one that comes during the handshake with its child, and then waits ten minutes for it.
     """
-    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
-    if ignored or threading.current_thread() is not threading.main_thread():
+    if not _takes_interrupts():
         yield
         return
 
@@ -39,7 +44,7 @@ def interrupts_deferred():
 
     If the block fails, its own error counts.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _takes_interrupts():
         yield
         return
     came = []

@@ -169,12 +169,13 @@ def _detect_cpu() -> Machine:
 def _allowed_isa() -> frozenset[str]:
     """ONEDNN_MAX_CPU_ISA hides wider instructions from oneDNN: believe it, as its kernels do.
 
-    AVX2 leaves AVX2 alone, AVX512_CORE_BF16 and its like (without AMX in the name) all but the AMX tiles.
+    AVX2 and its like leave AVX2 alone; wider ones without AMX in the name, as AVX512_CORE_BF16 has none,
+    all but the AMX tiles.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if limit in ("AVX2", "AVX", "SSE41"):
+    if limit in ("AVX", "SSE41") or limit.startswith("AVX2"):
         return frozenset({"avx2"})
-    if limit.startswith("AVX512") and "AMX" not in limit:
+    if limit.startswith("AVX") and "AMX" not in limit:
         return frozenset(flag for flag in ISA_FLAGS if not flag.startswith("amx"))
     return frozenset(ISA_FLAGS)
 

@@ -15,7 +15,8 @@ What Ctrl+C does in each phase:
     importing vLLM     waits for the import's end (``llm.import_vllm``)
     building           here: Python's own; with a child: raised each second until vLLM lets it through
                        (``interrupts_that_insist``); what was built is released
-    generating         drops all requests; the engine is finished, the block goes on (``guarded``)
+    generating         drops all requests and finishes the engine; the block ends unless it catches
+                       it (``guarded``)
     releasing          waits until all is released, then comes once (``_let_go``)
 """
 
@@ -358,12 +359,13 @@ class Engine:
         try:
             with interrupts.interrupts_deferred():
                 begun, held = time.perf_counter(), self.memory.in_use()
-                with self._log.capturing():
+                with contextlib.ExitStack() as always:  # also where shutting down fails
+                    always.callback(self._settings.restore)
+                    always.callback(self._log.close)
+                    always.enter_context(self._log.capturing())
                     if error is not None:
                         release.clear_frames(error)
                     self._shut_down()
-                self._log.close()
-                self._settings.restore()
                 self.release = self.memory.wait_until_back(held, begun)
         except KeyboardInterrupt as pressed:
             if self.memory.too_much(self.release):

@@ -37,10 +37,8 @@ def empty_runner(runner) -> None:
     for module in list(model.modules()) if model is not None else []:
         module._parameters.clear()
         module._buffers.clear()
-        for name in (
-            "cpu_linear",
-            "kv_cache",
-        ):  # oneDNN's repacked copy of a weight, a layer's share of the cache
+        # oneDNN's repacked copy of a weight, a layer's share of the cache
+        for name in ("cpu_linear", "kv_cache"):
             module.__dict__.pop(name, None)
     runner.__dict__.clear()
 
@@ -181,7 +179,8 @@ class MemoryWatch:
     def wait_until_back(self, held: tuple[int, ...], begun: float) -> Release:
         """Wait until the memory is back or the deadline is over.
 
-        Back means within what may stay, and no longer falling: threads that end give theirs a moment later.
+        Back means next to nothing is left, or what may stay and no longer falls: threads that end give theirs
+        a moment later.
         """
         stop, last = time.monotonic() + DEADLINE_S, None
         while True:

@@ -87,10 +87,12 @@ def nowhere(why: str) -> Way:
 
 
 def cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
+    """A way's ``when``: on GPUs from SM ``low`` on and below SM ``high``."""
     return lambda machine: machine.kind == "cuda" and low <= (machine.sm or 0) < high
 
 
 def cpu(*flags: str) -> Callable[[Machine], bool]:
+    """A way's ``when``: on CPUs, those that have any of these instruction sets if some are named."""
     return lambda machine: machine.kind == "cpu" and (not flags or bool(machine.isa & set(flags)))
 
 
