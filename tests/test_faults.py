@@ -23,7 +23,6 @@ from helpers.base import machine
 from helpers.base.files import MANIFEST
 from helpers.base.machine import MIB, Machine
 from helpers.engine import engine
-from helpers.engine.engine import Engine
 from helpers.engine.errors import EngineClosedError, EngineDiedError, EngineError, EngineStartError
 from helpers.faults import explain
 from helpers.model import embedded, schemes
@@ -275,14 +274,14 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
 
     raised = []
 
-    def generate(engine_: Engine) -> None:
+    def generate(llm) -> None:
         try:
-            engine_.llm.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
+            llm.generate(["Tell a story."] * 4, SamplingParams(max_tokens=400, ignore_eos=True))
         except Exception as error:
             raised.append(error)
 
-    with engine.open_engine(**small, in_process=in_process) as open_:
-        thread = threading.Thread(target=generate, args=(open_,), daemon=True)
+    with engine.open_engine(**small, in_process=in_process) as llm:
+        thread = threading.Thread(target=generate, args=(llm,), daemon=True)
         thread.start()
         time.sleep(0.5)
     thread.join(30)
