@@ -169,7 +169,7 @@ def _detect_cpu() -> Machine:
 def _allowed_isa() -> frozenset[str]:
     """ONEDNN_MAX_CPU_ISA hides wider instructions from oneDNN: believe it, as its kernels do.
 
-    AVX2 and its like leave AVX2 alone; wider ones without AMX in the name, as AVX512_CORE_BF16 has none,
+    AVX2 and its like leave AVX2 alone; wider ones without AMX in the name, such as AVX512_CORE_BF16,
     all but the AMX tiles.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
