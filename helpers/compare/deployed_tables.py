@@ -94,7 +94,7 @@ def served(rows: list[dict], price_per_day: float, objective: str = "prompt") ->
         "next tried (kept)",
         "TTFT, 95 %",
         "TPOT, 95 %",
-        "a million tokens",
+        "a million written",
     ]
     return Table(heads, lines)
 
