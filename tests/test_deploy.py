@@ -213,8 +213,8 @@ def test_vllm_itself_understands_every_flag():
     given = settings.load(
         FOLDER / ".env.example", max_num_queued_tokens=9, tool_call_parser="hermes", tensor_parallel_size=2
     )
-    way = launch.schemes.scheme("fp8").ways[0]
     machine = launch.machine.Machine("cuda", "H200", 2**37, sm=9.0)
+    way = launch.schemes.scheme("fp8").way(machine)
     args = command.arguments(given, machine, way, "a/b", "b", {})
     code = (
         "import sys\n"

@@ -152,7 +152,9 @@ def joined(output: dict) -> dict:
 
 GENERATED = re.compile(f"(?:{'|'.join(MARKED['generated']).replace('$', '')})(?:{marks.UNNAMED})")
 TEXTS = [re.compile(pattern) for pattern in MARKED["texts"]]
-WAYS = {text for one in SCHEMES.values() for way in one.ways for text in (one.title, way.name, way.why)}
+WAYS = {
+    text for one in SCHEMES.values() for way in one.ways for text in (one.title, one.lacks, way.name, way.why)
+}
 
 
 def unexplained(texts: set[str]) -> list[str]:

@@ -9,7 +9,7 @@ from helpers.base.machine import detect
 from helpers.measure import trial
 from helpers.model import lookup
 from helpers.model.model import TITLE
-from helpers.model.schemes import AWQ, EVERY, Scheme
+from helpers.model.schemes import EVERY, Scheme
 from tests.test_records import row
 
 ASKED = {"question": "Why?", "batch_sizes": [1], "seconds": 0.1, "quality_tokens": 512}
@@ -35,7 +35,7 @@ def test_with_every_record_in_place_no_engine_starts(tmp_path, monkeypatch):
 
 def test_a_scheme_that_does_not_run_here_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "open_engine", lambda *args, **more: pytest.fail("an engine was started"))
-    monkeypatch.setitem(EVERY, "none", Scheme("none", "None", 1, AWQ.ways[-1:]))
+    monkeypatch.setitem(EVERY, "none", Scheme("none", "None", 1, (), "It never does."))
     records.append(tmp_path / "records.jsonl", [here("baseline")])
     rows, notes = trial.complete(lookup.resolve(), ["baseline", "none"], out=tmp_path, **ASKED)
     assert len(rows) == 1

@@ -50,13 +50,16 @@ class Scheme:
     weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that.
     ``recipe`` names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while
     it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are matplotlib's colour,
-    marker and line.
+    marker and line. ``lacks`` says what a machine lacks that takes none of the ``ways``; ``earlier`` are ways
+    that no machine takes any more, but records in ``notebooks/reference`` name.
     """
 
     name: str
     title: str
     weight_bits: int
     ways: tuple[Way, ...]
+    lacks: str
+    earlier: tuple[Way, ...] = ()
     channel_bytes: float = 0.0
     group_bytes: float = 0.0
     recipe: str | None = None
@@ -78,12 +81,7 @@ class Scheme:
         for way in self.ways:
             if way.when(machine):
                 return way
-        raise SchemeError(f"{self.title} does not run on {machine.label}: {self.ways[-1].why}")
-
-
-def nowhere(why: str) -> Way:
-    """The last of a scheme's ways: what a machine lacks that takes none of the others."""
-    return Way("", lambda machine: False, why)
+        raise SchemeError(f"{self.title} does not run on {machine.label}: {self.lacks}")
 
 
 def cuda(low: float = 0.0, high: float = 99.0) -> Callable[[Machine], bool]:
@@ -119,10 +117,8 @@ def _in_fp8(way: Way) -> Way:
     )
 
 
-def with_fp8_cache(base: Scheme, name: str, title: str, **words) -> Scheme:
+def with_fp8_cache(base: Scheme, name: str, title: str, **changes) -> Scheme:
     """A scheme's weights with an FP8 KV cache: a scheme of its own, on hardware that runs both."""
-    lacking = [way.why for way in base.ways if not way.name]
-    lacking.append("An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU.")
-    ways = [_in_fp8(way) for way in base.ways if way.name and not way.expanded]
-    ways.append(nowhere(" ".join(lacking)))
-    return replace(base, name=name, title=title, ways=tuple(ways), kv_bytes=1, **words)
+    ways = tuple(_in_fp8(way) for way in base.ways if not way.expanded)
+    lacks = f"{base.lacks} An FP8 KV cache needs SM 8.0 on a GPU, and AVX-512 or AMX on a CPU."
+    return replace(base, name=name, title=title, ways=ways, lacks=lacks, kv_bytes=1, **changes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, nowhere, with_fp8_cache
+from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, with_fp8_cache
 
 _BF16, _FP16, _FP32 = ({"dtype": name} for name in ("bfloat16", "float16", "float32"))
 
@@ -38,11 +38,29 @@ BASELINE = Scheme(
             "the 16-bit weights are widened to 32 as they are loaded.",
             _FP32,
         ),
-        nowhere("vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5)."),
     ),
+    lacks="vLLM 0.32 is built with CUDA 13, which knows no GPU before Turing (SM 7.5).",
 )
 
 # Source, of INT8 too: vllm/model_executor/kernels/linear/scaled_mm, is_supported of each kernel.
+_FP8_TENSOR = Way(
+    "FP8 tensor cores, a scale a channel",
+    cuda(8.9),
+    "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations "
+    "are scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
+    _BF16 | {"quantization": "fp8_per_channel"},
+    arithmetic_bits=8,
+    timed=("fp8", "per channel"),
+)
+
+_FP8_MARLIN = Way(
+    "FP8 weights, 16-bit arithmetic",
+    cuda(7.5, 8.9),
+    "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
+    {"dtype": "auto", "quantization": "fp8_per_tensor"},
+    timed=("fp8", "Marlin (W8A16)"),
+)
+
 # A scale a block: the kernel takes one a tensor, too, but vLLM's CPU build cannot round so as it loads.
 _FP8_AMX = Way(
     "FP8 weights, BF16 arithmetic in AMX tiles",
@@ -66,34 +84,16 @@ FP8 = Scheme(
     title="FP8, quantized while loading",
     weight_bits=8,
     channel_bytes=4,
-    ways=(
-        Way(
-            "FP8 tensor cores, a scale a channel",
-            cuda(8.9),
-            "From SM 8.9 on the GPU multiplies FP8 by FP8. Each output channel has a scale, and activations "
-            "are scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
-            _BF16 | {"quantization": "fp8_per_channel"},
-            arithmetic_bits=8,
-            timed=("fp8", "per channel"),
-        ),
-        Way(
-            "FP8 weights, 16-bit arithmetic",
-            cuda(7.5, 8.9),
-            "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
-            {"dtype": "auto", "quantization": "fp8_per_tensor"},
-            timed=("fp8", "Marlin (W8A16)"),
-        ),
-        _FP8_AMX,
-        _FP8_EMULATED,
-        Way(
-            "FP8 tensor cores",
-            lambda machine: False,  # what earlier records are of
-            "One scale a matrix is the quick way to round while loading, and a little further off.",
-            _BF16 | {"quantization": "fp8_per_tensor"},
-            arithmetic_bits=8,
+    ways=(_FP8_TENSOR, _FP8_MARLIN, _FP8_AMX, _FP8_EMULATED),
+    lacks="FP8 weights need SM 7.5 on a GPU.",
+    earlier=(
+        replace(
+            _FP8_TENSOR,
+            name="FP8 tensor cores",
+            why="One scale a matrix is the quick way to round while loading, and a little further off.",
+            args=_BF16 | {"quantization": "fp8_per_tensor"},
             timed=("fp8", "vLLM's defaults"),
         ),
-        nowhere("FP8 weights need SM 7.5 on a GPU."),
     ),
 )
 
@@ -107,7 +107,8 @@ FP8_FILE = Scheme(
     ways=tuple(
         replace(way, args={"dtype": way.args["dtype"]})
         for way in (
-            *FP8.ways[:2],
+            _FP8_TENSOR,
+            _FP8_MARLIN,
             replace(
                 _FP8_EMULATED,
                 when=cpu("amx_bf16"),
@@ -116,52 +117,17 @@ FP8_FILE = Scheme(
             ),
             _FP8_EMULATED,
         )
-    )
-    + FP8.ways[-1:],
+    ),
+    lacks=FP8.lacks,
 )
 
 # Source: vllm/model_executor/kernels/linear/mixed_precision, can_implement of each; use_w4a8 in cpu.py.
-_W4 = (
-    Way(
-        "W4A16 kernel on tensor cores",
-        cuda(9.0, 10.0),
-        "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, too.",
-        {"dtype": "auto"},
-        group_bytes=4.0,
-        timed=("awq", "vLLM's defaults"),
-    ),
-    Way(
-        "W4A16 kernel on tensor cores (Marlin)",
-        cuda(7.5),
-        "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
-        {"dtype": "auto"},
-        timed=("awq", "Marlin"),
-    ),
-    Way(
-        "W4A8 kernel of the CPU (CPUWNA16)",
-        cpu("amx_bf16"),
-        "With AMX vLLM's CPU kernel rounds the activations to 8 bits as well, step by step, and multiplies "
-        "integers; VLLM_CPU_INT4_W4A8=0 keeps them in 16 bits.",
-        _BF16,
-        # Repacked: a scale and a sum for the zero point in 32 bits each, the zero point in 8.
-        group_bytes=9.0,
-        arithmetic_bits=8,
-    ),
-    Way(
-        "W4A16 kernel of the CPU (CPUWNA16)",
-        cpu("avx512f"),
-        "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
-        _BF16,
-    ),
-    Way(
-        "W4A16 emulated: rounded weights written out in FP32",
-        cpu(),
-        "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
-        "AVX-512: the rounded weights run as the baseline's do, with their answers but without their saving.",
-        _FP32,
-        expanded=True,
-    ),
-    nowhere("4-bit weights need SM 7.5 on a GPU."),
+_W4_MARLIN = Way(
+    "W4A16 kernel on tensor cores (Marlin)",
+    cuda(7.5),
+    "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
+    {"dtype": "auto"},
+    timed=("awq", "Marlin"),
 )
 
 AWQ = Scheme(
@@ -169,19 +135,50 @@ AWQ = Scheme(
     look=("#009E73", "^", "-"),
     title="W4A16 (AWQ)",
     weight_bits=4,
-    ways=_W4,
     group_bytes=2.5,
     recipe="awq",
+    ways=(
+        Way(
+            "W4A16 kernel on tensor cores",
+            cuda(9.0, 10.0),
+            "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, "
+            "too.",
+            {"dtype": "auto"},
+            group_bytes=4.0,
+            timed=("awq", "vLLM's defaults"),
+        ),
+        _W4_MARLIN,
+        Way(
+            "W4A8 kernel of the CPU (CPUWNA16)",
+            cpu("amx_bf16"),
+            "With AMX vLLM's CPU kernel rounds the activations to 8 bits as well, step by step, and "
+            "multiplies integers; VLLM_CPU_INT4_W4A8=0 keeps them in 16 bits.",
+            _BF16,
+            # Repacked: a scale and a sum for the zero point in 32 bits each, the zero point in 8.
+            group_bytes=9.0,
+            arithmetic_bits=8,
+        ),
+        Way(
+            "W4A16 kernel of the CPU (CPUWNA16)",
+            cpu("avx512f"),
+            "vLLM's CPU kernel unpacks 4-bit weights to 16 bits as it multiplies.",
+            _BF16,
+        ),
+        Way(
+            "W4A16 emulated: rounded weights written out in FP32",
+            cpu(),
+            "vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing from its build for CPUs without "
+            "AVX-512: the rounded weights run as the baseline's do, with their answers but without their "
+            "saving.",
+            _FP32,
+            expanded=True,
+        ),
+    ),
+    lacks="4-bit weights need SM 7.5 on a GPU.",
 )
 
-ROUNDED = Scheme(
-    "rounded",
-    "W4A16 (plain rounding)",
-    4,
-    _W4,
-    group_bytes=2.5,
-    recipe="rtn",
-    look=("#808080", "X", (0, (2, 1))),
+ROUNDED = replace(
+    AWQ, name="rounded", title="W4A16 (plain rounding)", recipe="rtn", look=("#808080", "X", (0, (2, 1)))
 )
 
 INT8 = Scheme(
@@ -222,9 +219,9 @@ INT8 = Scheme(
             _FP32,
             arithmetic_bits=8,
         ),
-        # Source: csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported
-        nowhere("The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there."),
     ),
+    # Source: csrc/libtorch_stable/quantization/w8a8/cutlass/c3x/scaled_mm_helper.hpp: Int8 not supported
+    lacks="The kernel that vLLM picks for INT8 (CUTLASS) refuses Blackwell; use FP8 there.",
 )
 
 FP8_KV = with_fp8_cache(
@@ -242,7 +239,7 @@ SCHEMES: dict[str, Scheme] = {
 # -- what one deploys besides: two of them at once, and formats that come as checkpoints --------------------
 
 # Source: vllm/model_executor/kernels/linear/nvfp4 and fused_moe/oracle/mxfp4.py: is_supported of each kernel.
-_MARLIN = replace(_W4[1], name="4-bit floats, 16-bit arithmetic (Marlin)")
+_FP4_MARLIN = replace(_W4_MARLIN, name="4-bit floats, 16-bit arithmetic (Marlin)")
 
 NVFP4 = Scheme(
     name="nvfp4",
@@ -261,17 +258,18 @@ NVFP4 = Scheme(
             timed=("fp8", "per channel"),
         ),
         replace(
-            _MARLIN,
+            _FP4_MARLIN,
             name="4-bit floats, 16-bit arithmetic (Humming)",
             when=cuda(9.0, 10.0),
             why="Before Blackwell no matrix unit knows FP4: Humming widens the weights as it reads.",
             timed=("awq", "Humming"),
         ),
         replace(
-            _MARLIN, why="Before Blackwell no matrix unit knows FP4: Marlin widens the weights as it reads."
+            _FP4_MARLIN,
+            why="Before Blackwell no matrix unit knows FP4: Marlin widens the weights as it reads.",
         ),
-        nowhere("FP4 weights need SM 7.5 on a GPU."),
     ),
+    lacks="FP4 weights need SM 7.5 on a GPU.",
 )
 MXFP4 = replace(
     NVFP4,
@@ -281,14 +279,14 @@ MXFP4 = replace(
     look=("#7A4A2B", "<", (0, (2, 1))),
     ways=(
         replace(
-            _MARLIN,
+            _FP4_MARLIN,
             name="MXFP4 experts, 16-bit arithmetic",
             when=cuda(8.0),
             why="The experts' weights are widened as they are read: by Triton's kernels on Hopper, by Marlin "
             "elsewhere.",
         ),
-        nowhere("MXFP4 experts need SM 8.0 on a GPU."),
     ),
+    lacks="MXFP4 experts need SM 8.0 on a GPU.",
 )
 
 DEPLOYED: dict[str, Scheme] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from helpers.base.machine import Machine
 from helpers.model import schemes
@@ -12,8 +11,9 @@ from helpers.model.schemes import SCHEMES, SchemeError, Way
 
 def recorded(row: dict) -> Way | None:
     """The way of running that a record names; None where it names none that is known here."""
-    ways = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
-    return next((way for way in ways if way.name and way.name == row.get("way")), None)
+    scheme = SCHEMES.get(row["scheme"])
+    known = (*scheme.ways, *scheme.earlier) if scheme else ()
+    return next((way for way in known if way.name == row.get("way")), None)
 
 
 def expanded(row: dict) -> bool:
@@ -29,5 +29,5 @@ def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
         try:
             found[rule.title] = rule.way(machine)
         except SchemeError:
-            found[rule.title] = replace(rule.ways[-1], name="does not run here")
+            found[rule.title] = Way("does not run here", lambda machine: False, rule.lacks)
     return found
