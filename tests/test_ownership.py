@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -145,7 +146,6 @@ def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_lef
         killed = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
     theirs = [SHARED / f"sem.{semaphore.strip('/')}", SHARED / block]
     left = SHARED / killed.stdout.strip()
-    owned._processes = []  # the neighbour is no child of an engine
     try:
         assert all(path.exists() for path in [*theirs, left])
         owned.end()
@@ -155,6 +155,22 @@ def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_lef
         neighbour.communicate()
         left.unlink(missing_ok=True)
     assert neighbour.returncode == 0
+
+
+def test_what_another_thread_starts_while_an_engine_does_stays_when_that_goes():
+    owned, context = Belongings(), multiprocessing.get_context("spawn")
+    command = [sys.executable, "-c", "import time; time.sleep(300)"]
+    engine, theirs = (context.Process(target=time.sleep, args=(300,), daemon=True) for _ in range(2))
+    with owned.watched(), children.children_bound_to_this(), ThreadPoolExecutor(1) as another:
+        engine.start()
+        another.submit(theirs.start).result()
+        program = another.submit(subprocess.Popen, command).result()
+    owned.end()
+    assert not psutil.pid_exists(engine.pid)
+    assert theirs.is_alive()
+    assert program.poll() is None
+    for one in (theirs, program):
+        one.kill()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection
-import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import re
@@ -13,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 PATIENCE_S = 5.0  # until a child that was asked to end, or lost its owner, is killed; vLLM's own patience
 
@@ -26,18 +27,16 @@ class Belongings:
 
     @contextlib.contextmanager
     def watched(self):
-        """Take down what appears while the block runs, also when it fails."""
-        import psutil
-
+        """Note what appears while the block runs, also when it fails; processes only where ``_is_ours``."""
         me, folder = psutil.Process(), Path("/dev/shm")
-        old_shared, old_processes = set(folder.glob("*")), set(me.children(recursive=True))
+        old_shared, old_processes = set(folder.glob("*")), set(me.children())
         try:
             yield
         finally:
-            # Python's own tracker of shared memory serves the whole process and ends with it.
-            tracker = multiprocessing.resource_tracker._resource_tracker._pid
-            born = set(me.children(recursive=True)) - old_processes
-            self._processes = [process for process in born if process.pid != tracker]
+            for child in set(me.children()) - old_processes:
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    if _is_ours(child):
+                        self._processes += [child, *child.children(recursive=True)]
             self._shared = set(folder.glob("*")) - old_shared
 
     def leave_processes(self) -> None:
@@ -46,8 +45,6 @@ class Belongings:
 
     def end(self) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
-        import psutil
-
         for process in self._processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
@@ -62,6 +59,11 @@ class Belongings:
                 if _an_engines(path) and not _mapped(path):
                     path.unlink()
         self._processes, self._shared = [], set()
+
+
+def _is_ours(child: psutil.Process) -> bool:
+    """Whether a child is an engine, by its watch, or a server; others are the reader's."""
+    return any("owner-watch" in word or word == "helpers.base.processes" for word in child.cmdline())
 
 
 # What engines and servers leave in /dev/shm. Whatever else appears there while one starts is another
@@ -99,16 +101,18 @@ def _mapped(path: Path) -> bool:
 
 @contextlib.contextmanager
 def children_bound_to_this():
-    """Children that multiprocessing spawns inside get a group of their own, and end with this process.
+    """What this thread spawns inside by multiprocessing gets a group of its own, and ends with this process.
 
     It stands in for ``multiprocessing.util.spawnv_passfds`` while the block runs.
     Jupyter sends Ctrl+C to the kernel's whole group. An engine that is killed by the interrupt that the
     kernel means to handle leaves shared memory behind, or its client waiting for ten minutes. And an engine
     whose kernel was killed would live on and keep the GPU's memory: vLLM does not watch its parent.
     """
-    original = multiprocessing.util.spawnv_passfds
+    original, thread = multiprocessing.util.spawnv_passfds, threading.get_ident()
 
     def spawn(path, args, passfds):
+        if threading.get_ident() != thread:
+            return original(path, args, passfds)
         is_engine = any(b"spawn_main" in os.fsencode(arg) for arg in args)
         # An engine takes all signals: what a caller blocks for a moment, it would keep blocked. Python's own
         # tracker of shared memory inherits that, and outlives the others to remove what they left.
