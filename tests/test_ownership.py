@@ -209,7 +209,7 @@ before = machine.anonymous_memory()
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-release.trim_heap()
+release.give_back_garbage()
 print((machine.anonymous_memory() - before) >> 20)
 """
 

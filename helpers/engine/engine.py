@@ -27,6 +27,7 @@ import os
 import re
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from helpers.base import interrupts, redact
@@ -144,7 +145,7 @@ class Engine:
         self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, in this process
         self.release: Release | None = None
         self.memory = MemoryWatch(machine, in_process)
-        self.runner = lambda: None  # a weak reference to the in-process model runner
+        self.runner: weakref.ref | None = None  # vLLM's, in this process: it has the weights and the cache
         self._llm = None
         self._children = Belongings()
         self._end_watch = lambda: None  # of the engine's process, if it has one
@@ -385,9 +386,10 @@ class Engine:
                 torn_down = True
             children.wake(core.engine_core)  # another thread may still wait for what will not come
             # A kept `llm` holds nothing, and says so.
-            vars(kept).update(dict.fromkeys(vars(kept), Released(self)) | {"engine": self})
+            vars(kept).update(dict.fromkeys(vars(kept), Released(self)))
+            kept.engine = self
         if self.in_process:
-            release.empty_runner(self.runner())
+            release.empty_runner(self.runner and self.runner())
             if not torn_down:
                 release.leave_distributed()
         self._children.end()

@@ -16,6 +16,13 @@ from dataclasses import dataclass
 from helpers.base.holders import who_holds
 from helpers.base.machine import MIB, Machine, anonymous_memory, gpu_memory_each
 
+DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
+NEGLIGIBLE = 4 * MIB  # nobody waits for the last of these
+LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release, a GPU
+# The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
+LEFT_CPU = 96 * MIB
+LEFT_FIRST = 256 * MIB  # the first engine of a process leaves modules behind that vLLM imports late
+
 
 def clear_frames(error: BaseException | None) -> None:
     """Drop the local variables an exception's traceback pins: IPython keeps the last one for %debug."""
@@ -26,7 +33,7 @@ def clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def empty_runner(runner) -> None:
+def empty_runner(runner: object | None) -> None:
     """Drop an in-process engine's weights and KV cache from the inside.
 
     Reference counts alone would not do: a traceback, a variable or a cache may still refer to it.
@@ -37,10 +44,9 @@ def empty_runner(runner) -> None:
     for module in list(model.modules()) if model is not None else []:
         module._parameters.clear()
         module._buffers.clear()
-        # oneDNN's repacked copy of a weight, a layer's share of the cache
-        for name in ("cpu_linear", "kv_cache"):
-            module.__dict__.pop(name, None)
-    runner.__dict__.clear()
+        vars(module).pop("cpu_linear", None)  # oneDNN's repacked copy of a weight
+        vars(module).pop("kv_cache", None)  # a layer's share of the cache
+    vars(runner).clear()
 
 
 def leave_distributed() -> None:
@@ -75,7 +81,7 @@ def forget_caches() -> None:
 
 
 def one_heap() -> None:
-    """Have threads that start from now on make no heaps of their own, which ``trim_heap`` cannot give back.
+    """Have threads that start from now on make no heaps of their own: what is freed there is not given back.
 
     glibc trims the free end of the main heap only: tens of MiB that a thread of vLLM once used would look
     held for ever. The heaps that there are already stay in use, so this comes before vLLM.
@@ -85,18 +91,11 @@ def one_heap() -> None:
         ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
 
 
-def trim_heap() -> None:
-    """Give freed heap pages back to the operating system (glibc keeps them otherwise)."""
+def give_back_garbage() -> None:
+    """Collect garbage and give freed heap pages back to the operating system (glibc keeps them otherwise)."""
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
-FEW = 4 * MIB  # nobody waits for the last of these
-LEFT_GPU = 64 * MIB  # what the driver's count may differ by after a release, a GPU
-# The same on a CPU. A swap alone leaves less than 20 MB (the tests insist); more may be the reader's own.
-LEFT_CPU = 96 * MIB
-LEFT_FIRST = 256 * MIB  # the first engine of a process leaves modules behind that vLLM imports late
 
 
 @dataclass(frozen=True)
@@ -119,20 +118,15 @@ class Release:
         """Bytes that stayed behind, on the GPU where most did; negative when more came back than taken."""
         return max(after - before for before, after in zip(self.before, self.after, strict=True))
 
-    @property
-    def left_mib(self) -> float:
-        """``left`` in MiB."""
-        return self.left / MIB
-
     def __str__(self) -> str:
-        note = ", modules that vLLM imports late" if self.first and self.left_mib > 1 else ""
+        note = ", modules that vLLM imports late" if self.first and self.left > MIB else ""
         before, held, after = (
             " + ".join(f"{size / MIB:,.0f}" for size in sizes) + " MiB"
             for sizes in (self.before, self.held, self.after)
         )
         return (
             f"Released in ‹{self.seconds:.1f} s›. Memory before ‹{before}›, open ‹{held}›, after ‹{after}›. "
-            f"Left behind: ‹{self.left_mib:+,.0f} MiB{note}›."
+            f"Left behind: ‹{self.left / MIB:+,.0f} MiB{note}›."
         )
 
 
@@ -147,8 +141,7 @@ class MemoryWatch:
     def start(self, first: bool = False) -> None:
         """Note what is in use without the engine: garbage and freed heap pages are given back first."""
         self.first = first
-        gc.collect()
-        trim_heap()
+        give_back_garbage()
         self.before = self.in_use()
 
     def in_use(self) -> tuple[int, ...]:
@@ -177,19 +170,19 @@ class MemoryWatch:
         return release.left > self._allowed()
 
     def wait_until_back(self, held: tuple[int, ...], begun: float) -> Release:
-        """Wait until the memory is back or the deadline is over.
+        """Wait until the memory is back or the deadline is over; ``begun`` is ``time.perf_counter``'s.
 
-        Back means next to nothing is left, or what may stay and no longer falls: threads that end give theirs
-        a moment later.
+        Threads that end give theirs a moment later: what may stay is read when it no longer falls.
         """
-        stop, last = time.monotonic() + DEADLINE_S, None
+        stop, last = time.perf_counter() + DEADLINE_S, None
         while True:
-            gc.collect()  # only here: whoever shut the engine down has let go of it by now
-            trim_heap()
+            give_back_garbage()  # only here: whoever shut the engine down has let go of it by now
             now = self.in_use()
             found = Release(self.before, held, now, time.perf_counter() - begun, self.first)
+            gone = found.left < NEGLIGIBLE
             settled = last is not None and sum(last) - sum(now) <= MIB and not self.too_much(found)
-            if settled or found.left < FEW or time.monotonic() >= stop:
+            late = time.perf_counter() >= stop
+            if gone or settled or late:
                 return found
             last = now
             time.sleep(0.1)
@@ -200,7 +193,7 @@ class MemoryWatch:
         if self._machine.kind == "cuda":
             holders = [str(holder) for holder in who_holds(self._machine)]
         return (
-            f"{release.left_mib:,.0f} MiB did not come back within {DEADLINE_S:.0f} s of releasing the "
+            f"{release.left / MIB:,.0f} MiB did not come back within {DEADLINE_S:.0f} s of releasing the "
             f"engine ({scheme}). Held by: {'; '.join(holders) or 'no process the driver can name'}. "
             "Delete what refers to it, or restart the kernel."
         )
@@ -220,7 +213,7 @@ class Released:
 
 @contextlib.contextmanager
 def watched_loading(engine):
-    """Note the in-process model runner, and what loading adds to this process's anonymous memory.
+    """Note in ``engine.runner`` the in-process model runner, in ``engine.loading_bytes`` what loading adds.
 
     The runner, so that its tensors can be dropped even if building the engine fails later. The memory,
     because summing the parameters would be wrong: oneDNN repacks the weights and empties the originals.
@@ -249,6 +242,5 @@ def watched_loading(engine):
 
 def settled_memory() -> int:
     """This process's anonymous memory in bytes, garbage and freed heap pages given back first."""
-    gc.collect()
-    trim_heap()
+    give_back_garbage()
     return anonymous_memory()

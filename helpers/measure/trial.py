@@ -62,7 +62,7 @@ def as_rows(
         "total_bytes": memory.total,
         "start_s": round(engine.start_s, 2),
         "release_s": round(engine.release.seconds, 2),
-        "left_mib": round(engine.release.left_mib, 1),
+        "left_mib": round(engine.release.left / machine.MIB, 1),
         "perplexity": read and round(read.value, 4),
         "perplexity_text": read and read.text,
         "perplexity_tokens": read and read.tokens,
