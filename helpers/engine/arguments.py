@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from helpers.base import parameters
-from helpers.base.machine import GIB, Machine
+from helpers.base import parameters, redact
+from helpers.base.machine import GIB, VLLM_ENVIRONMENT, Machine
 from helpers.engine.errors import EngineError
 from helpers.engine.probe import PROBE
 from helpers.model.model import Model
@@ -70,32 +70,52 @@ def check_gpus(machine: Machine, wanted: int, model: Model) -> None:
         )
 
 
-def environment(in_process: bool) -> dict[str, str]:
+def as_code(checkpoint: Model, args: Mapping[str, object]) -> str:
+    """vLLM code that builds the same engine without these helpers, and runs when it is pasted."""
+    shown = {key: repr(value) for key, value in args.items() if key not in OURS}
+    head, folder, home = ["from vllm import LLM", ""], checkpoint.folder, Path.home()
+    if checkpoint.kind == "hub":
+        name, _, revision = checkpoint.name.partition("@")
+        shown |= {"model": repr(name)} | ({"revision": repr(revision)} if revision else {})
+    elif folder.is_relative_to(home):
+        shown["model"] = f'str(Path.home() / "{folder.relative_to(home)}")'
+        head = ["from pathlib import Path", "", *head]
+    lines = [f"    {key}={value}," for key, value in shown.items()]
+    return redact.remove("\n".join([*head, "llm = LLM(", *lines, ")"]))
+
+
+def environment(in_process: bool, machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
     """Settings vLLM reads from the environment when it is imported or starts a child."""
     return {
+        **VLLM_ENVIRONMENT,
+        **compiling(machine, args),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
         # A forked child dies in OpenMP if this process ever computed with torch; a spawned one does not.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_COLOR": "0",
     }
 
 
 def compiling(machine: Machine, args: Mapping[str, object]) -> dict[str, str]:
-    """The environment in which an engine compiles what it must, and on a CPU that runs eagerly nothing.
+    """Where a GPU's kernels find a compiler; on a CPU that runs eagerly, that nothing is compiled.
 
     vLLM has a few small functions compiled all the same (the rank of a token, in vllm/v1/sample/ops). That
     takes g++, which a fresh machine may not have, and fails in a folder whose path has a space.
-
-    On a GPU vLLM takes Humming for 4-bit matrices that no other kernel fits, and that has NVRTC compile its
-    kernels in a process of its own. NVRTC from pip does not look beside itself for its other library.
     """
     if machine.kind == "cuda":
-        if ctypes.util.find_library("nvrtc-builtins"):  # the system's toolkit has both
-            return {}
-        spec = importlib.util.find_spec("nvidia")
-        roots = spec.submodule_search_locations if spec else ()
-        have = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-        more = sorted({str(found.parent) for root in roots for found in Path(root).glob("cu*/lib/libnvrtc*")})
-        return {"LD_LIBRARY_PATH": ":".join(dict.fromkeys([*have, *more]))} if more else {}
+        return _nvrtc_path()
     return {"TORCHDYNAMO_DISABLE": "1" if args.get("enforce_eager") else "0"}
+
+
+def _nvrtc_path() -> dict[str, str]:
+    """Where NVRTC from pip finds its other library, beside itself, where it does not look.
+
+    vLLM takes Humming for 4-bit matrices that no other kernel fits, and that has NVRTC compile its kernels in
+    a process of its own.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    if ctypes.util.find_library("nvrtc-builtins") or spec is None:  # the system's toolkit has both
+        return {}
+    roots = map(Path, spec.submodule_search_locations)
+    found = sorted({str(path.parent) for root in roots for path in root.glob("cu*/lib/libnvrtc*")})
+    have = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+    return {"LD_LIBRARY_PATH": ":".join(dict.fromkeys([*have, *found]))} if found else {}

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import time
 import weakref
@@ -170,30 +169,17 @@ class Engine:
     @property
     def code(self) -> str:
         """vLLM code that builds the same engine without these helpers, and runs when it is pasted."""
-        shown = {key: value for key, value in self.args.items() if key not in arguments.OURS}
-        lines = [f"    {key}={value!r}," for key, value in shown.items() if key != "model"]
-        folder, home = self.checkpoint.folder, Path.home()
-        if self.checkpoint.kind == "hub":
-            name, _, revision = self.checkpoint.name.partition("@")
-            model = repr(name)
-            lines += [f"    revision={revision!r},"] if revision else []
-        else:
-            inside = folder.is_relative_to(home)
-            model = f'str(Path.home() / "{folder.relative_to(home)}")' if inside else repr(str(folder))
-        path = ["from pathlib import Path", ""] if "Path" in model else []
-        head = [*path, "from vllm import LLM", "", "llm = LLM(", f"    model={model},"]
-        return redact.remove("\n".join([*head, *lines, ")"]))
+        return arguments.as_code(self.checkpoint, self.args)
 
     @property
-    def log(self) -> str:
+    def log_text(self) -> str:
         """vLLM's log of this engine so far."""
         return errors.read_log(self.log_file)
 
     @property
     def kernels(self) -> list[str]:
         """The kernels vLLM says it chose for the quantized layers; empty where it says nothing."""
-        found = re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", self.log)
-        return list(dict.fromkeys(found))
+        return logfile.kernels(self.log_text)
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -297,8 +283,7 @@ class Engine:
 
     def _start(self) -> None:
         global _engines_built
-        os.environ |= arguments.environment(self.in_process)
-        os.environ |= arguments.compiling(self.machine, self.args)
+        os.environ |= arguments.environment(self.in_process, self.machine, self.args)
         with logfile.starting(self.log_file), self._log.capturing():
             try:
                 self.import_s = 0.0 if "vllm" in sys.modules else llm.import_vllm()

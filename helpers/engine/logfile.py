@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -101,6 +102,11 @@ PHASES = (
     ("KV cache size", "reserving the KV cache"),
     ("init engine", "almost ready"),
 )
+
+
+def kernels(text: str) -> list[str]:
+    """The kernels that vLLM says in its log it chose, each once."""
+    return list(dict.fromkeys(re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", text)))
 
 
 def starting(log_file: Path) -> contextlib.AbstractContextManager[None]:

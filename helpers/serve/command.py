@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 
+from helpers.base.machine import VLLM_ENVIRONMENT
 from helpers.model import schemes
 from helpers.model.schemes import SchemeError, Way
 from helpers.serve.settings import Settings
@@ -113,11 +114,10 @@ def typed(start: str, words: list[str]) -> str:
 def server_environment(settings: Settings) -> dict[str, str]:
     """The server's environment: this one, and what must not stand in a command line or differs here."""
     own_variables = {
+        **VLLM_ENVIRONMENT,
         "VLLM_API_KEY": settings.api_key,
         "VLLM_CPU_KVCACHE_SPACE": str(settings.vllm_cpu_kvcache_space),
         "VLLM_MAX_N_SEQUENCES": str(settings.vllm_max_n_sequences),
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_COLOR": "0",
     }
     if settings.hf_token:
         own_variables["HF_TOKEN"] = settings.hf_token.get_secret_value()

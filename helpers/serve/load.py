@@ -21,8 +21,8 @@ from pathlib import Path
 
 from helpers.base import machine, processes
 from helpers.engine import logfile
-from helpers.engine.child import Child
 from helpers.serve import command
+from helpers.serve.child import Child
 from helpers.serve.server import Server
 
 SHORTEST_S = 1.0  # of a closed loop: in less, its start and its end are most of what is seen

@@ -76,7 +76,7 @@ class Owned:
         return httpx.Client(headers=self.headers, trust_env=False)
 
     @property
-    def log(self) -> str:
+    def log_text(self) -> str:
         return errors.read_log(self.log_file)
 
     @property
@@ -244,10 +244,10 @@ class Owned:
 
     def _diagnosed(self, kind: type[ServerError], sentence: str) -> ServerError:
         code, failed = self._process.poll(), None
-        if code is not None or root_cause(self.log):  # one that only takes its time has not failed yet
+        if code is not None or root_cause(self.log_text):  # one that only takes its time has not failed yet
             code = -killed if (killed := _signal(code)) else code  # a signal's number, as Python has it
             failed = RuntimeError(f"the engine's process ended, exit code {code}")
-        otherwise = "not said; the end of the log: " + self.log.strip()[-300:]
+        otherwise = "not said; the end of the log: " + self.log_text.strip()[-300:]
         return errors.diagnosed(kind, sentence, self.log_file, failed, otherwise)
 
 

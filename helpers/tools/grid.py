@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.compare.bandwidth import copy_bandwidth
-from helpers.engine.child import Child
 from helpers.measure.speed import decode_prompts, random_prompts
+from helpers.serve.child import Child
 from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
 from helpers.tools.recording import stamp, write
 

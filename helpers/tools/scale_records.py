@@ -21,13 +21,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from helpers.base.machine import GIB, detect, gpu_memory_used
-from helpers.engine.child import Child
+from helpers.base.machine import GIB, detect, gpu_memory_each
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import measure_speed
 from helpers.model.model import cache_folder
 from helpers.serve import clients
+from helpers.serve.child import Child
 from helpers.serve.command import free_ports
 from helpers.serve.load import Objective, bench
 from helpers.serve.router import SOONER, Router, places
@@ -65,7 +65,7 @@ def arms(out: Path) -> dict[str, Server | Router]:
 
 def serving(out: Path) -> None:
     """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
-    before, ways = gpu_memory_used(), arms(out)
+    before, ways = sum(gpu_memory_each()), arms(out)
     router = ways["router"]
     servers = [*router.servers, ways["tensor parallel"], ways["data parallel"]]
     with contextlib.ExitStack() as stack:
@@ -78,7 +78,7 @@ def serving(out: Path) -> None:
         print(f"all ready: {starts}", flush=True)
         _loaded(ways, out, starts)
         write(out / "scale.jsonl", stamp() | _killed(router))
-    memory = {"what": "memory", "before_bytes": before, "after_bytes": gpu_memory_used()}
+    memory = {"what": "memory", "before_bytes": before, "after_bytes": sum(gpu_memory_each())}
     write(out / "scale.jsonl", stamp() | memory)
 
 

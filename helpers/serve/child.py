@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from helpers.base.files import ROOT
+from helpers.base.machine import VLLM_ENVIRONMENT
 from helpers.base.processes import end_with
 from helpers.faults.log import root_cause
 
@@ -34,7 +35,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, words],
                 stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=(write,), cwd=ROOT, text=True,
-                env=os.environ | {"VLLM_LOGGING_COLOR": "0", "VLLM_NO_USAGE_STATS": "1"} | variables,
+                env=os.environ | VLLM_ENVIRONMENT | variables,
                 process_group=0,  # and no session: see serve.owned
             )  # fmt: skip
         os.close(write)
