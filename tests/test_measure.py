@@ -1,6 +1,7 @@
 """Measurements on the real engine: against vLLM's own calls, and refused where they cannot give a number."""
 
 import gc
+import random
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from helpers.base.parameters import ParameterError
 from helpers.compare import sizing
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
-from helpers.measure.speed import measure_speed
+from helpers.measure.speed import decode_prompts, measure_speed, random_prompts
 from helpers.model import lookup, sizes
 from tests.conftest import SMALL
 
@@ -90,6 +91,9 @@ def test_what_cannot_be_measured_is_refused(engine):
         measure_speed(engine, [1], prompt_tokens=510)
     with pytest.raises(ValueError, match="batch_sizes"):
         measure_speed(engine, [0])
+    with pytest.raises(ParameterError, match="ended before the last began"):  # with their first token
+        decode_prompts(engine.llm, random_prompts(1000, 2, 4, random.Random(0)), 0.1, 1)
+    assert not engine.llm.llm_engine.has_unfinished_requests()
 
 
 WEIGHING = f"""

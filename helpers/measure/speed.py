@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers.base import parameters
+from helpers.base import parameters, records
 from helpers.engine.engine import Engine, owner_of
+
+MIN_STEPS = 2  # of a timed run
+_numbers = itertools.count()  # for requests' names
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Speed:
 
 
 def measure_speed(
-    llm, batch_sizes: list[int], *, prompt_tokens: int = 16, seconds: float = 3.0, runs: int = 3
+    llm,
+    batch_sizes: list[int],
+    *,
+    prompt_tokens: int = records.PROMPT_TOKENS,
+    seconds: float = 3.0,
+    runs: int = 3,
 ) -> list[Speed]:
     """Measure decoding at each batch size.
 
@@ -53,7 +62,7 @@ def measure_speed(
     engine = owner_of(llm)
     rng = random.Random(0)
     results = []
-    for batch in parameters.whole_list("batch_sizes", batch_sizes, 1, 1024):
+    for batch in parameters.checked("batch_sizes", batch_sizes):
         _decode(engine, batch, 2, 0.0, rng)
         rates, firsts = [], []
         for _ in range(runs):
@@ -68,9 +77,6 @@ def measure_speed(
 def random_prompts(vocabulary: int, batch: int, tokens: int, rng: random.Random) -> list[dict]:
     """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
     return [{"prompt_token_ids": rng.choices(range(100, vocabulary), k=tokens)} for _ in range(batch)]
-
-
-MIN_STEPS = 2
 
 
 @contextlib.contextmanager
@@ -119,40 +125,39 @@ def decode_prompts(
     A rate for each of ``windows`` times of ``seconds``, one after another, from the last first token on.
     Where the answers end before, the window is what there was. ``decoding`` is called once, between the last
     first token and the clock's start.
+
+    Raises:
+        ParameterError: some answers had ended by then, so the rate would be of fewer requests.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     core = llm.llm_engine
-    params = SamplingParams(
-        temperature=0.0,
-        max_tokens=max_tokens,
-        ignore_eos=True,
-        output_kind=RequestOutputKind.DELTA,
-    )
-    names = [f"speed-{random.getrandbits(48):x}" for _ in prompts]
+    delta = RequestOutputKind.DELTA
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, output_kind=delta)
+    names = [f"speed-{next(_numbers)}" for _ in prompts]
     rates: list[float] = []
     ttft: dict[str, float] = {}
-    tokens = steps = 0
-    begun = started = now = time.perf_counter()
+    begun = time.perf_counter()
     for name, prompt in zip(names, prompts, strict=True):
         core.add_request(name, prompt, params)
-    while core.has_unfinished_requests() and len(rates) < windows:
-        outputs = core.step()
-        now = time.perf_counter()
-        if len(ttft) == len(prompts):
-            steps += 1
-            tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-            if steps >= MIN_STEPS and now - started >= seconds:
-                rates.append(tokens / (now - started))
-                tokens, steps, started = 0, 0, now
-            continue
+    while len(ttft) < len(prompts) and core.has_unfinished_requests():
+        outputs, now = core.step(), time.perf_counter()
         for output in outputs:
             ttft.setdefault(output.request_id, now - begun)
-        if len(ttft) == len(prompts):
-            decoding()
-        started = time.perf_counter()
+    if core.get_num_unfinished_requests() < len(prompts):
+        core.abort_request(names)
+        raise parameters.ParameterError(
+            f"A batch of {len(prompts)} does not run at once here: some answers ended before the last began."
+        )
+    decoding()
+    tokens, steps, started = 0, 0, time.perf_counter()
+    while core.has_unfinished_requests() and len(rates) < windows:
+        outputs, now = core.step(), time.perf_counter()
+        steps += 1
+        tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+        if steps >= MIN_STEPS and now - started >= seconds:
+            rates.append(tokens / (now - started))
+            tokens, steps, started = 0, 0, now
     core.abort_request(names)
-    if not rates:
-        rates.append(tokens / (now - started))
-    return rates, list(ttft.values())
+    return rates or [tokens / (now - started)], list(ttft.values())
