@@ -45,7 +45,7 @@ OWNER = """
 import multiprocessing, time
 from helpers.engine import children
 from tests.test_ownership import deaf
-children.PATIENCE_S = 1.0
+children.ENGINE_PATIENCE_S = 1.0
 context = multiprocessing.get_context("spawn")
 ours, theirs = context.Pipe()
 with children.children_bound_to_this():

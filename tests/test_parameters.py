@@ -9,7 +9,7 @@ import pytest
 from helpers.base import parameters
 from helpers.base.parameters import ParameterError
 from helpers.engine import engine
-from helpers.model import checkpoints, hub
+from helpers.model import checkpoints, hub, inputs
 
 
 @pytest.mark.parametrize("value", ["1,8,32", [1, 8, 32], (1, 8, 32), " 1, 8 ,32 "])
@@ -39,8 +39,9 @@ def test_a_value_that_cannot_be_is_refused_by_its_name(check, bounds, value):
 def test_what_can_be_is_returned_and_an_engine_is_what_two_parameters_ask_for():
     assert parameters.whole("max_tokens", 5, 1, 100) == parameters.number("seconds", 5, 0, 10) == 5
     assert parameters.text("question", "Why?") == "Why?"
-    assert parameters.engine(1, False) == {}
-    assert parameters.engine(2, True) == {"tensor_parallel_size": 2, "enforce_eager": True}
+    assert inputs.check(model="phi-2", count_only=True).engine_args == {}
+    asked = inputs.check(model="phi-2", count_only=True, tensor_parallel_size=2, quick_look=True)
+    assert asked.engine_args == {"tensor_parallel_size": 2, "enforce_eager": True}
     with pytest.raises(ParameterError, match="no parameter 'batches' of a lesson"):
         parameters.checked("batches", 1)
 

@@ -53,19 +53,6 @@ def yes_or_no(name: str, value: object) -> bool:
     return value
 
 
-def engine(tensor_parallel_size: object, quick_look: object) -> dict:
-    """Return ``vllm.LLM`` arguments of a notebook's two parameters; none where both are as they come.
-
-    ``quick_look`` starts an engine without compiling it and without CUDA graphs: in a quarter of the time on
-    a GPU, at a fraction of the speed for few requests. Engines on a CPU are always started so.
-    """
-    count = whole("tensor_parallel_size", tensor_parallel_size, 1, 64)
-    yes_or_no("quick_look", quick_look)
-    return ({"tensor_parallel_size": count} if count > 1 else {}) | (
-        {"enforce_eager": True} if quick_look else {}
-    )
-
-
 # What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
 WHOLE = {
     "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
@@ -73,6 +60,7 @@ WHOLE = {
     "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
     "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
     "small_cache_mib": (1, 1024), "waiting": (1, 1000), "most": (10, 10_000), "rows": (1, 100_000),
+    "tensor_parallel_size": (1, 64),
 }  # fmt: skip
 NUMBERS = {
     "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
@@ -81,7 +69,7 @@ NUMBERS = {
     "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60),
 }  # fmt: skip
 LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
-YES_OR_NO = ("short",)
+YES_OR_NO = ("short", "quick_look")
 TEXTS = ("model", "question", "out_dir", "gpu", "goal")
 
 

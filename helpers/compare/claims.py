@@ -111,8 +111,8 @@ def _speed(claim: Claim, rows: list[dict]) -> Finding:
 def _always(rows: list[dict]) -> Finding:
     """In how many cases weights of fewer bits were faster than 16, beyond what the runs differ by."""
     best: dict[tuple, Times] = {}
-    for name, rule in SCHEMES.items():
-        for _, case, one in _gains(rows, name) if rule.weight_bits < 16 else ():
+    for name, scheme in SCHEMES.items():
+        for _, case, one in _gains(rows, name) if scheme.weight_bits < 16 else ():
             best[case] = max(one, best.get(case, one), key=lambda gain: (gain.side, gain.ratio))
     if not best:
         return Finding("No quantized weights were measured beside a baseline", OPEN, measured=True)

@@ -15,7 +15,7 @@ from helpers.compare.counting import Counted
 from helpers.compare.options import Option
 from helpers.compare.sizing import Load
 from helpers.measure import result_tables
-from helpers.model import sizes, ways
+from helpers.model import ways
 
 HOURS_A_DAY, DAYS_A_MONTH = 24, 30  # the log's months have 30 days
 
@@ -202,7 +202,7 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
         return Recommended("baseline", f"{why} at batch size {at}.", against)
     best = max((rows[name] for name in faster), key=lambda row: row["output_tokens_per_s"])
     level = [name for name in faster if roofline.times(rows[name], best).side == 0]
-    chosen = min(level, key=lambda name: sizes.held(rows[name]))
+    chosen = min(level, key=lambda name: _held_bytes(rows[name]))
     row = rows[chosen]
     for name in (*faster, "baseline"):
         slower = f"gives {roofline.times(rows[name], row).ratio:.2f} times its tokens at batch size {at}"
@@ -211,10 +211,15 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
     why = (
         f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
         f"({roofline.times(row, base[at]).ratio:.2f} times the baseline's tokens), its weights are "
-        f"{sizes.held(base[at]) / sizes.held(row):.2f} times smaller, and it keeps {result_tables.kept(row)} "
-        "of the accuracy."
+        f"{_held_bytes(base[at]) / _held_bytes(row):.2f} times smaller, and it keeps "
+        f"{result_tables.kept(row)} of the accuracy."
     )
     return Recommended(chosen, why, against)
+
+
+def _held_bytes(row: dict) -> int:
+    """The bytes a record's weights should take where it was measured; of the file, where it says no more."""
+    return row.get("held_weights_bytes") or row["predicted_weights_bytes"]
 
 
 def _against(row: dict, base: dict, least: float) -> str:

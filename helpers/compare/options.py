@@ -198,7 +198,7 @@ def _served(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, di
     """What vLLM is given: the model, its arguments, and whether the checkpoint has still to be made."""
     name, _, revision = model.model.name.partition("@")
     base = one.scheme.removesuffix(FP8_CACHE)
-    by_file = base in schemes.EVERY and schemes.EVERY[base].file
+    by_file = base in schemes.EVERY and schemes.EVERY[base].needs_checkpoint
     file = published.checkpoints().get(name, {}).get(base) if by_file else None
     args = {"revision": revision} if revision and not by_file else {}
     args |= one.way.args

@@ -137,8 +137,8 @@ def _beyond(scheme: str, variant: str) -> list[tuple[int, float]]:
     """The same of each batch size on record."""
     row = next(row for row in recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
     model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
-    work, rule = roofline.step(model, scheme), schemes.scheme(scheme)
-    bits = 16 if "Marlin" in variant else rule.way(card.machine).arithmetic_bits
+    work, entry = roofline.step(model, scheme), schemes.scheme(scheme)
+    bits = 16 if "Marlin" in variant else entry.way(card.machine).arithmetic_bits
     found = []
     for batch, rate in sorted((int(batch), rate) for batch, rate in row["tokens_per_s"].items()):
         least = work.seconds(batch, row["copy_bandwidth"], card.rate(bits), 16)

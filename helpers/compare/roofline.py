@@ -66,10 +66,10 @@ def step(model: Model, scheme: str, machine: Machine | None = None) -> Step:
     Raises:
         LayoutError, SchemeError: the config, the scheme or the machine does not allow it.
     """
-    counts, rule = sizes.layout(model.folder), schemes.scheme(scheme)
-    way = rule.way(machine) if machine else None
-    format_of = formats.of_matrices(sizes.format_of(rule, counts, way))
-    return step_of(counts, format_of, rule.kv_bytes, way.plain_bytes if way else 2)
+    counts, entry = sizes.layout(model.folder), schemes.scheme(scheme)
+    way = entry.way(machine) if machine else None
+    format_of = formats.of_matrices(sizes.format_of(entry, counts, way))
+    return step_of(counts, format_of, entry.kv_bytes, way.plain_bytes if way else 2)
 
 
 def step_of(counts: Layout, format_of, value_bytes: int, plain: int = 2) -> Step:

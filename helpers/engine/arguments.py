@@ -53,7 +53,7 @@ def check_gpus(machine: Machine, wanted: int, model: Model) -> None:
     Raises:
         EngineError: more GPUs than there are, or a number that the attention heads cannot be dealt to.
     """
-    parameters.whole("tensor_parallel_size", wanted, 1, 64)
+    parameters.checked("tensor_parallel_size", wanted)
     if wanted == 1:
         return
     if machine.kind != "cuda" or wanted > machine.count:

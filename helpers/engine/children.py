@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE_S = 5.0  # until a child that was asked to end, or lost its owner, is killed; vLLM's own patience
+ENGINE_PATIENCE_S = 5.0  # until one that was asked to end, or lost its owner, is killed; vLLM's own patience
 
 
 class Belongings:
@@ -48,11 +48,11 @@ class Belongings:
         for process in self._processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        stubborn = psutil.wait_procs(self._processes, timeout=PATIENCE_S)[1]
+        stubborn = psutil.wait_procs(self._processes, timeout=ENGINE_PATIENCE_S)[1]
         for process in stubborn:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(stubborn, timeout=PATIENCE_S)
+        psutil.wait_procs(stubborn, timeout=ENGINE_PATIENCE_S)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
             with contextlib.suppress(OSError):  # its owner took it away meanwhile
@@ -171,7 +171,7 @@ def _watching(command: list) -> list:
     """The same ``python -c`` command, with the watch ahead of its program."""
     command = [os.fsdecode(part) for part in command]
     place = command.index("-c") + 1
-    watch = _WATCH.format(owner=os.getpid(), patience=PATIENCE_S)
+    watch = _WATCH.format(owner=os.getpid(), patience=ENGINE_PATIENCE_S)
     return [*command[:place], watch + command[place], *command[place + 1 :]]
 
 

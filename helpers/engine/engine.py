@@ -12,7 +12,7 @@ too, goes to ``engine.log_file``.
 
 What Ctrl+C does in each phase:
 
-    importing vLLM     waits for the import's end (``llm.import_vllm``)
+    importing vLLM     waits for the import's end (``owned_llm.import_vllm``)
     building           here: Python's own; with a child: raised each second until vLLM lets it through
                        (``interrupts_that_insist``); what was built is released
     generating         drops all requests and finishes the engine; the block ends unless it catches
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from helpers.base import interrupts, redact
 from helpers.base.machine import Machine, detect
-from helpers.engine import arguments, borrowed, children, errors, llm, logfile, release
+from helpers.engine import arguments, borrowed, children, errors, logfile, owned_llm, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
 from helpers.engine.errors import (
@@ -49,7 +49,7 @@ from helpers.model.model import EMBEDDED, Model
 from helpers.model.schemes import Way
 
 _open: Engine | None = None  # one engine a process: a second would fight it for the memory
-_engines_built = 0
+_first = True  # no engine was started in this process yet
 
 ANEW = "Open a new one with open_engine(...)"
 
@@ -117,10 +117,10 @@ def resolve_checkpoint(
     Raises:
         SchemeError, ModelError: the scheme does not run here, or there are no such files.
     """
-    rule = schemes.scheme(scheme)
-    way = rule.way(machine)
+    entry = schemes.scheme(scheme)
+    way = entry.way(machine)
     resolved = model if isinstance(model, Model) else lookup.resolve(model)
-    loaded = checkpoint or (checkpoints.make(resolved, rule.recipe) if rule.recipe else resolved)
+    loaded = checkpoint or (checkpoints.make(resolved, entry.recipe) if entry.recipe else resolved)
     if way.expanded:
         loaded = checkpoints.expand(loaded)
     return resolved, loaded, way
@@ -247,8 +247,8 @@ class Engine:
     def abort(self) -> None:
         """Drop every request that is queued or running."""
         with contextlib.suppress(Exception):  # a dead child has nothing left to abort
-            engine = self._llm.llm_engine
-            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            core = self._llm.llm_engine
+            core.abort_request(list(core.output_processor.request_states), internal=True)
 
     # -- opening it -----------------------------------------------------------------------------
 
@@ -282,14 +282,14 @@ class Engine:
         return self._llm
 
     def _start(self) -> None:
-        global _engines_built
+        global _first
         os.environ |= arguments.environment(self.in_process, self.machine, self.args)
         with logfile.starting(self.log_file), self._log.capturing():
             try:
-                self.import_s = 0.0 if "vllm" in sys.modules else llm.import_vllm()
+                self.import_s = 0.0 if "vllm" in sys.modules else owned_llm.import_vllm()
             finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
-                self.memory.start(first=_engines_built == 0)
-            _engines_built += 1
+                self.memory.start(_first)
+            _first = False
             self._settings.save_threads()
             self._log.follow(*CHATTY)  # their handlers were bound when they were imported
             begun = time.perf_counter()
@@ -301,7 +301,7 @@ class Engine:
                     stack.enter_context(interrupts.interrupts_that_insist())
                 elif not self.way.onednn:
                     borrowed.without_onednn()
-                self._llm = llm.owned_llm()(**self.args)
+                self._llm = owned_llm.owned_class()(**self.args)
                 self._llm.engine = self
                 if not self.in_process:
                     self._end_watch = children.wake_on_death(self._llm.llm_engine.engine_core)

@@ -20,17 +20,22 @@ def check(*, count_only: bool = False, **values) -> SimpleNamespace:
 
     ``model`` "auto" is the lessons' own for this machine. With ``count_only`` it is only to be counted, so
     nothing but its config is fetched, shapes have their bare names, and "auto" is Qwen3-8B. Lists such as
-    ``"1,8,32"`` become lists. What is allowed stands in ``base.parameters``.
+    ``"1,8,32"`` become lists. What is allowed stands in ``base.parameters``. ``quick_look`` starts an engine
+    without compiling it and without CUDA graphs: in a quarter of the time on a GPU, at a fraction of the
+    speed for few requests. Engines on a CPU are always started so.
 
     Raises:
         ParameterError: a value that cannot be used, before anything is loaded.
         ModelError: no such model.
     """
-    wide = {name: values.pop(name) for name in ("tensor_parallel_size", "quick_look") if name in values}
+    values = {"tensor_parallel_size": 1, "quick_look": False} | values
     name = parameters.text("model", values.pop("model"))
     checked = {one: parameters.checked(one, value) for one, value in values.items()}
     found = SimpleNamespace(**checked, machine=detect())
-    found.engine_args = parameters.engine(**{"tensor_parallel_size": 1, "quick_look": False} | wide)
+    count = found.tensor_parallel_size
+    found.engine_args = {"tensor_parallel_size": count} if count > 1 else {}
+    if found.quick_look:
+        found.engine_args["enforce_eager"] = True
     if "out_dir" in checked:
         found.out = Path(found.out_dir)
         found.out.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,14 @@ class SchemeError(ValueError):
 class Way:
     """One way a scheme runs on some hardware.
 
-    ``name`` says how, ``why`` in one sentence, ``args`` what it adds to ``vllm.LLM``'s arguments. Where no
-    kernel reads the scheme's format, ``expanded`` has its rounded weights written out in 16 bits first: the
-    answers are the scheme's, bytes and speed are not. ``group_bytes`` is what a kernel that repacks a group's
-    scale and zero point keeps of them, if not what the file has. ``arithmetic_bits`` is the width of what is
-    multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights are
-    widened first. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the
-    scheme and the variant in ``notebooks/reference`` whose kernel this is: what a step takes beyond reading.
+    ``name`` says how, ``when`` whether a machine takes it, ``why`` in one sentence, ``args`` what it adds to
+    ``vllm.LLM``'s arguments. Where no kernel reads the scheme's format, ``expanded`` has its rounded weights
+    written out in 16 bits first: the answers are the scheme's, bytes and speed are not. ``group_bytes`` is
+    what a kernel that repacks a group's scale and zero point keeps of them, if not what the file has.
+    ``arithmetic_bits`` is the width of what is multiplied: 8 where weights and activations both are, 16 (or
+    the baseline's 32) where weights are widened first. ``onednn`` is false where torch must not leave the
+    products to oneDNN. ``timed`` names the scheme and the variant in ``notebooks/reference`` whose kernel
+    this is: what a step takes beyond reading.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Scheme:
     look: tuple = ("#444444", "*", "-")
 
     @property
-    def file(self) -> bool:
+    def needs_checkpoint(self) -> bool:
         """Whether it needs a checkpoint: vLLM does not make one while it loads."""
         return self.weight_bits < 16 and not any("quantization" in way.args for way in self.ways)
 

@@ -10,6 +10,8 @@ from helpers.model.formats import Format
 from helpers.model.layout import Layout, LayoutError, read
 from helpers.model.schemes import BF16_ISA, Scheme, SchemeError, Way
 
+GROUP_SIZES = (128, 64, 32)
+
 
 def layout(folder: Path) -> Layout:
     """Count a model's weights and caches from its ``config.json`` alone: nothing is loaded.
@@ -34,9 +36,6 @@ def config_text(folder: Path) -> str:
         ) from None
 
 
-GROUP_SIZES = (128, 64, 32)
-
-
 def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
     """Return the largest usual group size that divides every input width, or ``wanted`` if that does.
 
@@ -56,22 +55,22 @@ def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
     )
 
 
-def format_of(rule: Scheme, counts: Layout, way: Way | None = None) -> Format | None:
+def format_of(scheme: Scheme, counts: Layout, way: Way | None = None) -> Format | None:
     """How a scheme stores this model's matrices, None in 16 bits; with ``way`` as that keeps them in memory.
 
     Raises:
         SchemeError: no usual group size divides the model's widths.
     """
-    if rule.weight_bits == 16 or (way and way.expanded):
+    if scheme.weight_bits == 16 or (way and way.expanded):
         return None
-    each = (way.group_bytes if way else None) or rule.group_bytes
-    group = (rule.group or group_size(counts.widths)) if rule.group_bytes else 0
-    return Format(rule.weight_bits, channel=rule.channel_bytes, group=group, group_bytes=each)
+    each = (way.group_bytes if way else None) or scheme.group_bytes
+    group = (scheme.group or group_size(counts.widths)) if scheme.group_bytes else 0
+    return Format(scheme.weight_bits, channel=scheme.channel_bytes, group=group, group_bytes=each)
 
 
-def weights_bytes(counts: Layout, format: Format | None, plain: int = 2) -> int:
+def weights_bytes(counts: Layout, matrices: Format | None, plain: int = 2) -> int:
     """Bytes of all weights: the matrices in one format, ``plain`` bytes for each weight beside them."""
-    return formats.stored_bytes(counts.tensors, formats.of_matrices(format), plain)
+    return formats.stored_bytes(counts.tensors, formats.of_matrices(matrices), plain)
 
 
 def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
@@ -101,16 +100,11 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     Raises:
         SchemeError: the machine does not run the scheme.
     """
-    rule, counts = schemes.scheme(scheme_name), layout(folder)
-    way = rule.way(machine)
-    once = weights_bytes(counts, format_of(rule, counts, way), way.plain_bytes)
-    twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
-    return once + way.plain_bytes * twice
-
-
-def held(row: dict) -> int:
-    """The bytes a record's weights should take where it was measured; of the file, where it says no more."""
-    return row.get("held_weights_bytes") or row["predicted_weights_bytes"]
+    scheme, counts = schemes.scheme(scheme_name), layout(folder)
+    way = scheme.way(machine)
+    stored = weights_bytes(counts, format_of(scheme, counts, way), way.plain_bytes)
+    kept_too = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    return stored + way.plain_bytes * kept_too
 
 
 def _repacks(machine: Machine, way: Way) -> bool:

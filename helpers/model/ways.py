@@ -25,9 +25,9 @@ def expanded(row: dict) -> bool:
 def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
     """Return how the machine runs each scheme, by title; one it does not run is named so, with the reason."""
     found = {}
-    for rule in map(schemes.scheme, names):
+    for scheme in map(schemes.scheme, names):
         try:
-            found[rule.title] = rule.way(machine)
+            found[scheme.title] = scheme.way(machine)
         except SchemeError:
-            found[rule.title] = Way("does not run here", lambda machine: False, rule.lacks)
+            found[scheme.title] = Way("does not run here", lambda machine: False, scheme.lacks)
     return found

@@ -1,4 +1,4 @@
-"""``vllm.LLM`` as a ``with open_engine(...)`` block gives it."""
+"""``vllm.LLM`` as a ``with open_engine(...)`` block gives it; what is not named here is vLLM's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.engine import release
 
 
 @functools.cache
-def owned_llm() -> type:
+def owned_class() -> type:
     """The class of the ``llm`` in a block: ``vllm.LLM``, guarded, without progress bars unless asked."""
     from vllm import LLM
 
