@@ -9,11 +9,8 @@ import io
 from collections.abc import Mapping, Sequence
 
 DPI = 200  # twice a notebook's pixels: sharp on any screen
-
 DOTTED = (0, (1, 2))
-
 HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
-
 PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
 
 

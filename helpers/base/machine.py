@@ -20,15 +20,8 @@ MIB, GIB = 2**20, 2**30
 
 # What /proc/cpuinfo calls the instruction sets that vLLM's CPU kernels ask for.
 ISA_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_int8",
-    "amx_fp16",
-)
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16",
+)  # fmt: skip
 
 # Of every process that runs vLLM. GPUs are numbered as NVML and ``visible_gpus`` do: CUDA alone would put the
 # fastest first, of which vLLM, which asks NVML as well, only warns (vllm/platforms/cuda.py, log_warnings).

@@ -17,7 +17,6 @@ from helpers.base.files import ROOT
 from helpers.base.interrupts import interrupts_deferred
 
 PATIENCE_S = 3.0  # from asking a process to end to killing it
-
 GRACE_S = 30  # from Ctrl+C to killing the worker: more than twice what its cleaning up takes
 
 

@@ -15,26 +15,20 @@ from pathlib import Path
 from helpers.base.files import ROOT
 from helpers.base.machine import Machine
 
-# Every record has these; None where something was not measured.
+REFERENCE = ROOT / "notebooks" / "reference"
+# Every record has these, None where something was not measured; measure/trial.py writes more.
 FIELDS = (
-    "scheme",
-    "model",
-    "device",
-    "vllm",
-    "torch",
-    "weights_bytes",
-    "predicted_weights_bytes",
-    "kv_cache_tokens",
-    "start_s",
-    "release_s",
-    "left_mib",
-    "batch",
-    "output_tokens_per_s",
-    "ttft_s",
-    "perplexity",
-    "kernel",
-    "measured_at",
-)
+    "scheme", "model", "device", "vllm", "torch", "weights_bytes", "predicted_weights_bytes",
+    "kv_cache_tokens", "start_s", "release_s", "left_mib", "batch", "output_tokens_per_s", "ttft_s",
+    "perplexity", "kernel", "measured_at",
+)  # fmt: skip
+# What two records must share to stand in one table or figure: prompts of another length are another load.
+ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
+PROMPT_TOKENS = 16  # of the lessons' own measurements of speed
+# How a line of a reference run was measured, as its ``protocol`` says:
+# 0: a batch three times, too short a look at short steps; a profile that spreads the prompts over the steps
+DECODING_ALONE = 1  # a profile of decoding alone
+NINE_TIMES = PROTOCOL = 2  # a batch nine times, with Python's collector held back
 
 
 def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:
@@ -74,7 +68,7 @@ def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], 
             continue
         try:
             row = json.loads(line)
-            missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
+            missing = [name for name in fields if not isinstance(row, dict) or name not in row]
         except ValueError:
             bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
             continue
@@ -83,10 +77,6 @@ def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], 
         else:
             good.append(row)
     return good, bad
-
-
-# What two records must share to stand in one table or figure: prompts of another length are another load.
-ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
 
 
 def origin(row: dict) -> tuple:
@@ -100,15 +90,6 @@ def latest(found: list[dict]) -> list[dict]:
     for row in found:
         newest[(*origin(row), row["scheme"], row["batch"])] = row
     return list(newest.values())
-
-
-REFERENCE = ROOT / "notebooks" / "reference"
-
-# How a line of a reference run was measured: it says so itself, in ``protocol``. By 0 a profile began with
-# the prompts, whose reading was spread over the steps; by 0 and 1 a batch was timed three times, too short a
-# look where steps are short; by 2 nine times, with Python's collector held back.
-DECODING_ALONE, NINE_TIMES = 1, 2
-PROTOCOL = NINE_TIMES
 
 
 def elsewhere(folder: Path = REFERENCE) -> tuple[list[dict], list[str]]:
@@ -151,9 +132,6 @@ def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict]
     return good, bad
 
 
-PROMPT_TOKENS = 16  # of the lessons' own measurements of speed
-
-
 def of(found: list[dict], model: str, machine: Machine) -> tuple[list[dict], list[str]]:
     """Return the newest records of one model on one machine, and what was left out of the same file.
 
@@ -186,9 +164,9 @@ def by_origin(found: list[dict]) -> dict[str, list[dict]]:
         groups.setdefault(origin(row), []).append(row)
     named: dict[str, list[dict]] = {}
     for rows in groups.values():
-        model, _, device, _, version, prompt, recorded = origin(rows[0])
+        model, _, device, _, version, prompt, folder = origin(rows[0])
         title = f"{model} on {device}" + (f", {prompt} tokens in" if prompt else "")
-        for more in (f", vLLM {version}", f", recorded in {recorded}", f", {len(named)}"):
+        for more in (f", vLLM {version}", f", recorded in {folder}", f", {len(named)}"):
             title += more if title in named else ""
         named[title] = rows
     return named

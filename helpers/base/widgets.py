@@ -84,7 +84,6 @@ class Explorer:
 
     def _drawn(self, values: dict):
         """What ``draw`` returns, or a note with the message of what it refused."""
-
         try:
             return self.draw(**values)
         except ValueError as error:  # a value that cannot be: the helpers' errors say which and why

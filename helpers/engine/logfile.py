@@ -8,6 +8,7 @@ which inherit them). All three are pointed at one file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -84,14 +85,9 @@ class LogFile:
             self._stream.flush()
 
 
-_sink = None
-
-
+@functools.cache
 def _nowhere():
-    global _sink
-    if _sink is None:
-        _sink = open(os.devnull, "w")  # noqa: SIM115, PTH123  lives as long as the process
-    return _sink
+    return open(os.devnull, "w")  # noqa: PTH123  lives as long as the process
 
 
 # What vLLM logs on its way up, in order, and what to call it.

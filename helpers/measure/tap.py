@@ -8,7 +8,6 @@ from helpers.engine.engine import Engine
 from helpers.engine.probe import PROBE
 
 LONGEST = 1024  # vLLM computes a prompt's logits in pieces of this many positions on a GPU
-
 ALIGNED = 1e-2  # nats; the tap's log-probability of each token against vLLM's own
 
 

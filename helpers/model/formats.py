@@ -154,8 +154,8 @@ def _matches(pattern: str, name: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def _bits(config: dict, default: int = 4) -> int:
-    return int(config.get("bits") or config.get("w_bit") or default)
+def _bits(config: dict) -> int:
+    return int(config.get("bits") or config.get("w_bit") or 4)
 
 
 def _awq(config: dict):

@@ -203,7 +203,6 @@ _CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_top_k", "moe_to
 
 def _routed(config) -> tuple[int, int]:
     """How many routed experts there are in a layer, and how many a token takes."""
-
     return first(config, *_EXPERTS), first(config, *_CHOSEN)
 
 

@@ -9,12 +9,8 @@ from pathlib import Path
 
 from helpers.base.files import ROOT
 
-EMBEDDED = "embedded"
-
-SHAPE = "shape"
-
-TITLE = "SmolLM2-135M-Instruct"
-
+EMBEDDED, SHAPE = "embedded", "shape"  # kinds of model
+TITLE = "SmolLM2-135M-Instruct"  # the embedded one
 # On a GPU: ungated, Apache-2.0, and of a class that llm-compressor can make an AWQ of.
 GPU_DEFAULT = "Qwen/Qwen2.5-1.5B-Instruct"
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
-
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more, too
 
 
