@@ -244,7 +244,7 @@ class TestWhatARunningEngineIsGiven:
     def test_a_prompt_that_is_refused_is_named_and_the_engine_goes_on(self, running, name, prompts, expected):
         with pytest.raises(ANY) as caught:
             running.llm.generate(prompts)
-        report = explain.explain(caught.value, running.log)
+        report = explain.explain(caught.value, running.log_text)
         assert report.name == expected, report
         assert not running.llm.llm_engine.has_unfinished_requests(), (
             "a refused batch left requests in the queue"
