@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import setproctitle
 
 from helpers.engine import borrowed, children
 from helpers.engine.borrowed import Settings
@@ -157,12 +158,23 @@ def test_a_neighbours_semaphore_and_shared_memory_stay_and_what_a_killed_one_lef
     assert neighbour.returncode == 0
 
 
-def test_what_another_thread_starts_while_an_engine_does_stays_when_that_goes():
+def titled(connection, title):
+    if title:
+        setproctitle.setproctitle(title)  # in place of its command line
+    connection.send(True)
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("title", ["", "VLLM::EngineCore"])
+def test_what_another_thread_starts_while_an_engine_does_stays_when_that_goes(title):
     owned, context = Belongings(), multiprocessing.get_context("spawn")
     command = [sys.executable, "-c", "import time; time.sleep(300)"]
-    engine, theirs = (context.Process(target=time.sleep, args=(300,), daemon=True) for _ in range(2))
+    ours, end = context.Pipe()
+    engine = context.Process(target=titled, args=(end, title), daemon=True)
+    theirs = context.Process(target=time.sleep, args=(300,), daemon=True)
     with owned.watched(), children.children_bound_to_this(), ThreadPoolExecutor(1) as another:
         engine.start()
+        ours.recv()
         another.submit(theirs.start).result()
         program = another.submit(subprocess.Popen, command).result()
     owned.end()

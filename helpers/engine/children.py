@@ -62,8 +62,9 @@ class Belongings:
 
 
 def _is_ours(child: psutil.Process) -> bool:
-    """Whether a child is an engine, by its watch, or a server; others are the reader's."""
-    return any("owner-watch" in word or word == "helpers.base.processes" for word in child.cmdline())
+    """Whether a child is an engine, by its watch or the title it takes, or a server; others are not ours."""
+    command = " ".join(child.cmdline())
+    return command.startswith("VLLM::") or "owner-watch" in command or "helpers.base.processes" in command
 
 
 # What engines and servers leave in /dev/shm. Whatever else appears there while one starts is another
