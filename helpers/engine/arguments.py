@@ -56,11 +56,12 @@ def check_gpus(machine: Machine, wanted: int, model: Model) -> None:
     parameters.checked("tensor_parallel_size", wanted)
     if wanted == 1:
         return
-    if machine.kind != "cuda" or wanted > machine.count:
-        there = f"{machine.count} GPU(s)" if machine.kind == "cuda" else "no GPU"
+    have = machine.count if machine.kind == "cuda" else 0
+    if wanted > have:
         raise EngineError(
-            f"tensor_parallel_size={wanted} needs {wanted} GPUs; this machine shows {there}. Lower it to "
-            f"{machine.count if machine.kind == 'cuda' else 1}, or look at CUDA_VISIBLE_DEVICES."
+            f"tensor_parallel_size={wanted} needs {wanted} GPUs; this machine shows "
+            f"{f'{have} GPU(s)' if have else 'no GPU'}. Lower it to {max(1, have)}, or look at "
+            "CUDA_VISIBLE_DEVICES."
         )
     heads = model.config.get("num_attention_heads", wanted)
     if heads % wanted:

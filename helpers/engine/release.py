@@ -160,14 +160,11 @@ class MemoryWatch:
         """Bytes in use now that were not before, on all GPUs together."""
         return sum(self.in_use()) - sum(self.before)
 
-    def _allowed(self) -> int:
-        if self._machine.kind == "cuda":
-            return LEFT_GPU
-        return LEFT_FIRST if self.first else LEFT_CPU
-
     def too_much(self, release: Release) -> bool:
         """Whether more stayed behind than a release may leave."""
-        return release.left > self._allowed()
+        if self._machine.kind == "cuda":
+            return release.left > LEFT_GPU
+        return release.left > (LEFT_FIRST if self.first else LEFT_CPU)
 
     def wait_until_back(self, held: tuple[int, ...], begun: float) -> Release:
         """Wait until the memory is back or the deadline is over; ``begun`` is ``time.perf_counter``'s.
