@@ -15,8 +15,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helpers.base.machine import detect
@@ -36,6 +38,15 @@ SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
 ONCE = {"short": "True", "levels": "4", "shares": "80", "open_seconds": "2", "requests": "16"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
 FILES = ["notebook_files", "kinds", "lesson_form", "links", "book"]  # they only read what is committed
+ENGINES = [
+    "engine",
+    "faults",
+    "interrupt",
+    "measure",
+    "ownership",
+    "quality",
+]  # they start them in their process
+WHOLE = ["router"]  # two servers, a core each
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
@@ -57,10 +68,47 @@ class Run:
             StepError: its exit code was not 0.
         """
         print(f"\n== {name}: {' '.join(arguments)[:100]}", flush=True)
+        self._step(name, arguments, environment, None)
+
+    def beside(self, *steps: tuple[str, tuple[str, ...], dict[str, str]]) -> None:
+        """Run steps, two at a time, each on a half of the cores; what one said is shown when it has ended.
+
+        Two engines that share two cores wait for each other's threads and take several times as long; on
+        one each they take little longer than alone, for much of a start keeps no more than one busy.
+
+        Raises:
+            StepError: the exit code of one was not 0; the others have ended, too.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        halves = [half for half in (cores[::2], cores[1::2]) if half]
+
+        def step(name: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+            with tempfile.TemporaryFile() as said:
+                try:
+                    self._step(name, arguments, environment, said)
+                finally:
+                    said.seek(0)
+                    print(f"\n== {name}: {' '.join(arguments)[:100]}\n{said.read().decode()}", flush=True)
+
+        # A thread's cores are those of its children.
+        with ThreadPoolExecutor(
+            len(halves), initializer=lambda: os.sched_setaffinity(0, halves.pop())
+        ) as pool:
+            try:
+                for one in [pool.submit(step, *one) for one in steps]:
+                    one.exception()  # however it ended, the others go on
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if any(status != "ok" for _, status, _ in self.steps):
+            raise StepError("beside")
+
+    def _step(self, name: str, arguments: Sequence[str], environment: dict[str, str], output) -> None:
         begun, status = time.monotonic(), "interrupted"
         try:
             command = [sys.executable, "-m", *arguments]
-            code = subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode
+            env = os.environ | environment
+            code = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=output).returncode
             status = "failed" if code else "ok"
         finally:
             self.steps.append((name, status, time.monotonic() - begun))
@@ -73,27 +121,39 @@ def words(parameters: dict[str, str]) -> tuple[str, ...]:
     return tuple(word for pair in parameters.items() for word in ("-p", *pair))
 
 
-def everything(run: Run, slow: bool = False) -> None:
-    """All steps of `make test`; ``slow`` adds what `make test-all` adds.
+def tests(names: Sequence[str]) -> tuple[str, ...]:
+    """Test files as pytest's arguments."""
+    return tuple(f"tests/test_{name}.py" for name in names)
 
-    One after the other: an engine has a thread on either core and waits for both, so two engines at once
-    take much more of the processors' time and save little of anybody's.
-    """
+
+def without(names: Sequence[str]) -> tuple[str, ...]:
+    """The same, to be left out."""
+    return tuple(f"--ignore={path}" for path in tests(names))
+
+
+def everything(run: Run, slow: bool = False) -> None:
+    """All steps of `make test`; ``slow`` adds what `make test-all` adds, one step after the other."""
     names = COMPARED + SLOW * slow
     paths = [f"notebooks/{name}.ipynb" for name in names]
-    files = [f"tests/test_{name}.py" for name in FILES]
     run("style", "ruff", "check", ".")
     run("format", "ruff", "format", "--check", ".")
-    run("notebook files", "pytest", *files)  # a noisy or dull one need not be run to be refused
-    quick = ("-m", "not browser" if slow else "not slow")
-    run("tests", "pytest", "tests", *(f"--ignore={path}" for path in files), *quick, "--durations=25")
+    run("notebook files", "pytest", *tests(FILES))  # a noisy or dull one need not be run to be refused
     shutil.rmtree(EXECUTED, ignore_errors=True)
-    short = () if slow else words(SHORT)
-    run("notebooks", "helpers.tools.run", *names, "--out", str(EXECUTED), *short, **HEADLESS)
-    if not slow:
-        shutil.rmtree(BUILD / "short", ignore_errors=True)
-        once = ("06_production", "--out", str(BUILD / "short"), *words(ONCE))
-        run("06, one server", "helpers.tools.run", *once, **HEADLESS)
+    shutil.rmtree(BUILD / "short", ignore_errors=True)
+    executed = ("helpers.tools.run", *names, "--out", str(EXECUTED))
+    if slow:
+        run("tests", "pytest", "tests", *without(FILES), "-m", "not browser", "--durations=25")
+        run("notebooks", *executed, **HEADLESS)
+    else:
+        quick = ("-m", "not slow", "--durations=25")
+        once = ("helpers.tools.run", "06_production", "--out", str(BUILD / "short"), *words(ONCE))
+        run.beside(
+            ("notebooks", (*executed, *words(SHORT)), HEADLESS),
+            ("tests of engines", ("pytest", *tests(ENGINES), *quick), {}),
+            ("other tests", ("pytest", "tests", *without(FILES + ENGINES + WHOLE), *quick), {}),
+            ("06, one server", once, HEADLESS),
+        )
+        run("tests of two servers", "pytest", *tests(WHOLE), *quick)
     recorded = ("-p", "tests.replay", "--replay", str(EXECUTED), "--continue-on-collection-errors")
     run("nbval", "pytest", *NBVAL, *recorded, *paths)
     kernel = ("--nbval", "--nbval-current-env", "--nbval-cell-timeout", "300")
