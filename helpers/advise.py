@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked = vars(parser().parse_args(arguments))
     as_json = asked.pop("json")
+    if sys.stderr.isatty():
+        print(f"Counting {asked['model']} from its config ...", file=sys.stderr)
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
         refused = None if answer.chosen else answer.sentence

@@ -44,7 +44,7 @@ def test_an_8b_on_an_l4_takes_eight_bits_and_an_fp8_cache():
         "vllm serve Qwen/Qwen3-8B --quantization fp8_per_channel --kv-cache-dtype fp8 --max-model-len 4096"
     )
     assert "16 bits, which need 2 GPUs" in answer.sentence
-    assert answer.table().columns[3:5] == ["gain, 1 user (same GPUs)", "gain, 20 users (16 bits: 2 GPUs)"]
+    assert answer.table().columns[3:5] == ["tokens/s", "gain a GPU (16 bits on 2 GPUs = 1)"]
     assert not any("AWQ" in why and "gives" in why for why in answer.overruled_by), "prompts are arithmetic"
     cached = advise.advise("qwen3-8b", "L4", users=20, prompts=0)
     assert any("AWQ weights, FP8 KV cache gives" in why for why in cached.overruled_by)
@@ -102,8 +102,10 @@ def test_the_choice_is_served_by_the_command_and_by_the_lines_of_a_dotenv_file(
     flags = answer.chosen.command.split()
     assert ("--max-num-seqs" in flags) == (found["max_num_seqs"] > options.MOST_AT_ONCE)
     for line in answer.environment.splitlines():
-        if line.startswith("#"):
+        if "command: " in line:
             assert set(json.loads(line.partition("command: ")[2])) <= set(flags)
+        if line.startswith("# fp8 is "):
+            assert line.split()[3] in flags
     command.main([model, "--gpu", gpu])
     assert "    MODEL_NAME=" in capsys.readouterr().out
 

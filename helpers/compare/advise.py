@@ -152,10 +152,13 @@ class Advice:
         args["max_num_seqs"] = min(one.users, max(fields["max_num_seqs"].default, self.load.users))
         revision = args.pop("revision", "")
         found = {"model_name": one.serves + (f"@{revision}" if revision else "")}
-        if args.pop("quantization", None):
-            found["quantization"] = "fp8"  # the one that vLLM rounds to as it loads
+        while_loading = args.pop("quantization", None)
+        if while_loading:
+            found["quantization"] = "fp8"
         found |= {name: value for name, value in args.items() if name in fields}
         lines = [f"{name.upper()}={value}" for name, value in found.items()]
+        if while_loading:
+            lines.append(f"# fp8 is {while_loading} for vLLM")
         if more := options.flags({name: value for name, value in args.items() if name not in fields}):
             lines.append(f"# and in compose.yaml   command: {json.dumps(more)}")
         return "\n".join(lines)
@@ -177,11 +180,17 @@ class Advice:
         }
 
     def table(self) -> Table:
-        """Every way that runs, and its figures."""
-        users = self.load.users
-        heads = ["way", "weights", f"{users} users at once" if users > 1 else "fits"]
-        more = f" (16 bits: {self._sixteen()})" if self._sixteen() else ""
-        heads += ["gain, 1 user (same GPUs)"] + [f"gain, {users} users{more}"] * (users > 1)
+        """Every way that runs, and its figures; tokens/s are of all users together."""
+        users, sixteen = self.load.users, self._sixteen()
+        heads = ["way", "weights"]
+        if users > 1:
+            heads += [
+                f"{users} users at once",
+                "tokens/s",
+                f"gain a GPU (16 bits{sixteen and f' on {sixteen}'} = 1)",
+            ]
+        else:
+            heads += ["fits", "tokens/s of an answer", "gain a GPU (16 bits = 1)"]
         heads += ["accuracy kept"] + ["$ a million written"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 
@@ -195,10 +204,11 @@ class Advice:
 
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
-        gains = [one.alone] + [one.together] * (self.load.users > 1)
-        gains = gains if one.users else [None] * len(gains)
+        many = self.load.users > 1
+        per_s, gain = (one.per_s, one.together) if many else (one.alone_per_s, one.alone)
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
-        cells += [_times(gain) for gain in gains] + [one.kept.says]
+        cells += [f"{per_s:,.0f}", _times(gain)] if one.users else ["-", "-"]
+        cells.append(one.kept.says)
         if self.price:
             cells.append(f"{one.dollars(self.price):.2f}" if one.users else "-")
         return cells
@@ -220,12 +230,11 @@ class Advice:
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
         if gains:
-            unit = "tokens/s a GPU, 1 = 16 bits on the fewest GPUs that hold all"
-            alone = ", without their exchange" if any(one.gpus > 1 for one in shown) else ""
-            found.append(f"Gains, in {unit}{alone}: {'; '.join(gains)}. 06_production measures yours.")
+            alone = ", without the GPUs' exchange" if any(one.gpus > 1 for one in shown) else ""
             found.append(
-                f"Of prompts, {self.load.prompts:g} tokens are read for each that is written (--prompts says "
-                f"otherwise), at {options.READING:.0%} of the GPU's operations/s."
+                f"Tokens/s: {'; '.join(gains)}; prompts, {self.load.prompts:g} tokens for one written "
+                f"(--prompts), at {options.READING:.0%} of the operations/s{alone}. "
+                "06_production measures yours."
             )
         if any(one.scheme.startswith("nvfp4") for one in shown):
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
@@ -263,7 +272,8 @@ class Advice:
             items = "".join(f"<li>{html.escape(why)}</li>" for why in self.overruled_by)
             page += f"<p>Unless</p><ul>{items}</ul>"
         small = html.escape(" ".join(self.sources()))
-        page += f"{self.table()._repr_html_()}<p><small>{small}</small></p>"
+        page += self.table()._repr_html_()
+        page += f"<details><summary>Where the figures are from</summary><small>{small}</small></details>"
         return f"<div{as_it_is(page)}>{page}</div>"
 
 

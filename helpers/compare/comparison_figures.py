@@ -272,14 +272,17 @@ def stairs(
     if not drawn:
         return Note("None of these GPUs can serve such requests.")
     figure, [[axes]] = panels(size=(8, 3.8))
-    for place, (name, by) in enumerate(drawn.items()):  # where they cost the same, all are seen
-        wide = len(drawn) - place
-        style = look(name) | {"linewidth": 1.5 * wide, "markersize": 6 + 2 * wide}
-        axes.plot(rates, by, drawstyle="steps-pre", markevery=[0, *_changes(by)], **style)
-    axes.set(xlabel="requests a second", ylabel="dollars a day", title=title)
-    axes.set(xlim=(0, rates[-1]), ylim=(0, 1.1 * max(max(by) for by in drawn.values())))
+    top = 1.1 * max(max(by) for by in drawn.values())
+    ends = {}
+    for place, (name, by) in enumerate(reversed(drawn.items())):
+        raised = [rent + 0.012 * top * place for rent in by]  # where they cost the same, all are seen
+        style = look(name) | {"linewidth": 2, "markevery": _changes(by)}
+        axes.plot(rates, raised, drawstyle="steps-pre", **style)
+        ends[names[name]] = (rates[-1], raised[-1], look(name)["color"])
+    axes.set(xlabel="requests a second", ylabel="dollars a day (lines set apart)", title=title)
+    axes.set(xlim=(0, rates[-1]), ylim=(0, top))
     axes.grid(alpha=0.3)
-    name_ends(axes, {names[name]: (rates[-1], by[-1], look(name)["color"]) for name, by in drawn.items()})
+    name_ends(axes, ends)
     words = "; ".join(f"{names[name]} {_steps(rates, by)}" for name, by in drawn.items())
     return Figure(figure, f"The least rent a day against requests a second. {title}: {words}.")
 

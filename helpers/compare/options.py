@@ -243,13 +243,13 @@ def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None
 
 
 def gains(
-    model: Counted, card: Card, names: Sequence[str], users: Sequence[int]
+    model: Counted, card: Card, names: Sequence[str], users: Sequence[int], prompts: float = 0.0
 ) -> dict[str, dict[int, tuple[float, float, float]]]:
     """By scheme and users at once what is expected of a card, for ``comparison_figures.gains``; of contexts
-    so short that all fit."""
+    so short that all fit, with ``prompts`` tokens read for each that is written."""
     found = {name: {} for name in names}
     for count in users:
-        for one in options(model, Load(card, users=count, context=128)):
+        for one in options(model, Load(card, users=count, context=128, prompts=prompts)):
             if one.scheme in found:
                 found[one.scheme][count] = (one.together.ratio,) * 3
     return found
