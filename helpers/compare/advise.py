@@ -58,7 +58,6 @@ class Advice:
     def sentence(self) -> str:
         """The recommendation."""
         one, load = self.chosen, self.load
-        gain = one and (one.together if load.users > 1 else one.alone)
         if one is None:
             return f"Nothing serves this model on {load.gpus} x {load.card.name}: {self._why_nothing()}"
         where = f"{one.gpus} {load.card.name}s" if one.gpus > 1 else f"one {load.card.name}"
@@ -66,24 +65,31 @@ class Advice:
         if one.fits:
             first += f"all {load.users} run at once" if load.users > 1 else "it fits"
             first += f" (there is room for {one.users})" if one.users > load.users else ""
-        else:
+        elif one.users:
             first += f"{one.users} of {load.users} run at once, the others wait their turn"
-        if one.scheme.startswith(AS_IT_IS):
-            first += "; the checkpoint is quantized already"
-        elif gain and gain.ratio < 1:
-            first += f", at {gain.ratio:.2f} times the tokens of 16 bits"
-        elif one.scheme != "baseline" and gain:
-            first += f", and a GPU gives about {gain.ratio:.1f} times the tokens of 16 bits"
-            first += f", which need {self._sixteen()}" if self._sixteen() else ""
-        if self.price and one.users:
-            first += f"; about {one.per_s:,.0f} tokens/s"
-            first += f", {one.per_s / min(one.users, load.users):,.0f} a user" if load.users > 1 else ""
-            first += f"; a million written cost ${one.dollars(self.price):.2f} at least"
-            first += f", with the {load.prompts:g} million read for them" if load.prompts else ""
+        first += "; the checkpoint is quantized already" if one.scheme.startswith(AS_IT_IS) else ""
+        sentences = [first, self._speed(one)]
+        if self.price:
+            read = f", with the {load.prompts:g} million read for them" if load.prompts else ""
+            sentences.append(f"A million tokens written cost ${one.dollars(self.price):.2f} at least{read}")
         copies = load.gpus // one.gpus
-        if copies > 1 and one.users:
-            first += f". {copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}"
-        return first + "."
+        if copies > 1:
+            sentences.append(f"{copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}")
+        return ". ".join(sentences) + "."
+
+    def _speed(self, one: Option) -> str:
+        """Tokens/s of the recommended way, beside those of 16 bits."""
+        many = self.load.users > 1
+        said = f"About {_rate(one, many):,.0f} tokens/s"
+        said += f", {one.per_s / min(one.users, self.load.users):,.0f} a user" if many else ""
+        plain = [o for o in self.options if o.scheme.startswith("baseline") and o.step]  # last, on more GPUs
+        if not plain or one in plain:
+            return said
+        if not plain[-1].fits:
+            return f"{said}; 16 bits need more than eight GPUs"
+        if plain[-1].gpus > one.gpus:
+            return f"{said}; 16 bits need {plain[-1].gpus} GPUs for {_rate(plain[-1], many):,.0f}"
+        return f"{said}, {_times(one.together if many else one.alone)} times what 16 bits give"
 
     def _sixteen(self) -> str:
         """What 16 bits would need, where that is more."""
@@ -205,9 +211,9 @@ class Advice:
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
         many = self.load.users > 1
-        per_s, gain = (one.per_s, one.together) if many else (one.alone_per_s, one.alone)
+        gain = one.together if many else one.alone
         cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
-        cells += [f"{per_s:,.0f}", _times(gain)] if one.users else ["-", "-"]
+        cells += [f"{_rate(one, many):,.0f}", _times(gain)] if one.users else ["-", "-"]
         cells.append(one.kept.says)
         if self.price:
             cells.append(f"{one.dollars(self.price):.2f}" if one.users else "-")
@@ -351,6 +357,11 @@ def _score(one: Option, goal: str) -> float:
 
 def _where(one: Option) -> str:
     return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 and "GPUs" not in one.title else "")
+
+
+def _rate(one: Option, many: bool) -> float:
+    """Tokens/s of all users together, their prompts read besides, or those that one alone sees."""
+    return one.per_s if many else one.alone_per_s
 
 
 def _times(gain) -> str:
