@@ -27,7 +27,7 @@ from helpers.measure.speed import Speed
 from helpers.model import shapes
 from helpers.model.schemes import EVERY, SCHEMES, look
 from helpers.serve import load_tables
-from helpers.serve.load import Level, Objective
+from helpers.serve.load import Level
 from tests import accessible
 from tests.test_book import NOTEBOOKS
 from tests.test_show import a_row
@@ -104,7 +104,7 @@ DRAWN = {
         {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
     ),
     "errors": lambda: log_figure.errors((REFERENCE.parent / "server.log").read_text()),
-    "load": lambda: load_tables.load({"baseline": levels(1.0), "awq": levels(1.2)}, Objective(1000, 200)),
+    "load": lambda: load_tables.load(levels(1.0)),
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_a_queue_grows_by_what_is_not_answered_until_another_is_up():
 def test_what_happened_to_a_queue_is_named_apart_and_inside_the_frame():
     queue = SimpleNamespace(seconds=[1.0, 40.0, 80.0], waiting=[0.0, 300.0, 0.0])
     marks = {"killed": 4.0, "rule": 4.5, "new one": 79.0, "load ended": 42.0}
-    shown = scale_tables.waiting(queue, marks, {"predicted": 187.0, "predicted again": 290.0})
+    shown = scale_tables.waiting(queue, marks, 187.0)
     assert "new one after ‹79 s›, load ended after ‹42 s›; at most ‹300›, predicted ‹187›" in shown.alt
     shown.figure.draw_without_rendering()
     frame, boxes = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page
-from helpers.base.figure import BOUND, Figure, name_ends, panels
+from helpers.base.figure import Figure, panels
 from helpers.base.page import Table
 from helpers.model import schemes
 from helpers.model.schemes import look
@@ -50,41 +50,28 @@ def _row(scheme: str, level) -> list:
     return [f"{schemes.scheme(scheme).title}, {what}", *map(page.measured, cells)]
 
 
-def load(found: Mapping[str, list], objective) -> Figure:
-    """Draw the closed loops of ``load.Level``s by scheme: what more clients at once give, and wait."""
+def load(rows: list) -> Figure:
+    """Draw the closed loops of ``load.Level``s: what more clients at once give, and wait."""
     figure, [[left, right]] = panels(2, (9, 3.8))
-    right.axhline(objective.ttft_ms, color=BOUND, linestyle="--")
-    loops, words = {scheme: closed(rows) for scheme, rows in found.items()}, []
-    for scheme, rows in loops.items():
-        ends = [
-            f"{row.output_tokens_per_s:,.0f} tok/s and {row.ttft_s * 1e3:,.0f} ms for {row.concurrency}"
-            for row in (rows[0], rows[-1])
-        ]
-        words.append(f"{schemes.scheme(scheme).title}: {', '.join(ends)}")
+    loops = closed(rows)
+    counts = [level.concurrency for level in loops]
+    left.plot(counts, [level.output_tokens_per_s for level in loops], **look("baseline"))
     left.set(title="Everybody together", ylabel="output tokens per second")
+    right.plot(counts, [level.ttft_s * 1e3 for level in loops], **look("baseline"))
     right.set(title="One user waits", ylabel="TTFT, ms")
-    counts = sorted({level.concurrency for rows in loops.values() for level in rows})
-    for axes, height in (
-        (left, lambda level: level.output_tokens_per_s),
-        (right, lambda level: level.ttft_s * 1e3),
-    ):
-        ends = {"objective": (counts[-1], objective.ttft_ms, BOUND)} if axes is right else {}
-        for scheme, rows in loops.items():
-            axes.plot([level.concurrency for level in rows], [*map(height, rows)], **look(scheme))
-            ends[schemes.scheme(scheme).title] = (
-                rows[-1].concurrency,
-                height(rows[-1]),
-                look(scheme)["color"],
-            )
+    for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
         axes.set_ylim(0, None)
         axes.set_xlabel("clients at once")
         axes.grid(alpha=0.3)
-        name_ends(axes, ends)
+    words = "; ".join(
+        f"{row.output_tokens_per_s:,.0f} tok/s and {row.ttft_s * 1e3:,.0f} ms for {row.concurrency}"
+        for row in (loops[0], loops[-1])
+    )
     alt = (
         "Left, output tokens per second of all clients together against how many there are; right, the "
-        "median time to the first token, beside the dashed objective. "
+        "median time to the first token. "
     )
-    return Figure(figure, alt + str(page.measured("; ".join(words))))
+    return Figure(figure, alt + str(page.measured(words)))

@@ -100,24 +100,23 @@ def _hit(found: tuple[list[float], float]) -> tuple:
     return page.measured(shown), page.measured(f"{share:.0%}")
 
 
-def waiting(queue, marks: Mapping[str, float], predicted: Mapping[str, float]) -> Figure:
-    """Requests waiting by the second, with what happened when, and predictions of the most by their names."""
-    figure, axes = panels(size=(7.2, 3.8))
-    axes = axes[0][0]
+def waiting(queue, marks: Mapping[str, float], predicted: float) -> Figure:
+    """Requests waiting by the second, with what happened when, and how many were predicted at most."""
+    figure, [[axes]] = panels(size=(7.2, 3.8))
     axes.plot(queue.seconds, queue.waiting, color="#0072B2")
-    top = max([*predicted.values(), *queue.waiting]) or 1
-    end = max([*queue.seconds, *marks.values()])
+    most = max(queue.waiting, default=0)
+    top, end = max(predicted, most) or 1, max([*queue.seconds, *marks.values()])
     beside = {"textcoords": "offset points", "bbox": {"color": "white", "pad": 0.5}}
-    for name, height in predicted.items():
-        axes.axhline(height, color="#B34700", linestyle=DOTTED)
-        axes.annotate(name, (end, height), (-3, 4), color="#B34700", ha="right", **beside)
+    axes.axhline(predicted, color="#B34700", linestyle=DOTTED)
+    axes.annotate("predicted", (end, predicted), (-3, 4), color="#B34700", ha="right", **beside)
     for at, (name, second) in enumerate(sorted(marks.items(), key=lambda mark: -mark[1])):
         axes.axvline(second, color="#555555", linewidth=0.8)  # each name at a height of its own, in the frame
         side = {"xytext": (-3, 0), "ha": "right"} if second > end / 2 else {"xytext": (3, 0)}
-        axes.annotate(name, (second, top * (1.2 + 0.1 * at)), **side, **beside)
+        axes.annotate(name, (second, top * (1.08 + 0.1 * at)), **side, **beside)
     axes.set(xlabel="seconds", ylabel="requests waiting", xlim=(0, end))
-    axes.set_ylim(0, top * (1.2 + 0.1 * len(marks)))
-    most = max(queue.waiting, default=0)
+    axes.set_ylim(0, top * (1.05 + 0.1 * len(marks)))
     told = ", ".join(f"{name} after ‹{second:.0f} s›" for name, second in marks.items())
-    more = ", ".join(f"{name} ‹{height:.0f}›" for name, height in predicted.items())
-    return Figure(figure, f"Requests waiting against seconds: {told}; at most ‹{most:.0f}›, {more}.")
+    return Figure(
+        figure,
+        f"Requests waiting against seconds: {told}; at most ‹{most:.0f}›, predicted ‹{predicted:.0f}›.",
+    )

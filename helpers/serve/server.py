@@ -68,16 +68,20 @@ class Server(Owned):
 
     @property
     def command(self) -> str:
-        """The command that starts the same server without these helpers; the key is in a variable.
+        """The command that starts the same server without these helpers, their middleware neither (it answers
+        /v1/models/NAME); the key is in a variable.
 
         On a CPU the KV cache's size is in another: without it vLLM would take its share of all memory. A
         folder in a cache of ours differs by machine: ``/path/to`` stands for where it is.
         """
         ours = self.checkpoint.kind in (EMBEDDED, "made")  # its folder is in a cache of ours
-        args = {name: value for name, value in self.args.items() if name != "model"}
+        args = {name: value for name, value in self.args.items() if name not in ("model", "middleware")}
         named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
-        cache = f"VLLM_CPU_KVCACHE_SPACE={self.settings.vllm_cpu_kvcache_space} " * (detect().kind == "cpu")
-        return command.typed(f"VLLM_API_KEY=... {cache}vllm serve {shlex.quote(named)}", flags(args))
+        variables = {"VLLM_API_KEY": "...", "VLLM_MAX_N_SEQUENCES": self.settings.vllm_max_n_sequences}
+        if detect().kind == "cpu":
+            variables["VLLM_CPU_KVCACHE_SPACE"] = self.settings.vllm_cpu_kvcache_space
+        words = [*(f"{name}={value}" for name, value in variables.items()), "vllm serve", shlex.quote(named)]
+        return command.typed(" ".join(words), flags(args))
 
     def metrics(self) -> dict[str, float]:
         """Return what ``/metrics`` says, summed over labels, by Prometheus's name of the sample."""

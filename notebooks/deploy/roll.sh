@@ -13,7 +13,11 @@ tell() { # add_worker or remove_worker, and which
 
 for server in ${SERVERS:-vllm-0 vllm-1}; do
     tell remove_worker "$server"
-    compose up -d --no-deps --wait "$server" # SIGTERM, the drain (SHUTDOWN_TIMEOUT), the new one, its health check
+    # SIGTERM, the drain (SHUTDOWN_TIMEOUT), the new one, its health check
+    compose up -d --no-deps --wait --wait-timeout "${WAIT:-1200}" "$server" || {
+        echo "$server did not come up and is out of the router. The others serve: mend .env, run this again." >&2
+        exit 1
+    }
     tell add_worker "$server"
     echo "$server is new"
 done
