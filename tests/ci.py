@@ -38,15 +38,10 @@ SHORT = {"seconds": "0.2", "quality_tokens": "512", "max_tokens": "8"}
 ONCE = {"short": "True", "levels": "4", "shares": "80", "open_seconds": "2", "requests": "16"}
 REAL = "00_start_here"  # small, without an engine: nbval's own kernel runs it, too
 FILES = ["notebook_files", "kinds", "lesson_form", "links", "book"]  # they only read what is committed
-ENGINES = [
-    "engine",
-    "faults",
-    "interrupt",
-    "measure",
-    "ownership",
-    "quality",
-]  # they start them in their process
-WHOLE = ["router"]  # two servers, a core each
+# They start engines in their process, and one server; two of them have a core each.
+ENGINES = ["engine", "faults", "interrupt", "measure", "ownership", "quality"]
+SERVERS = ["server"]
+WHOLE = ["router"]
 HEADLESS = {"TUTORIAL_HEADLESS": "1", "TUTORIAL_MODEL": "embedded"}
 NBVAL = ["-p", "tests.nbval_gate", "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
 
@@ -150,7 +145,8 @@ def everything(run: Run, slow: bool = False) -> None:
         run.beside(
             ("notebooks", (*executed, *words(SHORT)), HEADLESS),
             ("tests of engines", ("pytest", *tests(ENGINES), *quick), {}),
-            ("other tests", ("pytest", "tests", *without(FILES + ENGINES + WHOLE), *quick), {}),
+            ("tests of a server", ("pytest", *tests(SERVERS), *quick), {}),
+            ("other tests", ("pytest", "tests", *without(FILES + ENGINES + SERVERS + WHOLE), *quick), {}),
             ("06, one server", once, HEADLESS),
         )
         run("tests of two servers", "pytest", *tests(WHOLE), *quick)
