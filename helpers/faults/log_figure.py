@@ -26,7 +26,7 @@ def errors(log: str) -> Figure:
         colour, weight = (CAUSE, "bold") if place == 1 else (ECHO, "normal")
         axes.plot([number], [place], "o", color=colour, markersize=9 if place == 1 else 5)
         axes.vlines(number, 0, place, color=colour, linewidth=2 if place == 1 else 1)
-        side, end = (5, "left") if number < len(lines) / 2 else (-5, "right")
+        side, end = (8, "left") if number < len(lines) / 2 else (-8, "right")
         shown = "\n".join(textwrap.wrap(f"{number}: {text}", 58, max_lines=3 if place == 1 else 1))
         axes.annotate(
             shown, (number, place), (side, 0), textcoords="offset points", ha=end, va="center",
