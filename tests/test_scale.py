@@ -68,8 +68,8 @@ def test_a_queue_that_never_grows_is_told_so():
     router = SimpleNamespace(metrics=lambda: {"vllm:num_requests_waiting": 3.0})
     with Queue(router, every_s=0.01) as queue:
         assert queue.wait_until_longer(than=2) < 5
-        with pytest.raises(TimeoutError, match=r"No more than 3 requests waited within 0\.2 s"):
-            queue.wait_until_longer(than=3, timeout_s=0.2)
+        before = queue.now()
+        assert queue.wait_until_longer(than=3, timeout_s=0.2) >= before + 0.2
 
 
 # ---- streams
