@@ -58,6 +58,13 @@ class Table:
         lines = [self.columns, *self.rows]
         return "\n".join(" | ".join(str(cell) for cell in line) for line in lines)
 
+    def aligned(self) -> str:
+        """The table in columns of equal width, for a terminal."""
+        rows = [self.columns, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * width for width in widths])
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
     def _cell(self, column: str, value: object) -> str:
         side = "left" if column in self.texts else "right"
         return f'<td style="text-align:{side}">{_html(value)}</td>'

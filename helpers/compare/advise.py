@@ -268,7 +268,7 @@ class Advice:
             for why in self.overruled_by:
                 lines += textwrap.wrap(why, 100, initial_indent="  - ", subsequent_indent="    ")
         sources = [line for source in self.sources() for line in textwrap.wrap(source, 100)]
-        return "\n".join([*lines, "", _aligned(self.table()), "", *sources])
+        return "\n".join([*lines, "", self.table().aligned(), "", *sources])
 
     def _repr_html_(self) -> str:
         page = f"<p>{html.escape(self.title)}</p><p><b>{html.escape(self.sentence)}</b></p>"
@@ -366,16 +366,6 @@ def _rate(one: Option, many: bool) -> float:
 
 def _times(gain) -> str:
     return "-" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
-
-
-def _aligned(table: Table) -> str:
-    """A table in columns, for a terminal."""
-    rows = [table.columns, *([str(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(table.columns))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def explorer(
