@@ -5,7 +5,8 @@
 
 Each notebook is executed once, by the runner that readers use, and everything that judges it looks at that
 execution: nbval's comparison with the stored outputs, and the pictures. One small notebook is run by
-nbval's own kernel besides. The first step that fails ends the run. Copies and logs go to build/executed/.
+nbval's own kernel besides. A step that fails ends the run, once those beside it have ended. Copies and logs
+go to build/executed/.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Run:
         """
         cores = sorted(os.sched_getaffinity(0))
         halves = [half for half in (cores[::2], cores[1::2]) if half]
+        names = ", ".join(name for name, *_ in steps)
+        print(f"\n== beside each other, each shown when it has ended: {names}", flush=True)
 
         def step(name: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
             with tempfile.TemporaryFile() as said:
