@@ -1,5 +1,6 @@
 """The answer: which way to deploy a model, what would overrule it, and the command that gives it."""
 
+import itertools
 import json
 import os
 import resource
@@ -108,6 +109,12 @@ def test_the_choice_is_served_by_the_command_and_by_the_lines_of_a_dotenv_file(
             assert line.split()[3] in flags
     command.main([model, "--gpu", gpu])
     assert "    MODEL_NAME=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gpu", ["L4", "A10", "L40S", "H100 SXM"])
+def test_with_more_users_no_way_comes_back_that_was_left(gpu):
+    found = [advise.advise("qwen3-8b", gpu, users=users).chosen.scheme for users in range(1, 25)]
+    assert len([way for way, _ in itertools.groupby(found)]) == len({*found})
 
 
 def test_a_70b_is_quantized_or_gets_more_gpus():

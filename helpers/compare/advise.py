@@ -232,7 +232,8 @@ class Advice:
         gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = [
-            f"* keeps most accuracy; a way that keeps less has to give {MORE} times as much.",
+            f"* keeps most accuracy of those that no other beats: one that keeps less by {MORE} times, "
+            f"one that keeps a little less by {A_LITTLE}.",
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
         if gains:
@@ -323,26 +324,27 @@ def advise(
 
 
 def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
-    """The way to take: of those that hold the load, or of all where none does, the one that gives most.
+    """The way to take: of those that hold the load, or of all where none does, the gentlest that none beats.
 
-    One that rounds more is taken only where it gives ``MORE`` times as much as each that rounds less, and one
-    that rounds as much only beyond ``SAME``: what differs by less is equal, and the gentler is taken.
+    One that rounds more beats it where it gives ``MORE`` times as much, one that rounds a little more
+    ``A_LITTLE``, one that rounds as much ``SAME``: what differs by less is equal.
     """
     running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
     holding = [one for one in running if one.fits]
     ways = sorted(holding or running, key=lambda one: one.kept.loss)  # stable: the simpler stands first
     if goal == "quality" or (goal == "fit" and holding):
         ways = [one for one in ways if one.kept.loss == ways[0].kept.loss]
-    best = None
     for place, one in enumerate(ways):
-        if all(_score(one, goal) >= _wanted(one, other) * _score(other, goal) for other in ways[:place]):
-            best = one
-    return best
+        if not any(
+            _score(other, goal) >= _enough(one, other) * _score(one, goal) for other in ways[place + 1 :]
+        ):
+            return one
+    return None
 
 
-def _wanted(one: Option, other: Option) -> float:
-    """How many times as much a way has to give as one that rounds less, or as much."""
-    more = one.kept.loss - other.kept.loss
+def _enough(one: Option, other: Option) -> float:
+    """How many times as much another way has to give that rounds more than this one, or as much."""
+    more = other.kept.loss - one.kept.loss
     return MORE if more >= 1.5 else A_LITTLE if more > 0 else SAME
 
 

@@ -111,7 +111,7 @@ def waiting(queue, marks: Mapping[str, float], predicted: float) -> Figure:
     axes.annotate("predicted", (end, predicted), (-3, 4), color="#B34700", ha="right", **beside)
     for at, (name, second) in enumerate(sorted(marks.items(), key=lambda mark: -mark[1])):
         axes.axvline(second, color="#555555", linewidth=0.8)  # each name at a height of its own, in the frame
-        side = {"xytext": (-3, 0), "ha": "right"} if second > end / 2 else {"xytext": (3, 0)}
+        side = {"xytext": (-3, 0), "ha": "right"} if second > 0.75 * end else {"xytext": (3, 0)}
         axes.annotate(name, (second, top * (1.08 + 0.1 * at)), **side, **beside)
     axes.set(xlabel="seconds", ylabel="requests waiting", xlim=(0, end))
     axes.set_ylim(0, top * (1.05 + 0.1 * len(marks)))
