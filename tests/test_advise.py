@@ -44,7 +44,7 @@ def test_an_8b_on_an_l4_takes_eight_bits_and_an_fp8_cache():
     assert answer.chosen.command == (
         "vllm serve Qwen/Qwen3-8B --quantization fp8_per_channel --kv-cache-dtype fp8 --max-model-len 4096"
     )
-    assert "16 bits need 2 GPUs for " in answer.sentence
+    assert "16 bits give 280 on 2 GPUs" in answer.sentence
     assert answer.table().columns[3:5] == ["tokens/s", "gain a GPU (16 bits on 2 GPUs = 1)"]
     assert not any("AWQ" in why and "gives" in why for why in answer.overruled_by), "prompts are arithmetic"
     cached = advise.advise("qwen3-8b", "L4", users=20, prompts=0)
