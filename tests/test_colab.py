@@ -214,9 +214,9 @@ def test_a_fresh_runtime_from_the_first_cell_to_measured_results(tmp_path, repos
         assert not run(kernel, first)[1]
         said, error = run(kernel, cell)
         after = installed(python)
+        assert "Restart the runtime" in error, said
         assert before["numpy"] != after["numpy"]
         assert "torchvision" not in after
-        assert "Restart the runtime" in error, said
         kept = {pin.partition("==")[0] for pin in PINNED} | {"ipywidgets", "jupyter-client", "traitlets"}
         assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
         assert run(kernel, cell)[1] == error, "an older kernel is told again"
