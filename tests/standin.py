@@ -1,10 +1,12 @@
 """A server that takes a second to start, in vLLM's place where only processes and addresses matter.
 
 As a program: ``standin.py PORT``. It answers as vLLM does, drains on SIGTERM, and has a child in a session
-of its own, as vLLM's engine is, which nobody ends when it is killed.
+of its own, as vLLM's engine is, which nobody ends when it is killed. Its shared memory stays then, too.
 """
 
 import json
+import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -59,12 +61,18 @@ class Handler(Answers):
 def main(port: int) -> None:
     """Serve until SIGTERM, then answer what runs."""
     subprocess.Popen(["sleep", "600"], start_new_session=True)
+    segment = Path(f"/dev/shm/psm_{os.getpid():08x}")
+    segment.write_bytes(bytes(mmap.PAGESIZE))
+    with segment.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever(0.05)
     server.socket.close()  # nobody new; not server_close, which waits for connections that are kept open
     while running:
         time.sleep(0.01)
+    mapped.close()
+    segment.unlink()
 
 
 def in_vllms_place() -> None:

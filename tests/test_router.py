@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.parse
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import psutil
@@ -126,6 +127,9 @@ def test_a_killed_router_ends_its_clients_at_once_and_starts_again_before_its_se
 
 def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
     with opened(tmp_path) as found:
+        found.use("power_of_two")  # the router is another now, and its servers are the same
+        segment = Path(f"/dev/shm/psm_{found.servers[0].pid:08x}")
+        assert segment.exists()
         with clients.crowd(found, clients.numbered(300), concurrency=16, timeout_s=30) as crowd:
             crowd.wait_until_running(16)
             found.servers[0].crash()
@@ -133,6 +137,7 @@ def test_a_killed_server_loses_no_request_and_comes_back(tmp_path, quick):
         with pytest.raises(ServerDiedError, match="server was killed by SIGKILL"):
             found.servers[0].check()
         found.replace(found.servers[0], drain=False)
+        assert not segment.exists()
         assert workers(found) == {server.url: True for server in found.servers}
 
 

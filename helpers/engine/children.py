@@ -43,6 +43,10 @@ class Belongings:
         """Let go of the processes: each has another owner by now. Shared memory stays."""
         self._processes = []
 
+    def share(self, other: Belongings) -> None:
+        """Have another's shared memory, too: whichever ends last removes what nobody maps by then."""
+        self._shared |= other._shared
+
     def end(self) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
         for process in self._processes:

@@ -192,6 +192,8 @@ class Router(Owned):
     def start(self) -> Router:
         """Start the servers that do not run, side by side, and then the router; end all with ``stop``."""
         super().start()
+        for server in self._starting:  # the router may end and start anew before they do
+            server._own.share(self._own)
         self._own.leave_processes()  # each server owns its own from here on, and lets it drain
         return self
 
