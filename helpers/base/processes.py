@@ -53,14 +53,17 @@ def owned_processes() -> Iterator[Callable[[], None]]:
     before = set(me.children())
 
     def end_leftovers() -> None:
-        for how in ("terminate", "kill", "kill"):  # twice: a process may fork while it is killed
+        # Killed twice, as a process may fork meanwhile. Python's tracker of shared memory removes what the
+        # others left once they have ended, and then ends by itself.
+        for how, spared in (("terminate", ""), ("kill", "multiprocessing.resource_tracker"), ("kill", "")):
             leftovers = set(me.children()) - before
             for process in list(leftovers):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     leftovers.update(process.children(recursive=True))
             for process in leftovers:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    getattr(process, how)()
+                    if not spared or spared not in " ".join(process.cmdline()):
+                        getattr(process, how)()
             psutil.wait_procs(leftovers, timeout=PATIENCE_S)
 
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
