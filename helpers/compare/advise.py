@@ -86,7 +86,7 @@ class Advice:
         if not plain or one in plain:
             return said
         if not plain[-1].fits:
-            return f"{said}; 16 bits need more than eight GPUs"
+            return f"{said}; 16 bits need {self._sixteen()}"
         if plain[-1].gpus > one.gpus:
             return f"{said}; 16 bits give {_rate(plain[-1], many):,.0f} on {plain[-1].gpus} GPUs"
         return f"{said}, {_times(one.together if many else one.alone)} times what 16 bits give"
