@@ -122,6 +122,11 @@ def deployments(folder: Path = REFERENCE) -> list[dict]:
     return list({tuple(row[name] for name in same): row for row in found}.values())
 
 
+def parallel(folder: Path = REFERENCE) -> list[dict]:
+    """Return the same of engines on several GPUs (tensor parallel; ``gpus`` says how many), every line."""
+    return recorded(folder, "parallel.jsonl", ("model", "way", "gpus", "batch"))[0]
+
+
 def recorded(folder: Path, name: str, fields: Sequence[str]) -> tuple[list[dict], list[str]]:
     """Every machine's lines of a file in the reference folder, with the folder's name as ``recorded``."""
     good, bad = [], []

@@ -131,6 +131,10 @@ class Advice:
         alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
         if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
+        wide = max(n for n in options.GPUS if n <= self.load.gpus and self.model.heads % n == 0)
+        if wide > one.gpus and self.load.card.nvlink:
+            ratio = options.rate(one.step, one.way, self.load, wide, 1) / one.alone_per_s
+            yield f"speed for one counts: with --tensor-parallel-size {wide} it is {ratio:.1f} times as high"
         if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
             low, high = options.marlin()  # on a Hopper vLLM chooses Machete
             yield (
@@ -187,16 +191,10 @@ class Advice:
 
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
-        users, sixteen = self.load.users, self._sixteen()
-        heads = ["way", "weights"]
-        if users > 1:
-            heads += [
-                f"{users} users at once",
-                "tokens/s",
-                f"gain a GPU (16 bits{sixteen and f' on {sixteen}'} = 1)",
-            ]
-        else:
-            heads += ["fits", "tokens/s of an answer", "gain a GPU (16 bits = 1)"]
+        users, many, sixteen = self.load.users, self.load.users > 1, self._sixteen()
+        gain = f"gain a GPU (16 bits{f' on {sixteen}' if many and sixteen else ''} = 1)"
+        asked = [f"{users} users at once", "tokens/s"] if many else ["fits", "tokens/s of an answer"]
+        heads = ["way", "weights", *asked, gain]
         heads += ["accuracy kept"] + ["$ a million written"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 
@@ -237,7 +235,8 @@ class Advice:
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
         if gains:
-            alone = ", without the GPUs' exchange" if any(one.gpus > 1 for one in shown) else ""
+            link = "as an H200's over NVLink" if self.load.card.nvlink else "over PCIe left out"
+            alone = f", the GPUs' exchange {link}" if any(one.gpus > 1 for one in shown) else ""
             found.append(
                 f"Tokens/s: {'; '.join(gains)}; prompts, {self.load.prompts:g} tokens for one written "
                 f"(--prompts), at {options.READING:.0%} of the operations/s{alone}. "

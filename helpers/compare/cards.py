@@ -21,7 +21,8 @@ class Card:
 
     ``gigabytes`` is the name's, ``memory_bytes`` what PyTorch reports where that is known;
     ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats that are
-    added up in 32 bits (data sheets often print twice that, with *sparsity*).
+    added up in 32 bits (data sheets often print twice that, with *sparsity*). ``nvlink``: several of them
+    speak over it, and not over PCIe.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Card:
     rate16: float
     rate8: float
     memory_bytes: int | None = None
+    nvlink: bool = False
 
     @property
     def memory(self) -> int:
@@ -47,15 +49,15 @@ class Card:
         return {8: self.rate8, 4: 2 * self.rate8}.get(bits, self.rate16)
 
 
-def _card(name, sm, gigabytes, gb_s, tera16, tera8, memory=None) -> Card:
+def _card(name, sm, gigabytes, gb_s, tera16, tera8, memory=None, nvlink=False) -> Card:
     """A card; ``memory`` in GiB is what PyTorch calls its total capacity."""
     known = round(memory * GIB) if memory else None
-    return Card(name, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, known)
+    return Card(name, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, known, nvlink)
 
 
-# From NVIDIA's data sheets (of an A100 80GB the SXM module, of a B200 the HGX board, of an RTX PRO 6000 the
-# server edition); of the RTX cards 30, 40 and 50 from its whitepapers on GA102, AD102 and RTX Blackwell.
-# Memory is from messages of PyTorch in public issues: T4 datawhalechina/self-llm#162, A10
+# From NVIDIA's data sheets (of a V100 and an A100 the SXM modules, of a B200 the HGX board, of an RTX PRO
+# 6000 the server edition); of the RTX cards 30, 40 and 50 from its whitepapers on GA102, AD102 and RTX
+# Blackwell. Memory is from messages of PyTorch in public issues: T4 datawhalechina/self-llm#162, A10
 # OpenBMB/MiniCPM-V#640, A100 TianheWu/CoSeR#10 and levihsu/OOTDiffusion#235, 3090 vllm-project/vllm#2140,
 # 4090 ali-vilab/VGen#104, 5090 TrajectoryCrafter/TrajectoryCrafter#20, H100 vllm-project/vllm#27508, NVL
 # ali-vilab/VACE#56. The L4's is from the log, the H200's as its driver counts it.
@@ -63,20 +65,20 @@ CARDS = {
     card.name: card
     for card in (
         _card("T4", 7.5, 16, 320, 65, 130, memory=14.58),
-        _card("V100", 7.0, 32, 900, 125, 125),
+        _card("V100", 7.0, 32, 900, 125, 125, nvlink=True),
         _card("A10", 8.6, 24, 600, 125, 250, memory=22.18),
-        _card("A100 40GB", 8.0, 40, 1555, 312, 624, memory=39.50),
-        _card("A100 80GB", 8.0, 80, 2039, 312, 624, memory=79.25),
+        _card("A100 40GB", 8.0, 40, 1555, 312, 624, memory=39.50, nvlink=True),
+        _card("A100 80GB", 8.0, 80, 2039, 312, 624, memory=79.25, nvlink=True),
         _card("RTX 3090", 8.6, 24, 936, 71, 284, memory=23.69),
         _card("RTX 4090", 8.9, 24, 1008, 165, 330, memory=23.64),
         _card("RTX 5090", 12.0, 32, 1792, 209, 419, memory=31.36),
         _card("L4", 8.9, 24, 300, 121, 242, memory=22.03),
         _card("L40S", 8.9, 48, 864, 362, 733),
-        _card("H100 SXM", 9.0, 80, 3350, 989, 1979, memory=79.11),
+        _card("H100 SXM", 9.0, 80, 3350, 989, 1979, memory=79.11, nvlink=True),
         _card("H100 PCIe", 9.0, 80, 2000, 756, 1513, memory=79.11),
-        _card("H100 NVL", 9.0, 94, 3900, 835, 1671, memory=93.00),
-        _card("H200", 9.0, 141, 4800, 989, 1979, memory=150_754_820_096 / GIB),
-        _card("B200", 10.0, 180, 7700, 2250, 4500),
+        _card("H100 NVL", 9.0, 94, 3900, 835, 1671, memory=93.00, nvlink=True),
+        _card("H200", 9.0, 141, 4800, 989, 1979, memory=150_754_820_096 / GIB, nvlink=True),
+        _card("B200", 10.0, 180, 7700, 2250, 4500, nvlink=True),
         _card("RTX PRO 6000", 12.0, 96, 1597, 504, 1008),
     )
 }

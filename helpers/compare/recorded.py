@@ -144,3 +144,15 @@ def _beyond(scheme: str, variant: str) -> list[tuple[int, float]]:
         least = work.seconds(batch, row["copy_bandwidth"], card.rate(bits), 16)
         found.append((batch, max(0.0, batch / rate - least) / work.layout.layers))
     return found
+
+
+@functools.cache
+def exchange_s() -> float:
+    """Seconds of an all-reduce of two GPUs over NVLink for one request: the median on record."""
+    return statistics.median(
+        us / calls / 1e6
+        for row in records.parallel()
+        if row["batch"] == 1
+        for kernel, us, calls in row.get("longest", ())
+        if "cross_device_reduce" in kernel
+    )

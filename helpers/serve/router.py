@@ -128,6 +128,11 @@ class Router(Owned):
         return self.servers[0].name
 
     @property
+    def checkpoint(self):
+        """What its servers have loaded."""
+        return self.servers[0].checkpoint
+
+    @property
     def command(self) -> str:
         """The command that starts the same router without these helpers."""
         return typed("vllm-router", self._words())

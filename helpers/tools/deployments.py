@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.model import shapes
 
@@ -112,28 +113,54 @@ LONG = (*SHORT, (1024, 1), (1024, 8), (1024, 64), (8192, 1), (8192, 8))
 FEW = (*SHORT, (1024, 8), (1024, 64))
 BIG = (*SHORT, (1024, 1), (1024, 8), (1024, 32), (8192, 1), (8192, 4))  # where 64 prompts take minutes
 LARGEST = (*SHORT, (1024, 1), (1024, 8), (8192, 1))
-# Rounds: engines that fit a GPU of 140 GiB together, in the order of what their figures are worth.
-ROUNDS: dict[str, tuple[tuple[str, str, tuple], ...]] = {
+TWO = (*SHORT, (1024, 8))
+
+
+class Run(NamedTuple):
+    """An engine of a round: what it has, what it is asked, and the GPUs that it is spread over."""
+
+    model: str
+    way: str
+    loads: tuple[tuple[int, int], ...]
+    gpus: str = "0"
+
+    @property
+    def count(self) -> int:
+        return len(self.gpus.split(","))
+
+
+def _runs(model: str, ways: tuple[str, ...], loads: tuple, gpus: str = "0") -> tuple[Run, ...]:
+    return tuple(Run(model, way, loads, gpus) for way in ways)
+
+
+# Rounds: engines that fit GPUs of 140 GiB together, in the order of what their figures are worth.
+ROUNDS: dict[str, tuple[Run, ...]] = {
     "8b": (
-        *(("qwen3-8b", way, LONG) for way in ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache")),
-        *(("qwen3-8b", way, FEW) for way in ("awq, Machete", "fp8 per tensor")),
+        *_runs("qwen3-8b", ("bf16", "fp8", "awq, Marlin", "fp8, FP8 cache"), LONG),
+        *_runs("qwen3-8b", ("awq, Machete", "fp8 per tensor"), FEW),
     ),
-    "32b": tuple(("qwen3-32b", way, BIG) for way in ("bf16", "fp8")),
-    "32b-more": tuple(("qwen3-32b", way, BIG) for way in ("awq, Marlin", "fp8, FP8 cache", "awq, Machete")),
+    "32b": _runs("qwen3-32b", ("bf16", "fp8"), BIG),
+    "32b-more": _runs("qwen3-32b", ("awq, Marlin", "fp8, FP8 cache", "awq, Machete"), BIG),
     "experts": (
-        *(("qwen3-30b-a3b", way, LONG) for way in ("bf16", "fp8")),
-        ("gpt-oss-20b", "mxfp4, Marlin", LONG),
+        *_runs("qwen3-30b-a3b", ("bf16", "fp8"), LONG),
+        *_runs("gpt-oss-20b", ("mxfp4, Marlin",), LONG),
     ),
-    "70b": tuple(("llama-3.1-70b", way, LARGEST) for way in ("fp8", "awq, Marlin")),
+    "70b": _runs("llama-3.1-70b", ("fp8", "awq, Marlin"), LARGEST),
     "8b-more": (
-        *(("qwen3-8b", way, FEW) for way in ("int8", "nvfp4", "awq, Humming")),
-        *(("qwen3-8b", way, LONG) for way in ("awq, Marlin, FP8 cache", "bf16, FP8 cache")),
-        ("qwen3-30b-a3b", "gptq", LONG),
+        *_runs("qwen3-8b", ("int8", "nvfp4", "awq, Humming"), FEW),
+        *_runs("qwen3-8b", ("awq, Marlin, FP8 cache", "bf16, FP8 cache"), LONG),
+        *_runs("qwen3-30b-a3b", ("gptq",), LONG),
     ),
-    "7b": tuple(("mistral-7b", way, LONG) for way in ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16")),
-    "phi-2": tuple(("phi-2", way, SHORT) for way in ("bf16", "fp8", "awq, Marlin")),
-    "experts-more": (("gpt-oss-20b", "mxfp4", SHORT),),
-    "tiny": tuple(("tiny", way, ((16, 1), (16, 8), (128, 2))) for way in ("bf16", "awq, Machete")),
+    "7b": _runs("mistral-7b", ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16"), LONG),
+    "phi-2": _runs("phi-2", ("bf16", "fp8", "awq, Marlin"), SHORT),
+    "experts-more": _runs("gpt-oss-20b", ("mxfp4",), SHORT),
+    "70b-on-two": _runs("llama-3.1-70b", ("bf16", "fp8"), TWO, "0,1"),
+    "four-bits-on-two": (
+        *_runs("llama-3.1-70b", ("awq, Marlin",), TWO, "0,1"),
+        *_runs("mistral-7b", ("bf16", "fp8", "awq, Marlin"), TWO, "0,1"),
+        *_runs("qwen3-30b-a3b", ("bf16", "fp8"), TWO, "0,1"),
+    ),
+    "tiny": _runs("tiny", ("bf16", "awq, Machete"), ((16, 1), (16, 8), (128, 2))),
 }
 
 
@@ -152,7 +179,7 @@ def cache_bytes(config: dict, cells: tuple, width: int) -> int:
     return int(max(batch * (prompt + 80) for prompt, batch in cells) * token * 1.08) + (64 << 20)
 
 
-def engine_args(model: str, way: str, cells: tuple, folder: Path) -> dict:
+def engine_args(model: str, way: str, cells: tuple, folder: Path, gpus: int = 1) -> dict:
     """Arguments of ``vllm.LLM``: vLLM's own choices but for what many engines on one GPU need."""
     config = shape(model, way, folder)
     longest = min(LONGEST, config["max_position_embeddings"])
@@ -166,13 +193,15 @@ def engine_args(model: str, way: str, cells: tuple, folder: Path) -> dict:
         "enable_prefix_caching": False,
         "use_tqdm_on_load": False,
         "worker_extension_cls": PROBE,
-        "kv_cache_memory_bytes": cache_bytes(config, cells, WAYS[way].cache_bytes),
+        "kv_cache_memory_bytes": cache_bytes(config, cells, WAYS[way].cache_bytes) // gpus,  # of each
         "compilation_config": {"cudagraph_capture_sizes": list(GRAPHS)},
         "kernel_config": {"enable_jit_warmup": False},
         **WAYS[way].args,
     }
     if "moe_backend" in args:
         args["kernel_config"] = args["kernel_config"] | {"moe_backend": args.pop("moe_backend")}
+    if gpus > 1:
+        args["tensor_parallel_size"] = gpus
     if not GPU:
         return args | {"enforce_eager": True, "compilation_config": {}}
     return args | {"gpu_memory_utilization": 0.02}  # checked against what is free; the cache's size is given

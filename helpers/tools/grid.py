@@ -18,10 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.base.machine import detect, visible_gpus
 from helpers.compare.bandwidth import copy_bandwidth
 from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.serve.child import Child
-from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, engine_args
+from helpers.tools.deployments import GPU, MODELS, ROUNDS, WAYS, Run, engine_args
 from helpers.tools.recording import stamp, write
 
 TIMES = 9
@@ -36,20 +37,21 @@ PRIVATE = ("model", "worker_extension_cls", "use_tqdm_on_load")  # arguments tha
 # -- one engine, in a process of its own ---------------------------------------------------------------
 
 
-def work(say, model: str, way: str, loads: list) -> None:
+def work(say, model: str, way: str, loads: list, gpus: str) -> None:
     """Start an engine, say so, wait for the word, measure each load, and say a line for each."""
     from vllm import LLM
 
     folder = Path(tempfile.mkdtemp()) / MODELS[model][0]
     begun = time.perf_counter()
-    args = engine_args(model, way, tuple(map(tuple, loads)), folder)
+    run = Run(model, way, tuple(map(tuple, loads)), gpus)
+    args = engine_args(model, way, run.loads, folder, run.count)
     llm = LLM(**args)
     cache = llm.llm_engine.vllm_config.cache_config
     weights = [found for found in llm.collective_rpc("weights_bytes") if found]
     say(
         start_s=round(time.perf_counter() - begun, 1),
         weights_bytes=sum(weights) or None,
-        kv_cache_bytes=args["kv_cache_memory_bytes"],
+        kv_cache_bytes=args["kv_cache_memory_bytes"] * run.count,
         kv_cache_tokens=cache.num_gpu_blocks * cache.block_size,
         args={key: value for key, value in args.items() if key not in PRIVATE},
     )
@@ -128,7 +130,7 @@ class Clocks:
             import pynvml
 
             pynvml.nvmlInit()
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(visible_gpus()[0])
             while not self._stop.wait(0.2):
                 clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
                 self._seen.append((clock, pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3))
@@ -162,18 +164,20 @@ def chosen(log: str) -> list[str]:
 
 def deployments(out: Path, names: list[str], seconds: float) -> None:
     """Measure rounds, by default all, for so long; a round that could not come to its end is left out."""
-    until, bandwidth = time.monotonic() + seconds, round(copy_bandwidth())
-    for name in names or [name for name in ROUNDS if name != "tiny"]:
+    until, bandwidth, have = time.monotonic() + seconds, round(copy_bandwidth()), max(1, detect().count)
+    fits = [name for name, runs in ROUNDS.items() if max(run.count for run in runs) <= have]
+    for name in names or [name for name in fits if name != "tiny"]:
         if until - time.monotonic() < START_S:
             print(f"{name}: left out, {until - time.monotonic():.0f} s are too few", flush=True)
             continue
         jobs = [
             Job(
-                {"model": MODELS[model][0], "way": way, "scheme": WAYS[way].scheme, "weights": "random",
-                 "chosen_by": "us" if WAYS[way].forced else "vLLM", "copy_bandwidth": bandwidth},
-                f"{model}-{slug(way)}", "helpers.tools.grid:work", (model, way, loads),
+                {"model": MODELS[run.model][0], "way": run.way, "scheme": WAYS[run.way].scheme,
+                 "gpus": run.count, "weights": "random",
+                 "chosen_by": "us" if WAYS[run.way].forced else "vLLM", "copy_bandwidth": bandwidth},
+                f"{run.model}-{slug(run.way)}-{run.count}", "helpers.tools.grid:work", run, run.gpus,
             )
-            for model, way, loads in ROUNDS[name]
+            for run in ROUNDS[name]
         ]  # fmt: skip
         run_round(name, jobs, out, until)
 
@@ -186,6 +190,7 @@ class Job:
     log: str
     work: str
     arguments: tuple
+    gpus: str = "0"
 
 
 def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
@@ -194,7 +199,7 @@ def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
     started: list[tuple[Child, dict]] = []
     try:
         for job in jobs:
-            spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+            spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "CUDA_VISIBLE_DEVICES": job.gpus}
             child = Child(job.work, out / f"logs/{job.log}.log", *job.arguments, **spawn)
             started.append((child, stamp() | job.row))
         ready, latest = [], begun + READY_S
@@ -220,7 +225,8 @@ def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
 def _measured(child: Child, row: dict, out: Path, until: float) -> None:
     child.tell(go=True)
     while (found := child.line(until)) is not None and "done" not in found:
-        kind = next((kind for key, kind in FILES.items() if key in found), "deployments")
+        alone = next((kind for key, kind in FILES.items() if key in found), "deployments")
+        kind = "parallel" if row.get("gpus", 1) > 1 else alone
         write(out / f"{kind}.jsonl", row | found)
     if not found:
         print(f"{child.log.name}: cut short: {child.cause}", flush=True)

@@ -1,45 +1,53 @@
-"""Several GPUs, recorded: one engine on two against two behind a router, at rising load.
+"""Two GPUs, recorded: one engine on both against two servers behind a router, at rising load.
 
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    9 minutes on two H200s
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 engines    9 minutes
+    python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    11 minutes on two H200s
+    python -m helpers.tools.scale_records --out notebooks/reference/h200 endings     2 minutes
 
 ``serving`` has Mistral-7B's shape with the embedded model's vocabulary, so that its tokenizer serves: one
-server, two behind vllm-router, one on two GPUs (tensor parallel), one with two ranks (data parallel). All run
-at once with the same KV cache a GPU, and only the one that is asked computes; the order is mixed anew each
-repeat. Then one of the two servers is killed at 256 clients. ``engines`` has Llama-3.1-70B's shape. Each line
-of ``scale.jsonl`` and ``parallel.jsonl`` is written as it is measured.
+server, two behind vllm-router, one on two GPUs (tensor parallel), one with two ranks (data parallel). Each
+server has one front end, the process that hands out tokens (``vllm serve`` starts one a rank). All run at
+once with the same KV cache a GPU, and only the one that is asked computes; the order is mixed anew each
+repeat. Then one of the two servers is killed at 256 clients.
+``endings`` ends an engine on two GPUs in five ways. A line of ``scale.jsonl`` is written as it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
+import select
+import signal
 import sys
 import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from helpers.base.machine import GIB, detect, gpu_memory_each
+import psutil
+
+from helpers.base.machine import GIB, MIB, detect, gpu_memory_each
 from helpers.engine.engine import open_engine
-from helpers.measure.memory import measure_memory
-from helpers.measure.speed import measure_speed
+from helpers.engine.errors import EngineError
+from helpers.measure.speed import decode_prompts, random_prompts
 from helpers.model.model import cache_folder
 from helpers.serve import clients
 from helpers.serve.child import Child
 from helpers.serve.command import free_ports
-from helpers.serve.load import Objective, bench
+from helpers.serve.load import Generator, Level, Objective
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools.recording import run_parts, stamp, write
 from helpers.tools.served import server, start, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
-KV_BYTES = 24 * GIB  # of each GPU and server: 196,608 tokens of this shape in 16 bits
-LEVELS = {"one": (16, 256), "tensor parallel": (16, 256, 512), "data parallel": (16, 256, 512)}
-LEVELS["router"] = LEVELS["data parallel"]
+KV_BYTES = 17 * GIB  # of each GPU and server: 139,264 tokens of this shape in 16 bits
+LEVELS = dict.fromkeys(("router", "tensor parallel", "data parallel"), (1, 16, 64, 256, 512))
+LEVELS["one"] = (1, 16, 64, 256)
 REPEATS = 3
+SHAPE = {"model": "Mistral-7B", "scheme": "baseline", "weights": "random", **LENGTHS}
+SHAPE["kv_cache_bytes_a_gpu"] = KV_BYTES
 
 
 # -- serving ----------------------------------------------------------------------------------------
@@ -48,7 +56,8 @@ REPEATS = 3
 def arms(out: Path) -> dict[str, Server | Router]:
     """The four ways, not started; ``one`` is the first of the router's two servers."""
     model, logs = worded("mistral-7b", "bf16", cache_folder() / "scale-mistral-7b"), out / "logs"
-    same = {"kv_cache_memory_bytes": KV_BYTES, "gpu_memory_utilization": 0.2}
+    graphs = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 513, 32)]}
+    same = {"kv_cache_memory_bytes": KV_BYTES, "gpu_memory_utilization": 0.02, "compilation_config": graphs}
     both, host = places(detect(), 1, each=2)[0], "127.0.0.1"
     two = [server(model, logs, place, **same) for place in places(detect(), 2)]
     port, watched = free_ports(host, 2)
@@ -65,7 +74,7 @@ def arms(out: Path) -> dict[str, Server | Router]:
 
 def serving(out: Path) -> None:
     """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
-    before, ways = sum(gpu_memory_each()), arms(out)
+    before, ways = gpu_memory_each(), arms(out)
     router = ways["router"]
     servers = [*router.servers, ways["tensor parallel"], ways["data parallel"]]
     with contextlib.ExitStack() as stack:
@@ -78,22 +87,30 @@ def serving(out: Path) -> None:
         print(f"all ready: {starts}", flush=True)
         _loaded(ways, out, starts)
         write(out / "scale.jsonl", stamp() | _killed(router))
-    memory = {"what": "memory", "before_bytes": before, "after_bytes": sum(gpu_memory_each())}
-    write(out / "scale.jsonl", stamp() | memory)
+    write(out / "scale.jsonl", stamp() | {"what": "memory", "before_bytes": before, **_left([], before)})
 
 
 def _loaded(ways: dict, out: Path, starts: dict) -> None:
     """Every level of every way, in mixed order; the first round is short, warms up and does not count."""
     rng, objective = random.Random(0), Objective(ttft_ms=1000, tpot_ms=50)
-    for repeat in range(REPEATS + 1):
-        for way in rng.sample(sorted(ways), len(ways)):
-            levels = [*LEVELS[way]] if repeat else [256]
-            asked = {"concurrencies": levels, "shares": [], "objective": objective, **LENGTHS}
-            for level in bench(ways[way], **asked, log_dir=out / "logs/load"):
-                if repeat:
-                    row = {"what": "load", "way": way, "clients": level.concurrency, "repeat": repeat}
-                    row |= {"start_s": starts[way], "gpus": 1 if way == "one" else 2}
-                    write(out / "scale.jsonl", stamp() | row | asdict(level))
+    with Generator(out / "logs/load") as generator:
+        for repeat in range(REPEATS + 1):
+            for way in rng.sample(sorted(ways), len(ways)):
+                levels = [*LEVELS[way]] if repeat else [256]
+                asked = {"concurrencies": levels, "shares": [], "objective": objective, **LENGTHS}
+                for level in generator.bench(ways[way], **asked):
+                    if repeat:
+                        row = {"what": "load", "way": way, "repeat": repeat, "start_s": starts[way]}
+                        row |= {"gpus": 1 if way == "one" else 2, "front_ends": 2 if way == "router" else 1}
+                        write(out / "scale.jsonl", stamp() | SHAPE | row | _of(level))
+
+
+def _of(level: Level) -> dict:
+    """A closed loop's figures; times in seconds."""
+    found = asdict(level)
+    return {"clients": found.pop("concurrency")} | {
+        name: value for name, value in found.items() if value is not None
+    }
 
 
 def _killed(router: Router, concurrency: int = 256) -> dict:
@@ -108,50 +125,71 @@ def _killed(router: Router, concurrency: int = 256) -> dict:
     return row | {"seconds": round(time.perf_counter() - begun, 2)}
 
 
-# -- engines ----------------------------------------------------------------------------------------
+# -- endings ----------------------------------------------------------------------------------------
+
+# What becomes of an engine on two GPUs: its block ends, its owner is ended, one of its workers is.
+ENDINGS = {
+    "its block ends": None,
+    "Ctrl+C": signal.SIGINT,
+    "SIGTERM": signal.SIGTERM,
+    "SIGKILL": signal.SIGKILL,
+    "a worker killed": None,
+}
+BACK_BYTES, BACK_S = 64 * MIB, 60.0  # of each GPU, and how long that may take
 
 
-def engines(out: Path, name: str = "shape:llama-3.1-70b") -> None:
-    """A model that outgrows a GPU: 8 and 4 bits on one (at once, a GPU each), 16 and 8 bits on two."""
-    failed = []
-    for turn in ([("fp8", "0"), ("awq", "1")], [("baseline", "0,1")], [("fp8", "0,1")]):
-        with contextlib.ExitStack() as stack:
-            for child in [stack.enter_context(_child(out, name, *one)) for one in turn]:
-                if (row := child.line()) is None:
-                    failed.append(child.cause)
-                else:
-                    write(out / "parallel.jsonl", stamp() | row)
-    if failed:
-        raise RuntimeError("\n".join(failed))
+def endings(out: Path) -> None:
+    """Each ending of an engine on two GPUs: what is left of its processes, and of its memory on each GPU."""
+    for how, number in ENDINGS.items():
+        log, before = out / f"logs/ending-{how.replace(' ', '-')}.log", gpu_memory_each()
+        with Child("helpers.tools.scale_records:held", log, str(out / "logs")) as child:
+            if (found := child.line()) is None:
+                raise RuntimeError(child.cause)
+            owner = psutil.Process(found["pid"])
+            family, held = [owner, *owner.children(recursive=True)], gpu_memory_each()
+            if how == "a worker killed":
+                family[-1].kill()
+            elif number:
+                owner.send_signal(number)
+            else:
+                child.tell(end=True)
+            row = {"what": "ending", "how": how, "said": (child.line() or {}).get("error", "")}
+            row |= _left(family, before)
+        row |= {"processes": len(family), "before_bytes": before, "held_bytes": held}
+        write(out / "scale.jsonl", stamp() | row)
 
 
-def _child(out: Path, name: str, scheme: str, gpus: str) -> Child:
-    logs, count = out / "logs", len(gpus.split(","))
-    log = logs / f"parallel-{scheme}-{count}.log"
-    work = "helpers.tools.scale_records:engine"
-    return Child(work, log, name, scheme, count, str(logs), CUDA_VISIBLE_DEVICES=gpus)
+def _left(family: list[psutil.Process], before: tuple[int, ...]) -> dict:
+    """What is left once all is gone or ``BACK_S`` are over."""
+    begun = time.perf_counter()
+    while True:
+        left = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        after, seconds = gpu_memory_each(), time.perf_counter() - begun
+        back = all(now <= then + BACK_BYTES for now, then in zip(after, before, strict=True))
+        if (back and not left) or seconds > BACK_S:
+            return {"left": len(left), "after_bytes": after, "seconds": round(seconds, 2)}
+        time.sleep(0.2)
 
 
-def engine(say, name: str, scheme: str, gpus: int, logs: str) -> None:
-    """One engine, in a process of its own: what a model takes and gives on so many GPUs."""
-    args = {"compilation_config": {"cudagraph_capture_sizes": [1, 16, 64, 256]}}
-    with open_engine(name, scheme, log_dir=logs, tensor_parallel_size=gpus, **args) as opened:
-        speeds = measure_speed(opened, [1, 16, 64, 256], seconds=3.0, runs=5)
-        memory = measure_memory(opened)
-    row = {"model": opened.model.title, "scheme": scheme, "gpus": gpus, "start_s": round(opened.start_s, 1)}
-    row |= {"kv_cache_tokens": memory.kv_cache_tokens, "weights_bytes": memory.weights}
-    for named, key in (("tokens_per_s", "output_tokens_per_s"), ("low", "low"), ("high", "high")):
-        row[named] = {speed.batch: round(getattr(speed, key), 1) for speed in speeds}
-    say(**row)
+def held(say, logs: str) -> None:
+    """An engine on two GPUs that answers until it is told to end, or is ended."""
+    args = {"tensor_parallel_size": 2, "enforce_eager": True, "gpu_memory_utilization": 0.5}
+    try:
+        with open_engine("shape:mistral-7b", log_dir=logs, **args) as llm:
+            say(pid=os.getpid())
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                decode_prompts(llm, random_prompts(32_000, 8, 16, random.Random(0)), 0.5, 500)
+    except EngineError as error:
+        say(error=str(error)[:300])
 
 
-PARTS = {"serving": serving, "engines": engines}
+PARTS = {"serving": serving, "endings": endings}
 
 
 def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="scale_records", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help="serving, engines (default: both)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="serving, endings (default: both)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     given = parser.parse_args(words)
     if unknown := set(given.parts) - set(PARTS):
