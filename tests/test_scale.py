@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.base import records
+from helpers.compare import parallel_tables
 from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
-from helpers.serve.load import Level
 from helpers.serve.queue import Queue, overshoot
 from helpers.tools import extras
 from tests.nginx import Upstream
@@ -109,37 +110,60 @@ def test_a_stream_is_whole_only_if_its_end_came(said, outcome):
 # ---- recordings
 
 
-def load(way: str, count: int, rate: float, tpot: float, repeat: int = 1) -> dict:
-    """A line as ``scale_records`` writes it."""
-    row = {"what": "load", "way": way, "clients": count, "repeat": repeat, "gpus": 1 if way == "one" else 2}
-    level = dict.fromkeys(Level.__annotations__, 0.0)
-    level |= {"requests_per_s": rate, "output_tokens_per_s": 128 * rate, "tpot_s": tpot, "ttft_s": 0.2}
-    return row | level | {"device": "a GPU"}
+LOADS = records.recorded(records.REFERENCE, "scale.jsonl", ("what",))[0]
+BOTH = [*records.deployments(), *records.parallel()]
+
+
+def rates(way: str, count: int) -> list[float]:
+    return [
+        row["requests_per_s"]
+        for row in LOADS
+        if (row["what"], row.get("way"), row.get("clients")) == ("load", way, count)
+    ]
+
+
+def test_what_the_lesson_says_of_two_gpus_is_on_record():
+    assert min(rates("router", 256)) > 1.9 * max(rates("one", 256))
+    assert min(rates("router", 256)) > 1.3 * max(rates("tensor parallel", 256))
+    assert max(rates("data parallel", 512)) < 0.65 * min(rates("router", 512))
+    assert max(rates("tensor parallel", 512)) < 0.65 * min(rates("router", 512))
+    assert all(len(rates(way, 256)) >= 3 for way in parallel_tables.LOOKS)
+    (kill,) = [row for row in LOADS if row["what"] == "kill"]
+    assert kill["answered"] == 12 * kill["clients"]
+    for ending in (row for row in LOADS if row["what"] in ("ending", "memory")):
+        assert ending["left"] == 0
+        assert ending["after_bytes"] == ending["before_bytes"]
 
 
 def test_recorded_loads_are_medians_with_their_range():
-    rows = [load("router", 256, rate, 0.01, at) for at, rate in enumerate((90.0, 100.0, 140.0))]
-    table = scale_tables.served([*rows, load("one", 16, 20.0, 0.005)])
-    assert table.rows[1][:4] == ["two servers, a router", 256, "100.0", "90.0 to 140.0"]
-    figure = scale_tables.ways([*rows, load("one", 16, 20.0, 0.005)])
-    assert "two servers, a router: 100 and 6,400 at 256 clients" in figure.alt
-    assert "one server, one GPU: 200 and 2,560 at 16 clients" in figure.alt
+    table = parallel_tables.served(LOADS)
+    found = dict(zip(table.columns, next(row for row in table.rows if "router" in row[0]), strict=True))
+    seen = rates("router", 256)
+    assert len(seen) == 3
+    assert found["requests/s, 256 clients"] == f"{sorted(seen)[1]:.0f} ({min(seen):.0f} to {max(seen):.0f})"
+    alone = next(row for row in table.rows if row[0] == "one server, one GPU")
+    assert alone[-1] == "-"  # it was not asked by 512
+    figure = parallel_tables.ways(LOADS)
+    tokens = 128 * sorted(seen)[1] / 2
+    assert f" and {tokens:,.0f} at 256 clients" in figure.alt
 
 
 def test_a_model_that_outgrows_a_gpu_is_compared_by_what_a_gpu_gives():
-    same = {"model": "Llama-3.1-70B", "device": "a GPU", "kv_cache_tokens": 1000}
-    rows = [
-        same | {"scheme": "baseline", "gpus": 2, "tokens_per_s": {"1": 47.0, "64": 2678.0}},
-        same | {"scheme": "fp8", "gpus": 1, "tokens_per_s": {"1": 48.5, "64": 2709.0}},
+    rows = {(row[0], row[1]): row[2:] for row in parallel_tables.outgrown(BOTH).rows}
+    fp8, sixteen = rows["FP8", 1], rows["16 bits", 2]
+    assert ("16 bits", 1) not in rows
+    assert float(fp8[2]) == pytest.approx(float(sixteen[2]), rel=0.05)  # one user
+    assert float(fp8[-1].replace(",", "")) > 1.8 * float(sixteen[-1].replace(",", ""))
+    assert float(rows["FP8", 2][1].replace(",", "")) > 3 * float(fp8[1].replace(",", ""))
+
+
+def test_fewer_bits_gain_less_where_two_gpus_share_the_reading():
+    shown = [
+        row for row in parallel_tables.spread(BOTH).rows if row[0] == "Mistral-7B" and row[1] != "16 bits"
     ]
-    table = scale_tables.outgrown(rows)
-    assert [row[0] for row in table.rows] == ["fp8", "baseline"]
-    assert [row[-1] for row in table.rows] == ["2,709", "1,339"]
-
-
-def test_without_recordings_a_note_says_how_to_make_them():
-    for shown in (scale_tables.ways([]), scale_tables.served([]), scale_tables.outgrown([])):
-        assert "helpers.tools.scale_records" in str(shown)
+    assert len(shown) == 2
+    for row in shown:
+        assert float(row[-1]) < float(row[-2])
 
 
 # ---- the packages

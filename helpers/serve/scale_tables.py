@@ -1,87 +1,12 @@
-"""Tables and figures of several servers and GPUs, from this run and from the recordings."""
+"""Tables and figures of several servers: who gets which request, and how a queue grows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import median
 
 from helpers.base import page
-from helpers.base.figure import DOTTED, Figure, log_axis, panels
-from helpers.base.page import Note, Table
-
-MISSING = "Nothing is recorded yet: python -m helpers.tools.scale_records, on two GPUs."
-# Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
-LOOKS = {
-    "one": ("#808080", "o", "one server, one GPU"),
-    "router": ("#0072B2", "s", "two servers, a router"),
-    "data parallel": ("#009E73", "^", "one server, two ranks"),
-    "tensor parallel": ("#D55E00", "D", "one server on two GPUs"),
-}
-
-
-def outgrown(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table | Note:
-    """A model that one GPU does not hold in 16 bits: tokens a second, of all GPUs and of each."""
-    rows = [row for row in rows if row["model"] == "Llama-3.1-70B"]
-    if not rows:
-        return Note(MISSING)
-    columns = ["weights", "GPUs", "KV cache, tokens", *(f"tok/s at {b}" for b in batches), "a GPU"]
-    table = []
-    for row in sorted(rows, key=lambda row: (row["gpus"], row["scheme"])):
-        rates = [row["tokens_per_s"][str(batch)] for batch in batches]
-        shown = [f"{rate:,.0f}" for rate in [*rates, rates[-1] / row["gpus"]]]
-        table.append([row["scheme"], row["gpus"], f"{row['kv_cache_tokens']:,}", *shown])
-    caption = f"{rows[0]['model']} on {rows[0]['device']}, recorded"
-    return Table(columns, table, caption)
-
-
-def ways(rows: list[dict]) -> Figure | Note:
-    """What two GPUs buy: tokens a second for a user against tokens a second for a GPU."""
-    loads = [row for row in rows if row.get("what") == "load"]
-    if not loads:
-        return Note(MISSING)
-    figure, axes = panels(size=(7.2, 4.2))
-    (axes,), said = axes[0], []
-    for way, (colour, marker, name) in LOOKS.items():
-        points = []
-        for clients, level in reversed(_levels(loads, way).items()):
-            each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
-            points.append((1 / median(row["tpot_s"] for row in level), each, clients))
-        if not points:
-            continue
-        users, gpus, _ = zip(*points, strict=True)
-        axes.plot(users, gpus, color=colour, marker=marker)
-        axes.annotate(name, (users[-1], gpus[-1]), (8, 4), textcoords="offset points", color=colour)
-        for user, gpu, count in points:
-            axes.annotate(f"{count}", (user, gpu), (0, -13), textcoords="offset points", fontsize=8)
-        said.append(f"{name}: " + ", ".join(f"{u:.0f} and {g:,.0f} at {c} clients" for u, g, c in points))
-    axes.set_xlabel("tokens/s for each user")
-    axes.set_ylabel("tokens/s for each GPU")
-    axes.margins(x=0.25)
-    log_axis(axes)
-    alt = f"Tokens a second for each user, and for each GPU, on {loads[0]['device']}. " + "; ".join(said)
-    return Figure(figure, alt + ".")
-
-
-def _levels(loads: list[dict], way: str) -> dict[int, list[dict]]:
-    """The repeats of each level of a way, by its clients."""
-    counts = sorted({row["clients"] for row in loads if row["way"] == way})
-    return {n: [row for row in loads if (row["way"], row["clients"]) == (way, n)] for n in counts}
-
-
-def served(rows: list[dict]) -> Table | Note:
-    """The recorded loads as a table: requests a second with their range over the repeats, TTFT and TPOT."""
-    loads = [row for row in rows if row.get("what") == "load"]
-    if not loads:
-        return Note(MISSING)
-    table = []
-    for way, (_, _, name) in LOOKS.items():
-        for clients, level in _levels(loads, way).items():
-            rates = [row["requests_per_s"] for row in level]
-            waits = [page.ms(median(row[key] for row in level)) for key in ("ttft_s", "tpot_s")]
-            spread = f"{min(rates):.1f} to {max(rates):.1f}"
-            table.append([name, clients, f"{median(rates):.1f}", spread, *waits])
-    columns = ["way", "clients", "requests/s", "range", "TTFT", "TPOT"]
-    return Table(columns, table, f"{loads[0]['device']}, recorded")
+from helpers.base.figure import DOTTED, Figure, panels
+from helpers.base.page import Table
 
 
 def policies(found: Mapping[str, Mapping[str, tuple[list[float], float]]]) -> Table:
