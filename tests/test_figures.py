@@ -151,3 +151,10 @@ def test_each_scheme_has_one_bar_and_the_least_rent_is_marked():
     [axes] = comparison_figures.rents(offers, "x").axes
     assert [bar.get_width() for bar in axes.patches] == [21.6, 26.4]
     assert [text.get_text().endswith("the least") for text in axes.texts] == [True, False]
+
+
+def test_rents_are_drawn_at_their_true_height_and_named_with_their_price():
+    rents = {"fp8": [10.0, 20.0], "awq": [10.0, 20.0]}
+    [axes] = comparison_figures.stairs(rents, {"fp8": "FP8", "awq": "AWQ"}, [1.0, 2.0], "x").axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [*rents.values()]
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["AWQ: $20.00", "FP8: $20.00"]

@@ -19,7 +19,7 @@ from tests.scratch import REPO
 
 LESSONS = sorted((REPO / "notebooks").glob("0*.ipynb"))
 APPENDIX = sorted((REPO / "notebooks").glob("9*.ipynb"))
-WORDS_A_LINE, MIDDLE_CELL, WORDS = 9, 45, 1800
+WORDS_A_LINE, MIDDLE_CELL, MIDDLE_OF_APPENDIX, WORDS = 9, 45, 60, 1800
 COLUMNS, ROWS = 7, 12
 FOLDED = {"source_hidden": True}
 
@@ -57,6 +57,11 @@ def test_there_are_few_words_a_line_of_code():
 def test_a_lesson_is_short_and_so_are_its_cells(path):
     assert sum(prose(path)) <= (900 if path == LESSONS[0] else WORDS)
     assert statistics.median(prose(path)) <= MIDDLE_CELL
+
+
+@pytest.mark.parametrize("path", APPENDIX, ids=lambda path: path.stem)
+def test_the_appendix_has_short_cells_too(path):
+    assert statistics.median(prose(path)) <= MIDDLE_OF_APPENDIX
 
 
 @every

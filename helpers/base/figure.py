@@ -96,7 +96,8 @@ def log_axis(axes, form: str = "") -> None:
 def name_ends(axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Write each line's name beside its end, apart from the others: name -> x, y and colour of that point.
 
-    Call it when the axes have their limits and scales.
+    A thread leads to the end where that is not beside the name. Call it when the axes have their limits and
+    scales.
     """
     lines = {name: 1 + name.count("\n") for name in ends}
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -109,6 +110,9 @@ def name_ends(axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     for height, (_, name) in zip(heights, placed, strict=True):
         x, y, colour = ends[name]
         axes.text(1.03, height - over, name, transform=axes.transAxes, va="center")
+        across, up = to_axes.transform((x, y))
+        if max(abs(1 - across), abs(height - over - up)) < 0.01:  # a thread would look like a minus
+            continue
         thread = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3}
         axes.annotate(
             "", (x, y), (1.025, height - over), textcoords="axes fraction", arrowprops=thread,

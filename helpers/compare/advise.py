@@ -192,7 +192,7 @@ class Advice:
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
         users, many, sixteen = self.load.users, self.load.users > 1, self._sixteen()
-        gain = f"gain a GPU (16 bits{f' on {sixteen}' if many and sixteen else ''} = 1)"
+        gain = f"gain a GPU (16 bits{sixteen and (f' on {sixteen}' if many else ', as if they fitted')} = 1)"
         asked = [f"{users} users at once", "tokens/s"] if many else ["fits", "tokens/s of an answer"]
         heads = ["way", "weights", *asked, gain]
         heads += ["accuracy kept"] + ["$ a million written"] * (self.price is not None)

@@ -272,14 +272,13 @@ def stairs(
     if not drawn:
         return Note("None of these GPUs can serve such requests.")
     figure, [[axes]] = panels(size=(8, 3.8))
-    top = 1.1 * max(max(by) for by in drawn.values())
-    ends = {}
-    for place, (name, by) in enumerate(reversed(drawn.items())):
-        raised = [rent + 0.012 * top * place for rent in by]  # where they cost the same, all are seen
-        style = look(name) | {"linewidth": 2, "markevery": _changes(by)}
-        axes.plot(rates, raised, drawstyle="steps-pre", **style)
-        ends[names[name]] = (rates[-1], raised[-1], look(name)["color"])
-    axes.set(xlabel="requests a second", ylabel="dollars a day (lines set apart)", title=title)
+    top, ends = 1.2 * max(max(by) for by in drawn.values()), {}
+    for place, (name, by) in enumerate(drawn.items()):
+        # Where they cost the same, all are seen: each is thinner than those beneath it.
+        style = look(name) | {"linewidth": 2 + 1.5 * (len(drawn) - 1 - place), "markevery": _changes(by)}
+        axes.plot(rates, by, drawstyle="steps-pre", **style)
+        ends[textwrap.fill(f"{names[name]}: ${by[-1]:,.2f}", 18)] = (rates[-1], by[-1], look(name)["color"])
+    axes.set(xlabel="requests a second", ylabel="dollars a day", title=title)
     axes.set(xlim=(0, rates[-1]), ylim=(0, top))
     axes.grid(alpha=0.3)
     name_ends(axes, ends)

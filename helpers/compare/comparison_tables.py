@@ -74,18 +74,16 @@ def reconciled(found: Iterable) -> Table:
 
 def sides(rows: list[dict], names: Iterable[str]) -> Table:
     """At which batch sizes each scheme was faster than the baseline, as fast as far as the runs tell, and
-    slower; where between two of them that changes. Records of one machine."""
+    slower. Records of one machine."""
     table = []
     for name in names:
         found = roofline.gains(rows, name)
-        cells = ["no kernel timed here"] * 4
+        cells = ["no kernel timed here"] * 3
         if found:
             kinds = ([str(batch) for batch, one in found.items() if one.side == of] for of in (1, 0, -1))
-            crosses = roofline.crossing(found)
             cells = [", ".join(batches) or "none" for batches in kinds]
-            cells.append(f"at batch {crosses:.0f}" if crosses else "nowhere measured")
         table.append([titled(name), *cells])
-    return marked(["scheme", "faster at batch", "as fast at", "slower at", "crosses the baseline"], table)
+    return marked(["scheme", "faster at batch", "as fast at", "slower at"], table)
 
 
 def offers(found: Iterable) -> Table:

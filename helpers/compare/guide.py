@@ -19,21 +19,21 @@ CLASSES = {
     "B200": "llama-3.1-70b",
 }
 GOALS = {
-    "to hold 64 users": {"users": 64, "goal": "fit"},
-    "4 users": {"users": 4},
-    "32 users": {"users": 32},
-    "4 users, 32,768 tokens": {"users": 4, "context": 32_768},
+    "to hold 64 users (room for)": {"users": 64, "goal": "fit"},
+    "4 users (gain)": {"users": 4},
+    "32 users (gain)": {"users": 32},
+    "4 users, 32,768 tokens (gain)": {"users": 4, "context": 32_768},
 }
 LINES = """\
 Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`--prompts`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4,
 A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
 one of the hub's, or an AWQ of your own (03_awq). Where answers are long, or prompts are in the cache, four bits give
-more: ask with `--prompts 0`. In brackets the tokens/s a GPU, 16 bits = 1, estimated from above: the roofline, and what a step on an H200
-took beyond it (NVFP4 as FP8); or how many requests run at once."""  # noqa: E501
+more: ask with `--prompts 0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated from above: the roofline, and what a step on an H200
+took beyond it (NVFP4 as FP8). *Room for* is how many requests run at once."""  # noqa: E501
 
 
 def card() -> Table:
-    """GPU class x goal: the format, and its gain or how many requests run at once."""
+    """GPU class x goal: the format, and in brackets what the goal's title says: its gain, or its room."""
     rows = []
     for gpu, model in CLASSES.items():
         answers = [advise(model, gpu, **goal) for goal in GOALS.values()]
@@ -45,8 +45,10 @@ def _cell(answer: Advice) -> str:
     one = answer.chosen
     if one is None:
         return "no"
-    if answer.goal == "fit" or not one.fits:
-        return f"{short(one)} ({one.users} at once)"
+    if answer.goal == "fit":
+        return f"{short(one)} ({one.users})"
+    if not one.fits:
+        return f"{short(one)}, room for {one.users}"
     return f"{short(one)} ({one.together.ratio:.1f})" if one.scheme != "baseline" else short(one)
 
 

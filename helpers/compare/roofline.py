@@ -7,7 +7,6 @@ second. A step cannot be faster than the slower of the two.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -152,16 +151,3 @@ def gains(rows: list[dict], scheme: str) -> dict[int, Times]:
 def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
     """``gains`` as figures take them: ratio, least and most."""
     return {batch: (one.ratio, one.low, one.high) for batch, one in gains(rows, scheme).items()}
-
-
-def crossing(gains: dict[int, Times]) -> float | None:
-    """The batch size between one at which a scheme is faster and one at which it is slower.
-
-    It lies on a straight line between the two measurements, both axes logarithmic.
-    """
-    found, told = None, [(batch, one) for batch, one in gains.items() if one.side]
-    for (low, before), (high, after) in itertools.pairwise(told):
-        if before.side != after.side:
-            share = math.log(before.ratio) / (math.log(before.ratio) - math.log(after.ratio))
-            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    return found
