@@ -54,12 +54,12 @@ def test_an_8b_on_an_l4_takes_eight_bits_and_an_fp8_cache():
 def test_a_goal_decides_and_a_difference_within_the_margin_does_not():
     load = Load(CARDS["L4"], users=20)
     found = advise.advise("qwen3-8b", "L4", users=20, prompts=0).options
-    chosen = {goal: advise.recommended(found, goal, load).scheme for goal in advise.GOALS}
+    chosen = {goal: options.recommended(found, goal, load).scheme for goal in advise.GOALS}
     assert chosen["latency"].startswith("awq")
     assert chosen["quality"] == "fp8_fp8_kv", "the least rounding that holds the load"
     best = {one.scheme: one.per_s for one in found}
     ratio = best["awq_fp8_kv"] / best["fp8_fp8_kv"]
-    assert 1 < ratio < advise.MORE
+    assert 1 < ratio < options.MORE
     assert chosen["throughput"] == "fp8_fp8_kv", "what rounds more must give MORE times as much"
 
 
@@ -327,3 +327,20 @@ def test_no_other_way_is_both_faster_and_gentler(gpu, users):
 def test_to_fit_is_to_hold_all_with_the_least_rounding_or_else_most():
     assert advise.advise("qwen3-32b", "H100 SXM", users=64, goal="fit").chosen.scheme == "fp8_fp8_kv"
     assert advise.advise("qwen3-8b", "A10", users=64, goal="fit").chosen.scheme == "awq_fp8_kv"
+
+
+def test_one_users_speed_is_offered_on_more_gpus_where_a_record_says_what_they_tell_each_other():
+    def why(name, gpu, gpus):
+        return " ".join(advise.advise(name, gpu, gpus=gpus, users=4).overruled_by)
+
+    assert "--tensor-parallel-size 4 should give" in why("llama-3.1-70b", "H200", 4)
+    assert "--tensor-parallel-size" not in why("qwen3-8b", "H200", 1)
+    assert "--tensor-parallel-size" not in why("qwen3-8b", "L4", 2), "nothing is on record over PCIe"
+
+
+def test_of_a_mixture_of_experts_nothing_is_said_that_was_recorded_of_dense_models():
+    found = advise.advise("qwen3-30b-a3b", "H200", gpus=2, users=1)
+    assert "--tensor-parallel-size" not in str(found)
+    assert "--linear-backend" not in str(found)
+    assert "A mixture of experts is estimated" in str(found)
+    assert "A mixture of experts" not in str(advise.advise("qwen3-8b", "H200", users=1))

@@ -22,11 +22,8 @@ from helpers.model.model import ModelError
 from helpers.serve.settings import Settings
 
 GOALS = ("fit", "latency", "throughput", "quality")
-MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
-A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
 CHEAP = 3.0  # dollars a day for which no GPU of the cards is let: more likely an hour's price
 PROMPTS = 8  # tokens read for each that is written: of conversations 1,020 and 129, arXiv 2311.18677, median
-SAME = 1.05  # and of two that round alike, one is better only beyond this
 
 
 @dataclass(frozen=True)
@@ -116,31 +113,26 @@ class Advice:
         if self.price and self.price < CHEAP:
             yield f"${self.price:g} is the price of an hour: then it is PRICE={self.price:g}/h"
         as_good = [o for o in others if o.fits >= one.fits and o.gpus <= self.load.gpus]
-        fast = max(as_good, key=lambda o: _score(o, "throughput"), default=one)
-        ratio = _score(fast, "throughput") / _score(one, "throughput")
-        if ratio > SAME:
+        fast = max(as_good, key=lambda o: options.score(o, "throughput"), default=one)
+        ratio = options.score(fast, "throughput") / options.score(one, "throughput")
+        if ratio > options.SAME:
             why = "speed counts more than accuracy" if fast.kept.loss > one.kept.loss else "speed counts more"
             yield f"{why}: {fast.title} gives {ratio:.2f} times the tokens (accuracy kept: {fast.kept.says})"
-        written = recommended(self.options, "writing", self.load)
-        if written and (ratio := _score(written, "writing") / _score(one, "writing")) > SAME:
+        written = options.recommended(self.options, "writing", self.load)
+        if (
+            written
+            and (ratio := options.score(written, "writing") / options.score(one, "writing")) > options.SAME
+        ):
             yield f"prompts are short, or in the cache: {_where(written)} writes {ratio:.2f} times the tokens"
         gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
             yield f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
         alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
-        if (ratio := alone.alone_per_s / one.alone_per_s) > MORE:
+        if (ratio := alone.alone_per_s / one.alone_per_s) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
-        wide = max(n for n in options.GPUS if n <= self.load.gpus and self.model.heads % n == 0)
-        if wide > one.gpus and self.load.card.nvlink:
-            ratio = options.rate(one.step, one.way, self.load, wide, 1) / one.alone_per_s
-            yield f"speed for one counts: with --tensor-parallel-size {wide} it is {ratio:.1f} times as high"
-        if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
-            low, high = options.marlin()  # on a Hopper vLLM chooses Machete
-            yield (
-                f"at most {options.FEW} ask at a time, for long answers: AWQ with --linear-backend marlin "
-                f"wrote {low:.2f} to {high:.2f} times FP8's tokens (recorded on an H200)"
-            )
+        if not self.model.layout.experts:
+            yield from self._of_dense(one, others)
         if not one.fits and one.needs:
             yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
         same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
@@ -153,6 +145,19 @@ class Advice:
         if one.to_make:
             make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
             yield f"there is no such checkpoint yet: {make}look for one on the hub"
+
+    def _of_dense(self, one: Option, others: list[Option]) -> Iterator[str]:
+        """What is known of dense models alone: a mixture's experts run in kernels of their own."""
+        wide = max(n for n in options.GPUS if n <= self.load.gpus and self.model.heads % n == 0)
+        if wide > one.gpus and self.load.card.nvlink:
+            ratio = options.rate(one.step, one.way, self.load, wide, 1) / one.alone_per_s
+            yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
+        if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
+            low, high = options.marlin()  # on a Hopper vLLM chooses Machete
+            yield (
+                f"at most {options.FEW} ask at a time, for long answers: AWQ with --linear-backend marlin "
+                f"wrote {low:.2f} to {high:.2f} times FP8's tokens (recorded on an H200)"
+            )
 
     @property
     def environment(self) -> str:
@@ -230,18 +235,20 @@ class Advice:
         gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = [
-            f"* keeps most accuracy of those that no other beats: one that keeps less by {MORE} times, "
-            f"one that keeps a little less by {A_LITTLE}.",
+            f"* the most accurate, unless a less accurate way writes {options.MORE} times as much, "
+            f"a slightly less accurate one {options.A_LITTLE} times.",
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
         if gains:
-            link = "as an H200's over NVLink" if self.load.card.nvlink else "over PCIe left out"
+            link = "as of two H200s over NVLink" if self.load.card.nvlink else "over PCIe left out"
             alone = f", the GPUs' exchange {link}" if any(one.gpus > 1 for one in shown) else ""
             found.append(
                 f"Tokens/s: {'; '.join(gains)}; prompts, {self.load.prompts:g} tokens for one written "
                 f"(--prompts), at {options.READING:.0%} of the operations/s{alone}. "
                 "06_production measures yours."
             )
+        if self.model.layout.experts:
+            found.append("A mixture of experts is estimated by dense models' kernels: 91 has measured ones.")
         if any(one.scheme.startswith("nvfp4") for one in shown):
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
         for known in gained():
@@ -319,41 +326,7 @@ def advise(
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users, prompts)
     found = options.options(model, load, rows)
-    return Advice(model, load, goal, price, found, recommended(found, goal, load))
-
-
-def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
-    """The way to take: of those that hold the load, or of all where none does, the gentlest that none beats.
-
-    One that rounds more beats it where it gives ``MORE`` times as much, one that rounds a little more
-    ``A_LITTLE``, one that rounds as much ``SAME``: what differs by less is equal.
-    """
-    running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
-    holding = [one for one in running if one.fits]
-    ways = sorted(holding or running, key=lambda one: one.kept.loss)  # stable: the simpler stands first
-    if goal == "quality" or (goal == "fit" and holding):
-        ways = [one for one in ways if one.kept.loss == ways[0].kept.loss]
-    for place, one in enumerate(ways):
-        if not any(
-            _score(other, goal) >= _enough(one, other) * _score(one, goal) for other in ways[place + 1 :]
-        ):
-            return one
-    return None
-
-
-def _enough(one: Option, other: Option) -> float:
-    """How many times as much another way has to give that rounds more than this one, or as much."""
-    more = other.kept.loss - one.kept.loss
-    return MORE if more >= 1.5 else A_LITTLE if more > 0 else SAME
-
-
-def _score(one: Option, goal: str) -> float:
-    """What a way gives of what is asked, a GPU; of latency it is one user's tokens a second."""
-    if goal == "fit":
-        return one.users / one.gpus
-    if goal == "writing":
-        return 1 / one.writing_s
-    return one.alone_per_s if goal == "latency" else one.per_s / one.gpus
+    return Advice(model, load, goal, price, found, options.recommended(found, goal, load))
 
 
 def _where(one: Option) -> str:

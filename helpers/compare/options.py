@@ -4,7 +4,8 @@ A way is a scheme on the fewest GPUs that hold the load. To write a token takes 
 over the card's bandwidth or operations over its rate, whichever takes longer, and added to it what a step of
 its kind took beyond that on an H200, layer by layer; other GPUs have other kernels. Where the very case was
 measured, here or on record, the measured ratio stands instead. To read a prompt takes its operations. What
-GPUs tell each other is left out. That is an estimate from above.
+GPUs tell each other is counted over NVLink, as two H200s took for one request; over PCIe, and of prompts, it
+is left out. That is an estimate.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MOST_AT_ONCE = 256
 REACHED = 0.88  # of a data sheet's bandwidth: a copy on an H200 moves 4,227 of its 4,800 GB/s
 READING = 0.55  # of its operations/s: prompts of a Qwen3-8B on an H200 were read at 0.56 in FP8, 0.64 in BF16
 ESTIMATE = "roofline, and beyond it what a step on an H200 took"
+MORE = 1.3  # a way that rounds more must give so many times as much: an estimate can be off by a quarter
+A_LITTLE = 1.1  # one that rounds a little more: the cache besides, or FP8, which loses next to nothing
+SAME = 1.05  # and of two that round alike, one is better only beyond this
 
 
 @dataclass(frozen=True)
@@ -323,3 +327,40 @@ def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
     exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
     return batch / (least + recorded.beyond(*way.timed, batch) * layers + exchange)
+
+
+# -- which to take -------------------------------------------------------------------------------------------
+
+
+def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
+    """The way to take: of those that hold the load, or of all where none does, the gentlest that none beats.
+
+    One that rounds more beats it where it gives ``MORE`` times as much, one that rounds a little more
+    ``A_LITTLE``, one that rounds as much ``SAME``: what differs by less is equal.
+    """
+    running = [one for one in found if one.step and one.users and one.gpus <= load.gpus]
+    holding = [one for one in running if one.fits]
+    ways = sorted(holding or running, key=lambda one: one.kept.loss)  # stable: the simpler stands first
+    if goal == "quality" or (goal == "fit" and holding):
+        ways = [one for one in ways if one.kept.loss == ways[0].kept.loss]
+    for place, one in enumerate(ways):
+        if not any(
+            score(other, goal) >= _enough(one, other) * score(one, goal) for other in ways[place + 1 :]
+        ):
+            return one
+    return None
+
+
+def _enough(one: Option, other: Option) -> float:
+    """How many times as much another way has to give that rounds more than this one, or as much."""
+    more = other.kept.loss - one.kept.loss
+    return MORE if more >= 1.5 else A_LITTLE if more > 0 else SAME
+
+
+def score(one: Option, goal: str) -> float:
+    """What a way gives of what is asked, a GPU; of latency it is one user's tokens a second."""
+    if goal == "fit":
+        return one.users / one.gpus
+    if goal == "writing":
+        return 1 / one.writing_s
+    return one.alone_per_s if goal == "latency" else one.per_s / one.gpus

@@ -11,12 +11,13 @@ from helpers.compare import cards, sizing
 from helpers.compare.sizing import Load
 from helpers.model import sizes
 
-# Ways to use two GPUs; colours of the page's palette, in an order that colour-blind readers can tell.
+# Ways to use two GPUs: colours that colour-blind readers can tell, and where numbers stand (the ranks' would
+# lie on the router's).
 LOOKS = {
-    "one": ("#808080", "o", "one server, one GPU"),
-    "router": ("#0072B2", "s", "two servers, a router"),
-    "data parallel": ("#009E73", "^", "one server, two ranks"),
-    "tensor parallel": ("#D55E00", "D", "one server on two GPUs"),
+    "one": ("#808080", "o", "one server, one GPU", (8, 2)),
+    "router": ("#0072B2", "s", "two servers, a router", (-24, -12)),
+    "data parallel": ("#009E73", "^", "one server, two ranks", None),
+    "tensor parallel": ("#D55E00", "D", "one server on two GPUs", (8, 3)),
 }
 # Of the recorded ways those that all models have, and how a reader is told.
 WAYS = {"bf16": "16 bits", "fp8": "FP8", "awq, Marlin": "AWQ, Marlin"}
@@ -52,7 +53,7 @@ def spread(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table:
                 bits = [(found.get((gpus, way)), found.get((gpus, "bf16"))) for gpus in (1, 2)]
                 table[-1] += [_ratio(*pair, 1) if all(pair) else "-" for pair in bits]
     columns = ["model", "weights", *(f"two GPUs to one, batch {batch}" for batch in batches)]
-    columns += ["fewer bits, batch 1: one GPU", "two GPUs"]
+    columns += ["to 16 bits, batch 1: on one GPU", "on two"]
     return Table(columns, table, texts=columns[1:2])
 
 
@@ -78,7 +79,7 @@ def ways(rows: list[dict]) -> Figure:
     loads = [row for row in rows if row["what"] == "load"]
     figure, [[axes]] = panels(size=(7.2, 4.2))
     said = []
-    for way, (colour, marker, name) in LOOKS.items():
+    for way, (colour, marker, name, beside) in LOOKS.items():
         points = []
         for clients, level in _levels(loads, way).items():
             each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
@@ -87,10 +88,15 @@ def ways(rows: list[dict]) -> Figure:
             continue
         users, gpus, _ = zip(*points, strict=True)
         axes.plot(users, gpus, color=colour, marker=marker, label=name)
-        for user, gpu, clients in points if way in ("router", "tensor parallel") else ():
-            axes.annotate(f"{clients}", (user, gpu), (7, 3), textcoords="offset points", color=colour)
+        for user, gpu, clients in points if beside else ():
+            axes.annotate(f"{clients}", (user, gpu), beside, textcoords="offset points", color=colour)
         said.append(f"{name}: " + ", ".join(f"{u:.0f} and {g:,.0f} at {c} clients" for u, g, c in points))
-    axes.set(xlabel="tokens/s for each user", ylabel="tokens/s for each GPU", xlim=(0, 340), ylim=(0, None))
+    axes.set(
+        xlabel="tokens/s for each user (right: faster)",
+        ylabel="tokens/s for each GPU (up: cheaper)",
+        xlim=(0, 340),
+        ylim=(0, None),
+    )
     axes.legend(frameon=False, title="numbers: clients")
     alt = f"Tokens a second for each user, and for each GPU, on {loads[0]['device']}. " + "; ".join(said)
     return Figure(figure, alt + ".")
@@ -107,7 +113,7 @@ def served(rows: list[dict]) -> Table:
     loads = [row for row in rows if row["what"] == "load"]
     counts = sorted({row["clients"] for row in loads} - {1})
     table = []
-    for way, (_, _, name) in LOOKS.items():
+    for way, (_, _, name, _) in LOOKS.items():
         levels = _levels(loads, way)
         alone = f"{1e3 * median(row['tpot_s'] for row in levels[1]):.1f} ms"
         table.append([name, alone, *(_range(levels[count]) if count in levels else "-" for count in counts)])
