@@ -74,9 +74,9 @@ def _ratio(one: dict[int, dict], other: dict[int, dict], batch: int) -> str:
 # -- served ---------------------------------------------------------------------------------------
 
 
-def ways(rows: list[dict]) -> Figure:
+def ways(rows: list[dict], gpus: int = 2) -> Figure:
     """What two GPUs buy: tokens a second for a user against tokens a second for a GPU."""
-    loads = [row for row in rows if row["what"] == "load"]
+    loads = [row for row in rows if row["what"] == "load" and row["gpus"] in (1, gpus)]
     figure, [[axes]] = panels(size=(7.2, 4.2))
     said = []
     for way, (colour, marker, name, beside) in LOOKS.items():
@@ -84,10 +84,8 @@ def ways(rows: list[dict]) -> Figure:
         for clients, level in _levels(loads, way).items():
             each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
             points.append((1 / median(row["tpot_s"] for row in level), each, clients))
-        if not points:
-            continue
-        users, gpus, _ = zip(*points, strict=True)
-        axes.plot(users, gpus, color=colour, marker=marker, label=name)
+        of_user, of_gpu, _ = zip(*points, strict=True)
+        axes.plot(of_user, of_gpu, color=colour, marker=marker, label=name)
         for user, gpu, clients in points if beside else ():
             axes.annotate(f"{clients}", (user, gpu), beside, textcoords="offset points", color=colour)
         said.append(f"{name}: " + ", ".join(f"{u:.0f} and {g:,.0f} at {c} clients" for u, g, c in points))
@@ -108,9 +106,9 @@ def _levels(loads: list[dict], way: str) -> dict[int, list[dict]]:
     return {n: [row for row in loads if (row["way"], row["clients"]) == (way, n)] for n in counts}
 
 
-def served(rows: list[dict]) -> Table:
+def served(rows: list[dict], gpus: int = 2) -> Table:
     """The recorded loads as a table: milliseconds a token for one client, and requests/s at each level."""
-    loads = [row for row in rows if row["what"] == "load"]
+    loads = [row for row in rows if row["what"] == "load" and row["gpus"] in (1, gpus)]
     counts = sorted({row["clients"] for row in loads} - {1})
     table = []
     for way, (_, _, name, _) in LOOKS.items():

@@ -160,6 +160,8 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("mistral-7b", ("bf16", "fp8", "awq, Marlin"), TWO, "0,1"),
         *_runs("qwen3-30b-a3b", ("bf16", "fp8"), TWO, "0,1"),
     ),
+    "70b-on-four": _runs("llama-3.1-70b", ("bf16", "fp8"), TWO, "0,1,2,3"),
+    "7b-on-four": _runs("mistral-7b", ("bf16", "fp8"), TWO, "0,1,2,3"),
     "tiny": _runs("tiny", ("bf16", "awq, Machete"), ((16, 1), (16, 8), (128, 2))),
 }
 

@@ -1,13 +1,13 @@
-"""Two GPUs, recorded: one engine on both against two servers behind a router, at rising load.
+"""Several GPUs, recorded: one engine on all against a server on each behind a router, at rising load.
 
     python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    11 minutes on two H200s
     python -m helpers.tools.scale_records --out notebooks/reference/h200 endings     2 minutes
 
 ``serving`` has Mistral-7B's shape with the embedded model's vocabulary, so that its tokenizer serves: one
-server, two behind vllm-router, one on two GPUs (tensor parallel), one with two ranks (data parallel). Each
-server has one front end, the process that hands out tokens (``vllm serve`` starts one a rank). All run at
-once with the same KV cache a GPU, and only the one that is asked computes; the order is mixed anew each
-repeat. Then one of the two servers is killed at 256 clients.
+server, one a GPU behind vllm-router, one on all GPUs (tensor parallel), one with a rank a GPU (data
+parallel). Each server has one front end, the process that hands out tokens (``vllm serve`` starts one a
+rank). All run at once with the same KV cache a GPU, and only the one that is asked computes; the order is
+mixed anew each repeat. Then one of the router's servers is killed in mid-load.
 ``endings`` ends an engine on two GPUs in five ways. A line of ``scale.jsonl`` is written as it is measured.
 """
 
@@ -43,8 +43,8 @@ from helpers.tools.served import server, start, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
 KV_BYTES = 17 * GIB  # of each GPU and server: 139,264 tokens of this shape in 16 bits
-LEVELS = dict.fromkeys(("router", "tensor parallel", "data parallel"), (1, 16, 64, 256, 512))
-LEVELS["one"] = (1, 16, 64, 256)
+CLIENTS = (1, 16, 64)  # at once, and then as many as one server takes and half of that, for each GPU
+FULL = 256
 REPEATS = 3
 SHAPE = {"model": "Mistral-7B", "scheme": "baseline", "weights": "random", **LENGTHS}
 SHAPE["kv_cache_bytes_a_gpu"] = KV_BYTES
@@ -54,21 +54,22 @@ SHAPE["kv_cache_bytes_a_gpu"] = KV_BYTES
 
 
 def arms(out: Path) -> dict[str, Server | Router]:
-    """The four ways, not started; ``one`` is the first of the router's two servers."""
+    """The four ways, not started; ``one`` is the first of the router's servers."""
+    gpus = detect().count
     model, logs = worded("mistral-7b", "bf16", cache_folder() / "scale-mistral-7b"), out / "logs"
-    graphs = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 513, 32)]}
+    graphs = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 512, 32), 512]}
     same = {"kv_cache_memory_bytes": KV_BYTES, "gpu_memory_utilization": 0.02, "compilation_config": graphs}
-    both, host = places(detect(), 1, each=2)[0], "127.0.0.1"
-    two = [server(model, logs, place, **same) for place in places(detect(), 2)]
+    together, host = places(detect(), 1, each=gpus)[0], "127.0.0.1"
+    apart = [server(model, logs, place, **same) for place in places(detect(), gpus)]
     port, watched = free_ports(host, 2)
     args = {"host": host, "port": port, "prometheus_port": watched}
-    router = Router(two[0].settings, {**args, "policy": "round_robin", **SOONER}, logs, {})
-    router.servers = two
+    router = Router(apart[0].settings, {**args, "policy": "round_robin", **SOONER}, logs, {})
+    router.servers = apart
     return {
-        "one": two[0],
+        "one": apart[0],
         "router": router,
-        "tensor parallel": server(model, logs, both, tensor_parallel_size=2, **same),
-        "data parallel": server(model, logs, both, data_parallel_size=2, **same),
+        "tensor parallel": server(model, logs, together, tensor_parallel_size=gpus, **same),
+        "data parallel": server(model, logs, together, data_parallel_size=gpus, **same),
     }
 
 
@@ -76,7 +77,7 @@ def serving(out: Path) -> None:
     """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
     before, ways = gpu_memory_each(), arms(out)
     router = ways["router"]
-    servers = [*router.servers, ways["tensor parallel"], ways["data parallel"]]
+    servers = [*router.servers, *(way for name, way in ways.items() if "parallel" in name)]
     with contextlib.ExitStack() as stack:
         for one in (*servers, router):
             stack.callback(one.kill)
@@ -96,12 +97,13 @@ def _loaded(ways: dict, out: Path, starts: dict) -> None:
     with Generator(out / "logs/load") as generator:
         for repeat in range(REPEATS + 1):
             for way in rng.sample(sorted(ways), len(ways)):
-                levels = [*LEVELS[way]] if repeat else [256]
+                gpus = 1 if way == "one" else detect().count
+                levels = [*CLIENTS, FULL // 2 * gpus, FULL * gpus] if repeat else [FULL]
                 asked = {"concurrencies": levels, "shares": [], "objective": objective, **LENGTHS}
                 for level in generator.bench(ways[way], **asked):
                     if repeat:
                         row = {"what": "load", "way": way, "repeat": repeat, "start_s": starts[way]}
-                        row |= {"gpus": 1 if way == "one" else 2, "front_ends": 2 if way == "router" else 1}
+                        row |= {"gpus": gpus, "front_ends": gpus if way == "router" else 1}
                         write(out / "scale.jsonl", stamp() | SHAPE | row | _of(level))
 
 
@@ -113,9 +115,9 @@ def _of(level: Level) -> dict:
     }
 
 
-def _killed(router: Router, concurrency: int = 256) -> dict:
-    """One of two servers is killed at 256 clients: what becomes of every request."""
-    begun = time.perf_counter()
+def _killed(router: Router) -> dict:
+    """One of the servers is killed under half of their load: what becomes of every request."""
+    begun, concurrency = time.perf_counter(), FULL // 2 * len(router.servers)
     with clients.crowd(router, clients.numbered(12 * concurrency), concurrency, timeout_s=60) as crowd:
         crowd.wait_until_running(concurrency // 2)
         router.servers[0].crash()
@@ -195,7 +197,9 @@ def main(words: list[str] | None = None) -> int:
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     if detect().kind != "cuda" or detect().count < 2:
-        parser.error(f"this is for two GPUs, and this machine shows {detect().count} ({detect().name})")
+        parser.error(
+            f"this is for two GPUs or more, and this machine shows {detect().count} ({detect().name})"
+        )
     return run_parts({part: partial(PARTS[part], given.out) for part in given.parts or PARTS})
 
 
