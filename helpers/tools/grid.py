@@ -199,7 +199,7 @@ def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
     started: list[tuple[Child, dict]] = []
     try:
         for job in jobs:
-            spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "CUDA_VISIBLE_DEVICES": job.gpus}
+            spawn = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "CUDA_VISIBLE_DEVICES": _visible(job.gpus)}
             child = Child(job.work, out / f"logs/{job.log}.log", *job.arguments, **spawn)
             started.append((child, stamp() | job.row))
         ready, latest = [], begun + READY_S
@@ -220,6 +220,12 @@ def run_round(name: str, jobs: list[Job], out: Path, until: float) -> None:
         for child, _ in started:
             child.end()
     print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def _visible(gpus: str) -> str:
+    """A job's GPUs, counted among those that this process may use, as the driver numbers them."""
+    have = visible_gpus()
+    return ",".join(str(have[int(gpu)]) for gpu in gpus.split(",")) if have else gpus
 
 
 def _measured(child: Child, row: dict, out: Path, until: float) -> None:
