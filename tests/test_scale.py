@@ -11,7 +11,7 @@ from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
 from helpers.serve.queue import Queue, overshoot
-from helpers.tools import extras
+from helpers.tools import extras, scale_records
 from tests.nginx import Upstream
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
@@ -114,11 +114,11 @@ LOADS = records.recorded(records.REFERENCE, "scale.jsonl", ("what",))[0]
 BOTH = [*records.deployments(), *records.parallel()]
 
 
-def rates(way: str, count: int) -> list[float]:
+def rates(way: str, count: int, model: str = parallel_tables.SMALL) -> list[float]:
     return [
         row["requests_per_s"]
         for row in LOADS
-        if (row["what"], row.get("way"), row.get("clients")) == ("load", way, count)
+        if (row["what"], row.get("way"), row.get("clients"), row.get("model")) == ("load", way, count, model)
     ]
 
 
@@ -128,9 +128,13 @@ def test_what_the_lesson_says_of_two_gpus_is_on_record():
     assert max(rates("data parallel", 512)) < 0.65 * min(rates("router", 512))
     assert max(rates("tensor parallel", 512)) < 0.65 * min(rates("router", 512))
     assert all(len(rates(way, 256)) >= 3 for way in parallel_tables.LOOKS)
+    large = "Llama-3.1-70B"
+    assert min(rates("router", 64, large)) > 1.4 * max(rates("tensor parallel", 64, large))
     (kill,) = [row for row in LOADS if row["what"] == "kill"]
     assert kill["answered"] == 12 * kill["clients"]
-    for ending in (row for row in LOADS if row["what"] in ("ending", "memory")):
+    endings = [row for row in LOADS if row["what"] in ("ending", "memory")]
+    assert {row["how"] for row in endings if "how" in row} == set(scale_records.ENDINGS)
+    for ending in endings:
         assert ending["left"] == 0
         assert ending["after_bytes"] == ending["before_bytes"]
 
@@ -140,7 +144,7 @@ def test_recorded_loads_are_medians_with_their_range():
     found = dict(zip(table.columns, next(row for row in table.rows if "router" in row[0]), strict=True))
     seen = rates("router", 256)
     assert len(seen) == 3
-    assert found["requests/s, 256 clients"] == f"{sorted(seen)[1]:.0f} ({min(seen):.0f} to {max(seen):.0f})"
+    assert found["requests/s, 256 clients"] == f"{sorted(seen)[1]:.3g} ({min(seen):.3g} to {max(seen):.3g})"
     alone = next(row for row in table.rows if row[0] == "one server, one GPU")
     assert alone[-1] == "-"  # it was not asked by 512
     figure = parallel_tables.ways(LOADS)

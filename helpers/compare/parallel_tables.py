@@ -19,6 +19,8 @@ LOOKS = {
     "data parallel": ("#009E73", "^", "one server, two ranks", None),
     "tensor parallel": ("#D55E00", "D", "one server on two GPUs", (8, 3)),
 }
+BITS = {"baseline": "16 bits", "fp8": "FP8"}
+SMALL = "Mistral-7B"  # of which every way to serve is on record
 # Of the recorded ways those that all models have, and how a reader is told.
 WAYS = {"bf16": "16 bits", "fp8": "FP8", "awq, Marlin": "AWQ, Marlin"}
 
@@ -76,7 +78,7 @@ def _ratio(one: dict[int, dict], other: dict[int, dict], batch: int) -> str:
 
 def ways(rows: list[dict], gpus: int = 2) -> Figure:
     """What two GPUs buy: tokens a second for a user against tokens a second for a GPU."""
-    loads = [row for row in rows if row["what"] == "load" and row["gpus"] in (1, gpus)]
+    loads = _loads(rows, SMALL, gpus)
     figure, [[axes]] = panels(size=(7.2, 4.2))
     said = []
     for way, (colour, marker, name, beside) in LOOKS.items():
@@ -100,25 +102,32 @@ def ways(rows: list[dict], gpus: int = 2) -> Figure:
     return Figure(figure, alt + ".")
 
 
+def _loads(rows: list[dict], model: str, gpus: int) -> list[dict]:
+    return [row for row in rows if row.get("model") == model and row.get("gpus") in (1, gpus)]
+
+
 def _levels(loads: list[dict], way: str) -> dict[int, list[dict]]:
     """The repeats of each level of a way, by its clients."""
     counts = sorted({row["clients"] for row in loads if row["way"] == way})
     return {n: [row for row in loads if (row["way"], row["clients"]) == (way, n)] for n in counts}
 
 
-def served(rows: list[dict], gpus: int = 2) -> Table:
+def served(rows: list[dict], model: str = SMALL, gpus: int = 2) -> Table:
     """The recorded loads as a table: milliseconds a token for one client, and requests/s at each level."""
-    loads = [row for row in rows if row["what"] == "load" and row["gpus"] in (1, gpus)]
+    loads = _loads(rows, model, gpus)
     counts = sorted({row["clients"] for row in loads} - {1})
     table = []
     for way, (_, _, name, _) in LOOKS.items():
-        levels = _levels(loads, way)
-        alone = f"{1e3 * median(row['tpot_s'] for row in levels[1]):.1f} ms"
-        table.append([name, alone, *(_range(levels[count]) if count in levels else "-" for count in counts)])
+        if levels := _levels(loads, way):
+            bits = "" if model == SMALL else f", {BITS[levels[1][0]['scheme']]}"
+            alone = f"{1e3 * median(row['tpot_s'] for row in levels[1]):.1f} ms"
+            rates = [_range(levels[count]) if count in levels else "-" for count in counts]
+            table.append([name + bits, alone, *rates])
     columns = ["way", "TPOT of one client", *(f"requests/s, {count} clients" for count in counts)]
     return Table(columns, table)
 
 
 def _range(level: list[dict]) -> str:
     rates = [row["requests_per_s"] for row in level]
-    return f"{median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
+    spread = f" ({min(rates):.3g} to {max(rates):.3g})" if len(rates) > 1 else ""
+    return f"{median(rates):.3g}{spread}"

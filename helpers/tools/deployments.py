@@ -66,6 +66,7 @@ NVFP4 = {
 GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False,
                                 "sym": True, "lm_head": False}}  # fmt: skip
 _CACHE = {"kv_cache_dtype": "fp8"}
+_TRITON = {"attention_backend": "TRITON_ATTN"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Way:
     @property
     def forced(self) -> bool:
         """Whether the kernel is another than vLLM would choose."""
-        return bool({"linear_backend", "moe_backend"} & set(self.args))
+        return bool({"linear_backend", "moe_backend", "attention_backend"} & set(self.args))
 
     @property
     def cache_bytes(self) -> int:
@@ -94,6 +95,9 @@ WAYS: dict[str, Way] = {
     "fp8": Way("fp8", FP8),
     "fp8, FP8 cache": Way("fp8_fp8_kv", FP8, _CACHE),
     "fp8 per tensor": Way("fp8_tensor", args={"quantization": "fp8_per_tensor"}),
+    "fp8, Marlin": Way("fp8", FP8, {"linear_backend": "marlin"}),  # vLLM's own choice before SM 8.9
+    "bf16, Triton attention": Way("baseline", args=_TRITON),
+    "fp8, Triton attention": Way("fp8", FP8, _TRITON),
     "awq, Machete": Way("awq", AWQ),
     "awq, Marlin": Way("awq", AWQ, {"linear_backend": "marlin"}),
     "awq, Humming": Way("awq", AWQ, {"linear_backend": "humming"}),
@@ -151,6 +155,7 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("qwen3-8b", ("awq, Marlin, FP8 cache", "bf16, FP8 cache"), LONG),
         *_runs("qwen3-30b-a3b", ("gptq",), LONG),
     ),
+    "8b-forced": _runs("qwen3-8b", ("fp8, Marlin", "bf16, Triton attention", "fp8, Triton attention"), FEW),
     "7b": _runs("mistral-7b", ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16"), LONG),
     "phi-2": _runs("phi-2", ("bf16", "fp8", "awq, Marlin"), SHORT),
     "experts-more": _runs("gpt-oss-20b", ("mxfp4",), SHORT),

@@ -57,7 +57,9 @@ def worded(model: str, way: str, folder: Path) -> Model:
     return Model(str(folder), MODELS[model][0], folder, "folder")
 
 
-def server(model: Model, logs: Path, place: dict | None = None, start_s: int = 600, **args) -> Server:
+def server(
+    model: Model, logs: Path, place: dict | None = None, kind: type[Server] = Server, start_s=600, **args
+) -> Server:
     """A server of random weights, not started; its queue takes all that is asked."""
     machine = detect()
     way = schemes.scheme("baseline").way(machine)
@@ -65,7 +67,7 @@ def server(model: Model, logs: Path, place: dict | None = None, start_s: int = 6
     found = settings.load(None, server_port=0, vllm_api_key=KEY, start_timeout=start_s, **queue)
     asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
     same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
-    return Server(found, model, model, way, asked | same | args, logs, place)
+    return kind(found, model, model, way, asked | same | args, logs, place)
 
 
 def start(servers: list[Server]) -> dict[Server, str]:
