@@ -15,11 +15,10 @@ import pytest
 from helpers.base import widgets
 from helpers.base.records import REFERENCE
 from helpers.base.widgets import Choice, Slider
-from helpers.compare import cards, comparison_figures, recorded_tables, roofline
+from helpers.compare import cards, comparison_figures, recorded, recorded_tables, roofline
 from helpers.compare.cost import Offer
 from helpers.compare.counting import OFFERED, counted
 from helpers.compare.options import option
-from helpers.compare.recorded_tables import KINDS
 from helpers.compare.sizing import Load
 from helpers.faults import log_figure
 from helpers.measure import result_figures
@@ -99,10 +98,7 @@ DRAWN = {
         {n: [10.0 * (1 + i), 20.0 * (1 + i), 30.0] for i, n in enumerate(SCHEMES)},
         {n: SCHEMES[n].title for n in ("baseline", "fp8", "awq")}, [0.1, 0.2, 0.3], "Mistral-7B",
     ),
-    "steps": lambda: recorded_tables.steps(
-        {n: dict.fromkeys(KINDS, 900 - 90 * i) for i, n in enumerate(SCHEMES)},
-        {n: 1200 - 100 * i for i, n in enumerate(SCHEMES)}, "Mistral-7B on NVIDIA H200",
-    ),
+    "steps": lambda: recorded_tables.steps([*recorded.steps().values()][:6]),
     "errors": lambda: log_figure.errors((REFERENCE.parent / "server.log").read_text()),
     "load": lambda: load_tables.load(levels(1.0)),
 }  # fmt: skip

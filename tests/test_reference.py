@@ -10,15 +10,11 @@ from helpers.base import machine, records
 from helpers.base.machine import Machine
 from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
-from helpers.model import lookup, shapes, sizes
+from helpers.model import lookup, schemes, sizes
 from helpers.model.model import EMBEDDED
-from helpers.model.schemes import SCHEMES
 from helpers.serve.child import Child
 from helpers.tools import recording, reference
 
-# MiB a layer that torch's blocks are larger than the 8-bit matrices in them: two of 25 MiB in 26, as blocks
-# come in multiples of 2 MiB; and 135, 67.5, 35 and 25 MiB in 136, 70, 50 and 26, which 16-bit ones had left.
-LARGER = {("Phi-2", "fp8"): 2, ("Phi-2", "int8"): 2, ("Qwen2.5-14B", "fp8"): 19.5}
 H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
 
 
@@ -83,12 +79,7 @@ def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
 
 
 def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
-    """vLLM's figure, to the byte, against the config alone.
-
-    While it loads vLLM forbids torch to split blocks above 20 MiB (max_split_size_mb=20 in gpu_worker.py). A
-    matrix rounded while loading then lies whole in what a 16-bit one left behind, which may be up to 20 MiB
-    larger: it depends on the sizes, and matters in two of these models.
-    """
+    """vLLM's figure, to the byte, against the config alone."""
     rows, problems = records.read(REFERENCE / "h200/records.jsonl")
     assert not problems
     known = sizing.known_models(lookup.resolve(EMBEDDED))
@@ -96,7 +87,6 @@ def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():
     assert len(seen) >= 7
     for (model, scheme), measured in seen.items():
         held = sizes.held_weights_bytes(scheme, known[model].folder, H200)
-        held += LARGER.get((model, scheme), 0) * 2**20 * known[model].config["num_hidden_layers"]
         # What kernels pad and the allocator rounds up is some MiB: more than that of the smallest model only.
         assert measured == pytest.approx(held, rel=0.01, abs=10 * 2**20), (model, scheme)
 
@@ -110,97 +100,33 @@ def test_no_recorded_engine_is_faster_than_its_bound():
         assert row["output_tokens_per_s"] < bound, row
 
 
-def test_a_recorded_step_is_broken_down_whole_or_not_at_all():
-    rows = recorded.recorded()
-    assert {row["scheme"] for row in rows} >= {"baseline", "fp8", "awq"}
-    told = [row for row in rows if recorded.breakdown(row)]
-    assert len(told) >= 7
-    for row in told:
-        parts, step = recorded.breakdown(row), 1e6 / row["tokens_per_s"]["1"]
-        assert set(parts) == {"matrix products", "attention and cache", "other kernels", "GPU waits"}
+def test_a_recorded_step_is_broken_down_whole():
+    rows = recorded.steps()
+    assert {row["scheme"] for row in rows.values()} >= {"baseline", "fp8", "awq"}
+    for way, row in rows.items():
+        parts = recorded.breakdown(row)
+        assert set(parts) == set(recorded_tables.KINDS)
         assert min(parts.values()) >= 0
         # The kernels were timed under the profiler, the step without it.
-        assert sum(parts.values()) == pytest.approx(max(step, row["busy"]["1"]["gpu_us"]), rel=0.02)
-        read = recorded.least(row, shapes.shape("mistral-7b"))
-        assert parts["matrix products"] > 0.95 * read, row[
-            "variant"
-        ]  # nothing reads faster than memory moves
-    hidden = told[0] | {"busy": {"1": told[0]["busy"]["1"] | {"longest": {"nvjet": [10.0, 1.0]}}}}
-    assert recorded.breakdown(hidden) is None
+        assert sum(parts.values()) == pytest.approx(row["step_us"], rel=0.05), way
+        assert parts["matrix products"] > 0.95 * recorded.reading_us(row), (
+            way
+        )  # none reads faster than memory
+        assert parts["other kernels"] < 0.25 * sum(parts.values()), way  # most of it has a name
 
 
-def test_of_several_runs_of_a_variant_the_median_of_each_batch_counts(tmp_path):
-    kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
-    same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same["protocol"] = 0
-    fast = {"tokens_per_s": {"1": 200.0, "64": 900.0}, "of_the_bound": 0.5, "busy": kernels}
-    runs = [
-        same | fast,
-        same | {"error": "no kernel"},
-        same | {"tokens_per_s": {"1": 190.0, "64": 990.0}, "of_the_bound": 0.4, "busy": {
-            "1": {"gpu_us": 4.0, "longest": {"nvjet": [1.0, 1.0]}}}},
-    ]  # fmt: skip
-    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    (row,) = recorded.recorded(tmp_path)
-    assert (row["tokens_per_s"], row["of_the_bound"]) == ({"1": 195.0, "64": 945.0}, 0.5)
-    assert row["runs"] == {"1": [190.0, 200.0], "64": [900.0, 990.0]}
-    assert row["busy"] == kernels  # the other's are shorter, and do not say where the time goes
-    rows = recorded.recorded()
-    assert len({(row["device"], row["scheme"], row["variant"]) for row in rows}) == len(rows)
+def test_every_way_that_estimates_rest_on_is_recorded():
+    for scheme in schemes.EVERY.values():
+        for way in scheme.ways:
+            assert 0 < recorded.beyond(way.timed, 1) < recorded.beyond(way.timed, 64), way.name
+    between = [recorded.beyond("bf16", batch) for batch in (64, 160, 256, 352)]
+    assert between[1] == pytest.approx((between[0] + between[2]) / 2)
+    assert between[3] == pytest.approx(2 * between[2] - between[1])
 
 
-def test_a_profile_of_decoding_alone_is_taken_before_one_with_the_prompts(tmp_path):
-    same = {"device": "NVIDIA H200", "model": "Mistral-7B", "scheme": "fp8", "variant": "torch's kernel"}
-    same |= {"tokens_per_s": {"1": 900.0}, "of_the_bound": 0.5}
-    both = [{"1": {"gpu_us": us, "longest": {"nvjet": [us, 1.0]}}} for us in (5.0, 6.0)]
-    runs = [same | {"protocol": number, "busy": busy} for number, busy in enumerate(both)]
-    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    (row,) = recorded.recorded(tmp_path)
-    assert row["busy"] == both[1]  # the prompts of the other's took little: its least is not less
-
-
-def test_at_the_largest_batch_only_what_was_timed_nine_times_has_a_rate(tmp_path):
-    kernels = {"1": {"gpu_us": 5.0, "longest": {"nvjet": [5.0, 1.0]}}}
-    same = {
-        "device": "NVIDIA H200",
-        "model": "Mistral-7B",
-        "scheme": "fp8",
-        "of_the_bound": 0.5,
-        "busy": kernels,
-    }
-    old, new = {"protocol": 1}, {"protocol": 2}
-    runs = [
-        same | old | {"variant": "both", "tokens_per_s": {"64": 70.0, "256": 990.0}, "beside": "another"},
-        same | new | {"variant": "both", "tokens_per_s": {"64": 60.0, "256": 900.0}},
-        same | old | {"variant": "old", "tokens_per_s": {"64": 80.0, "256": 950.0}, "beside": "another"},
-    ]
-    records.append(tmp_path / "mine/settings.jsonl", runs, ("scheme",))
-    both, older = recorded.recorded(tmp_path)
-    assert (both["tokens_per_s"], older["tokens_per_s"]) == ({"64": 65.0, "256": 900.0}, {"64": 80.0})
-    assert ("beside" in both, "beside" in older) == (False, True)  # one of its runs was alone
-    assert (recorded.fastest([both, older], "fp8", 64), recorded.fastest([both, older], "fp8", 256)) == (
-        "old",
-        "both",
-    )
-    base = {"scheme": "baseline", "kernels": []}
-    both |= base | {"variant": recorded.DEFAULTS}
-    table = recorded_tables.variants([both, older | base], [64, 256])
-    assert [row[3:] for row in table.rows] == [
-        ["2, 1", "60 to 70 (x 1.00)", "900 (x 1.00)"], ["1, 0", "80 (x 1.23)", "-"]
-    ]  # fmt: skip
-    assert [row[1] for row in table.rows] == [recorded.DEFAULTS, "old *"]
-
-
-def test_notable_are_vllms_own_choice_and_the_fastest_at_each_batch():
-    rows = recorded.recorded()
-    assert recorded.fastest(rows, "awq", 1).startswith("Marlin")
-    assert not recorded.fastest(rows, "awq", 64).startswith("Marlin")
-    found = recorded.notable(rows, [1, 256])
-    names = [(row["scheme"], row["variant"]) for row in found]
-    assert len(names) == len(set(names)) < len(rows)
-    for scheme in {row["scheme"] for row in rows}:
-        assert (scheme, "vLLM's defaults") in names
-        assert {recorded.fastest(rows, scheme, batch) for batch in (1, 256)} <= {
-            v for s, v in names if s == scheme
-        }
-    assert [scheme for scheme, _ in names] == sorted((s for s, _ in names), key=[*SCHEMES].index)
+def test_the_figure_of_steps_says_what_is_in_its_bars():
+    rows = recorded.steps()
+    shown = recorded_tables.steps([rows["bf16"], rows["awq, Machete"]])
+    waits = recorded.breakdown(rows["awq, Machete"])["GPU waits"]
+    assert f"GPU waits {waits:,.0f}" in shown.alt
+    assert [label.get_text() for label in shown.axes[0].get_yticklabels()] == ["bf16", "awq, Machete"]

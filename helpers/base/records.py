@@ -25,10 +25,9 @@ FIELDS = (
 # What two records must share to stand in one table or figure: prompts of another length are another load.
 ORIGIN = ("model", "weights", "device", "device_bytes", "vllm", "prompt_tokens", "recorded")
 PROMPT_TOKENS = 16  # of the lessons' own measurements of speed
-# How a line of a reference run was measured, as its ``protocol`` says:
-# 0: a batch three times, too short a look at short steps; a profile that spreads the prompts over the steps
-DECODING_ALONE = 1  # a profile of decoding alone
-NINE_TIMES = PROTOCOL = 2  # a batch nine times, with Python's collector held back
+# How a line of a reference run was measured: a batch nine times, with Python's collector held back; a profile
+# of decoding alone. What was measured in other ways is no longer on record.
+PROTOCOL = 2
 
 
 def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:

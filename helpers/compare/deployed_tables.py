@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from helpers.base.machine import GIB
 from helpers.base.page import Table
-from helpers.compare import sizing
+from helpers.compare import recorded, sizing
 from helpers.compare.cost import HOURS_A_DAY, per_million
 from helpers.model import sizes
 from helpers.serve.load import KEEPS
@@ -14,10 +15,7 @@ from helpers.serve.load import KEEPS
 
 def share_of_bound(row: dict) -> float:
     """A dense model's tokens/s as a share of what reading its weights once a step allows, at that batch."""
-    known = sizing.known_models()[row["model"]]
-    embedding = 2 * sizes.layout(known.folder).embedding  # rows of it are read
-    bound = row["batch"] * row["copy_bandwidth"] / (row["weights_bytes"] - embedding)
-    return row["output_tokens_per_s"] / bound
+    return recorded.reading_us(row) * row["output_tokens_per_s"] / row["batch"] / 1e6
 
 
 def decoding(rows: list[dict], ways: Sequence[str], batches: Sequence[int] = (1, 8, 64, 256)) -> Table:
@@ -30,7 +28,9 @@ def decoding(rows: list[dict], ways: Sequence[str], batches: Sequence[int] = (1,
         if row["prompt_tokens"] == 16 and row["way"] in ways:
             found.setdefault((row["model"], row["way"]), {})[row["batch"]] = row
     lines = []
-    for (model, way), of in found.items():
+    models = dict.fromkeys(model for model, _ in found)
+    for model, way in (pair for pair in itertools.product(models, ways) if pair in found):
+        of = found[model, way]
         experts = sizes.layout(sizing.known_models()[model].folder).experts
         rates = [f"{of[batch]['output_tokens_per_s']:,.0f}" if batch in of else "-" for batch in batches]
         weights = f"{of[batches[0]]['weights_bytes'] / GIB:.1f} GiB"

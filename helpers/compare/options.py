@@ -294,17 +294,17 @@ def on_record() -> list[dict]:
     ]
 
 
-FEW = 8  # requests at once, up to which four bits in Marlin gave more than FP8 in every model on record
+FEW = 8  # requests at once, up to which four bits in Marlin gave more than FP8 in every model of 7B and more
 
 
 @functools.cache
 def marlin() -> tuple[float, float]:
     """What four bits in Marlin gave at up to ``FEW`` requests on the Hopper on record, as a multiple of FP8's
-    tokens/s: the least and the most. vLLM chooses Machete there."""
+    tokens/s, of models of 7B and more: the least and the most. vLLM chooses Machete there."""
     rates = {
         (row["model"], row["prompt_tokens"], row["batch"], row["way"]): row["output_tokens_per_s"]
         for row in records.deployments()
-        if row["batch"] <= FEW
+        if row["batch"] <= FEW and row["model"] != "Phi-2"
     }
     found = [
         rate / rates[*load, "fp8"]
@@ -326,7 +326,7 @@ def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)
     least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
     exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
-    return batch / (least + recorded.beyond(*way.timed, batch) * layers + exchange)
+    return batch / (least + recorded.beyond(way.timed, batch) * layers + exchange)
 
 
 # -- which to take -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What was recorded of vLLM's settings on a GPU, and which of them were fastest."""
+"""What a step took on a GPU beyond what its memory and arithmetic allow, and on what: from records."""
 
 from __future__ import annotations
 
@@ -6,126 +6,67 @@ import functools
 import itertools
 import re
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.base import records
-from helpers.base.records import DECODING_ALONE, NINE_TIMES, REFERENCE
-from helpers.compare import cards, roofline
-from helpers.model import schemes, shapes
-from helpers.model.model import Model
-from helpers.model.schemes import SCHEMES
+from helpers.base.records import REFERENCE
+from helpers.compare import cards, roofline, sizing
+from helpers.model import schemes, sizes
 
-BATCHES = (1, 64, 256)
+MODEL = "Qwen3-8B"  # of which every way is on record, those of older GPUs too
+MODELS = (MODEL, "Mistral-7B")
+UNTOLD = "other kernels"
 
-DEFAULTS = "vLLM's defaults"  # the variant in which vLLM chooses for itself
-
-
-# -- what was recorded ------------------------------------------------------------------------------
-
-# By what a kernel is called: products of matrices (cuBLAS's nvjet, CUTLASS, Marlin, Machete, Humming, and
-# what Inductor makes of a product with one row), and attention with its cache.
+# By what a kernel is called: products of matrices (cuBLAS's nvjet, CUTLASS, Marlin, Machete, Humming), and
+# attention with its cache, which CUTLASS makes, too.
 _KINDS = {
-    "matrix products": re.compile(
-        r"nvjet|gemm|Gemm|marlin::|humming<|splitKreduce|triton_red_fused_.*mm_.*t_(view_)?\d"
-    ),
     "attention and cache": re.compile(r"[Ff]lash|reshape_and_cache|unified_attention|reduce_segments"),
+    "matrix products": re.compile(r"nvjet|[Gg]emm|marlin::|humming<|splitKreduce"),
 }
 
-NAMED = 0.85  # of the GPU's time must be of kernels that the record names, or it is not broken down
 
-
-def recorded(folder: Path = REFERENCE) -> list[dict]:
-    """The variants on record, of every machine, those that ran; several runs of one are one row.
-
-    Its rates are medians, since some variants ran once and others six times: the fastest of unequal numbers
-    would favour the latter. ``runs`` has every rate, by batch size.
-    """
-    found, _ = records.recorded(
-        folder, "settings.jsonl", ("scheme", "variant", "device", "model", "protocol")
-    )
-    runs: dict[tuple, list[dict]] = {}
-    for row in found:
-        if "tokens_per_s" in row:
-            runs.setdefault((row["device"], row["model"], row["scheme"], row["variant"]), []).append(row)
-    return [_together(same) for same in runs.values()]
-
-
-def _together(runs: list[dict]) -> dict:
-    """The newest of one variant's runs, with the median rate of each batch size and its shortest kernels.
-
-    It has a rate at the largest batch only if a run by ``NINE_TIMES`` does.
-    """
-    rates: dict[str, list[float]] = {}
-    for run in runs:
-        for batch, rate in run["tokens_per_s"].items():
-            if int(batch) < BATCHES[-1] or run["protocol"] >= NINE_TIMES:
-                rates.setdefault(batch, []).append(rate)
-    # A profile that began with the reading of the prompts has its time spread over the steps.
-    profiled = min(runs, key=lambda run: (run["protocol"] < DECODING_ALONE, *_untold(run["busy"]["1"])))
-    alone = sorted(runs, key=lambda run: run["of_the_bound"])[len(runs) // 2]
-    found = runs[-1] | {
-        "tokens_per_s": {batch: statistics.median(rate) for batch, rate in rates.items()},
-        "runs": {batch: sorted(rate) for batch, rate in rates.items()},
-        "of_the_bound": alone["of_the_bound"],
-        "copy_bandwidth": alone.get("copy_bandwidth"),
-        "busy": profiled["busy"],
+def steps(model: str = MODEL, batch: int = 1, folder: Path = REFERENCE) -> dict[str, dict]:
+    """By way a model's step of ``batch`` requests after prompts of 16 tokens: its kernels' microseconds, and
+    ``step_us``, the same without the profiler."""
+    timed = {
+        row["way"]: row
+        for row in records.deployments(folder)
+        if (row["model"], row["batch"], row["prompt_tokens"]) == (model, batch, 16)
     }
-    if not all("beside" in run for run in runs):
-        found.pop("beside", None)
-    return found
+    found, _ = records.recorded(folder, "steps.jsonl", ("model", "way", "batch", "longest"))
+    return {
+        row["way"]: timed[row["way"]]
+        | row
+        | {"step_us": 1e6 * batch / timed[row["way"]]["output_tokens_per_s"]}
+        for row in found
+        if (row["model"], row["batch"]) == (model, batch) and row["way"] in timed
+    }
 
 
-def _untold(seen: dict) -> tuple[bool, float]:
-    """Whether too little of the GPU's time is of kernels that are named, and that time."""
-    named = sum(us for us, _ in seen["longest"].values())
-    return named < NAMED * seen["gpu_us"], seen["gpu_us"]
+def breakdown(row: dict) -> dict[str, float]:
+    """Where the microseconds of one of the ``steps`` go, by kind of kernel.
 
-
-def fastest(rows: list[dict], scheme: str, batch: int) -> str:
-    """The variant of a scheme that gives the most tokens/s at a batch size."""
-    ours = [row for row in rows if row["scheme"] == scheme]
-    return max(ours, key=lambda row: row["tokens_per_s"].get(str(batch), 0.0))["variant"]
-
-
-def notable(rows: list[dict], batches: Sequence[int]) -> list[dict]:
-    """The rows of vLLM's own choice and of what was fastest at a batch size, scheme by scheme."""
-    found = {}
-    for row in sorted(rows, key=lambda row: [*SCHEMES].index(row["scheme"])):
-        names = [DEFAULTS, *(fastest(rows, row["scheme"], batch) for batch in batches)]
-        if row["variant"] in names:
-            found[row["scheme"], row["variant"]] = row
-    return list(found.values())
-
-
-def breakdown(row: dict) -> dict[str, float] | None:
-    """Where the microseconds of a step of one request go, by kind of kernel; None where too few are named.
-
-    The step is the one timed without the profiler; what the GPU was not busy for is ``GPU waits``.
+    What the GPU was not busy for is ``GPU waits``; kernels that are not named are among the others.
     """
-    seen = row["busy"]["1"]
-    if _untold(seen)[0]:
-        return None
-    step = 1e6 / row["tokens_per_s"]["1"]
-    named = sum(us for us, _ in seen["longest"].values())
-    parts = dict.fromkeys([*_KINDS, "other kernels"], 0.0)
-    for kernel, (us, _) in seen["longest"].items():
-        kind = next((kind for kind, name in _KINDS.items() if name.search(kernel)), "other kernels")
-        parts[kind] += us
-    parts["other kernels"] += seen["gpu_us"] - named
-    return parts | {"GPU waits": max(0.0, step - seen["gpu_us"])}
+    parts = dict.fromkeys(("matrix products", "attention and cache", UNTOLD), 0.0)
+    for kernel, us, _ in row["longest"]:
+        parts[next((kind for kind, name in _KINDS.items() if name.search(kernel)), UNTOLD)] += us
+    parts[UNTOLD] += row["gpu_us"] - sum(parts.values())
+    return parts | {"GPU waits": max(0.0, row["step_us"] - row["gpu_us"])}
 
 
-def least(row: dict, model: Model) -> float:
-    """Microseconds that reading the weights of a variant takes at the bandwidth measured beside it."""
-    machine = cards.card(row["device"]).machine
-    return 1e6 * roofline.step(model, row["scheme"], machine).weights / row["copy_bandwidth"]
+def reading_us(row: dict) -> float:
+    """Microseconds that reading a dense model's weights takes at the bandwidth measured beside it; of the
+    embedding table a token reads a row."""
+    embedding = 2 * sizes.layout(sizing.known_models()[row["model"]].folder).embedding
+    return 1e6 * (row["weights_bytes"] - embedding) / row["copy_bandwidth"]
 
 
-def beyond(scheme: str, variant: str, batch: float) -> float:
+def beyond(way: str, batch: float) -> float:
     """Seconds a layer that a step of ``batch`` tokens takes beyond its bytes and operations: on a line
-    between two batch sizes on record, or on from the last two."""
-    found = _beyond(scheme, variant)
+    between two batch sizes on record, or on from the last two. An FP8 cache that was not recorded with these
+    weights is taken to add nothing."""
+    found = _beyond(way) or _beyond(way.removesuffix(", FP8 cache"))
     (low, before), (high, after) = next(
         ((one, other) for one, other in itertools.pairwise(found) if batch <= other[0]), found[-2:]
     )
@@ -133,17 +74,18 @@ def beyond(scheme: str, variant: str, batch: float) -> float:
 
 
 @functools.cache
-def _beyond(scheme: str, variant: str) -> list[tuple[int, float]]:
-    """The same of each batch size on record."""
-    row = next(row for row in recorded() if (row["scheme"], row["variant"]) == (scheme, variant))
-    model, card = shapes.shape(row["model"].lower()), cards.card(row["device"])
-    work, entry = roofline.step(model, scheme), schemes.scheme(scheme)
-    bits = 16 if "Marlin" in variant else entry.way(card.machine).arithmetic_bits
-    found = []
-    for batch, rate in sorted((int(batch), rate) for batch, rate in row["tokens_per_s"].items()):
-        least = work.seconds(batch, row["copy_bandwidth"], card.rate(bits), 16)
-        found.append((batch, max(0.0, batch / rate - least) / work.layout.layers))
-    return found
+def _beyond(way: str) -> list[tuple[int, float]]:
+    """The same of each batch size on record: the mean of the models that have the way."""
+    found: dict[int, list[float]] = {}
+    for row in records.deployments():
+        if row["model"] not in MODELS or (row["way"], row["prompt_tokens"]) != (way, 16):
+            continue
+        work = roofline.step(sizing.known_models()[row["model"]], row["scheme"])
+        card, took = cards.card(row["device"]), row["batch"] / row["output_tokens_per_s"]
+        eight = schemes.scheme(row["scheme"]).way(card.machine).arithmetic_bits == 8 and "Marlin" not in way
+        least = work.seconds(row["batch"], row["copy_bandwidth"], card.rate(8 if eight else 16), 16)
+        found.setdefault(row["batch"], []).append(max(0.0, took - least) / work.layout.layers)
+    return [(batch, statistics.mean(found[batch])) for batch in sorted(found)]
 
 
 @functools.cache

@@ -14,27 +14,21 @@ class SchemeError(ValueError):
 
 @dataclass(frozen=True)
 class Way:
-    """One way a scheme runs on some hardware.
-
-    ``name`` says how, ``when`` whether a machine takes it, ``why`` in one sentence, ``args`` what it adds to
-    ``vllm.LLM``'s arguments. Where no kernel reads the scheme's format, ``expanded`` has its rounded weights
-    written out in 16 bits first: the answers are the scheme's, bytes and speed are not. ``group_bytes`` is
-    what a kernel that repacks a group's scale and zero point keeps of them, if not what the file has.
-    ``arithmetic_bits`` is the width of what is multiplied: 8 where weights and activations both are, 16 (or
-    the baseline's 32) where weights are widened first. ``onednn`` is false where torch must not leave the
-    products to oneDNN. ``timed`` names the scheme and the variant in ``notebooks/reference`` whose kernel
-    this is: what a step takes beyond reading.
-    """
+    """One way a scheme runs on some hardware."""
 
     name: str
-    when: Callable[[Machine], bool]
-    why: str
-    args: dict = field(default_factory=dict)
+    when: Callable[[Machine], bool]  # whether a machine takes it
+    why: str  # a sentence
+    args: dict = field(default_factory=dict)  # what it adds to vllm.LLM's
+    # Where no kernel reads the format, the rounded weights are written out in 16 bits first: the answers are
+    # the scheme's, bytes and speed are not.
     expanded: bool = False
-    group_bytes: float | None = None
+    group_bytes: float | None = None  # of a group's scale and zero point, where the kernel repacks them
+    # Of what is multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights
+    # are widened first.
     arithmetic_bits: int = 16
-    onednn: bool = True
-    timed: tuple[str, str] = ("baseline", "vLLM's defaults")
+    onednn: bool = True  # false where torch must not leave the products to oneDNN
+    timed: str = "bf16"  # the way in deployments.jsonl whose kernel it is: a step's time beyond reading
 
     @property
     def plain_bytes(self) -> int:
@@ -49,10 +43,10 @@ class Scheme:
     ``weight_bits`` is what one weight of a quantized linear layer takes, without its scales.
     ``channel_bytes`` is stored once an output channel (a scale), ``group_bytes`` once a group of
     weights (a scale, and half a byte of zero point), ``group`` of them where the format fixes that.
-    ``recipe`` names the checkpoint that ``model.checkpoints`` makes for it; without one vLLM quantizes while
-    it loads. ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are matplotlib's colour,
-    marker and line. ``lacks`` says what a machine lacks that takes none of the ``ways``; ``earlier`` are ways
-    that no machine takes any more, but records in ``notebooks/reference`` name.
+    ``recipe`` names the checkpoint that ``model.checkpoints`` makes for it. Without one vLLM quantizes while
+    it loads, where a way says so; of other formats the model has to be a checkpoint already.
+    ``kv_bytes`` is what one key or value takes in its KV cache. ``look`` are matplotlib's colour, marker and
+    line. ``lacks`` says what a machine lacks that takes none of the ``ways``.
     """
 
     name: str
@@ -60,7 +54,6 @@ class Scheme:
     weight_bits: int
     ways: tuple[Way, ...]
     lacks: str
-    earlier: tuple[Way, ...] = ()
     channel_bytes: float = 0.0
     group_bytes: float = 0.0
     recipe: str | None = None
@@ -115,6 +108,7 @@ def _in_fp8(way: Way) -> Way:
         why=f"{way.why} The cache stores FP8: Hopper and the data-centre Blackwells round the queries, too, "
         "and multiply FP8, other hardware widens it as it reads.",
         args=way.args | {"kv_cache_dtype": "fp8"},
+        timed=f"{way.timed}, FP8 cache",
     )
 
 

@@ -50,7 +50,7 @@ _FP8_TENSOR = Way(
     "are scaled token by token, as in the checkpoints that vendors publish (FP8_DYNAMIC).",
     _BF16 | {"quantization": "fp8_per_channel"},
     arithmetic_bits=8,
-    timed=("fp8", "per channel"),
+    timed="fp8",
 )
 
 _FP8_MARLIN = Way(
@@ -58,7 +58,7 @@ _FP8_MARLIN = Way(
     cuda(7.5, 8.9),
     "Below SM 8.9 no matrix unit knows FP8; Marlin widens the weights as it reads them.",
     {"dtype": "auto", "quantization": "fp8_per_tensor"},
-    timed=("fp8", "Marlin (W8A16)"),
+    timed="fp8, Marlin",
 )
 
 # A scale a block: the kernel takes one a tensor, too, but vLLM's CPU build cannot round so as it loads.
@@ -86,15 +86,6 @@ FP8 = Scheme(
     channel_bytes=4,
     ways=(_FP8_TENSOR, _FP8_MARLIN, _FP8_AMX, _FP8_EMULATED),
     lacks="FP8 weights need SM 7.5 on a GPU.",
-    earlier=(
-        replace(
-            _FP8_TENSOR,
-            name="FP8 tensor cores",
-            why="One scale a matrix is the quick way to round while loading, and a little further off.",
-            args=_BF16 | {"quantization": "fp8_per_tensor"},
-            timed=("fp8", "vLLM's defaults"),
-        ),
-    ),
 )
 
 FP8_FILE = Scheme(
@@ -127,7 +118,7 @@ _W4_MARLIN = Way(
     cuda(7.5),
     "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
     {"dtype": "auto"},
-    timed=("awq", "Marlin"),
+    timed="awq, Marlin",
 )
 
 AWQ = Scheme(
@@ -145,7 +136,7 @@ AWQ = Scheme(
             "too.",
             {"dtype": "auto"},
             group_bytes=4.0,
-            timed=("awq", "vLLM's defaults"),
+            timed="awq, Machete",
         ),
         _W4_MARLIN,
         Way(
@@ -195,7 +186,7 @@ INT8 = Scheme(
             "The GPU multiplies INT8 natively.",
             {"dtype": "auto"},
             arithmetic_bits=8,
-            timed=("fp8", "per channel"),  # the same bytes and rates; an H200 gave INT8 0.85 to 0.99 of it
+            timed="int8",
         ),
         Way(
             "INT8 in vLLM's own CPU kernel",
@@ -255,14 +246,14 @@ NVFP4 = Scheme(
             "Blackwell multiplies FP4 by FP4.",
             {"dtype": "auto"},
             arithmetic_bits=4,
-            timed=("fp8", "per channel"),
+            timed="fp8",
         ),
         replace(
             _FP4_MARLIN,
             name="4-bit floats, 16-bit arithmetic (Humming)",
             when=cuda(9.0, 10.0),
             why="Before Blackwell no matrix unit knows FP4: Humming widens the weights as it reads.",
-            timed=("awq", "Humming"),
+            timed="awq, Humming",
         ),
         replace(
             _FP4_MARLIN,

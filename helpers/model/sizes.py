@@ -89,13 +89,13 @@ def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
 def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     """Bytes the weights should take in this machine's memory, which is not always what the file has.
 
-    A CPU without BF16 kernels widens them. One that has kernels for the type repacks every matrix and
-    drops the original, except of the embedding and the head, which both stay as they were, too.
+    A CPU without BF16 kernels widens them. One that has kernels for the type repacks every matrix in the
+    original's place; of the embedding and the head (where they are one table, of that twice) it keeps both.
 
-    On a GPU, rounding while loading can keep up to 20 MiB more for a layer, depending on the matrices' sizes:
-    vLLM loads with torch's max_split_size_mb=20, so a larger block that a 16-bit matrix left is used whole.
-    Measured on an H200: 0.0 % more for Mistral-7B in FP8, 2.1 % for Phi-2, 5.9 % for Qwen2.5-14B.
-    Large blocks come in multiples of 2 MiB besides: 2.2 % more for Phi-2 in INT8.
+    Not counted: on a GPU, rounding while loading can keep up to 20 MiB more for a layer, by its matrices'
+    sizes. vLLM loads with torch's max_split_size_mb=20, so a larger block that a 16-bit matrix left is used
+    whole.
+    On an H200 that was nothing for Mistral-7B, 2.1 % for Phi-2, and 5.9 % for Qwen2.5-14B.
 
     Raises:
         SchemeError: the machine does not run the scheme.
@@ -103,8 +103,8 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     scheme, counts = schemes.scheme(scheme_name), layout(folder)
     way = scheme.way(machine)
     stored = weights_bytes(counts, format_of(scheme, counts, way), way.plain_bytes)
-    kept_too = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
-    return stored + way.plain_bytes * kept_too
+    kept_twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    return stored + way.plain_bytes * kept_twice
 
 
 def _repacks(machine: Machine, way: Way) -> bool:

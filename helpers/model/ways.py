@@ -9,17 +9,10 @@ from helpers.model import schemes
 from helpers.model.schemes import SCHEMES, SchemeError, Way
 
 
-def recorded(row: dict) -> Way | None:
-    """The way of running that a record names; None where it names none that is known here."""
-    scheme = SCHEMES.get(row["scheme"])
-    known = (*scheme.ways, *scheme.earlier) if scheme else ()
-    return next((way for way in known if way.name == row.get("way")), None)
-
-
 def expanded(row: dict) -> bool:
     """Whether a record's weights ran written out: its answers are the scheme's, bytes and speed are not."""
-    way = recorded(row)
-    return bool(way and way.expanded)
+    known = SCHEMES[row["scheme"]].ways if row["scheme"] in SCHEMES else ()
+    return any(way.expanded for way in known if way.name == row.get("way"))
 
 
 def ways(machine: Machine, names: Iterable[str]) -> dict[str, Way]:
