@@ -13,7 +13,7 @@ from helpers.measure import divergence, task
 from helpers.measure.divergence import Reference
 from helpers.measure.tap import QualityError
 from helpers.measure.task import Answers
-from helpers.model import embedded, text
+from helpers.model import embedded
 from helpers.model import model as model_module
 from helpers.model.text import held_out_text
 from tests.conftest import SWAP
@@ -199,7 +199,7 @@ def test_another_text_or_tokenizer_is_refused(reference, tmp_path, monkeypatch):
     engine = an_engine(a_model(tmp_path / "copy"), encode=lambda text, **_: [*range(1, 101)])
     with pytest.raises(QualityError, match="tokenizer of copy is not the reference's"):
         reference.check(engine)
-    monkeypatch.setattr(text, "held_out_text", lambda: ("x", "another text"))
+    monkeypatch.setattr(divergence, "held_out_text", lambda: ("x", "another text"))
     with pytest.raises(QualityError, match="here the text is another text"):
         reference.check(engine)
 

@@ -4,9 +4,10 @@ import pytest
 from safetensors import safe_open
 
 from helpers.base.machine import GIB, Machine
+from helpers.engine.engine import resolve_checkpoint
 from helpers.model import embedded, schemes
 from helpers.model import shapes as shapes_module
-from helpers.model.schemes import SCHEMES, SchemeError
+from helpers.model.schemes import SchemeError
 from helpers.model.sizes import (
     group_size,
     held_weights_bytes,
@@ -123,7 +124,12 @@ def test_the_largest_group_that_divides_every_width(widths, size):
 
 
 def test_every_way_says_why():
-    assert all(way.why.endswith(".") for scheme in SCHEMES.values() for way in scheme.ways)
+    assert all(way.why.endswith(".") for scheme in schemes.EVERY.values() for way in scheme.ways)
+
+
+def test_a_format_that_is_not_made_here_needs_a_checkpoint():
+    with pytest.raises(SchemeError, match="NVFP4 checkpoint: give a model that is one already"):
+        resolve_checkpoint("embedded", "nvfp4", gpu(9.0))
 
 
 def test_an_unknown_scheme_is_answered_with_those_there_are():

@@ -84,7 +84,7 @@ def open_engine(
 
     Args:
         model: ``embedded``, a folder, a hub name, or what ``lookup.resolve`` returned.
-        scheme: a name of ``schemes.SCHEMES``; it decides dtype and quantization for this machine.
+        scheme: a name of ``schemes.EVERY``; it decides dtype and quantization for this machine.
         checkpoint: what ``checkpoints.make`` made of the model for this scheme with a program of yours.
         log_dir: folder for vLLM's log; one file an engine.
         in_process: build the engine in this process (the default on a CPU) or in a child.
@@ -121,6 +121,8 @@ def resolve_checkpoint(
     way = entry.way(machine)
     resolved = model if isinstance(model, Model) else lookup.resolve(model)
     loaded = checkpoint or (checkpoints.make(resolved, entry.recipe) if entry.recipe else resolved)
+    if entry.needs_checkpoint and "quantization_config" not in loaded.config:
+        raise schemes.SchemeError(f"{entry.title}: give a model that is one already; none is made here.")
     if way.expanded:
         loaded = checkpoints.expand(loaded)
     return resolved, loaded, way
@@ -253,6 +255,7 @@ class Engine:
     # -- opening it -----------------------------------------------------------------------------
 
     def __enter__(self):
+        """Start it; the block gets the ``vllm.LLM``, whose ``engine`` is this."""
         global _open
         if _open is not None:
             raise EngineError(
@@ -264,7 +267,7 @@ class Engine:
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
             self._log = logfile.open_log(self.log_file)
             self._settings = Settings.save()
-            self.memory.start()
+            self.memory.start()  # for a start that fails before vLLM is imported; `_start` notes it again
         try:
             _open = self
             self._start()
@@ -361,6 +364,9 @@ class Engine:
             raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
 
     def _shut_down(self) -> None:
+        """End vLLM and what refers to it. A child's memory goes with its process, which vLLM asks to end and
+        ``_children`` ends if it does not; in this process every module is emptied, whoever still holds it.
+        """
         self._end_watch()
         self.abort()
         kept, self._llm, torn_down = self._llm, None, False
@@ -370,12 +376,12 @@ class Engine:
                 core.engine_core.shutdown()
                 torn_down = True
             children.wake(core.engine_core)  # another thread may still wait for what will not come
-            # A kept `llm` holds nothing, and says so.
-            vars(kept).update(dict.fromkeys(vars(kept), Released(self)))
+            for name in vars(kept):  # an `llm` that somebody keeps holds nothing, and says so
+                setattr(kept, name, Released(self))
             kept.engine = self
         if self.in_process:
             release.empty_runner(self.runner and self.runner())
-            if not torn_down:
+            if not torn_down:  # else vLLM's own shutdown did
                 release.leave_distributed()
         self._children.end()
         release.forget_caches()

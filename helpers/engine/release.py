@@ -173,7 +173,7 @@ class MemoryWatch:
         """
         stop, last = time.perf_counter() + DEADLINE_S, None
         while True:
-            give_back_garbage()  # only here: whoever shut the engine down has let go of it by now
+            give_back_garbage()  # not in `_shut_down`, whose names still refer to the engine
             now = self.in_use()
             found = Release(self.before, held, now, time.perf_counter() - begun, self.first)
             gone = found.left < NEGLIGIBLE

@@ -25,7 +25,7 @@ from helpers.engine.engine import Engine, open_engine, owner_of
 from helpers.measure import tap, task
 from helpers.measure.tap import QualityError
 from helpers.measure.task import Answers
-from helpers.model import schemes, text
+from helpers.model import schemes
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.text import held_out_text
 
@@ -61,7 +61,7 @@ def text_ids(engine: Engine, tokens: int, window: int) -> list[int]:
     """
     count = tokens // window * window if window > 4 else 0
     # A token is at least one character, and five on average: the whole text would take longer.
-    ids = engine.llm.get_tokenizer().encode(text.held_out_text()[0][: 10 * count], add_special_tokens=False)
+    ids = engine.llm.get_tokenizer().encode(held_out_text()[0][: 10 * count], add_special_tokens=False)
     if not 0 < count <= len(ids):
         raise QualityError(
             f"The text gives {len(ids)} tokens in windows of 5 or more, not {tokens} in windows of {window}."
@@ -112,10 +112,8 @@ class Reference:
         Raises:
             QualityError: another base model, text or tokenizer; KL would be a number without meaning.
         """
-        if self.text != text.held_out_text()[1]:
-            raise QualityError(
-                f"The reference is of {self.text}; here the text is {text.held_out_text()[1]}."
-            )
+        if self.text != held_out_text()[1]:
+            raise QualityError(f"The reference is of {self.text}; here the text is {held_out_text()[1]}.")
         title = engine.checkpoint.title
         if not _same(self.identity, _identity(engine.checkpoint)):
             raise QualityError(f"The reference is of {self.model}; {title} was not made from that model.")
@@ -139,9 +137,17 @@ def keep_reference(llm, folder: str | Path, tokens: int = 4096, window: int = 51
     shape = (len(ids) // window * (window - 1), engine.model.config["vocab_size"])
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape).flush()
     seen = {name: found.tolist() for name, found in collect(engine, ids, window, keep=file).items()}
-    model, text, answers = engine.checkpoint, held_out_text()[1], task.answer(engine)
-    its = _identity(model)
-    reference = Reference(model.title, its, text, window, ids, seen["nll"], seen["top1"], answers, file)
+    reference = Reference(
+        model=engine.checkpoint.title,
+        identity=_identity(engine.checkpoint),
+        text=held_out_text()[1],
+        window=window,
+        ids=ids,
+        nll=seen["nll"],
+        top1=seen["top1"],
+        answers=task.answer(engine),
+        file=file,
+    )
     (folder / "reference.json").write_text(json.dumps(asdict(reference) | {"file": file.name}))
     return reference
 
@@ -158,7 +164,7 @@ def reference_of(
     with contextlib.suppress(QualityError):
         kept = load_reference(folder)
         enough = len(kept.ids) >= tokens // kept.window * kept.window
-        if enough and kept.text == text.held_out_text()[1] and _same(kept.identity, _identity(model)):
+        if enough and kept.text == held_out_text()[1] and _same(kept.identity, _identity(model)):
             return kept
     engine = open_engine(model, log_dir=log_dir, **llm_args)
     with engine:

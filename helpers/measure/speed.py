@@ -1,7 +1,7 @@
 """Speed of an open engine, the same way for every scheme.
 
-No warm-up counts, nothing comes from a cached prefix: prompts are unique, the engine runs with its prefix
-cache off, and each figure is the median of several runs with its spread.
+What warms up does not count, and nothing comes from a cached prefix: prompts are unique, the engine runs with
+its prefix cache off. Each figure is the median of several runs, with its spread.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_speed(
     rng = random.Random(0)
     results = []
     for batch in parameters.checked("batch_sizes", batch_sizes):
-        _decode(engine, batch, 2, 0.0, rng)
+        _decode(engine, batch, prompt_tokens=2, seconds=0.0, rng=rng)
         rates, firsts = [], []
         for _ in range(runs):
             rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
