@@ -17,7 +17,7 @@ from helpers.model import shapes
 def test_the_cache_that_vllm_reported_on_a_gpu_is_the_one_that_is_predicted():
     rows = records.elsewhere()[0] + records.envelopes()[0]
     found = sizing.reconcile(rows, sizing.known_models())
-    assert len(found) >= 20
+    assert len(found) >= 11
     for one in found:
         near = 0.07 if one.row.get("cited") else 0.013  # the log is of an older vLLM
         assert one.predicted == pytest.approx(one.row["kv_cache_tokens"], rel=near), one.row["model"]
