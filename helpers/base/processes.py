@@ -21,9 +21,8 @@ GRACE_S = 30  # from Ctrl+C to killing the worker: more than twice what its clea
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux's prctl(2). Elsewhere nothing: there, processes that detach themselves are not found."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    """Linux's prctl(2)."""
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36

@@ -129,9 +129,6 @@ def _each(content, change: Callable[[str], str]):
     return content
 
 
-# -- secrets ----------------------------------------------------------------------------------------------
-
-
 def redact(text: str) -> str:
     """Remove secrets, and the home's path."""
     text = remove(text)

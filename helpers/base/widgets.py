@@ -80,7 +80,6 @@ class Explorer:
     def __init__(self, draw: Callable, controls: dict[str, Slider | Choice]):
         self.draw, self.controls = draw, controls
         self.first = self._drawn({name: control.value for name, control in controls.items()})
-        self.box = None  # the live widgets, once they are shown
 
     def _drawn(self, values: dict):
         """What ``draw`` returns, or a note with the message of what it refused."""
@@ -117,8 +116,7 @@ class Explorer:
 
         for handle in handles.values():
             handle.observe(redraw, "value")
-        self.box = ipywidgets.VBox([*rows.values(), picture])
-        return self.box
+        return ipywidgets.VBox([*rows.values(), picture])
 
 
 def explore(draw: Callable, **controls: Slider | Choice) -> Explorer:

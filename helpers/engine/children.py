@@ -160,9 +160,8 @@ def _main_left_alone():
 # engine that hangs in compiled code does not take it, and vLLM's client, which would kill it after five
 # seconds, died with its owner. So a thread in the child sees to its end.
 _WATCH = """
-import ctypes as _ctypes, os as _os, sys as _sys, threading as _threading, time as _time
-if _sys.platform == "linux":
-    _ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+import ctypes as _ctypes, os as _os, threading as _threading, time as _time
+_ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
 def _watch(owner={owner}, patience={patience}):
     while _os.getppid() == owner:
         _time.sleep(0.5)

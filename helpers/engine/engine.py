@@ -41,7 +41,7 @@ from helpers.engine.errors import (
     EngineStartError,
     MemoryHeldError,
 )
-from helpers.engine.logfile import CHATTY
+from helpers.engine.logfile import CHATTY, LogFile
 from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import log
 from helpers.model import checkpoints, lookup, schemes, weights
@@ -265,7 +265,7 @@ class Engine:
         # What a release needs is there before anything can be interrupted.
         with interrupts.interrupts_deferred():
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
-            self._log = logfile.open_log(self.log_file)
+            self._log = LogFile(self.log_file)
             self._settings = Settings.save()
             self.memory.start()  # for a start that fails before vLLM is imported; `_start` notes it again
         try:

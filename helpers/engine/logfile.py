@@ -29,23 +29,23 @@ def new_log_file(log_dir: Path, scheme: str) -> Path:
     return path.absolute()
 
 
-def open_log(path: Path) -> LogFile:
-    try:
-        return LogFile(path)
-    except OSError as error:
-        raise EngineError(
-            f"The engine's log cannot be written: {error}. Name another folder: open_engine(log_dir=...)."
-        ) from None
-
-
 class LogFile:
-    """One engine's log: everything written while ``capturing()``, and its logger's lines until ``close``."""
+    """One engine's log: everything written while ``capturing()``, and its logger's lines until ``close``.
+
+    Raises:
+        EngineError: the file cannot be written.
+    """
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        # Appending, so that lines of several processes never overwrite each other.
-        self._stream = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Appending, so that lines of several processes never overwrite each other.
+            self._stream = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+        except OSError as error:
+            raise EngineError(
+                f"The engine's log cannot be written: {error}. Name another folder: open_engine(log_dir=...)."
+            ) from None
         self._handlers: list[logging.StreamHandler] = []
 
     @contextlib.contextmanager

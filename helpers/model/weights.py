@@ -11,7 +11,6 @@ Source: the safetensors format, 8 bytes with the length of the header, the heade
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
@@ -143,7 +142,6 @@ def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
     ]
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -152,27 +152,27 @@ class Crowd:
         choice = {"message": {"content": text}, "finish_reason": reason}
         return judged(request, {"choices": [choice], "usage": usage}), 200, text
 
-    def wait_until_running(self, count: int, timeout_s: float = 60.0) -> None:
+    def wait_until_running(self, count: int) -> None:
         """Wait until the server itself says that ``count`` requests are in flight.
 
         Raises:
-            TimeoutError: they were not within ``timeout_s``, or so few are left that they no longer can be:
+            TimeoutError: they were not within a minute, or so few are left that they no longer can be:
                 the answers were shorter than the time to look.
         """
-        self._wait_until(lambda: in_flight(self._server) >= count, count, f"{count} in flight", timeout_s)
+        self._wait_until(lambda: in_flight(self._server) >= count, count, f"{count} in flight")
 
-    def wait_until_writing(self, timeout_s: float = 60.0) -> None:
+    def wait_until_writing(self) -> None:
         """Wait until the server has written a token since this was called.
 
         Raises:
-            TimeoutError: it had not within ``timeout_s``, or every request had ended.
+            TimeoutError: it had not within a minute, or every request had ended.
         """
         before = _written(self._server)
-        self._wait_until(lambda: _written(self._server) > before, 1, "a token of theirs", timeout_s)
+        self._wait_until(lambda: _written(self._server) > before, 1, "a token of theirs")
 
-    def _wait_until(self, seen: Callable[[], bool], least: int, what: str, timeout_s: float) -> None:
+    def _wait_until(self, seen: Callable[[], bool], least: int, what: str) -> None:
         """Look again and again until it is seen, as long as ``least`` requests have not ended."""
-        stop = time.monotonic() + timeout_s
+        stop = time.monotonic() + 60
         while time.monotonic() < stop:
             left = sum(not future.done() for future in self._futures)
             if seen():
@@ -185,7 +185,7 @@ class Crowd:
                     f"was seen. Ask for longer answers. Their ends: {ends}."
                 )
             time.sleep(0.02)
-        raise TimeoutError(f"{what} was not seen within {timeout_s:g} s.")
+        raise TimeoutError(f"{what} was not seen within a minute.")
 
     def stop_asking(self) -> None:
         """Send no further request; those that were sent have their outcomes."""
