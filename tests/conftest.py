@@ -46,10 +46,7 @@ class SmallDisk:
         return subprocess.run(command, capture_output=True).returncode == 0
 
     def resize(self, size: str) -> None:
-        self.option(f"size={size}")
-
-    def option(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", self.place], check=True)
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.place], check=True)
 
 
 @pytest.fixture

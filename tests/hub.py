@@ -10,28 +10,24 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import MappingProxyType
 
-COMMIT = "c0ffee" * 6 + "c0de"
+from tests.standin import Answers
+
+MODEL, COMMIT = "owner/model", "c0ffee" * 6 + "c0de"
 
 
 @contextlib.contextmanager
 def hub(
-    files: dict[str, bytes],
-    gated: str = "owner/gated",
-    model: str = "owner/model",
-    errors: Mapping[str, tuple[int, str]] = MappingProxyType({}),
+    files: dict[str, bytes], errors: Mapping[str, tuple[int, str]] = MappingProxyType({})
 ) -> Iterator[str]:
-    """Serve ``files`` as ``model``; refuse ``gated``; know no other. Yields the address.
+    """Serve ``files`` as ``owner/model``; refuse ``owner/gated``; know no other. Yields the address.
 
     ``errors`` are other models with the status and the message that each is answered with.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_) -> None:
-            pass
-
+    class Handler(Answers):
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
             headers.setdefault("Content-Length", str(len(body)))
@@ -43,16 +39,16 @@ def hub(
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
-            if path.startswith(gated):
+            if path.startswith("owner/gated"):
                 return self.answer(
                     403, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access is restricted"
                 )
             for name, (status, message) in errors.items():
                 if path.startswith(name):
                     return self.answer(status, b"{}", X_Error_Message=message)
-            if not path.startswith(model):
+            if not path.startswith(MODEL):
                 return self.answer(401, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Not found")
-            rest = path.removeprefix(model).strip("/")
+            rest = path.removeprefix(MODEL).strip("/")
             if rest.startswith("revision/") and rest.partition("/")[2] not in ("main", COMMIT):
                 return self.answer(404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Not found")
             if rest.startswith("tree/"):
@@ -63,8 +59,8 @@ def hub(
                 etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
                 return self.answer(200, files[name], ETag=etag, X_Repo_Commit=COMMIT)
             info = {
-                "id": model,
-                "modelId": model,
+                "id": MODEL,
+                "modelId": MODEL,
                 "sha": COMMIT,
                 "siblings": [{"rfilename": name} for name in files],
             }

@@ -21,12 +21,11 @@ import pytest
 
 from helpers.base import machine
 from helpers.base.files import MANIFEST
-from helpers.base.machine import MIB, Machine
+from helpers.base.machine import MIB
 from helpers.engine import engine
 from helpers.engine.errors import EngineClosedError, EngineDiedError, EngineError, EngineStartError
 from helpers.faults import explain
-from helpers.model import embedded, schemes
-from helpers.model.schemes import SchemeError
+from helpers.model import embedded
 from tests.conftest import SWAP, children, left_behind, named, settled, shared_memory
 
 MACHINE = machine.detect()
@@ -346,10 +345,3 @@ def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(sm
         resource.setrlimit(resource.RLIMIT_AS, limits)
     named(caught.value, "out-of-memory")
     assert settled() - before < SWAP
-
-
-def test_the_schemes_that_do_not_run_here_say_so():
-    turing = Machine("cuda", "Tesla T4", 16 * 2**30, sm=7.5)
-    with pytest.raises(SchemeError) as caught:
-        schemes.scheme("fp8_kv").way(turing)
-    named(caught.value, "no-kernel-for-format")

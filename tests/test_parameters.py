@@ -22,8 +22,6 @@ WRONG = {
     (parameters.whole_list, 1, 1024): ("", "1,,8", [], [0], [1.5], [True], "0,8", [2000], None, True, "1;8"),
     (parameters.whole, 1, 100): (0, 101, "5", 5.0, True, None),
     (parameters.number, 0, 10): (-1, 10.1, "5", True, None, float("nan")),
-    (parameters.text,): ("", "  ", None, 5),
-    (parameters.yes_or_no,): ("yes", "True", None, 1, 0),
 }
 
 

@@ -344,7 +344,6 @@ def test_a_killed_servers_streams_are_told_from_whole_ones_and_a_quantized_versi
             real.replace(other, kv_cache_dtype="fp8")
             crowd.stop_asking()
             outcomes = crowd.outcomes()
-        assert len(outcomes) > 32, "there was hardly a load"
+        assert len(outcomes) > 50, "there was hardly a load"
         assert {outcome.how for outcome in outcomes} == {"answered"}
-        assert len(outcomes) > 50
         assert all(server.args["kv_cache_dtype"] == "fp8" for server in real.servers)

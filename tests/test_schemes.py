@@ -14,6 +14,7 @@ from helpers.model.sizes import (
     layout,
     predicted_weights_bytes,
 )
+from tests.conftest import named
 
 
 def gpu(sm: float) -> Machine:
@@ -25,43 +26,34 @@ def cpu(*isa: str) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("machine", "way", "dtype"),
+    ("scheme", "machine", "way", "argument"),
     [
-        (gpu(7.5), "FP16 tensor cores", "float16"),
-        (gpu(8.0), "BF16 tensor cores", "bfloat16"),
-        (gpu(12.0), "BF16 tensor cores", "bfloat16"),
-        (cpu("amx_bf16", "avx512f"), "BF16 with AMX tiles", "bfloat16"),
-        (cpu("avx512f", "avx2"), "BF16 with AVX-512", "bfloat16"),
-        (cpu("avx2"), "FP32, weights widened once", "float32"),
-    ],
-)
-def test_the_baseline_runs_everywhere_in_its_own_way(machine, way, dtype):
-    taken = schemes.scheme("baseline").way(machine)
-    assert (taken.name, taken.args["dtype"]) == (way, dtype)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "machine", "way", "quantization"),
-    [
+        ("baseline", gpu(7.5), "FP16 tensor cores", "float16"),
+        ("baseline", gpu(8.0), "BF16 tensor cores", "bfloat16"),
+        ("baseline", gpu(12.0), "BF16 tensor cores", "bfloat16"),
+        ("baseline", cpu("amx_bf16", "avx512f"), "BF16 with AMX tiles", "bfloat16"),
+        ("baseline", cpu("avx512f", "avx2"), "BF16 with AVX-512", "bfloat16"),
+        ("baseline", cpu("avx2"), "FP32, weights widened once", "float32"),
         ("fp8", gpu(8.9), "FP8 tensor cores, a scale a channel", "fp8_per_channel"),
         ("fp8", gpu(8.0), "FP8 weights, 16-bit arithmetic", "fp8_per_tensor"),
         ("fp8", cpu("amx_bf16"), "FP8 weights, BF16 arithmetic in AMX tiles", "fp8_per_block"),
-        ("fp8_file", cpu("amx_bf16"), "FP8 emulated", None),
+        ("fp8_file", cpu("amx_bf16"), "FP8 emulated", "bfloat16"),
         ("fp8", cpu("avx512f"), "FP8 emulated", "fp8_per_channel"),
-        ("awq", gpu(7.5), "W4A16 kernel on tensor cores (Marlin)", None),
-        ("awq", cpu("avx2", "avx512f"), "W4A16 kernel of the CPU (CPUWNA16)", None),
-        ("awq", cpu("avx2"), "W4A16 emulated: rounded weights written out in FP32", None),
-        ("awq", cpu("avx512f", "amx_bf16"), "W4A8 kernel of the CPU (CPUWNA16)", None),
-        ("int8", cpu("avx512f", "amx_bf16"), "INT8 in vLLM's own CPU kernel", None),
-        ("int8", cpu("avx512f"), "INT8 in oneDNN", None),
-        ("int8", gpu(8.0), "INT8 tensor cores", None),
-        ("int8", cpu("avx2"), "INT8 in oneDNN", None),
+        ("awq", gpu(7.5), "W4A16 kernel on tensor cores (Marlin)", "auto"),
+        ("awq", cpu("avx2", "avx512f"), "W4A16 kernel of the CPU (CPUWNA16)", "bfloat16"),
+        ("awq", cpu("avx2"), "W4A16 emulated: rounded weights written out in FP32", "float32"),
+        ("awq", cpu("avx512f", "amx_bf16"), "W4A8 kernel of the CPU (CPUWNA16)", "bfloat16"),
+        ("int8", cpu("avx512f", "amx_bf16"), "INT8 in vLLM's own CPU kernel", "bfloat16"),
+        ("int8", cpu("avx512f"), "INT8 in oneDNN", "bfloat16"),
+        ("int8", gpu(8.0), "INT8 tensor cores", "auto"),
+        ("int8", cpu("avx2"), "INT8 in oneDNN", "float32"),
     ],
 )
-def test_a_schemes_way_follows_the_hardware(scheme, machine, way, quantization):
+def test_a_schemes_way_follows_the_hardware(scheme, machine, way, argument):
+    """Its name, and what vLLM quantizes to; the number format where it does not quantize."""
     taken = schemes.scheme(scheme).way(machine)
     assert taken.name == way
-    assert taken.args.get("quantization") == quantization
+    assert taken.args.get("quantization", taken.args["dtype"]) == argument
 
 
 def test_a_cpu_with_amx_multiplies_four_bits_in_eight_and_keeps_more_for_each_group():
@@ -86,8 +78,9 @@ def test_a_cpu_with_amx_multiplies_four_bits_in_eight_and_keeps_more_for_each_gr
     ],
 )
 def test_a_machine_that_does_not_run_a_scheme_is_told_why(scheme, machine, said):
-    with pytest.raises(SchemeError, match=said):
+    with pytest.raises(SchemeError, match=said) as caught:
         schemes.scheme(scheme).way(machine)
+    named(caught.value, "no-kernel-for-format")
 
 
 def test_bytes_under_a_scheme_count_scales_and_what_stays_in_16_bits():

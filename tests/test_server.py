@@ -98,16 +98,6 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
 # ---- the running server
 
 
-def test_it_serves_the_model_under_its_name_to_those_with_the_key(server):
-    assert [model.id for model in server.client().models.list()] == [TITLE]
-    assert httpx.get(server.url + "/v1/models").status_code == 401
-    question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
-    reply = server.client().chat.completions.create(
-        model=server.name, messages=question, max_tokens=20, temperature=0.0
-    )
-    assert "Paris" in reply.choices[0].message.content
-
-
 def test_the_access_log_leaves_health_checks_out(server):
     for path in ("/health", "/metrics", "/v1/models"):
         assert server.get(path).status_code == 200
@@ -357,17 +347,10 @@ def test_a_stop_under_load_loses_nothing(server):
     assert not psutil.wait_procs(processes, timeout=15)[1]
 
 
-def test_a_stopped_server_says_so_and_its_port_is_free(server):
+def test_a_stopped_server_says_so_its_port_is_free_and_a_refused_start_changes_nothing(server):
     server.stop()  # once more is nothing more, and the test above may not have come so far
     with pytest.raises(ServerError, match="is stopped"):
         server.check()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", server.args["port"]))
-
-
-def test_a_start_that_is_refused_leaves_a_stopped_server(server):
-    server.stop()
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", server.args["port"]))
