@@ -76,9 +76,9 @@ def warm(tmp_path_factory):
 @pytest.fixture
 def memory_back(warm):
     """Fail a test after which this process holds more than one swap of engines may leave."""
-    before = settled()
+    before = release.settled_memory()
     yield
-    left = settled() - before
+    left = release.settled_memory() - before
     assert left < SWAP, f"{left / MIB:.0f} MiB left behind"
 
 
@@ -111,11 +111,6 @@ def named(error: BaseException, name: str):
     report = explain.explain(error)
     assert report.name == name, report
     return report
-
-
-def settled() -> int:
-    """Bytes of anonymous memory of this process, all garbage given back."""
-    return release.settled_memory()
 
 
 def children() -> set:

@@ -20,29 +20,16 @@ import pytest
 from helpers.base import holders, machine
 from helpers.faults import explain
 from helpers.model import embedded
-from tests.test_interrupt import Kernel
+from tests.test_interrupt import AGAIN, GENERATING, OPENING, Kernel
 from tests.test_run import as_from_a_terminal, command, environment, worker_of, write_notebook
 
 pytestmark = pytest.mark.slow
 MACHINE = machine.detect()
 
-IMPORTS = """
-import time
-from helpers.engine.engine import open_engine
-small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
-print("READY")
-"""
 IN_CHILD = (
-    "engine = open_engine(**small, in_process=False)\nwith engine:\n"
+    "import time\nengine = open_engine(**small, in_process=False)\nwith engine:\n"
     '    print("GO", flush=True)\n    time.sleep(600)'
 )
-PARIS = """
-engine = open_engine(**small{more})
-with engine:
-    print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
-"""
-
-
 BARE_ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 FREE_CPU = (
     "ValueError: Available memory on node 0 (1.0/23.5 GiB) on startup is less than desired CPU memory "
@@ -80,7 +67,7 @@ def ended(processes, shared: set[Path]):
 @pytest.fixture
 def kernel(tmp_path):
     kernel = Kernel()
-    said, error = kernel.run(IMPORTS.format(logs=str(tmp_path / "logs")))
+    said, error = kernel.run(OPENING.format(logs=str(tmp_path / "logs")))
     assert not error, said
     yield kernel
     kernel.close()
@@ -108,21 +95,18 @@ def test_a_kernel_that_ends_takes_its_engine_along(kernel, how, tmp_path):
     kernel.manager.restart_kernel(now=True)
     kernel.client.wait_for_ready(60)
     ended(processes, shared)
-    said, error = kernel.run(IMPORTS.format(logs=str(tmp_path / "logs")) + PARIS.format(more=""))
+    said, error = kernel.run(OPENING.format(logs=str(tmp_path / "logs")) + AGAIN)
     assert not error, said
     assert "Paris" in said
 
 
 def test_ctrl_c_again_and_again_while_generating(kernel):
-    cell = (
-        'engine = open_engine(**small)\nwith engine:\n    print("GO", flush=True)\n'
-        '    engine.ask("Tell a long story.", 450)\nprint("PAST")'
-    )
+    cell = f'{GENERATING}\nprint("PAST")'
     for pause in (0.01, 0.05, 0.3):
         said, error = kernel.run(cell, interrupt_when="GO", after_s=1.0, again_after_s=(pause,) * 4)
         assert error == "KeyboardInterrupt"
         assert "PAST" not in said
-        said, error = kernel.run(PARIS.format(more=""))
+        said, error = kernel.run(AGAIN)
         assert not error, said
         assert "Paris" in said
 
@@ -139,10 +123,11 @@ def test_two_notebooks_at_once_on_one_machine(tmp_path):
     kernels, shared, over = [Kernel(), Kernel()], set(), threading.Event()
     try:
         for kernel in kernels:
-            said, error = kernel.run(IMPORTS.format(logs=str(tmp_path / "logs")))  # the same folder for both
+            said, error = kernel.run(OPENING.format(logs=str(tmp_path / "logs")))  # the same folder for both
             assert not error, said
         threading.Thread(target=watch_shared, args=(kernels, shared, over)).start()
-        cells = [kernel.client.execute(PARIS.format(more=", in_process=False")) for kernel in kernels]
+        in_child = AGAIN.replace("(**small)", "(**small, in_process=False)")
+        cells = [kernel.client.execute(in_child) for kernel in kernels]
         for kernel, message in zip(kernels, cells, strict=True):
             reply = kernel.client.get_shell_msg(timeout=240)
             while reply["parent_header"].get("msg_id") != message:

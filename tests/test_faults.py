@@ -24,9 +24,10 @@ from helpers.base.files import MANIFEST
 from helpers.base.machine import MIB
 from helpers.engine import engine
 from helpers.engine.errors import EngineClosedError, EngineDiedError, EngineError, EngineStartError
+from helpers.engine.release import settled_memory
 from helpers.faults import explain
 from helpers.model import embedded
-from tests.conftest import SWAP, children, left_behind, named, settled, shared_memory
+from tests.conftest import SWAP, children, left_behind, named, shared_memory
 
 MACHINE = machine.detect()
 ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
@@ -138,11 +139,11 @@ def test_a_start_that_fails_is_named_and_leaves_nothing(fault, small, warm, tmp_
     if not fault.here:
         pytest.skip("no fault on this machine")
     model = str(changed_copy(fault.change, tmp_path / "model")) if fault.change else "embedded"
-    before = settled()
+    before = settled_memory()
     with pytest.raises(ANY) as caught, engine.open_engine(model, **{**small, **fault.args}):
         pass
     report = explain.explain(caught.value)
-    left, processes = settled() - before, children()
+    left, processes = settled_memory() - before, children()
     assert report.name == fault.expected, report
     assert "(not said)" not in report.what + " ".join(report.do)
     assert not processes
@@ -189,10 +190,10 @@ def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(sma
     with contextlib.suppress(OSError), (small_disk.place / "all").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    before = settled()
+    before = settled_memory()
     with pytest.raises(EngineStartError) as caught:
         engine.open_engine(**small | {"log_dir": small_disk.place}).__enter__()
-    assert settled() - before < SWAP
+    assert settled_memory() - before < SWAP
     named(caught.value, "disk-full")
     with engine.open_engine(**small) as open_:
         assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
@@ -314,12 +315,12 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 
 @pytest.mark.slow
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm):
-    shared, before, held = shared_memory(), children(), settled()
+    shared, before, held = shared_memory(), children(), settled_memory()
     with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_process=False) as open_:
         child = open_.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
         open_.engine.ask("Tell a long story.", 400)
-    report, left, processes = caught.value.report, settled() - held, children() - before
+    report, left, processes = caught.value.report, settled_memory() - held, children() - before
     assert report.name == "killed", report
     assert "exit code -9" in str(caught.value)
     assert not processes
@@ -332,7 +333,7 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
 def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(small, warm):
     import resource
 
-    limits, before = resource.getrlimit(resource.RLIMIT_AS), settled()
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), settled_memory()
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 2000 * MIB, limits[1]))
     try:
@@ -344,4 +345,4 @@ def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(sm
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     named(caught.value, "out-of-memory")
-    assert settled() - before < SWAP
+    assert settled_memory() - before < SWAP

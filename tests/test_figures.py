@@ -30,7 +30,8 @@ WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 
 def test_the_roofline_draws_what_was_measured():
     speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 16) for b in (1, 8)]
-    axes = comparison_figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0).axes[0]
+    drawn = comparison_figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0)
+    [axes] = drawn.figure.axes
     points = axes.containers[0].lines[0]
     assert list(points.get_ydata()) == [10.0, 80.0]
     bound = next(line for line in axes.lines if line.get_linestyle() == "--")
@@ -101,10 +102,10 @@ def test_the_fit_is_drawn_and_said_by_scheme():
     figure = comparison_figures.fits(found, "Mistral-7B on L4")
     assert f"baseline {found['baseline'].total / GIB:.1f} GiB, 10 of 16 run" in figure.alt
     assert f"awq {found['awq'].total / GIB:.1f} GiB, fits" in figure.alt
-    usable = next(line for line in figure.axes[0].lines if "may take" in line.get_label())
+    usable = next(line for line in figure.figure.axes[0].lines if "may take" in line.get_label())
     assert usable.get_xdata()[0] == pytest.approx(0.92 * 22.03, abs=0.01)
     longest = found["baseline"].total / GIB
-    assert longest < figure.axes[0].get_xlim()[1] < 1.1 * longest, "no empty half"
+    assert longest < figure.figure.axes[0].get_xlim()[1] < 1.1 * longest, "no empty half"
 
 
 def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
@@ -116,7 +117,7 @@ def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
     found = {name: roofline.ranges(rows, name) for name in ("fp8", "awq")}
     assert found == {"fp8": {1: (1.5, 1.5, 2.0)}, "awq": {}}
     figure = comparison_figures.gains({"m on d": found})
-    [axes] = figure.axes
+    [axes] = figure.figure.axes
     assert max(line.get_ydata()[0] for line in axes.lines) == 1.5
     assert axes.collections[0].get_segments()[0][:, 1].tolist() == [1.5, 2.0]
     assert "FP8, quantized while loading 1.50" in figure.alt
@@ -128,7 +129,7 @@ def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
         name: {1: (1.5, 1.5, 1.5), 8: (1.4 + place / 1000,) * 3}
         for place, name in enumerate(("fp8", "int8", "awq"))
     }
-    [axes] = comparison_figures.gains({"m on d": points}).axes
+    [axes] = comparison_figures.gains({"m on d": points}).figure.axes
     names = [text for text in axes.texts if text.get_text()]
     fp8 = "FP8, quantized\nwhile loading"
     assert {text.get_text() for text in names} == {"16 bits", fp8, "INT8 W8A8", "W4A16 (AWQ)"}
@@ -139,7 +140,7 @@ def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
 
 def test_a_log_shows_its_first_error_as_the_cause_and_each_once():
     log = (Path(__file__).parent.parent / "notebooks/server.log").read_text()
-    [axes] = log_figure.errors(log).axes
+    [axes] = log_figure.errors(log).figure.axes
     said = [text.get_text() for text in axes.texts]
     assert said[0].startswith("60: ValueError: Available memory")
     assert [text.split(":")[0] for text in said] == ["60", "107", "209", "211"]
@@ -148,13 +149,14 @@ def test_a_log_shows_its_first_error_as_the_cause_and_each_once():
 def test_each_scheme_has_one_bar_and_the_least_rent_is_marked():
     offers = [Offer(card, name, price, count=1) for card, name, price in
               (("L4", "fp8", 21.6), ("A100", "fp8", 26.4), ("A100", "baseline", 26.4))]  # fmt: skip
-    [axes] = comparison_figures.rents(offers, "x").axes
+    [axes] = comparison_figures.rents(offers, "x").figure.axes
     assert [bar.get_width() for bar in axes.patches] == [21.6, 26.4]
     assert [text.get_text().endswith("the least") for text in axes.texts] == [True, False]
 
 
 def test_rents_are_drawn_at_their_true_height_and_named_with_their_price():
     rents = {"fp8": [10.0, 20.0], "awq": [10.0, 20.0]}
-    [axes] = comparison_figures.stairs(rents, {"fp8": "FP8", "awq": "AWQ"}, [1.0, 2.0], "x").axes
+    drawn = comparison_figures.stairs(rents, {"fp8": "FP8", "awq": "AWQ"}, [1.0, 2.0], "x")
+    [axes] = drawn.figure.axes
     assert [list(line.get_ydata()) for line in axes.lines] == [*rents.values()]
     assert [text.get_text() for text in axes.texts if text.get_text()] == ["AWQ: $20.00", "FP8: $20.00"]

@@ -50,24 +50,6 @@ def test_onednns_own_limit_hides_wider_instructions(monkeypatch):
     assert machine_module._detect_cpu().isa == whole
 
 
-def test_a_gpu_is_read_from_the_driver(monkeypatch):
-    class Driver:
-        """Answers as nvidia-ml-py does, bytes where old versions give bytes."""
-
-        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
-        nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: (8, 9))
-        nvmlDeviceGetName = staticmethod(lambda handle: "NVIDIA L4")
-        nvmlSystemGetDriverVersion = staticmethod(lambda: "580.1")
-        nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: type("Info", (), {"total": 24 * GIB}))
-
-    monkeypatch.setitem(sys.modules, "pynvml", Driver)
-    monkeypatch.setattr(machine_module, "visible_gpus", lambda: [0, 1])
-    machine = detect()
-    assert (machine.kind, machine.name, machine.sm, machine.count) == ("cuda", "NVIDIA L4", 8.9, 2)
-    assert machine.facts()["Compute capability"] == "SM 8.9"
-    assert machine.facts()["GPU"] == "2 x NVIDIA L4"
-
-
 class Two:
     """The driver of a machine with two GPUs, the second one shared out, as nvidia-ml-py has it."""
 
@@ -78,6 +60,20 @@ class Two:
     nvmlDeviceGetHandleByUUID = staticmethod(lambda name: Two.UUIDS[name])
     nvmlDeviceGetDeviceHandleFromMigDeviceHandle = staticmethod(lambda part: ("GPU", part[1]))
     nvmlDeviceGetIndex = staticmethod(lambda handle: {("GPU", 0): 0, ("GPU", 1): 1}[handle])
+    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: ("GPU", index))
+    nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: (8, 9))
+    nvmlDeviceGetName = staticmethod(lambda handle: "NVIDIA L4")
+    nvmlSystemGetDriverVersion = staticmethod(lambda: "580.1")
+    nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: SimpleNamespace(total=24 * GIB))
+
+
+def test_a_gpu_is_read_from_the_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Two)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine = detect()
+    assert (machine.kind, machine.name, machine.sm, machine.count) == ("cuda", "NVIDIA L4", 8.9, 2)
+    assert machine.facts()["Compute capability"] == "SM 8.9"
+    assert machine.facts()["GPU"] == "2 x NVIDIA L4"
 
 
 @pytest.mark.parametrize(

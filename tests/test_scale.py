@@ -57,10 +57,8 @@ def test_what_happened_to_a_queue_is_named_apart_and_inside_the_frame():
     shown = scale_tables.waiting(queue, marks, 187.0)
     assert "new one after ‹79 s›, load ended after ‹42 s›; at most ‹300›, predicted ‹187›" in shown.alt
     shown.figure.draw_without_rendering()
-    frame, boxes = (
-        shown.axes[0].get_window_extent(),
-        [text.get_window_extent() for text in shown.axes[0].texts],
-    )
+    [axes] = shown.figure.axes
+    frame, boxes = axes.get_window_extent(), [text.get_window_extent() for text in axes.texts]
     assert all(frame.x0 < box.x0 and box.x1 < frame.x1 and box.y1 < frame.y1 for box in boxes)
     assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
 

@@ -26,11 +26,6 @@ class Figure:
         plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
         self.figure, self.alt = figure, " ".join(alt.split())
 
-    @property
-    def axes(self):
-        """The figure's axes."""
-        return self.figure.axes
-
     @functools.cached_property
     def png(self) -> bytes:
         """The picture, with its alternative text inside."""
