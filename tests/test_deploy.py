@@ -45,9 +45,9 @@ def kustomized() -> dict:
     return made
 
 
-def manifest(kind: str, name: str = "llm") -> dict:
+def manifest(kind: str) -> dict:
     found = yaml.safe_load_all(text("kubernetes.yaml"))
-    (found,) = [m for m in found if (m["kind"], m["metadata"]["name"]) == (kind, name)]
+    (found,) = [m for m in found if (m["kind"], m["metadata"]["name"]) == (kind, "llm")]
     return found
 
 

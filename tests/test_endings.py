@@ -47,9 +47,9 @@ def shared_by(processes) -> set[Path]:
     return {path for path in found if path.exists()}
 
 
-def gone(processes, shared: set[Path], within_s: float = 20.0) -> tuple[list, list]:
+def gone(processes, shared: set[Path]) -> tuple[list, list]:
     """What is still there of processes and shared memory once all is gone, or the time is up."""
-    stop = time.monotonic() + within_s
+    stop = time.monotonic() + 20
     while True:
         left = [process for process in processes if process.is_running() and process.status() != "zombie"]
         files = [path for path in shared if path.exists()]

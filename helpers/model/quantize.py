@@ -79,8 +79,8 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
     exec(compile(settings["script"], f"{recipe}.py", "exec"), {"__name__": "__main__"})
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
-        kept = path.name.startswith(("config", "generation_config")) or path.name == MANIFEST
-        if wanted and not (kept and (target / path.name).exists()) and path.name != MANIFEST:
+        own = path.name.startswith(("config", "generation_config")) and (target / path.name).exists()
+        if wanted and not own and path.name != MANIFEST:
             shutil.copyfile(path, target / path.name)
 
 
