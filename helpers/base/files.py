@@ -68,20 +68,15 @@ def complete(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: str = "") -> Iterator[None]:
+def locked(path: Path, waiting: str) -> Iterator[None]:
     """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends.
 
     ``waiting`` is what is said before waiting for another process that holds it.
-
-    Raises:
-        BlockingIOError: another holds it, and there was nothing to say: then nobody waits.
     """
     with path.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not waiting:
-                raise
             print(waiting, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
