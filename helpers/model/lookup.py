@@ -45,6 +45,8 @@ def sized(name: str) -> Model:
     Raises:
         ModelError: there is no such folder, shape or hub model, or it has no config that can be read.
     """
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"model must be a folder, a hub name or a shape, not {name!r}.")
     path = shapes.at_home(name.removeprefix(f"{SHAPE}:"))
     if name == EMBEDDED:
         return resolve(name)
