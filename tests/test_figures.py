@@ -53,7 +53,7 @@ def test_a_figure_is_an_image_with_its_text_and_the_text_is_compared():
     width, alt, data = re.fullmatch(
         r'<img width="(\d+)" style="max-width:100%" alt="([^"]+)" src="data:image/png;base64,([^"]+)">', page
     ).groups()
-    assert "‹W4A16 (AWQ) 0.100 nats›" in alt
+    assert "‹AWQ weights 0.100 nats›" in alt
     assert base64.b64decode(data) == one.png
     assert repr(one) == f"Figure: {one.alt}"
     assert sanitized(page) == sanitized(other._repr_html_())
@@ -120,22 +120,22 @@ def test_gains_are_ratios_with_their_ranges_and_leave_out_what_ran_in_16_bits():
     [axes] = figure.figure.axes
     assert max(line.get_ydata()[0] for line in axes.lines) == 1.5
     assert axes.collections[0].get_segments()[0][:, 1].tolist() == [1.5, 2.0]
-    assert "FP8, quantized while loading 1.50" in figure.alt
+    assert "FP8 weights 1.50" in figure.alt
     assert "AWQ" not in figure.alt
 
 
 def test_lines_are_named_at_their_ends_and_the_names_stand_apart():
     points = {
         name: {1: (1.5, 1.5, 1.5), 8: (1.4 + place / 1000,) * 3}
-        for place, name in enumerate(("fp8", "int8", "awq"))
+        for place, name in enumerate(("fp8_kv", "int8", "awq"))
     }
     [axes] = comparison_figures.gains({"m on d": points}).figure.axes
     names = [text for text in axes.texts if text.get_text()]
-    fp8 = "FP8, quantized\nwhile loading"
-    assert {text.get_text() for text in names} == {"16 bits", fp8, "INT8 W8A8", "W4A16 (AWQ)"}
+    two_lines = "16-bit weights,\nFP8 KV cache"
+    assert {text.get_text() for text in names} == {"16 bits", two_lines, "INT8 W8A8", "AWQ weights"}
     heights = sorted((text.get_position()[1], text.get_text()) for text in names)
     for (low, one), (high, other) in itertools.pairwise(heights):
-        assert high - low > (0.1 if fp8 in (one, other) else 0.08)
+        assert high - low > (0.1 if two_lines in (one, other) else 0.08)
 
 
 def test_a_log_shows_its_first_error_as_the_cause_and_each_once():

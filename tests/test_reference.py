@@ -129,4 +129,4 @@ def test_the_figure_of_steps_says_what_is_in_its_bars():
     shown = recorded_tables.steps([rows["bf16"], rows["awq, Machete"]])
     waits = recorded.breakdown(rows["awq, Machete"])["GPU waits"]
     assert f"GPU waits {waits:,.0f}" in shown.alt
-    assert [label.get_text() for label in shown.axes[0].get_yticklabels()] == ["bf16", "awq, Machete"]
+    assert [label.get_text() for label in shown.figure.axes[0].get_yticklabels()] == ["bf16", "awq, Machete"]

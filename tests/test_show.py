@@ -68,7 +68,7 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
     rows.append(a_row("awq", 1, 30.0, 199, 100, kl_mean=0.125, top1=0.9, recovery=0.95))
     table = result_tables.side_by_side(rows)
     cells = [str(cell) for cell in table.rows[1]]
-    assert cells[:4] == ["W4A16 (AWQ)", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
+    assert cells[:4] == ["AWQ weights", "‹101.0 MiB›", "‹x 1.50›", "‹not measured›"]
     assert cells[4:] == ["‹0.1250 nats›", "‹90.0%›", "‹95.0%›"]
     spread = [rows[0] | {"low": 19.0, "high": 21.0}, rows[2] | {"low": 28.5, "high": 31.5}]
     assert str(result_tables.side_by_side(spread).rows[1][2]) == "‹x 1.50 (1.36 to 1.66)›"
@@ -78,7 +78,7 @@ def test_schemes_side_by_side_are_differences_and_ratios_to_the_baseline():
     assert [row[0] for row in shape.rows] == [
         "Baseline (16-bit)",
         "16-bit weights, FP8 KV cache",
-        "W4A16 (AWQ)",
+        "AWQ weights",
     ]
     assert result_tables.titled("control") == "control"
     assert {str(cell) for cell in shape.rows[1][1:]} == {"‹not measured here›"}
@@ -93,7 +93,7 @@ def test_what_vllm_reported_is_within_a_percent_of_what_was_predicted():
     off = [row[table.columns.index("off by")] for row in table.rows]
     assert len(off) >= 10
     assert all(abs(float(one.rstrip("%"))) <= 1 for one in off), off
-    assert {row[1] for row in table.rows} >= {"Baseline (16-bit)", "W4A16 (AWQ) and FP8 KV cache"}
+    assert {row[1] for row in table.rows} >= {"Baseline (16-bit)", "AWQ weights and FP8 KV cache"}
 
 
 def test_prices_are_not_set_as_a_formula():

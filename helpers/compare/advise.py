@@ -13,7 +13,7 @@ from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, counting, options
 from helpers.compare.cards import CARDS, SizingError, card
-from helpers.compare.counting import AS_IT_IS, Counted
+from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
 from helpers.compare.options import Option
 from helpers.compare.published import gained
 from helpers.compare.sizing import UTILIZATION, Load
@@ -124,6 +124,10 @@ class Advice:
             and (ratio := options.score(written, "writing") / options.score(one, "writing")) > options.SAME
         ):
             yield f"prompts are short, or in the cache: {_where(written)} writes {ratio:.2f} times the tokens"
+        plain = next((o for o in others if o.scheme == one.scheme.removesuffix(FP8_CACHE)), one)
+        if plain is not one and not plain.fits:
+            rate = f"{_rate(plain, self.load.users > 1):,.0f} tokens/s"
+            yield f"the cache costs too many answers: without it {plain.users} run at once, {rate}"
         gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
@@ -173,7 +177,7 @@ class Advice:
         found |= {name: value for name, value in args.items() if name in fields}
         lines = [f"{name.upper()}={value}" for name, value in found.items()]
         if while_loading:
-            lines.append(f"# fp8 is {while_loading} for vLLM")
+            lines.append(f"# runs here as {while_loading}")
         if more := options.flags({name: value for name, value in args.items() if name not in fields}):
             lines.append(f"# and in compose.yaml   command: {json.dumps(more)}")
         return "\n".join(lines)
@@ -235,8 +239,8 @@ class Advice:
         gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
         kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         found = [
-            f"* the most accurate, unless a less accurate way writes {options.MORE} times as much, "
-            f"a slightly less accurate one {options.A_LITTLE} times.",
+            f"* the most accurate, by what is published, unless a less accurate way writes {options.MORE} "
+            f"times as much, a slightly less accurate one {options.A_LITTLE} times.",
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
         if gains:
@@ -244,7 +248,7 @@ class Advice:
             alone = f", the GPUs' exchange {link}" if any(one.gpus > 1 for one in shown) else ""
             found.append(
                 f"Tokens/s: {'; '.join(gains)}; prompts, {self.load.prompts:g} tokens for one written "
-                f"(--prompts), at {options.READING:.0%} of the operations/s{alone}. "
+                f"(prompts), at {options.READING:.0%} of the operations/s{alone}. "
                 "06_production measures yours."
             )
         if self.model.layout.experts:

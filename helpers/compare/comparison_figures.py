@@ -96,14 +96,14 @@ def grids(matrix, name: str) -> Figure:
     below.set_xlabel(f"weight of {name}, largest = 1")
     return Figure(
         figure,
-        f"Histogram of the weights of {name}: a bell around zero, and a single largest weight far outside. "
+        f"Histogram of the weights of {name}: a bell around zero, and a few weights far outside. "
         "Beneath it the values of FP8, dense around zero and sparse outside, those of INT8, evenly spaced, "
         "and those of INT4, few and evenly spaced.",
     )
 
 
 def outliers(before, scales, name: str) -> Figure:
-    """Draw each input channel's mean activation, and AWQ's scale for it.
+    """Draw each input channel's mean activation, and AWQ's factor for it.
 
     Args:
         before: mean absolute activation of each channel; ``scales``: what AWQ multiplied its weights by.
@@ -114,7 +114,7 @@ def outliers(before, scales, name: str) -> Figure:
     left.set(yscale="log", title=name)
     left.set(xlabel="channels, largest first", ylabel="mean activation, median channel = 1")
     right.plot(before / np.median(before), scales, ".", color=look("awq")["color"], markersize=3)
-    right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's scale")
+    right.set(xscale="log", xlabel="mean activation, median channel = 1", ylabel="AWQ's factor")
     right.set_ylim(bottom=0)
     right.set_title("Mostly: larger activation, larger scale")
     for axes in (left, right):
@@ -122,7 +122,7 @@ def outliers(before, scales, name: str) -> Figure:
     return Figure(
         figure,
         f"Left, the mean activations of {name} by channel, largest first: a few stand far above the rest. "
-        "Right, AWQ's scale of each channel mostly rises with its activation.",
+        "Right, AWQ's factor for each channel mostly rises with its activation.",
     )
 
 

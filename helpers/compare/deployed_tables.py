@@ -78,7 +78,8 @@ def served(rows: list[dict], price_per_day: float, objective: str = "prompt") ->
     for (model, way, _), of in sorted(
         loads.items(), key=lambda item: (item[0][0], _best(item[1], objective))
     ):
-        kept, more = _best(of, objective), [row for row in of if row["kept"][objective] < KEEPS]
+        kept = _best(of, objective)
+        more = [row for row in of if row["rate"] > kept]
         next_ = f"{more[0]['rate']:.1f} ({more[0]['kept'][objective]:.0%})" if more else "-"
         if not kept:
             lines.append([f"{model}, {way}", "-", next_, "-", "-", "-"])
@@ -100,5 +101,8 @@ def served(rows: list[dict], price_per_day: float, objective: str = "prompt") ->
 
 
 def _best(of: list[dict], objective: str) -> float:
-    """The highest rate that kept an objective; 0 if none did."""
-    return max((row["rate"] for row in of if row["kept"][objective] >= KEEPS), default=0.0)
+    """The highest rate that kept an objective, below the best that was ever answered, where a queue grows for
+    as long as the load lasts; 0 if none did."""
+    return max(
+        (row["rate"] for row in of if row["share"] < 1 and row["kept"][objective] >= KEEPS), default=0.0
+    )

@@ -19,16 +19,16 @@ CLASSES = {
     "B200": "llama-3.1-70b",
 }
 GOALS = {
-    "to hold 64 users (room for)": {"users": 64, "goal": "fit"},
+    "most users, up to 64 (room for)": {"users": 64, "goal": "fit"},
     "4 users (gain)": {"users": 4},
     "32 users (gain)": {"users": 32},
     "4 users, 32,768 tokens (gain)": {"users": 4, "context": 32_768},
 }
 LINES = """\
-Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`--prompts`); what counts is the tokens of all
-together, but in the first column (`--goal`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4, A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
+Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`PROMPTS=`); what counts is the tokens of all
+together, but in the first column (`GOAL=`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4, A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
 one of the hub's, or an AWQ of your own (03_awq). Where answers are long, or prompts are in the cache, four bits give
-more: ask with `--prompts 0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated: the least time for its bytes and arithmetic, and
+more: ask with `PROMPTS=0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated: the least time for its bytes and arithmetic, and
 what a step on an H200 took beyond it (NVFP4 as FP8). *Room for* is how many requests run at once."""  # noqa: E501
 
 

@@ -323,7 +323,7 @@ def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
     """Tokens/s that ``batch`` requests write: two all-reduces a layer and GPU over NVLink, over PCIe, where
     none was recorded, they are left out."""
     card, layers = load.card, work.layout.layers
-    bandwidth, arithmetic = REACHED * card.bandwidth, card.rate(way.arithmetic_bits)
+    bandwidth, arithmetic = REACHED * card.bandwidth, roofline.COMPUTES * card.rate(way.arithmetic_bits)
     least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
     exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
     return batch / (least + recorded.beyond(way.timed, batch) * layers + exchange)

@@ -11,8 +11,8 @@ from helpers.compare import cards, sizing
 from helpers.compare.sizing import Load
 from helpers.model import sizes
 
-# Ways to use two GPUs: colours that colour-blind readers can tell, and where numbers stand (the ranks' would
-# lie on the router's).
+# Ways to use two GPUs: colours that colour-blind readers can tell, and where numbers stand in the figure (the
+# ranks' line would lie on the router's).
 LOOKS = {
     "one": ("#808080", "o", "one server, one GPU", (8, 2)),
     "router": ("#0072B2", "s", "two servers, a router", (-24, -12)),
@@ -55,7 +55,7 @@ def spread(rows: list[dict], batches: tuple[int, ...] = (1, 64)) -> Table:
                 bits = [(found.get((gpus, way)), found.get((gpus, "bf16"))) for gpus in (1, 2)]
                 table[-1] += [_ratio(*pair, 1) if all(pair) else "-" for pair in bits]
     columns = ["model", "weights", *(f"two GPUs to one, batch {batch}" for batch in batches)]
-    columns += ["to 16 bits, batch 1: on one GPU", "on two"]
+    columns += ["gain on 16 bits, batch 1: one GPU", "two GPUs"]
     return Table(columns, table, texts=columns[1:2])
 
 
@@ -82,20 +82,22 @@ def ways(rows: list[dict], gpus: int = 2) -> Figure:
     figure, [[axes]] = panels(size=(7.2, 4.2))
     said = []
     for way, (colour, marker, name, beside) in LOOKS.items():
+        if beside is None:
+            continue
         points = []
         for clients, level in _levels(loads, way).items():
             each = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
             points.append((1 / median(row["tpot_s"] for row in level), each, clients))
         of_user, of_gpu, _ = zip(*points, strict=True)
         axes.plot(of_user, of_gpu, color=colour, marker=marker, label=name)
-        for user, gpu, clients in points if beside else ():
+        for user, gpu, clients in points:
             axes.annotate(f"{clients}", (user, gpu), beside, textcoords="offset points", color=colour)
         said.append(f"{name}: " + ", ".join(f"{u:.0f} and {g:,.0f} at {c} clients" for u, g, c in points))
     axes.set(
         xlabel="tokens/s for each user (right: faster)",
         ylabel="tokens/s for each GPU (up: cheaper)",
         xlim=(0, 340),
-        ylim=(0, None),
+        ylim=(-400, None),
     )
     axes.legend(frameon=False, title="numbers: clients")
     alt = f"Tokens a second for each user, and for each GPU, on {loads[0]['device']}. " + "; ".join(said)

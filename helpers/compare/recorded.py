@@ -83,7 +83,8 @@ def _beyond(way: str) -> list[tuple[int, float]]:
         work = roofline.step(sizing.known_models()[row["model"]], row["scheme"])
         card, took = cards.card(row["device"]), row["batch"] / row["output_tokens_per_s"]
         eight = schemes.scheme(row["scheme"]).way(card.machine).arithmetic_bits == 8 and "Marlin" not in way
-        least = work.seconds(row["batch"], row["copy_bandwidth"], card.rate(8 if eight else 16), 16)
+        computes = roofline.COMPUTES * card.rate(8 if eight else 16)
+        least = work.seconds(row["batch"], row["copy_bandwidth"], computes, 16)
         found.setdefault(row["batch"], []).append(max(0.0, took - least) / work.layout.layers)
     return [(batch, statistics.mean(found[batch])) for batch in sorted(found)]
 

@@ -92,6 +92,10 @@ def arithmetic_bits(scheme: str, machine: Machine) -> int:
     return schemes.scheme(scheme).way(machine).arithmetic_bits
 
 
+# Of a data sheet's operations/s, in a step that arithmetic limits: what fits the records of 256 requests.
+COMPUTES = 0.65
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a machine moves (bytes/s) and multiplies (operations/s in the baseline's arithmetic) at most."""

@@ -60,9 +60,8 @@ def load(rows: list) -> Figure:
     right.plot(counts, [level.ttft_s * 1e3 for level in loops], **look("baseline"))
     right.set(title="One user waits", ylabel="TTFT, ms")
     for axes in (left, right):
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
+        axes.set_xticks(counts)
+        axes.set_xlim(0, None)
         axes.set_ylim(0, None)
         axes.set_xlabel("clients at once")
         axes.grid(alpha=0.3)
