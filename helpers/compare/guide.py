@@ -26,9 +26,9 @@ GOALS = {
 }
 LINES = """\
 Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`PROMPTS=`); what counts is the tokens of all
-together, but in the first column (`GOAL=`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4, A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8`. AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
-one of the hub's, or an AWQ of your own (03_awq). Where answers are long, or prompts are in the cache, four bits give
-more: ask with `PROMPTS=0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated: the least time for its bytes and arithmetic, and
+together, but in the first column (`GOAL=`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4, A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8` (but on a Hopper it needs `nvcc`). AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
+the hub's, or an AWQ of your own (03_awq). Four bits must give 1.3 times eight's tokens; where answers are long, or prompts are
+in the cache, they do: `PROMPTS=0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated: the least time for its bytes and arithmetic, and
 what a step on an H200 took beyond it (NVFP4 as FP8). *Room for* is how many requests run at once."""  # noqa: E501
 
 

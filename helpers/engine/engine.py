@@ -87,16 +87,20 @@ def open_engine(
         scheme: a name of ``schemes.EVERY``; it decides dtype and quantization for this machine.
         checkpoint: what ``checkpoints.make`` made of the model for this scheme with a program of yours.
         log_dir: folder for vLLM's log; one file an engine.
-        in_process: build the engine in this process (the default on a CPU) or in a child.
+        in_process: build the engine in this process (the default on a CPU) or in a child (always on a GPU).
         llm_args: further arguments of ``vllm.LLM``; they win over the defaults of ``default_args``.
 
     Raises:
-        SchemeError, ModelError: nothing was started.
+        SchemeError, ModelError, EngineError, ParameterError: nothing was started.
     """
     machine = detect()
     resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine, checkpoint)
     if in_process is None:
         in_process = machine.kind == "cpu"
+    if in_process and machine.kind == "cuda":
+        raise EngineError(
+            "in_process=True is for a CPU: a GPU's memory is back when an engine's process ends."
+        )
     args = {
         "model": str(checkpoint.folder),
         **arguments.default_args(machine, resolved),
@@ -340,18 +344,20 @@ class Engine:
         """Release while another error is on its way out: that one matters more than what this finds."""
         try:
             self._let_go(error)
-        except MemoryHeldError as held:
-            error.add_note(str(held))
+        except Exception as found:
+            error.add_note(str(found))
 
     def _let_go(self, error: BaseException | None) -> None:
         """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
         try:
             with interrupts.interrupts_deferred():
-                begun, held = time.perf_counter(), self.memory.in_use()
-                with contextlib.ExitStack() as always:  # also where shutting down fails
+                begun, held = time.perf_counter(), self.memory.before
+                with contextlib.ExitStack() as always:  # also where something fails; the last is done first
                     always.callback(self._settings.restore)
                     always.callback(self._log.close)
                     always.enter_context(self._log.capturing())
+                    with contextlib.suppress(Exception):  # a GPU that is lost is no reason to keep the rest
+                        held = self.memory.in_use()
                     if error is not None:
                         release.clear_frames(error)
                     self._shut_down()
