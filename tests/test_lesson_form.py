@@ -155,5 +155,5 @@ def test_the_recipe_in_the_cell_is_the_one_that_all_lessons_use(lesson, recipe):
     shown = [source(cell) for cell in cells(REPO / f"notebooks/{lesson}.ipynb", "code")]
     (written,) = [text for text in shown if text.startswith("%%capture\n%%writefile")]
     _, first, program = written.split("\n", 2)
-    assert first == f"%%writefile {{out}}/{recipe}.py"
+    assert first == f'%%writefile "{{out}}/{recipe}.py"'
     assert program + "\n" == quantize.script(recipe)
