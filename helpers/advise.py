@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import os
 import signal
@@ -30,7 +29,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
     found.add_argument("--price", type=price, help="dollars a GPU and day, such as 10.80, or an hour: 0.45/h")
-    found.add_argument("--json", action="store_true", help="for programs")
     return found
 
 
@@ -48,24 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the answer; 2 where there is none, with the reason."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked = vars(parser().parse_args(arguments))
-    as_json = asked.pop("json")
     if sys.stderr.isatty():
         print(f"Counting {asked['model']} from its config ...", file=sys.stderr)
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
-        refused = None if answer.chosen else answer.sentence
     except (ModelError, ValueError) as error:
-        answer, refused = None, str(error)
-    if as_json:
-        print(json.dumps(answer.as_json() if answer else {"refused": refused}, indent=1))
-    elif answer:
-        print(answer)
-        if answer.chosen:
-            print("", "The same in notebooks/deploy/.env, beside your key:", "", sep="\n")
-            print(textwrap.indent(answer.environment, "    "))
-    else:
-        print(refused, file=sys.stderr)
-    return 2 if answer is None else 0
+        print(error, file=sys.stderr)
+        return 2
+    print(answer)
+    if answer.chosen:
+        print("", "The same in notebooks/deploy/.env, beside your key:", "", sep="\n")
+        print(textwrap.indent(answer.environment, "    "))
+    return 0
 
 
 if __name__ == "__main__":

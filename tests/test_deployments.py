@@ -25,8 +25,7 @@ def estimated(row, **of_card):
     card, gpus = cards.card(row["device"]), row.get("gpus", 1)
     card = dataclasses.replace(card, bandwidth=row["copy_bandwidth"] / options.REACHED, **of_card)
     load = Load(card, gpus, row["prompt_tokens"] + 64, row["batch"])
-    one = options.option(counted(row), row["scheme"], load)
-    return options.rate(one.step, one.way, load, gpus, row["batch"])
+    return options.option(counted(row), row["scheme"], load).rate(row["batch"], gpus)
 
 
 def test_prompts_and_answers_together_are_estimated_within_a_fifth_of_a_full_server():

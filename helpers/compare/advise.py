@@ -28,7 +28,7 @@ PROMPTS = 8  # tokens read for each that is written: of conversations 1,020 and 
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer to one question; it shows itself as text, as HTML and as the command's JSON.
+    """The answer to one question; it shows itself as text and as HTML.
 
     ``chosen`` is the recommended way, None where nothing runs; ``price`` is in dollars a GPU and day.
     """
@@ -154,14 +154,8 @@ class Advice:
         """What is known of dense models alone: a mixture's experts run in kernels of their own."""
         wide = max(n for n in options.GPUS if n <= self.load.gpus and self.model.heads % n == 0)
         if wide > one.gpus and self.load.card.nvlink:
-            ratio = options.rate(one.step, one.way, self.load, wide, 1) / one.alone_per_s
+            ratio = one.rate(1, gpus=wide) / one.alone_per_s
             yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
-        if int(self.load.card.sm) == 9 and any(o.scheme == "awq" for o in (one, *others)):
-            low, high = options.marlin()  # on a Hopper vLLM chooses Machete
-            yield (
-                f"at most {options.FEW} ask at a time, for long answers: AWQ with --linear-backend marlin "
-                f"wrote {low:.2f} to {high:.2f} times FP8's tokens (recorded on an H200)"
-            )
 
     @property
     def environment(self) -> str:
@@ -185,18 +179,6 @@ class Advice:
     @property
     def _all(self) -> str:
         return f"all {self.load.users}" if self.load.users > 1 else "it"
-
-    def as_json(self) -> dict:
-        """What ``--json`` prints."""
-        stored = self.model.stored
-        return {
-            "model": self.model.model.name,
-            "as_it_is": {"weights_bytes": stored} if stored else None,
-            "kv_bytes_per_token": self.model.layout.kv_token_bytes(),
-            "ways": [one.as_json(self.price) for one in self.options],
-            "recommended": self.chosen and self.chosen.scheme,
-            "refused": None if self.chosen else self.sentence,
-        }
 
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
@@ -304,7 +286,6 @@ def advise(
     prompts: float = PROMPTS,
     goal: str = "throughput",
     price: float | None = None,
-    rows: list[dict] | None = None,
 ) -> Advice:
     """Which way to deploy a model.
 
@@ -316,7 +297,6 @@ def advise(
         goal: what counts: to ``fit`` all users with the least rounding, or as many as possible; ``latency``
             of one user; ``throughput`` of all of them; ``quality``, the least rounding, whoever waits.
         price: dollars a GPU and day; without it nothing has a price.
-        rows: records of this machine, which stand before any estimate.
 
     Raises:
         ModelError, LayoutError, SizingError: the model, or a number, cannot be; the message says why.
@@ -329,7 +309,7 @@ def advise(
     model = counting.counted(lookup.sized(name))
     if model.longest < load.context:
         load = Load(load.card, gpus, model.longest, users, prompts)
-    found = options.options(model, load, rows)
+    found = options.options(model, load)
     return Advice(model, load, goal, price, found, options.recommended(found, goal, load))
 
 

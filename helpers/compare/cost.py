@@ -124,17 +124,27 @@ def offers(
         prompts = (context - tokens_per_request) / tokens_per_request
         load = Load(cards.card(card_name), context=context, users=1, prompts=prompts)
         for name in names:
-            way = options.option(model, name, load)
-            offer = Offer(load.card.name, name, price, way.title, why_not=way.refused)
-            if way.budget and not way.fits:
-                lacking = f"{-way.budget.spare / 2**30:.1f} GiB"
-                offer = replace(offer, why_not=f"{lacking} short for one request")
-            elif way.budget:
-                offer = _offered(offer, way, load, most_tpot_s)
-            if not offer.why_not:
-                offer = offer.carrying(needed, utilization)
-            found.append(offer)
+            offer = _offer(options.option(model, name, load), price, most_tpot_s)
+            found.append(offer if offer.why_not else offer.carrying(needed, utilization))
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
+
+
+def _offer(way: Option, price: float, most_tpot_s: float) -> Offer:
+    """What one card gives at the largest batch that its memory and the longest TPOT allow."""
+    offer = Offer(way.load.card.name, way.scheme, price, way.title)
+    if way.refused:
+        return replace(offer, why_not=way.refused)
+    if not way.fits:
+        return replace(offer, why_not=f"{-way.budget.spare / 2**30:.1f} GiB short for one request")
+
+    def token_s(batch: int) -> float:
+        """What each of so many requests waits for a token, while the others' prompts are read, too."""
+        return batch * (1 / way.rate(batch, gpus=1) + way.reading_s)
+
+    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=token_s)
+    if not batch:
+        return replace(offer, why_not=f"a token takes at least {1e3 * token_s(1):.0f} ms")
+    return replace(offer, batch=batch, tokens_per_s=batch / token_s(batch))
 
 
 def least_rents(
@@ -149,20 +159,6 @@ def least_rents(
         ]
         for name in dict.fromkeys(offer.scheme for offer in able)
     }
-
-
-def _offered(offer: Offer, way: Option, load: Load, most_tpot_s: float) -> Offer:
-    """What one card gives at the largest batch that its memory and the longest TPOT allow."""
-    reading = options.reading_s(way.step, way.way, load)
-
-    def token_s(batch: int) -> float:
-        """What each of so many requests waits for a token, while the others' prompts are read, too."""
-        return batch * (1 / options.rate(way.step, way.way, load, 1, batch) + reading)
-
-    batch = bisect.bisect_right(range(1, min(way.users, options.MOST_AT_ONCE) + 1), most_tpot_s, key=token_s)
-    if not batch:
-        return replace(offer, why_not=f"a token takes at least {1e3 * token_s(1):.0f} ms")
-    return replace(offer, batch=batch, tokens_per_s=batch / token_s(batch))
 
 
 # -- which scheme to deploy ---------------------------------------------------------------------

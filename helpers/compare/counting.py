@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from helpers.model import formats, schemes, sizes
 from helpers.model.formats import Quantized
@@ -42,19 +42,19 @@ class Counted:
         return [AS_IT_IS, AS_IT_IS + FP8_CACHE] if self.quantized else [*OFFERED]
 
     def rule(self, name: str) -> Scheme:
-        """The scheme of a way: of a checkpoint as it is, the one whose kernels read it."""
+        """The scheme of a way: of a checkpoint as it is, the one whose kernels read it, named as the way."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name)
-        rule = schemes.scheme(self.quantized.kind)
-        if name == AS_IT_IS and self.quantized.kv_bytes == 2:
-            return rule
-        return schemes.with_fp8_cache(rule, rule.name + FP8_CACHE, rule.title)
+        rule = replace(
+            schemes.scheme(self.quantized.kind), name=name, title=f"as it is ({self.quantized.title})"
+        )
+        if name != AS_IT_IS:
+            return schemes.with_fp8_cache(rule, name, f"{rule.title}, FP8 KV cache")
+        return rule if self.quantized.kv_bytes == 2 else schemes.with_fp8_cache(rule, name, rule.title)
 
     def title(self, name: str) -> str:
         """What readers call a way."""
-        if not name.startswith(AS_IT_IS):
-            return schemes.scheme(name).title
-        return f"as it is ({self.quantized.title})" + (", FP8 KV cache" if name != AS_IT_IS else "")
+        return self.rule(name).title
 
 
 def counted(model: Model) -> Counted:

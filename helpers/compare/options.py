@@ -2,8 +2,8 @@
 
 A way is a scheme on the fewest GPUs that hold the load. To write a token takes the roofline's time: bytes
 over the card's bandwidth or operations over its rate, whichever takes longer, and added to it what a step of
-its kind took beyond that on an H200, layer by layer; other GPUs have other kernels. Where the very case was
-measured, here or on record, the measured ratio stands instead. To read a prompt takes its operations. What
+its kind took beyond that on an H200, layer by layer; other GPUs have other kernels. Where the very case is
+on record, the measured ratio stands instead. To read a prompt takes its operations. What
 GPUs tell each other is counted over NVLink, as two H200s took for one request; over PCIe, and of prompts, it
 is left out. That is an estimate.
 """
@@ -43,7 +43,7 @@ SAME = 1.05  # and of two that round alike, one is better only beyond this
 
 @dataclass(frozen=True)
 class Gain:
-    """Tokens/s as a multiple of 16 bits', and where that is from: ``measured here``, a record, or a bound."""
+    """Tokens/s as a multiple of 16 bits', and where that is from: a record or an estimate."""
 
     ratio: float
     source: str
@@ -51,65 +51,71 @@ class Gain:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to deploy, on ``gpus``; ``needs`` is the fewest that hold the load (None: more than eight).
+    """One way to deploy under a load, on ``gpus``; ``needs`` is the fewest that hold it (None: over eight).
 
-    ``budget`` is what it takes of them together. ``writing_s`` and ``reading_s`` are seconds of a GPU for a
-    token of an answer and for its prompt's, all users at once; ``alone_per_s`` are tokens a second of one
-    alone. ``serves`` is the model or checkpoint that vLLM is given (``to_make``: there is none yet), ``args``
-    its arguments. Where it is ``refused`` no more is known.
+    ``budget`` is what it takes of them together. ``serves`` is the model or checkpoint that vLLM is given
+    (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no more is known.
     """
 
     scheme: str
     title: str
     kept: Kept
+    load: Load = field(repr=False)
     refused: str = ""
     gpus: int = 1
     needs: int | None = None
     budget: Budget | None = None
-    writing_s: float = 0.0
-    reading_s: float = 0.0
-    alone_per_s: float = 0.0
+    step: Step | None = field(default=None, repr=False)
+    way: Way | None = field(default=None, repr=False)
     alone: Gain | None = None
     together: Gain | None = None
     serves: str = ""
     args: dict = field(default_factory=dict)
     to_make: bool = False
-    step: Step | None = field(default=None, repr=False)
-    way: Way | None = field(default=None, repr=False)
 
-    def dollars(self, price_per_day: float) -> float:
-        """What a million tokens of answers cost at full use."""
-        return self.gpus * price_per_day / (self.per_s * 86_400) * 1e6
+    def rate(self, batch: int, gpus: int | None = None) -> float:
+        """Tokens/s that ``batch`` requests write, their prompts not counted: on its GPUs, or on so many.
 
-    def as_json(self, price: float | None) -> dict:
-        """What ``--json`` prints of it."""
-        gain = None
-        if self.together and self.users:
-            gain = {"at_1": round(self.alone.ratio, 3), "at_users": round(self.together.ratio, 3)}
-            gain |= {"from": self.alone.source, "from_at_users": self.together.source}
-        return {
-            "scheme": self.scheme,
-            "weights_bytes": self.weights or None,
-            "fits": self.fits,
-            "users": self.users,
-            "gain": gain,
-            "command": self.command or None,
-            "refused": self.refused or None,
-            "gpus": self.gpus,
-            "gpus_needed": self.needs,
-            "accuracy": self.kept.says,
-            "dollars_per_million_tokens": round(self.dollars(price), 4) if price and self.users else None,
-        }
+        Two all-reduces a layer and GPU over NVLink; over PCIe, where none was recorded, they are left out.
+        """
+        gpus, card, layers = gpus or self.gpus, self.load.card, self.step.layout.layers
+        bandwidth, arithmetic = (
+            REACHED * card.bandwidth,
+            roofline.COMPUTES * card.rate(self.way.arithmetic_bits),
+        )
+        least = self.step.seconds(batch, gpus * bandwidth, gpus * arithmetic, self.load.context)
+        exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
+        return batch / (least + recorded.beyond(self.way.timed, batch) * layers + exchange)
 
     @property
-    def command(self) -> str:
-        """The line that starts the server."""
-        return shlex.join(["vllm", "serve", self.serves, *flags(self.args)]) if self.serves else ""
+    def writing_s(self) -> float:
+        """Seconds of a GPU for a token of an answer, all users at once."""
+        return self.gpus / self.rate(min(self.load.users, self.users) or self.load.users)
+
+    @property
+    def reading_s(self) -> float:
+        """Seconds of a GPU for the tokens of a prompt that come to a token of its answer."""
+        rate = READING * self.load.card.rate(self.way.arithmetic_bits)
+        return self.load.prompts * self.step.operations / rate
 
     @property
     def per_s(self) -> float:
         """Tokens of answers a second of all users together, their prompts read besides."""
         return self.gpus / (self.writing_s + self.reading_s)
+
+    @property
+    def alone_per_s(self) -> float:
+        """Tokens a second of one user alone."""
+        return self.rate(1)
+
+    def dollars(self, price_per_day: float) -> float:
+        """What a million tokens of answers cost at full use."""
+        return self.gpus * price_per_day / (self.per_s * 86_400) * 1e6
+
+    @property
+    def command(self) -> str:
+        """The line that starts the server."""
+        return shlex.join(["vllm", "serve", self.serves, *flags(self.args)]) if self.serves else ""
 
     @property
     def weights(self) -> int:
@@ -130,30 +136,24 @@ class Option:
 # -- the ways --------------------------------------------------------------------------------------------
 
 
-def options(model: Counted, load: Load, rows: list[dict] | None = None) -> list[Option]:
-    """Every way to deploy a model under a load; what cannot be has the reason.
-
-    Args:
-        rows: records of this machine, whose ratios stand before any estimate.
-    """
+def options(model: Counted, load: Load) -> list[Option]:
+    """Every way to deploy a model under a load; what cannot be has the reason."""
     found = [option(model, name, load) for name in model.names]
-    base = next((one for one in found if one.scheme == "baseline" and one.step), None)
-    if base and (base.needs or 0) > load.gpus:  # a rival: 16 bits, on more GPUs
+    base = option(model, "baseline", load)
+    if not model.quantized and (base.needs or 0) > load.gpus:  # a rival: 16 bits, on more GPUs
         rival = option(model, "baseline", replace(load, gpus=base.needs))
         more = f" on {base.needs} GPUs"
         found.append(replace(rival, scheme=rival.scheme + more, title=rival.title + more))
-    return [_with_gains(one, model, load, rows) if one.step else one for one in found]
+    return [_with_gains(one, base, model.model.title) if one.step else one for one in found]
 
 
 def option(model: Counted, name: str, load: Load) -> Option:
     """One way, without its gains."""
-    as_it_is = name.startswith(AS_IT_IS)
-    one = Option(name, model.title(name), Kept("as released", 0, ""))
+    rule = model.rule(name)
+    one = Option(name, rule.title, _kept(rule), load)
     try:
-        rule = model.rule(name)
-        one = replace(one, kept=_kept(rule, as_it_is))
         way = rule.way(load.card.machine)
-        if as_it_is:
+        if name.startswith(AS_IT_IS):
             held, stored = model.quantized.of, model.stored
         else:
             held = formats.of_matrices(sizes.format_of(rule, model.layout, way))
@@ -162,20 +162,26 @@ def option(model: Counted, name: str, load: Load) -> Option:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
     gpus, needs, budget = _placed(model, stored, step.value_bytes, load)
-    one = replace(one, gpus=gpus, needs=needs, budget=budget, step=step, way=way)
-    serves, args, to_make = _served(model, one, gpus if one.users else needs or gpus, load)
-    return replace(one, serves=serves, args=args, to_make=to_make)
+    serves, args, to_make = _served(model, rule, way, gpus if budget.at_once else needs or gpus, load)
+    return replace(
+        one,
+        gpus=gpus,
+        needs=needs,
+        budget=budget,
+        step=step,
+        way=way,
+        serves=serves,
+        args=args,
+        to_make=to_make,
+    )
 
 
-def _kept(rule: Scheme, as_it_is: bool) -> Kept:
+def _kept(rule: Scheme) -> Kept:
     """What is published of a scheme: of its weights, and of the cache where both are rounded."""
-    known = published.kept()
-    if rule.name in known and not as_it_is:
+    known = {AS_IT_IS: Kept("as released", 0, "")} | published.kept()
+    if rule.name in known:
         return known[rule.name]
-    weights = Kept("as released", 0, "") if as_it_is else known[rule.name.removesuffix(FP8_CACHE)]
-    if rule.kv_bytes == 2:
-        return weights
-    cache = known["fp8_kv"]
+    weights, cache = known[rule.name.removesuffix(FP8_CACHE)], known["fp8_kv"]
     sources = "; ".join(filter(None, (weights.source, cache.source)))
     return Kept(f"{weights.says}; cache {cache.says}", weights.loss + cache.loss, sources)
 
@@ -198,20 +204,23 @@ def flags(args: dict) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def _served(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, dict, bool]:
+def _served(model: Counted, rule: Scheme, way: Way, gpus: int, load: Load) -> tuple[str, dict, bool]:
     """What vLLM is given: the model, its arguments, and whether the checkpoint has still to be made."""
     name, _, revision = model.model.name.partition("@")
-    base = one.scheme.removesuffix(FP8_CACHE)
-    by_file = base in schemes.EVERY and schemes.EVERY[base].needs_checkpoint
+    base = rule.name.removesuffix(FP8_CACHE)
+    by_file = rule.needs_checkpoint and base != AS_IT_IS
     file = published.checkpoints().get(name, {}).get(base) if by_file else None
     args = {"revision": revision} if revision and not by_file else {}
-    args |= one.way.args
+    args |= way.args
     if args.get("dtype") != "float16":  # what a checkpoint's own type is not
         args.pop("dtype", None)
     if base == AS_IT_IS:
         args.pop("quantization", None)
-    args |= {"max_model_len": load.context} | ({"tensor_parallel_size": gpus} if gpus > 1 else {})
-    args |= {"max_num_seqs": load.users} if load.users > MOST_AT_ONCE else {}
+    args["max_model_len"] = load.context
+    if gpus > 1:
+        args["tensor_parallel_size"] = gpus
+    if load.users > MOST_AT_ONCE:
+        args["max_num_seqs"] = load.users
     made = f"./{model.model.title}-{base}" if by_file else name
     return file or made, args, by_file and not file
 
@@ -219,31 +228,22 @@ def _served(model: Counted, one: Option, gpus: int, load: Load) -> tuple[str, di
 # -- what they should give ----------------------------------------------------------------------------------
 
 
-def _with_gains(one: Option, model: Counted, load: Load, rows: list[dict] | None) -> Option:
-    """The same with its tokens/s and its gains over 16 bits.
+def _with_gains(one: Option, base: Option, model: str) -> Option:
+    """The same with its gains over 16 bits.
 
     For one user 16 bits run on the same GPUs, as if they fitted; for all of them on the fewest that hold the
     load, and what counts is what one GPU gives.
     """
-    plain, way = roofline.step_of(model.layout, lambda _: None, 2), schemes.BASELINE.way(load.card.machine)
-    _, sixteen, _ = _placed(model, 2 * model.layout.total, 2, load)
-    batch = min(load.users, one.users) or load.users
-    alone, together = (rate(one.step, one.way, load, one.gpus, users) for users in (1, batch))
-    others = sixteen or one.gpus
-    base = rate(plain, way, load, others, load.users) / others
-    gains = [
-        Gain(alone / rate(plain, way, load, one.gpus, 1), ESTIMATE),
-        Gain(together / one.gpus / base, ESTIMATE),
-    ]
+    gpus, users = base.needs or one.gpus, one.load.users
+    plain_s = gpus / base.rate(users, gpus)
+    alone = Gain(one.rate(1) / base.rate(1, one.gpus), ESTIMATE)
+    writing = Gain(plain_s / one.writing_s, ESTIMATE)
     if one.gpus == 1:
-        gains[0] = _measured(one, model, load, 1, rows) or gains[0]
-        if one.fits and others == 1:
-            gains[1] = _measured(one, model, load, load.users, rows) or gains[1]
-    reading = reading_s(one.step, one.way, load)
-    written = 1 / base / gains[1].ratio + reading
-    gains[1] = replace(gains[1], ratio=(1 / base + reading_s(plain, way, load)) / written)
-    seconds = {"writing_s": one.gpus / together, "reading_s": reading}
-    return replace(one, **seconds, alone_per_s=alone, alone=gains[0], together=gains[1])
+        alone = _recorded(one, model, 1) or alone
+        if one.fits and gpus == 1:
+            writing = _recorded(one, model, users) or writing
+    ratio = (plain_s + base.reading_s) / (plain_s / writing.ratio + one.reading_s)
+    return replace(one, alone=alone, together=replace(writing, ratio=ratio))
 
 
 def gains(
@@ -259,23 +259,22 @@ def gains(
     return found
 
 
-def _measured(one: Option, model: Counted, load: Load, users: int, rows: list[dict] | None) -> Gain | None:
-    """The ratio that was measured of this very case: here, or by a record of the same card."""
-    reference = [row for row in on_record() if row["device"].endswith(load.card.name)]
-    for found, where in ((rows or [], "measured here"), (reference, f"recorded on an {load.card.name}")):
-        same = [
-            row for row in found
-            if row["model"] == model.model.title and row["scheme"] in (one.scheme, "baseline")
-            and (row["scheme"] == "baseline" or row.get("way") == one.way.name)
-        ]  # fmt: skip
-        for origin in sorted(
-            records.by_origin(same).values(), key=lambda its: -(its[0].get("prompt_tokens") or 0)
-        ):
-            ratios = {batch: gain.ratio for batch, gain in roofline.gains(origin, one.scheme).items()}
-            tokens = origin[0].get("prompt_tokens") or 0
-            if ratios and min(ratios) <= users <= max(ratios) and tokens <= load.context:
-                ratio = np.interp(math.log(users), [*map(math.log, ratios)], [*ratios.values()])
-                return Gain(float(ratio), f"{where}, {tokens} tokens in")
+def _recorded(one: Option, model: str, users: int) -> Gain | None:
+    """The ratio that was recorded of this very case, on the same card; between two batch sizes on a line."""
+    card = one.load.card.name
+    same = [
+        row
+        for row in on_record()
+        if row["device"].endswith(card) and row["model"] == model
+        if row["scheme"] == "baseline" or row.get("way") == one.way.name
+    ]
+    longest_first = sorted(records.by_origin(same).values(), key=lambda its: -its[0]["prompt_tokens"])
+    for origin in longest_first:
+        ratios = {batch: gain.ratio for batch, gain in roofline.gains(origin, one.scheme).items()}
+        tokens = origin[0]["prompt_tokens"]
+        if ratios and min(ratios) <= users <= max(ratios) and tokens <= one.load.context:
+            ratio = np.interp(math.log(users), [*map(math.log, ratios)], [*ratios.values()])
+            return Gain(float(ratio), f"recorded on an {card}, {tokens} tokens in")
     return None
 
 
@@ -292,41 +291,6 @@ def on_record() -> list[dict]:
         if row["chosen_by"] == "vLLM" and row["scheme"] in schemes.EVERY and row["model"] not in measured
         if not sizes.layout(known[row["model"]].folder).experts
     ]
-
-
-FEW = 8  # requests at once, up to which four bits in Marlin gave more than FP8 in every model of 7B and more
-
-
-@functools.cache
-def marlin() -> tuple[float, float]:
-    """What four bits in Marlin gave at up to ``FEW`` requests on the Hopper on record, as a multiple of FP8's
-    tokens/s, of models of 7B and more: the least and the most. vLLM chooses Machete there."""
-    rates = {
-        (row["model"], row["prompt_tokens"], row["batch"], row["way"]): row["output_tokens_per_s"]
-        for row in records.deployments()
-        if row["batch"] <= FEW and row["model"] != "Phi-2"
-    }
-    found = [
-        rate / rates[*load, "fp8"]
-        for (*load, way), rate in rates.items()
-        if way == "awq, Marlin" and (*load, "fp8") in rates
-    ]
-    return min(found), max(found)
-
-
-def reading_s(work: Step, way: Way, load: Load) -> float:
-    """Seconds of a GPU for the tokens of a prompt that come to a token of its answer."""
-    return load.prompts * work.operations / (READING * load.card.rate(way.arithmetic_bits))
-
-
-def rate(work: Step, way: Way, load: Load, gpus: int, batch: int) -> float:
-    """Tokens/s that ``batch`` requests write: two all-reduces a layer and GPU over NVLink, over PCIe, where
-    none was recorded, they are left out."""
-    card, layers = load.card, work.layout.layers
-    bandwidth, arithmetic = REACHED * card.bandwidth, roofline.COMPUTES * card.rate(way.arithmetic_bits)
-    least = work.seconds(batch, gpus * bandwidth, gpus * arithmetic, load.context)
-    exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
-    return batch / (least + recorded.beyond(way.timed, batch) * layers + exchange)
 
 
 # -- which to take -------------------------------------------------------------------------------------------
