@@ -43,6 +43,15 @@ def steps(model: str = MODEL, batch: int = 1, folder: Path = REFERENCE) -> dict[
     }
 
 
+def decoded(rows: list[dict]) -> dict[tuple[str, str, int], dict[int, dict]]:
+    """By model, way and GPUs the records of engines that decode after prompts of 16 tokens, by batch."""
+    found: dict[tuple[str, str, int], dict[int, dict]] = {}
+    for row in rows:
+        if row["prompt_tokens"] == 16 and "output_tokens_per_s" in row:
+            found.setdefault((row["model"], row["way"], row.get("gpus", 1)), {})[row["batch"]] = row
+    return found
+
+
 def breakdown(row: dict) -> dict[str, float]:
     """Where the microseconds of one of the ``steps`` go, by kind of kernel.
 
