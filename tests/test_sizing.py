@@ -24,7 +24,7 @@ def test_the_cache_that_vllm_reported_on_a_gpu_is_the_one_that_is_predicted():
 
 
 def budget(scheme, memory, context=1, users=1, name="mistral-7b"):
-    card = dataclasses.replace(CARDS["L4"], memory_bytes=memory)
+    card = dataclasses.replace(CARDS["L4"], memory=memory)
     return option(counted(shapes.shape(name)), scheme, Load(card, context=context, users=users)).budget
 
 
@@ -93,17 +93,15 @@ def test_every_generation_has_its_row_and_every_machine_its_generation():
     assert cards.generation(Machine("cuda", "V100", 0, sm=7.0)) is None
 
 
-def test_only_records_with_a_gpus_memory_have_a_rest():
+def test_what_is_left_over_is_of_what_vllm_was_given():
     row = {"model": "Phi-2", "device": "d", "scheme": "baseline", "kv_cache_tokens": 10, "weights_bytes": 100}
-    known = {"Phi-2": shapes.shape("phi-2")}
-    here = row | {"device_bytes": 10**9}
-    [cpu], [gpu] = sizing.reconcile([here], known), sizing.reconcile([here | {"driver": "580"}], known)
-    assert cpu.rest is None
-    assert gpu.rest == round(0.9 * 10**9) - 100 - 10 * 327_680
-    [narrow] = sizing.reconcile([row | {"kv_cache_dtype": "fp8"}], known)
+    known, row = {"Phi-2": shapes.shape("phi-2")}, row | {"device_bytes": 10**10}
+    whole, part, narrow = (
+        sizing.reconcile([row | more], known)[0]
+        for more in ({}, {"memory_bytes": 10**9, "utilization": 0.5}, {"kv_cache_dtype": "fp8"})
+    )
+    assert whole.rest == 0.9 * 10**10 - 100 - 10 * 327_680
+    assert part.rest == 0.5 * 10**9 - 100 - 10 * 327_680
     assert narrow.token == 327_680 / 2
     assert sizing.reconcile([row | {"model": "unknown"}], known) == []
-    later = [row, row | {"device": "another"}, row | {"scheme": "fp8"}]
-    assert [(one.row["device"], one.row["scheme"]) for one in sizing.reconcile(later, known)] == [
-        (row["device"], row["scheme"]), (row["device"], "fp8"), ("another", row["scheme"]),
-    ]  # fmt: skip
+    assert len(sizing.reconcile([row, row, row | {"scheme": "fp8"}], known)) == 2

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from helpers.base.machine import GIB
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Slider, explore
-from helpers.compare import cards, counting, options
+from helpers.compare import cards, counting, options, published
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
 from helpers.compare.options import Option
-from helpers.compare.published import gained
 from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
@@ -237,11 +236,12 @@ class Advice:
             found.append("A mixture of experts is estimated by dense models' kernels: 91 has measured ones.")
         if any(one.scheme.startswith("nvfp4") for one in shown):
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
-        for known in gained():
-            if known.of(self.load.card.name) and any(one.scheme == known.scheme for one in shown):
+        for known in published.gained():
+            scheme = known["scheme"]
+            if published.of(known, self.load.card.name) and any(one.scheme == scheme for one in shown):
                 found.append(
-                    f"Published of {known.scheme} there: {known.ratio:.1f} times, {known.model}, "
-                    f"{known.source}; {known.conditions}."
+                    f"Published of {scheme} there: {known['ratio']:.1f} times, {known['model']}, "
+                    f"{known['source']}; {known['conditions']}."
                 )
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from helpers.base import machine
 from helpers.base.machine import MIB
@@ -29,15 +29,8 @@ def copy_bandwidth() -> float:
     cores, size = machine.usable_cores(), 128 * MIB
     source = [np.ones(size, np.uint8) for _ in range(cores)]
     target = [np.ones(size, np.uint8) for _ in range(cores)]  # np.zeros would not touch it
-
-    def copy():
-        threads = [threading.Thread(target=np.copyto, args=pair) for pair in zip(target, source, strict=True)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    return 2 * size * cores / _shortest(copy)
+    with ThreadPoolExecutor(cores) as pool:
+        return 2 * size * cores / _shortest(lambda: list(pool.map(np.copyto, target, source)))
 
 
 def matmul_rate(dtype: str = "bfloat16") -> float:
@@ -54,13 +47,12 @@ def matmul_rate(dtype: str = "bfloat16") -> float:
 
 def _shortest(work: Callable[[], object]) -> float:
     """The seconds of the fastest round."""
-    best, rounds, stop = float("inf"), 0, time.perf_counter() + SECONDS
-    while time.perf_counter() < stop or rounds < ROUNDS:
-        rounds += 1
+    took, stop = [], time.perf_counter() + SECONDS
+    while time.perf_counter() < stop or len(took) < ROUNDS:
         begin = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - begin)
-    return best
+        took.append(time.perf_counter() - begin)
+    return min(took)
 
 
 def _on_gpu(prepare: str, work: str, amount: str) -> float:

@@ -19,25 +19,18 @@ class SizingError(ValueError):
 class Card:
     """A GPU by its data sheet.
 
-    ``gigabytes`` is the name's, ``memory_bytes`` what PyTorch reports where that is known;
-    ``bandwidth`` in bytes/s, ``rate16`` and ``rate8`` dense operations/s in 16-bit and 8-bit formats that are
-    added up in 32 bits (data sheets often print twice that, with *sparsity*). ``nvlink``: several of them
-    speak over it, and not over PCIe.
+    ``memory`` is in bytes, as PyTorch reports them where that is known, ``bandwidth`` in bytes/s, ``rate16``
+    and ``rate8`` are dense operations/s in 16-bit and 8-bit formats that are added up in 32 bits (data sheets
+    often print twice that, with *sparsity*). ``nvlink``: several of them speak over it, and not over PCIe.
     """
 
     name: str
     sm: float
-    gigabytes: int
+    memory: int
     bandwidth: float
     rate16: float
     rate8: float
-    memory_bytes: int | None = None
     nvlink: bool = False
-
-    @property
-    def memory(self) -> int:
-        """Bytes: as PyTorch reports them, else the name's GB at their least, 10^9 bytes each."""
-        return self.memory_bytes or self.gigabytes * 10**9
 
     @property
     def machine(self) -> Machine:
@@ -50,9 +43,9 @@ class Card:
 
 
 def _card(name, sm, gigabytes, gb_s, tera16, tera8, memory=None, nvlink=False) -> Card:
-    """A card; ``memory`` in GiB is what PyTorch calls its total capacity."""
-    known = round(memory * GIB) if memory else None
-    return Card(name, sm, gigabytes, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, known, nvlink)
+    """A card; ``memory`` in GiB is what PyTorch calls its total capacity; else the name's GB count."""
+    size = round(memory * GIB if memory else gigabytes * 10**9)
+    return Card(name, sm, size, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, nvlink)
 
 
 # From NVIDIA's data sheets (of a V100 and an A100 the SXM modules, of a B200 the HGX board, of an RTX PRO
@@ -150,12 +143,11 @@ def generation(machine: Machine) -> str | None:
 
 def paths(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """By generation and scheme: the way it runs there, or ``-`` where it does not."""
-    found: dict[str, dict[str, str]] = {}
-    for title, one in GENERATIONS.items():
-        found[title] = {}
-        for name in names:
-            try:
-                found[title][name] = schemes.scheme(name).way(one).name
-            except SchemeError:
-                found[title][name] = "-"
-    return found
+
+    def way(name: str, machine: Machine) -> str:
+        try:
+            return schemes.scheme(name).way(machine).name
+        except SchemeError:
+            return "-"
+
+    return {title: {name: way(name, one) for name in names} for title, one in GENERATIONS.items()}

@@ -63,17 +63,13 @@ def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, 
     Args:
         rows: the model's records on this machine; ``others`` are of other machines or cited.
     """
-    found = {}
-    for claim in CLAIMS:
-        if claim.check == "accuracy":
-            found[claim] = _accuracy(claim, model, rows + others)
-        elif claim.check == "speed":
-            found[claim] = _speed(claim, rows + others)
-        elif claim.check == "always":
-            found[claim] = _always(rows + others)
-        else:
-            found[claim] = Finding(claim.evidence, claim.verdict)
-    return found
+    checks = {"accuracy": _accuracy, "speed": _speed, "always": _always}
+    return {
+        claim: checks[claim.check](claim, model, rows + others)
+        if claim.check
+        else Finding(claim.evidence, claim.verdict)
+        for claim in CLAIMS
+    }
 
 
 def _gains(rows: list[dict], scheme: str) -> Iterator[tuple[str, tuple, Times]]:
@@ -83,7 +79,7 @@ def _gains(rows: list[dict], scheme: str) -> Iterator[tuple[str, tuple, Times]]:
             yield f"{its[0]['model']} on {its[0]['device']}", (origin, batch), one
 
 
-def _speed(claim: Claim, rows: list[dict]) -> Finding:
+def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     """Whether gains, measured or published, reach a claimed one.
 
     What saves nine tenths of the time that is claimed to be saved is too close to count for either side, so
@@ -95,8 +91,8 @@ def _speed(claim: Claim, rows: list[dict]) -> Finding:
     if not places:
         return Finding(f"No record of {claim.scheme} running as itself", OPEN, measured=True)
     for line in published.gained():
-        if line.scheme == claim.scheme and line.shape:
-            places[f"published, {line.model} on {line.card}"] = [line.ratio]
+        if line["scheme"] == claim.scheme and "shape" in line:
+            places[f"published, {line['model']} on {line['card']}"] = [line["ratio"]]
     spreads = []
     for place, ratios in places.items():
         ends = dict.fromkeys(f"{pick(ratios):.2f}" for pick in (min, max))
@@ -108,7 +104,7 @@ def _speed(claim: Claim, rows: list[dict]) -> Finding:
     return Finding(text, HOLDS if reached else FALSE if all(short) else PARTLY, measured=True)
 
 
-def _always(rows: list[dict]) -> Finding:
+def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     """In how many cases weights of fewer bits were faster than 16, beyond what the runs differ by."""
     best: dict[tuple, Times] = {}
     for name, scheme in SCHEMES.items():

@@ -48,26 +48,18 @@ def paths(found: Mapping[str, Mapping[str, str]], here: str | None) -> Table:
 
 
 def reconciled(found: Iterable) -> Table:
-    """``sizing.reconcile``: what vLLM reported beside the config's bytes.
-
-    What is of this machine is marked as measured; recorded rows are the same everywhere.
-    """
+    """``sizing.reconcile``: what vLLM reported beside the config's bytes, of recorded machines."""
     rows = []
     for one in found:
         row = one.row
-        recorded = row.get("recorded")
-        name = f"{row['model']} on {row['device'] if recorded else 'this machine'}"
+        name = f"{row['model']} on {row['device']}"
         if row.get("memory_bytes") and row.get("device_bytes"):
             name += f", given {page.mib(row['memory_bytes'])}"
         besides = row.get("kv_cache_dtype") == "fp8" and row["scheme"] != "fp8_kv"
-        cells = [
-            titled(row["scheme"]) + (" and FP8 KV cache" if besides else ""),
-            "-" if one.predicted is None else f"{one.predicted:,}",
-            f"{row['kv_cache_tokens']:,}",
-            "-" if one.predicted is None else f"{row['kv_cache_tokens'] / one.predicted - 1:+.1%}",
-            "-" if one.rest is None else f"{one.rest / 2**30:.2f} GiB",
-        ]
-        rows.append([name, *(cells if recorded else map(page.measured, cells))])
+        cells = [name, titled(row["scheme"]) + (" and FP8 KV cache" if besides else "")]
+        cells += [f"{one.predicted:,}", f"{row['kv_cache_tokens']:,}"]
+        off = f"{row['kv_cache_tokens'] / one.predicted - 1:+.1%}"
+        rows.append([*cells, off, f"{one.rest / 2**30:.2f} GiB"])
     columns = ["record", "scheme", "tokens, predicted", "reported by vLLM", "off by", "left over"]
     return Table(columns, rows)
 

@@ -12,12 +12,6 @@ from helpers.compare.cost import HOURS_A_DAY, per_million
 from helpers.model import sizes
 from helpers.serve.load import KEEPS
 
-
-def share_of_bound(row: dict) -> float:
-    """A dense model's tokens/s as a share of what reading its weights once a step allows, at that batch."""
-    return recorded.reading_us(row) * row["output_tokens_per_s"] / row["batch"] / 1e6
-
-
 BATCHES = (1, 8, 64, 256)
 
 
@@ -32,7 +26,7 @@ def decoding(rows: list[dict], ways: Sequence[str]) -> Table:
         if of := found.get((model, way, 1)):
             experts = sizes.layout(sizing.known_models()[model].folder).experts
             rates = [f"{of[batch]['output_tokens_per_s']:,.0f}" if batch in of else "-" for batch in BATCHES]
-            bound = "-" if experts else f"{share_of_bound(of[1]):.0%}"
+            bound = "-" if experts else f"{recorded.share_of_bound(of[1]):.0%}"
             lines.append([f"{model}, {way}", f"{of[1]['weights_bytes'] / GIB:.1f} GiB", *rates, bound])
     heads = [f"{batch} request" if batch == 1 else str(batch) for batch in BATCHES]
     return Table(["model, way", "weights", *heads, "of the bound"], lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from helpers.base.page import Table
 from helpers.compare.advise import Advice, advise
 from helpers.compare.options import Option
 
@@ -24,21 +23,6 @@ GOALS = {
     "32 users (gain)": {"users": 32},
     "4 users, 32,768 tokens (gain)": {"users": 4, "context": 32_768},
 }
-LINES = """\
-Users hold 4,096 tokens each where no more is said, and 8 are read for each that is written (`PROMPTS=`); what counts is the tokens of all
-together, but in the first column (`GOAL=`). FP8: `vllm serve MODEL --quantization fp8_per_channel` (on a T4, A10 or A100 `fp8_per_tensor`). FP8 cache: add `--kv-cache-dtype fp8` (but on a Hopper it needs `nvcc`). AWQ, INT8, NVFP4: `vllm serve CHECKPOINT`,
-the hub's, or an AWQ of your own (03_awq). Four bits must give 1.3 times eight's tokens; where answers are long, or prompts are
-in the cache, they do: `PROMPTS=0`. *Gain* is in tokens/s a GPU, 16 bits = 1, estimated: the least time for its bytes and arithmetic, and
-what a step on an H200 took beyond it (NVFP4 as FP8). *Room for* is how many requests run at once."""  # noqa: E501
-
-
-def card() -> Table:
-    """GPU class x goal: the format, and in brackets what the goal's title says: its gain, or its room."""
-    rows = []
-    for gpu, model in CLASSES.items():
-        answers = [advise(model, gpu, **goal) for goal in GOALS.values()]
-        rows.append([gpu, answers[0].model.model.title, *map(_cell, answers)])
-    return Table(["GPU", "model", *GOALS], rows, texts=["model", *GOALS])
 
 
 def _cell(answer: Advice) -> str:
@@ -60,7 +44,10 @@ def short(one: Option) -> str:
 
 
 def markdown() -> str:
-    """The card as README has it."""
-    table = card()
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([*(f"| {' | '.join(map(str, row))} |" for row in rows), "", LINES])
+    """GPU class x goal: the format, and in brackets what the goal's title says: its gain, or its room."""
+    columns = ["GPU", "model", *GOALS]
+    rows = [columns, ["---"] * len(columns)]
+    for gpu, model in CLASSES.items():
+        answers = [advise(model, gpu, **goal) for goal in GOALS.values()]
+        rows.append([gpu, answers[0].model.model.title, *map(_cell, answers)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

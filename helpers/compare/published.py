@@ -19,28 +19,6 @@ class Kept:
     source: str
 
 
-@dataclass(frozen=True)
-class Gained:
-    """Tokens/s as a multiple of 16 bits' that somebody measured: of a scheme on a card, at a batch size.
-
-    ``shape`` is the shape of the model that comes with this, where it has one; up to ``to_batch`` if given.
-    """
-
-    model: str
-    scheme: str
-    card: str
-    batch: int
-    ratio: float
-    source: str
-    conditions: str
-    shape: str | None = None
-    to_batch: int | None = None
-
-    def of(self, card: str) -> bool:
-        """Whether it is of this card; an H100 of which no more is said may be any of them."""
-        return card == self.card or card.startswith(self.card + " ")
-
-
 @functools.cache
 def _file() -> dict:
     return yaml.safe_load((REFERENCE / "published.yaml").read_text(encoding="utf-8"))
@@ -52,10 +30,14 @@ def kept() -> dict[str, Kept]:
     return {name: Kept(**row) for name, row in _file()["accuracy"].items()}
 
 
-@functools.cache
-def gained() -> tuple[Gained, ...]:
-    """What is published of quantized models' speed."""
-    return tuple(Gained(**row) for row in _file()["speed"])
+def gained() -> list[dict]:
+    """Tokens/s as a multiple of 16 bits' that somebody measured of a scheme on a card; the file says more."""
+    return _file()["speed"]
+
+
+def of(line: dict, card: str) -> bool:
+    """Whether a line is of this card; an H100 of which no more is said may be any of them."""
+    return card == line["card"] or card.startswith(line["card"] + " ")
 
 
 def checkpoints() -> dict[str, dict[str, str]]:

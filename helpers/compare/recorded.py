@@ -6,7 +6,6 @@ import functools
 import itertools
 import re
 import statistics
-from pathlib import Path
 
 from helpers.base import records
 from helpers.base.records import REFERENCE
@@ -25,22 +24,17 @@ _KINDS = {
 }
 
 
-def steps(model: str = MODEL, batch: int = 1, folder: Path = REFERENCE) -> dict[str, dict]:
+def steps(model: str = MODEL, batch: int = 1) -> dict[str, dict]:
     """By way a model's step of ``batch`` requests after prompts of 16 tokens: its kernels' microseconds, and
     ``step_us``, the same without the profiler."""
-    timed = {
-        row["way"]: row
-        for row in records.deployments(folder)
-        if (row["model"], row["batch"], row["prompt_tokens"]) == (model, batch, 16)
-    }
-    found, _ = records.recorded(folder, "steps.jsonl", ("model", "way", "batch", "longest"))
-    return {
-        row["way"]: timed[row["way"]]
-        | row
-        | {"step_us": 1e6 * batch / timed[row["way"]]["output_tokens_per_s"]}
+    found, _ = records.recorded(REFERENCE, "steps.jsonl", ("model", "way", "batch", "longest"))
+    timed = decoded(records.deployments())
+    rows = [
+        timed[model, row["way"], 1][batch] | row
         for row in found
-        if (row["model"], row["batch"]) == (model, batch) and row["way"] in timed
-    }
+        if (row["model"], row["batch"]) == (model, batch) and (model, row["way"], 1) in timed
+    ]
+    return {row["way"]: row | {"step_us": 1e6 * batch / row["output_tokens_per_s"]} for row in rows}
 
 
 def decoded(rows: list[dict]) -> dict[tuple[str, str, int], dict[int, dict]]:
@@ -62,6 +56,11 @@ def breakdown(row: dict) -> dict[str, float]:
         parts[next((kind for kind, name in _KINDS.items() if name.search(kernel)), UNTOLD)] += us
     parts[UNTOLD] += row["gpu_us"] - sum(parts.values())
     return parts | {"GPU waits": max(0.0, row["step_us"] - row["gpu_us"])}
+
+
+def share_of_bound(row: dict) -> float:
+    """A dense model's tokens/s as a share of what reading its weights once a step allows, at that batch."""
+    return reading_us(row) * row["output_tokens_per_s"] / row["batch"] / 1e6
 
 
 def reading_us(row: dict) -> float:

@@ -33,7 +33,7 @@ def steps(rows: Sequence[dict], shares: bool = False) -> Figure:
             left += unit * parts[kind]
         mark = None if place else "reading the weights, at least"
         axes.plot(least, place, "|", color="black", markersize=24, markeredgewidth=3, label=mark)
-        bound = recorded.reading_us(row) / row["step_us"]
+        bound = recorded.share_of_bound(row)
         label_bar(axes, left, place, f"{bound:.0%} of the bound")
         told = ", ".join(f"{kind} {unit * us:,.0f}" for kind, us in parts.items())
         words.append(f"{_of(row, shares)}: {told}, at least {least:,.0f}, {bound:.0%} of the bound")

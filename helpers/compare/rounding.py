@@ -6,32 +6,23 @@ Only for looking at; the checkpoints are made by llm-compressor and run by vLLM'
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, Callable]]:
-    """The names of a safetensors folder's tensors, and what reads each."""
+def _stored(folder: Path) -> dict[str, Callable]:
+    """By name what reads each tensor of a safetensors folder."""
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
-                yield name, functools.partial(file.get_tensor, name)
+    files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+    return {name: functools.partial(file.get_tensor, name) for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def tensor(folder: Path, name: str) -> np.ndarray:
-    """Return one stored tensor of a safetensors folder as float32; a weight matrix is (outputs, inputs).
-
-    Raises:
-        KeyError: no file of the folder has it.
-    """
-    for found, read in _stored(folder):
-        if found == name:
-            return read().float().numpy()
-    raise KeyError(f"{folder.name} has no tensor {name!r}.")
+    """Return one stored tensor of a safetensors folder as float32; a weight matrix is (outputs, inputs)."""
+    return _stored(folder)[name]().float().numpy()
 
 
 def grid(form: str) -> np.ndarray:
@@ -72,7 +63,7 @@ def relative_error(matrix: np.ndarray, form: str, share: str | int) -> float:
 
 def example(folder: Path) -> str:
     """Return the name of one matrix to look at: the last of the MLP in the block a third of the way up."""
-    names = [name for name, _ in _stored(folder) if ".mlp." in name and name.endswith("weight")]
+    names = [name for name in _stored(folder) if ".mlp." in name and name.endswith("weight")]
     blocks = sorted({int(part) for name in names for part in name.split(".") if part.isdigit()})
     block = f".{blocks[len(blocks) // 3]}."
     inside = [name for name in names if block in name]
@@ -109,7 +100,7 @@ def anatomy(folder: Path, layer: str) -> dict[str, tuple[tuple[int, ...], str, i
         KeyError: it stores nothing under that name.
     """
     found = {}
-    for name, read in _stored(folder):
+    for name, read in _stored(folder).items():
         if name.startswith(f"{layer}."):
             one = read()
             kind = str(one.dtype).removeprefix("torch.")

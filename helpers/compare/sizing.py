@@ -14,7 +14,6 @@ from helpers.compare.cards import Card, SizingError
 from helpers.model import schemes, shapes, sizes
 from helpers.model.layout import Layout
 from helpers.model.model import Model
-from helpers.model.schemes import SCHEMES
 from helpers.model.shapes import CONFIGS
 
 # What vLLM needs beside weights and cache was 0.6 GiB on the L4 on record, 1.4 to 1.5 GiB on the H200 given
@@ -41,11 +40,8 @@ class Load:
     prompts: float = 0.0
 
     def __post_init__(self):
-        for name, value, most in (
-            ("gpus", self.gpus, 8),
-            ("context", self.context, 10_000_000),
-            ("users", self.users, 100_000),
-        ):
+        for name, most in {"gpus": 8, "context": 10_000_000, "users": 100_000}.items():
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
         if not isinstance(self.prompts, int | float) or not 0 <= self.prompts <= 10_000:
@@ -140,15 +136,14 @@ class Reconciled:
     """One record's KV cache, as vLLM reported it and as it follows from the config.
 
     ``rest`` is what is left of vLLM's share of the memory after weights and cache: what the cards'
-    budgets have to assume; ``predicted`` are the tokens that they would allow. None where the size of the
-    memory or of the weights is not on record.
+    budgets have to assume; ``predicted`` are the tokens that they would allow.
     """
 
     row: dict
     token: int
     cache: int
-    rest: int | None
-    predicted: int | None
+    rest: int
+    predicted: int
 
 
 def recorded_token_bytes(row: dict, model: Model) -> int:
@@ -162,32 +157,22 @@ def recorded_token_bytes(row: dict, model: Model) -> int:
 
 
 def reconcile(rows: Iterable[dict], known: dict[str, Model]) -> list[Reconciled]:
-    """Set each record's reported KV cache beside the config's bytes; one a model, machine and scheme.
-
-    Those of one model on one machine stand together, whenever they were recorded.
+    """Set each GPU record's reported KV cache beside the config's bytes; one a model, machine and scheme.
 
     Args:
         known: models by the title that records call them; records of other models are passed over.
     """
     found: dict[tuple, Reconciled] = {}
     for row in rows:
-        model = known.get(row["model"])
-        if model is None or not row["kv_cache_tokens"] or row["scheme"] not in SCHEMES:
-            continue
-        token = recorded_token_bytes(row, model)
-        cache, weights = token * row["kv_cache_tokens"], row["weights_bytes"]
-        # On a CPU the cache's size is set, whatever the memory.
-        memory = row.get("memory_bytes") or (row.get("device_bytes") if row.get("driver") else None)
-        share = row.get("utilization") or 0.9  # what vLLM was given where a record does not say
-        left = predicted = None
-        if memory and weights:
-            left = round(memory * share) - weights - cache
-            room = round(memory * share) - sizes.predicted_weights_bytes(row["scheme"], model.folder)
-            predicted = max(0, room - rest(memory)) // token
-        key = row["model"], row["device"], memory, row["scheme"], token, row.get("recorded")
-        found[key] = Reconciled(row, token, cache, left, predicted)
-    places = list(dict.fromkeys(key[:3] for key in found))
-    return [found[key] for key in sorted(found, key=lambda key: places.index(key[:3]))]
+        if model := known.get(row["model"]):
+            token = recorded_token_bytes(row, model)
+            memory = row.get("memory_bytes") or row["device_bytes"]
+            share = round(memory * (row.get("utilization") or 0.9))  # that where a record does not say
+            cache = token * row["kv_cache_tokens"]
+            room = share - sizes.predicted_weights_bytes(row["scheme"], model.folder) - rest(memory)
+            key = row["model"], row["device"], memory, row["scheme"], token
+            found[key] = Reconciled(row, token, cache, share - row["weights_bytes"] - cache, room // token)
+    return list(found.values())
 
 
 def known_models(*more: Model) -> dict[str, Model]:
