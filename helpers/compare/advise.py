@@ -14,7 +14,7 @@ from helpers.base.widgets import Choice, Slider, explore
 from helpers.compare import cards, counting, options, published
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
-from helpers.compare.options import Option
+from helpers.compare.options import Gain, Option
 from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
 from helpers.model.model import ModelError
@@ -43,12 +43,12 @@ class Advice:
     def title(self) -> str:
         """What was asked, in a line."""
         load = self.load
-        gpus = f"{load.gpus} {load.card.name}s" if load.gpus > 1 else f"one {load.card.name}"
         users = f"{load.users} users" if load.users > 1 else "one user"
         asked = (
             f"{users}, {load.context:,} tokens each, {load.prompts:g} read for one written, for {self.goal}"
         )
-        return f"{self.model.model.title} on {gpus} ({load.card.memory / GIB:.0f} GiB): {asked}"
+        on = f"{self._gpus(load.gpus)} ({load.card.memory / GIB:.0f} GiB)"
+        return f"{self.model.model.title} on {on}: {asked}"
 
     @property
     def sentence(self) -> str:
@@ -56,12 +56,11 @@ class Advice:
         one, load = self.chosen, self.load
         if one is None:
             return f"Nothing serves this model on {load.gpus} x {load.card.name}: {self._why_nothing()}"
-        where = f"{one.gpus} {load.card.name}s" if one.gpus > 1 else f"one {load.card.name}"
-        first = f"Deploy {one.title} on {where}: "
+        first = f"Deploy {one.title} on {self._gpus(one.gpus)}: "
         if one.fits:
             first += f"all {load.users} run at once" if load.users > 1 else "it fits"
             first += f" (there is room for {one.users})" if one.users > load.users else ""
-        elif one.users:
+        else:
             first += f"{one.users} of {load.users} run at once, the others wait their turn"
         first += "; the checkpoint is quantized already" if one.scheme.startswith(AS_IT_IS) else ""
         sentences = [first, self._speed(one)]
@@ -73,31 +72,43 @@ class Advice:
             sentences.append(f"{copies} copies of it fill the {load.gpus}: add --data-parallel-size {copies}")
         return ". ".join(sentences) + "."
 
+    def _gpus(self, count: int) -> str:
+        return f"{count} {self.load.card.name}s" if count > 1 else f"one {self.load.card.name}"
+
     def _speed(self, one: Option) -> str:
         """Tokens/s of the recommended way, beside those of 16 bits."""
-        many = self.load.users > 1
-        said = f"About {_rate(one, many):,.0f} tokens/s"
-        said += f", {one.per_s / min(one.users, self.load.users):,.0f} a user" if many else ""
-        plain = [o for o in self.options if o.scheme.startswith("baseline") and o.step]  # last, on more GPUs
-        if not plain or one in plain:
+        said = f"About {self._rate(one):,.0f} tokens/s"
+        said += f", {one.per_s / min(one.users, self.load.users):,.0f} a user" if self.many else ""
+        plain = self._sixteen
+        if plain is None or plain is one:
             return said
-        if not plain[-1].fits:
-            return f"{said}; 16 bits need {self._sixteen()}"
-        if plain[-1].gpus > one.gpus:
-            return f"{said}; 16 bits give {_rate(plain[-1], many):,.0f} on {plain[-1].gpus} GPUs"
-        return f"{said}, {_times(one.together if many else one.alone)} times what 16 bits give"
+        if not plain.fits:
+            return f"{said}; 16 bits need more than eight GPUs"
+        if plain.gpus > one.gpus:
+            return f"{said}; 16 bits give {self._rate(plain):,.0f} on {plain.gpus} GPUs"
+        return f"{said}, {_times(self._gain(one))} times what 16 bits give"
 
-    def _sixteen(self) -> str:
-        """What 16 bits would need, where that is more."""
-        base = next((one for one in self.options if one.scheme == "baseline"), None)
-        if base is None or not base.step or base.fits:
-            return ""
-        return f"{base.needs} GPUs" if base.needs else "more than eight GPUs"
+    @property
+    def many(self) -> bool:
+        """Whether there are several users, of whom all together count, and not what one alone sees."""
+        return self.load.users > 1
+
+    def _rate(self, one: Option) -> float:
+        return one.per_s if self.many else one.alone_per_s
+
+    def _gain(self, one: Option) -> Gain:
+        return one.together if self.many else one.alone
+
+    @property
+    def _sixteen(self) -> Option | None:
+        """16 bits on the fewest GPUs that hold the load, where any do."""
+        plain = [one for one in self.options if one.scheme.startswith("baseline") and one.step]
+        return plain[-1] if plain else None
 
     def _why_nothing(self) -> str:
         running = [one for one in self.options if one.step]
         if not running:
-            return next(iter(one.refused for one in self.options))
+            return self.options[0].refused
         least = min(running, key=lambda one: (one.needs or 99, one.weights))
         needs = f"{least.needs} of them hold it" if least.needs else "eight of them do not hold it"
         return f"the smallest way, {least.title}, has {least.weights / GIB:.1f} GiB of weights; {needs}."
@@ -109,52 +120,45 @@ class Advice:
         return list(self._unless(one, [o for o in self.shown if o is not one and o.users])) if one else []
 
     def _unless(self, one: Option, others: list[Option]) -> Iterator[str]:
+        def times(other: Option, goal: str) -> float:
+            return options.score(other, goal) / options.score(one, goal)
+
+        load, everyone = self.load, f"all {self.load.users}" if self.many else "it"
         if self.price and self.price < CHEAP:
             yield f"${self.price:g} is the price of an hour: then it is PRICE={self.price:g}/h"
-        as_good = [o for o in others if o.fits >= one.fits and o.gpus <= self.load.gpus]
-        fast = max(as_good, key=lambda o: options.score(o, "throughput"), default=one)
-        ratio = options.score(fast, "throughput") / options.score(one, "throughput")
-        if ratio > options.SAME:
+        as_good = [o for o in others if o.fits >= one.fits and o.gpus <= load.gpus]
+        fast = max(as_good, key=lambda o: times(o, "throughput"), default=one)
+        if (ratio := times(fast, "throughput")) > options.SAME:
             why = "speed counts more than accuracy" if fast.kept.loss > one.kept.loss else "speed counts more"
             yield f"{why}: {fast.title} gives {ratio:.2f} times the tokens (accuracy kept: {fast.kept.says})"
-        written = options.recommended(self.options, "writing", self.load)
-        if (
-            written
-            and (ratio := options.score(written, "writing") / options.score(one, "writing")) > options.SAME
-        ):
+        written = options.recommended(self.options, "writing", load)
+        if (ratio := times(written, "writing")) > options.SAME:
             yield f"prompts are short, or in the cache: {_where(written)} writes {ratio:.2f} times the tokens"
         plain = next((o for o in others if o.scheme == one.scheme.removesuffix(FP8_CACHE)), one)
         if plain is not one and not plain.fits:
-            rate = f"{_rate(plain, self.load.users > 1):,.0f} tokens/s"
+            rate = f"{self._rate(plain):,.0f} tokens/s"
             yield f"the cache costs too many answers: without it {plain.users} run at once, {rate}"
         gentler = [o for o in others if o.fits and o.kept.loss < one.kept.loss]
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
-            yield f"the answers suffer in your own test: {_where(best)} holds {self._all} as well"
+            yield f"the answers suffer in your own test: {_where(best)} holds {everyone} as well"
         alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
         if (ratio := alone.alone_per_s / one.alone_per_s) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
-        if not self.model.layout.experts:
-            yield from self._of_dense(one, others)
+        wide = max(n for n in options.GPUS if n <= load.gpus and self.model.heads % n == 0)
+        if (
+            wide > one.gpus and load.card.nvlink and not self.model.layout.experts
+        ):  # of dense models on record
+            ratio = one.rate(1, gpus=wide) / one.alone_per_s
+            yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
         if not one.fits and one.needs:
-            yield f"nobody may wait: {one.needs} GPUs hold {self._all}"
-        same = [o for o in others if o.weights == one.weights and o.gpus == one.gpus]
-        roomy = max(same, key=lambda o: o.users, default=one)
-        if roomy.users > one.users:
-            yield f"contexts grow: {roomy.title} has room for {roomy.users} of these"
+            yield f"nobody may wait: {one.needs} GPUs hold {everyone}"
         if one.budget.verdict == "close":
             left = f"{one.budget.spare / GIB:.1f} GiB are left"
             yield f"vLLM stops as it starts, for only {left}: allow less context"
         if one.to_make:
             make = "" if one.scheme.startswith("nvfp4") else "03_awq makes one, or "
             yield f"there is no such checkpoint yet: {make}look for one on the hub"
-
-    def _of_dense(self, one: Option, others: list[Option]) -> Iterator[str]:
-        """What is known of dense models alone: a mixture's experts run in kernels of their own."""
-        wide = max(n for n in options.GPUS if n <= self.load.gpus and self.model.heads % n == 0)
-        if wide > one.gpus and self.load.card.nvlink:
-            ratio = one.rate(1, gpus=wide) / one.alone_per_s
-            yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
 
     @property
     def environment(self) -> str:
@@ -175,17 +179,18 @@ class Advice:
             lines.append(f"# and in compose.yaml   command: {json.dumps(more)}")
         return "\n".join(lines)
 
-    @property
-    def _all(self) -> str:
-        return f"all {self.load.users}" if self.load.users > 1 else "it"
-
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
-        users, many, sixteen = self.load.users, self.load.users > 1, self._sixteen()
-        gain = f"gain a GPU (16 bits{sixteen and (f' on {sixteen}' if many else ', as if they fitted')} = 1)"
-        asked = [f"{users} users at once", "tokens/s"] if many else ["fits", "tokens/s of an answer"]
-        heads = ["way", "weights", *asked, gain]
-        heads += ["accuracy kept"] + ["$ a million written"] * (self.price is not None)
+        plain, than = self._sixteen, ""
+        if plain and not (plain.fits and plain.gpus <= self.load.gpus):
+            than = f" on {plain.gpus} GPUs" if self.many and plain.fits else ", as if they fitted"
+        heads = (
+            [f"{self.load.users} users at once", "tokens/s"]
+            if self.many
+            else ["fits", "tokens/s of an answer"]
+        )
+        heads = ["way", "weights", *heads, f"gain a GPU (16 bits{than} = 1)", "accuracy kept"]
+        heads += ["$ a million written"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 
     @property
@@ -198,11 +203,8 @@ class Advice:
 
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
-        many = self.load.users > 1
-        gain = one.together if many else one.alone
-        cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one)]
-        cells += [f"{_rate(one, many):,.0f}", _times(gain)] if one.users else ["-", "-"]
-        cells.append(one.kept.says)
+        speeds = [f"{self._rate(one):,.0f}", _times(self._gain(one))] if one.users else ["-", "-"]
+        cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one), *speeds, one.kept.says]
         if self.price:
             cells.append(f"{one.dollars(self.price):.2f}" if one.users else "-")
         return cells
@@ -317,13 +319,8 @@ def _where(one: Option) -> str:
     return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 and "GPUs" not in one.title else "")
 
 
-def _rate(one: Option, many: bool) -> float:
-    """Tokens/s of all users together, their prompts read besides, or those that one alone sees."""
-    return one.per_s if many else one.alone_per_s
-
-
-def _times(gain) -> str:
-    return "-" if gain is None else f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
+def _times(gain: Gain) -> str:
+    return f"{gain.ratio:.2f}" if gain.ratio < 1 else f"{gain.ratio:.1f}"
 
 
 def explorer(

@@ -23,6 +23,7 @@ from helpers.base.figure import (
     name_ends,
     panels,
 )
+from helpers.base.machine import GIB
 from helpers.base.page import Note
 from helpers.compare import rounding
 from helpers.measure.result_tables import titled
@@ -31,10 +32,8 @@ from helpers.model.schemes import look
 # -- 01 to 03 -----------------------------------------------------------------------------------
 
 
-def roofline(
-    speeds_, bound_tokens_per_s: float, most_tokens_per_s: float, scheme: str = "baseline"
-) -> Figure:
-    """Draw measured throughput against batch size beneath the two limits of the roofline.
+def roofline(speeds_, bound_tokens_per_s: float, most_tokens_per_s: float) -> Figure:
+    """Draw the baseline's measured throughput against batch size beneath the two limits of the roofline.
 
     Args:
         bound_tokens_per_s: the bandwidth bound of batch 1; it grows with the batch, because one read of the
@@ -42,30 +41,27 @@ def roofline(
     """
     figure, [[axes]] = panels(size=(8, 4.2))
     batches = [speed.batch for speed in speeds_]
-    rates = [speed.output_tokens_per_s for speed in speeds_]
-    spread = [
-        [rate - speed.low for rate, speed in zip(rates, speeds_, strict=True)],
-        [speed.high - rate for rate, speed in zip(rates, speeds_, strict=True)],
-    ]
-    axes.errorbar(batches, rates, spread, capsize=4, **look(scheme))
-    last = batches[-1]
+    rates, low, high = np.array([(one.output_tokens_per_s, one.low, one.high) for one in speeds_]).T
+    style = look("baseline")
+    axes.errorbar(batches, rates, [rates - low, high - rates], capsize=4, **style)
+    first, last = batches[0], batches[-1]
     corner = max(last, most_tokens_per_s / bound_tokens_per_s)  # where the two limits meet
-    axes.plot([batches[0], corner], [bound_tokens_per_s * batches[0], bound_tokens_per_s * corner],
-              color=BOUND, linestyle="--")  # fmt: skip
+    limited = [bound_tokens_per_s * first, bound_tokens_per_s * corner]
+    axes.plot([first, corner], limited, color=BOUND, linestyle="--")
     axes.axhline(most_tokens_per_s, color=BOUND, linestyle=DOTTED)
     batch_axis(axes, batches)
     log_axis(axes)
     beside = {"textcoords": "offset points", "va": "center"}
-    axes.annotate("measured", (last, rates[-1]), (9, 0), color=look(scheme)["color"], **beside)
-    middle = (batches[0] * corner) ** 0.5, bound_tokens_per_s * (batches[0] * corner) ** 0.5
+    axes.annotate("measured", (last, rates[-1]), (9, 0), color=style["color"], **beside)
+    middle = (first * corner) ** 0.5, bound_tokens_per_s * (first * corner) ** 0.5
     axes.annotate("weights read\nonce a step", middle, (-9, 9), color=BOUND, ha="right", **beside)
-    axes.annotate("arithmetic", (batches[0], most_tokens_per_s), color=BOUND, va="bottom")
-    axes.set_xlim(right=1.1 * max(corner, last * max(2, last / batches[0]) ** 0.35))
+    axes.annotate("arithmetic", (first, most_tokens_per_s), color=BOUND, va="bottom")
+    axes.set_xlim(right=1.1 * max(corner, last * max(2, last / first) ** 0.35))
     axes.set_ylabel("output tokens per second")
     axes.spines[["top", "right"]].set_visible(False)
     return Figure(
         figure,
-        f"Output tokens per second of {titled(scheme)} at each batch size, beneath the dashed line of the "
+        "Output tokens per second of Baseline (16-bit) at each batch size, beneath the dashed line of the "
         "bandwidth bound, which grows with the batch until it meets the dotted level line of the arithmetic "
         "bound.",
     )
@@ -129,11 +125,7 @@ def outliers(before, scales, name: str) -> Figure:
 # -- 00: does it fit ----------------------------------------------------------------------------
 
 
-FITS = {
-    "fits": {"color": "#00563F", "weight": "bold"},
-    "close": {"color": "#7A5600", "weight": "bold"},
-    "no": {"color": "black"},
-}
+FITS = {"fits": "#00563F", "close": "#7A5600", "no": "black"}
 
 
 def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
@@ -146,25 +138,25 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     if not drawn:
         return Note("No scheme runs on this GPU: " + " ".join(map(str, budgets.values())))
     figure, [[axes]] = panels(size=(8, 1.6 + 0.5 * len(budgets)))
-    first = next(iter(drawn.values()))
-    usable = first.usable / 2**30
-    parts = {"weights": "weights", "KV cache": "kv_cache", "rest": "rest"}
-    for place, name in enumerate(budgets):
-        left, one = 0.0, drawn.get(name)
-        for part, field in parts.items() if one else ():
-            width, label = getattr(one, field) / 2**30, part if one is first else None
-            style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
-            axes.barh(place, width, left=left, label=label, **style)
-            left += width
-        text = f"{left:.1f} GiB: {_holds(one)}" if one else "does not run here"
-        style = FITS[one.verdict if one else "no"]
-        axes.text(1.015, place, text, transform=axes.get_yaxis_transform(), va="center", **style)
+    across, names = axes.get_yaxis_transform(), list(budgets)
+    left = np.zeros(len(drawn))
+    for part, field in {"weights": "weights", "KV cache": "kv_cache", "rest": "rest"}.items():
+        width = np.array([getattr(one, field) / GIB for one in drawn.values()])
+        style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
+        axes.barh([names.index(name) for name in drawn], width, left=left, label=part, **style)
+        left += width
+    for place, one in enumerate(budgets.values()):
+        text, style = "does not run here", {"color": FITS["no"]}
+        if not isinstance(one, str):
+            text = f"{one.total / GIB:.1f} GiB: {_holds(one)}"
+            style = {"color": FITS[one.verdict], "weight": "normal" if one.verdict == "no" else "bold"}
+        axes.text(1.015, place, text, transform=across, va="center", **style)
+    usable = next(iter(drawn.values())).usable / GIB
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM may take {usable:.1f} GiB")
-    longest = max(usable, *(one.total / 2**30 for one in drawn.values()))
-    axes.set(xlim=(0, 1.03 * longest), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.03 * max(usable, *left)), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
     axes.set_yticks(range(len(budgets)), budgets)
     figure.legend(loc="outside lower center", ncols=4)
-    words = [f"{name} {one.total / 2**30:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
+    words = [f"{name} {one.total / GIB:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
     text = f"{title}. vLLM may take {usable:.1f} GiB. Taken by {'; '.join(words)}."
     return Figure(figure, text)
 
@@ -174,6 +166,14 @@ def _holds(one) -> str:
     if one.verdict != "no":
         return one.verdict
     return f"{one.at_once} of {one.requests} run" if one.at_once else "does not fit"
+
+
+# -- lines of schemes, named at their ends ------------------------------------------------------
+
+
+def _ends(lines: Mapping[str, tuple[str, float, float]]) -> dict[str, tuple[float, float, str]]:
+    """What ``name_ends`` takes: by scheme its name for readers, and the last point of its line."""
+    return {textwrap.fill(name, 18): (x, y, look(scheme)["color"]) for scheme, (name, x, y) in lines.items()}
 
 
 def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure | Note:
@@ -191,8 +191,10 @@ def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> 
     every = [
         value for by in places.values() for points in by.values() for one in points.values() for value in one
     ]
+    words = []
     for axes, (title, by) in zip(row, places.items(), strict=True):
-        axes.axhline(1, color=look("baseline")["color"], linewidth=1)
+        plain = look("baseline")["color"]
+        axes.axhline(1, color=plain, linewidth=1)
         for name, points in by.items():
             ratios, low, high = zip(*points.values(), strict=True)
             axes.plot(list(points), ratios, **look(name))
@@ -200,19 +202,13 @@ def gains(places: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> 
         axes.set_title(title, fontsize="medium")
         batch_axis(axes, sorted({batch for points in by.values() for batch in points}))
         axes.set_ylim(min(0.75, 0.95 * min(every)), max(2.0, 1.05 * max(every)))
-        ends = {
-            textwrap.fill(titled(name), 16): (max(points), points[max(points)][0], look(name)["color"])
-            for name, points in by.items()
-        }
-        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, look("baseline")["color"])})
+        ends = _ends({name: (titled(name), max(p), p[max(p)][0]) for name, p in by.items()})
+        name_ends(axes, ends | {"16 bits": (axes.get_xlim()[1], 1.0, plain)})
+        told = [f"{titled(name)} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}" for name, p in by.items()]
+        words.append(f"{title}: {', '.join(told)}")
     row[0].set_ylabel("tokens per second, 16 bits = 1")
-    words = "; ".join(
-        f"{title}: "
-        + ", ".join(f"{titled(n)} {p[min(p)][0]:.2f} to {p[max(p)][0]:.2f}" for n, p in by.items())
-        for title, by in places.items()
-    )
     alt = "The throughput of each scheme as a multiple of 16 bits', from the smallest batch to the largest. "
-    return Figure(figure, f"{alt}{words}.")
+    return Figure(figure, f"{alt}{'; '.join(words)}.")
 
 
 def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | Note:
@@ -226,12 +222,11 @@ def costs(dollars: Mapping[str, Mapping[int, float]], title: str) -> Figure | No
     axes.set(ylabel="dollars a million output tokens", title=title)
     batch_axis(axes, sorted({batch for by in drawn.values() for batch in by}))
     log_axis(axes, "${value:,.2f}")
-    ends = {name: (max(by), by[max(by)], look(name)["color"]) for name, by in drawn.items()}
-    name_ends(axes, {titled(name): end for name, end in ends.items()})
-    words = "; ".join(
-        f"{titled(name)} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items()
+    name_ends(axes, _ends({name: (titled(name), max(by), by[max(by)]) for name, by in drawn.items()}))
+    words = [f"{titled(name)} ${by[min(by)]:,.2f} to ${by[max(by)]:,.3f}" for name, by in drawn.items()]
+    return Figure(
+        figure, f"Dollars a million output tokens, falling with the batch. {title}: {'; '.join(words)}."
     )
-    return Figure(figure, f"Dollars a million output tokens, falling with the batch. {title}: {words}.")
 
 
 def rents(offers: Sequence, title: str) -> Figure | Note:
@@ -242,21 +237,21 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
             least.setdefault(offer.scheme, offer)
     able = list(least.values())
     if not able:
-        return Note("None of these GPUs can serve this load: " + "; ".join(
-            f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers
-        ))  # fmt: skip
+        why = "; ".join(f"{offer.scheme} on {offer.card}: {offer.why_not}" for offer in offers)
+        return Note(f"None of these GPUs can serve this load: {why}")
     figure, [[axes]] = panels(size=(8, 1.2 + 0.45 * len(able)))
+    words = []
     for place, offer in enumerate(able):
         best = offer.per_day == able[0].per_day
         style = {"edgecolor": "black", "linewidth": 2 if best else 0.5}
         axes.barh(place, offer.per_day, color=look(offer.scheme)["color"], **style)
-        text = f"{offer.count} x {offer.card}: ${offer.per_day:,.2f} a day"
-        label_bar(axes, offer.per_day, place, text + ", the least" * best)
+        what = f"{offer.count} x {offer.card}"
+        label_bar(axes, offer.per_day, place, f"{what}: ${offer.per_day:,.2f} a day" + ", the least" * best)
+        words.append(f"{offer.title} on {what} ${offer.per_day:,.2f} a day")
     axes.set_yticks(range(len(able)), [offer.title for offer in able])
     axes.set(xlim=(0, 1.75 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
     axes.set(xlabel="dollars a day", title=title)
-    words = "; ".join(f"{o.title} on {o.count} x {o.card} ${o.per_day:,.2f} a day" for o in able)
-    return Figure(figure, f"{title}. {words}.")
+    return Figure(figure, f"{title}. {'; '.join(words)}.")
 
 
 def stairs(
@@ -272,25 +267,17 @@ def stairs(
     if not drawn:
         return Note("None of these GPUs can serve such requests.")
     figure, [[axes]] = panels(size=(8, 3.8))
-    top, ends = 1.2 * max(max(by) for by in drawn.values()), {}
+    words = []
     for place, (name, by) in enumerate(drawn.items()):
+        climbs = [n for n in range(1, len(by)) if by[n] != by[n - 1]]
         # Where they cost the same, all are seen: each is thinner than those beneath it.
-        style = look(name) | {"linewidth": 2 + 1.5 * (len(drawn) - 1 - place), "markevery": _changes(by)}
+        style = look(name) | {"linewidth": 2 + 1.5 * (len(drawn) - 1 - place), "markevery": climbs}
         axes.plot(rates, by, drawstyle="steps-pre", **style)
-        ends[textwrap.fill(f"{names[name]}: ${by[-1]:,.2f}", 18)] = (rates[-1], by[-1], look(name)["color"])
+        told = [f"${by[0]:,.2f}", *(f"${by[n]:,.2f} from {rates[n]:.3g}" for n in climbs)]
+        words.append(f"{names[name]} {', '.join(told)}")
     axes.set(xlabel="requests a second", ylabel="dollars a day", title=title)
-    axes.set(xlim=(0, rates[-1]), ylim=(0, top))
+    axes.set(xlim=(0, rates[-1]), ylim=(0, 1.2 * max(max(by) for by in drawn.values())))
     axes.grid(alpha=0.3)
-    name_ends(axes, ends)
-    words = "; ".join(f"{names[name]} {_steps(rates, by)}" for name, by in drawn.items())
-    return Figure(figure, f"The least rent a day against requests a second. {title}: {words}.")
-
-
-def _steps(rates: Sequence[float], rents: Sequence[float]) -> str:
-    """The rents, and the first rate of each but the first."""
-    more = [f"${rents[n]:,.2f} from {rates[n]:.3g}" for n in _changes(rents)]
-    return ", ".join([f"${rents[0]:,.2f}", *more])
-
-
-def _changes(rents: Sequence[float]) -> list[int]:
-    return [n for n in range(1, len(rents)) if rents[n] != rents[n - 1]]
+    ends = {name: (f"{names[name]}: ${by[-1]:,.2f}", rates[-1], by[-1]) for name, by in drawn.items()}
+    name_ends(axes, _ends(ends))
+    return Figure(figure, f"The least rent a day against requests a second. {title}: {'; '.join(words)}.")
