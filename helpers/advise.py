@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("model", help="a folder with a config.json, a hub name, or a shape such as qwen3-8b")
     found.add_argument("--gpu", default="L4", help=f"one of {', '.join(CARDS)}; or {FOUR} (%(default)s)")
     found.add_argument("--gpus", type=int, default=1, help="how many there are (%(default)s)")
-    found.add_argument("--context", type=int, help="tokens each user holds (4096, or the model's longest)")
+    found.add_argument("--context", type=int, default=4096, help="tokens each user holds (%(default)s)")
     found.add_argument("--users", type=int, default=16, help="requests at once (%(default)s)")
     found.add_argument(
         "--prompts", type=float, default=PROMPTS,

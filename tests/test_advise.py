@@ -273,7 +273,7 @@ def test_any_model_is_accepted_by_the_widget(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # its client tries six times, 23 s
     (tmp_path / "config.json").write_text(json.dumps(shapes.CONFIGS["qwen3-8b"]))
     for model in (str(tmp_path), "Qwen/Qwen3-8B", "shape:qwen3-8b", "qwen3-8b", "no/such-model-anywhere"):
-        shown = advise.explorer(model, users=20)
+        shown = advise.explorer(model, "L4", 4096, 20, "throughput")
         assert shown.live().children
         assert repr(shown)
 

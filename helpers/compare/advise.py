@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from helpers.base.machine import GIB
 from helpers.base.page import Note, Table, as_it_is
-from helpers.base.widgets import Choice, Slider, explore
+from helpers.base.widgets import Choice, Explorer, Slider, explore
 from helpers.compare import cards, counting, options, published
 from helpers.compare.cards import CARDS, SizingError, card
 from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
@@ -218,39 +218,33 @@ class Advice:
 
     def sources(self) -> list[str]:
         """Where the figures are from."""
-        shown = self.shown
-        gains = dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together) if gain)
-        kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
+        shown, load = self.shown, self.load
+        names = {one.scheme for one in shown}
         found = [
             f"* the most accurate, by what is published, unless a less accurate way writes {options.MORE} "
             f"times as much, a slightly less accurate one {options.A_LITTLE} times.",
             "Weights and KV cache: counted from the config, with vLLM's rules.",
         ]
-        if gains:
-            link = "as of two H200s over NVLink" if self.load.card.nvlink else "over PCIe left out"
+        if gains := dict.fromkeys(gain.source for one in shown for gain in (one.alone, one.together)):
+            link = "as of two H200s over NVLink" if load.card.nvlink else "over PCIe left out"
             alone = f", the GPUs' exchange {link}" if any(one.gpus > 1 for one in shown) else ""
             found.append(
-                f"Tokens/s: {'; '.join(gains)}; prompts, {self.load.prompts:g} tokens for one written "
-                f"(prompts), at {options.READING:.0%} of the operations/s{alone}. "
-                "06_production measures yours."
+                f"Tokens/s: {'; '.join(gains)}; prompts, {load.prompts:g} tokens for one written (prompts), "
+                f"at {options.READING:.0%} of the operations/s{alone}. 06_production measures yours."
             )
         if self.model.layout.experts:
             found.append("A mixture of experts is estimated by dense models' kernels: 91 has measured ones.")
-        if any(one.scheme.startswith("nvfp4") for one in shown):
+        if "nvfp4" in names:
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
-        for known in published.gained():
-            scheme = known["scheme"]
-            if published.of(known, self.load.card.name) and any(one.scheme == scheme for one in shown):
-                found.append(
-                    f"Published of {scheme} there: {known['ratio']:.1f} times, {known['model']}, "
-                    f"{known['source']}; {known['conditions']}."
-                )
+        for line in published.gained():
+            if line["scheme"] in names and published.of(line, load.card.name):
+                said = "{ratio:.1f} times, {model}, {source}; {conditions}.".format_map(line)
+                found.append(f"Published of {line['scheme']} there: {said}")
+        kept = dict.fromkeys(one.kept.source for one in shown if ";" not in one.kept.source)
         if cited := "; ".join(filter(None, kept)):
             found.append(f"Accuracy: published, {cited}.")
-        if self.price:
-            each = (
-                f"${self.price:.2f} a day (${self.price / 24:.2f} an hour, ${self.price * 30:,.0f} a month)"
-            )
+        if day := self.price:
+            each = f"${day:.2f} a day (${day / 24:.2f} an hour, ${day * 30:,.0f} a month)"
             found.append(f"Dollars: at {each} for each GPU, busy all the time: at least.")
         return found
 
@@ -283,7 +277,7 @@ def advise(
     gpu: str = "L4",
     *,
     gpus: int = 1,
-    context: int | None = None,
+    context: int = 4096,
     users: int = 16,
     prompts: float = PROMPTS,
     goal: str = "throughput",
@@ -294,7 +288,7 @@ def advise(
     Args:
         name: a folder with a ``config.json``, a hub name (only its config is fetched), or a shape's name.
         gpu: a card's name, or four numbers (``cards.FOUR``); ``gpus`` how many of them there are.
-        context: tokens that each of the ``users`` requests holds at once; 4,096 or the model's longest.
+        context: tokens that each of the ``users`` requests holds at once, or the model's longest.
         prompts: tokens of prompts that are read for each token of an answer, those in the cache not counted.
         goal: what counts: to ``fit`` all users with the least rounding, or as many as possible; ``latency``
             of one user; ``throughput`` of all of them; ``quality``, the least rounding, whoever waits.
@@ -307,16 +301,14 @@ def advise(
         raise SizingError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}.")
     if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
         raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
-    load = Load(card(gpu), gpus, 4096 if context is None else context, users, prompts)
     model = counting.counted(lookup.sized(name))
-    if model.longest < load.context:
-        load = Load(load.card, gpus, model.longest, users, prompts)
+    load = Load(card(gpu), gpus, min(context, model.longest), users, prompts)
     found = options.options(model, load)
     return Advice(model, load, goal, price, found, options.recommended(found, goal, load))
 
 
 def _where(one: Option) -> str:
-    return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 and "GPUs" not in one.title else "")
+    return one.title + (f" on {one.gpus} GPUs" if one.gpus > 1 else "")
 
 
 def _times(gain: Gain) -> str:
@@ -324,15 +316,8 @@ def _times(gain: Gain) -> str:
 
 
 def explorer(
-    model: str = "qwen3-8b",
-    gpu: str = "L4",
-    context: int = 4096,
-    users: int = 16,
-    goal: str = "throughput",
-    *,
-    gpus: int = 1,
-    price: float | None = None,
-):
+    model: str, gpu: str, context: int, users: int, goal: str, gpus: int = 1, price: float | None = None
+) -> Explorer:
     """The question with controls: any model (a folder, a hub name, a shape) on any card."""
     chosen = shapes.known_as(model) or model
     name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)

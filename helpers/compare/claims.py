@@ -23,8 +23,6 @@ from helpers.model.schemes import SCHEMES
 
 HOLDS, PARTLY, FALSE, OPEN, NONE = VERDICTS = "holds", "partly", "false", "not measured", "no verdict"
 
-NEAR = SAME  # a share this close to a claimed one counts as that
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -98,7 +96,7 @@ def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
         ends = dict.fromkeys(f"{pick(ratios):.2f}" for pick in (min, max))
         spreads.append(f"{place} {' to '.join(ends)}")
     every = [ratio for ratios in places.values() for ratio in ratios]
-    short = [1 - 1 / ratio < (1 - 2 * NEAR) * (1 - 1 / claim.claimed) for ratio in every]
+    short = [1 - 1 / ratio < (1 - 2 * SAME) * (1 - 1 / claim.claimed) for ratio in every]
     reached = max(every) >= claim.claimed and not any(short)
     text = f"{claim.evidence}, baseline = 1: {'; '.join(spreads)}"
     return Finding(text, HOLDS if reached else FALSE if all(short) else PARTLY, measured=True)
@@ -116,7 +114,7 @@ def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     won, lost, level = sides.count(1), sides.count(-1), sides.count(0)
     text = (
         f"The fastest of the formats measured beat 16 bits in {won} of {len(best)} cases (machine, model, "
-        f"batch), was slower in {lost}, within {NEAR:.0%} or their runs in {level}. "
+        f"batch), was slower in {lost}, within {SAME:.0%} or their runs in {level}. "
         "Of answers that says nothing"
     )
     return Finding(text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY, measured=True)
@@ -131,7 +129,7 @@ def _accuracy(claim: Claim, model: Model, rows: list[dict]) -> Finding:
         return Finding(f"{claim.evidence}. Not measured here", OPEN, measured=True)
     size = sizes.layout(model.folder).total
     text = f"{claim.evidence}. Kept by a model of {size / 1e6:,.0f}M weights: {'; '.join(kept)}"
-    lost = any(row.get("recovery_high", row["recovery"] + NEAR) < 1 for row in rows)
+    lost = any(row.get("recovery_high", row["recovery"] + SAME) < 1 for row in rows)
     return Finding(text, PARTLY if lost else HOLDS, measured=True)
 
 

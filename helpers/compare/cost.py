@@ -151,13 +151,14 @@ def least_rents(
     found: Iterable[Offer], rates: Iterable[float], tokens_per_request: float, utilization: float
 ) -> dict[str, list[float]]:
     """By scheme the least rent a day at each of so many requests a second."""
-    able = [offer for offer in found if not offer.why_not]
+    able: dict[str, list[Offer]] = {}
+    for offer in found:
+        if not offer.why_not:
+            able.setdefault(offer.scheme, []).append(offer)
+    needed = [rate * tokens_per_request for rate in rates]
     return {
-        name: [
-            min(o.carrying(rate * tokens_per_request, utilization).per_day for o in able if o.scheme == name)
-            for rate in rates
-        ]
-        for name in dict.fromkeys(offer.scheme for offer in able)
+        name: [min(one.carrying(tokens, utilization).per_day for one in offers) for tokens in needed]
+        for name, offers in able.items()
     }
 
 
@@ -189,28 +190,26 @@ def recommend(rows: list[dict], *, batch: int, least_recovery: float) -> Recomme
     if not base:
         raise CostError("There is no record of the baseline here: run 01_baseline with this model first.")
     at = min(base, key=lambda size: (abs(math.log(size / batch)), size))
-    rows = {row["scheme"]: row for row in rows if row["batch"] == at}
-    others = [name for name in rows if name != "baseline"]
-    against = {name: _against(rows[name], base[at], least_recovery) for name in others}
-    faster = [name for name in others if not against[name]]
-    if not faster:
+    plain, others = base[at], [row for row in rows if row["batch"] == at and row["scheme"] != "baseline"]
+    against = {row["scheme"]: _against(row, plain, least_recovery) for row in others}
+    able = [row for row in others if not against[row["scheme"]]]
+    if not able:
         why = f"Nothing that is shown to keep {least_recovery:.0%} of the accuracy is faster than 16 bits"
         return Recommended("baseline", f"{why} at batch size {at}.", against)
-    best = max((rows[name] for name in faster), key=lambda row: row["output_tokens_per_s"])
-    level = [name for name in faster if roofline.times(rows[name], best).side == 0]
-    chosen = min(level, key=lambda name: _held_bytes(rows[name]))
-    row = rows[chosen]
-    for name in (*faster, "baseline"):
-        slower = f"gives {roofline.times(rows[name], row).ratio:.2f} times its tokens at batch size {at}"
-        against[name] = f"as fast, but larger: {slower}" if name in level else slower
-    against.pop(chosen)
+    best = max(able, key=lambda row: row["output_tokens_per_s"])
+    level = [row for row in able if roofline.times(row, best).side == 0]
+    chosen = min(level, key=_held_bytes)
+    for row in (*able, plain):
+        slower = f"gives {roofline.times(row, chosen).ratio:.2f} times its tokens at batch size {at}"
+        against[row["scheme"]] = f"as fast, but larger: {slower}" if row in level else slower
+    against.pop(chosen["scheme"])
     why = (
         f"It is {'the smallest of the fastest' if len(level) > 1 else 'the fastest'} at batch size {at} "
-        f"({roofline.times(row, base[at]).ratio:.2f} times the baseline's tokens), its weights are "
-        f"{_held_bytes(base[at]) / _held_bytes(row):.2f} times smaller, and it keeps "
-        f"{result_tables.kept(row)} of the accuracy."
+        f"({roofline.times(chosen, plain).ratio:.2f} times the baseline's tokens), its weights are "
+        f"{_held_bytes(plain) / _held_bytes(chosen):.2f} times smaller, and it keeps "
+        f"{result_tables.kept(chosen)} of the accuracy."
     )
-    return Recommended(chosen, why, against)
+    return Recommended(chosen["scheme"], why, against)
 
 
 def _held_bytes(row: dict) -> int:

@@ -142,8 +142,7 @@ def options(model: Counted, load: Load) -> list[Option]:
     base = option(model, "baseline", load)
     if not model.quantized and (base.needs or 0) > load.gpus:  # a rival: 16 bits, on more GPUs
         rival = option(model, "baseline", replace(load, gpus=base.needs))
-        more = f" on {base.needs} GPUs"
-        found.append(replace(rival, scheme=rival.scheme + more, title=rival.title + more))
+        found.append(replace(rival, scheme=f"baseline on {base.needs} GPUs"))
     return [_with_gains(one, base, model.model.title) if one.step else one for one in found]
 
 
@@ -162,18 +161,8 @@ def option(model: Counted, name: str, load: Load) -> Option:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)
     gpus, needs, budget = _placed(model, stored, step.value_bytes, load)
-    serves, args, to_make = _served(model, rule, way, gpus if budget.at_once else needs or gpus, load)
-    return replace(
-        one,
-        gpus=gpus,
-        needs=needs,
-        budget=budget,
-        step=step,
-        way=way,
-        serves=serves,
-        args=args,
-        to_make=to_make,
-    )
+    one = replace(one, gpus=gpus, needs=needs, budget=budget, step=step, way=way)
+    return replace(one, **_served(model, rule, way, gpus if one.users else needs or gpus, load))
 
 
 def _kept(rule: Scheme) -> Kept:
@@ -204,25 +193,23 @@ def flags(args: dict) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def _served(model: Counted, rule: Scheme, way: Way, gpus: int, load: Load) -> tuple[str, dict, bool]:
+def _served(model: Counted, rule: Scheme, way: Way, gpus: int, load: Load) -> dict:
     """What vLLM is given: the model, its arguments, and whether the checkpoint has still to be made."""
     name, _, revision = model.model.name.partition("@")
     base = rule.name.removesuffix(FP8_CACHE)
-    by_file = rule.needs_checkpoint and base != AS_IT_IS
-    file = published.checkpoints().get(name, {}).get(base) if by_file else None
-    args = {"revision": revision} if revision and not by_file else {}
-    args |= way.args
+    args = way.args | {"max_model_len": load.context}
     if args.get("dtype") != "float16":  # what a checkpoint's own type is not
         args.pop("dtype", None)
     if base == AS_IT_IS:
         args.pop("quantization", None)
-    args["max_model_len"] = load.context
     if gpus > 1:
         args["tensor_parallel_size"] = gpus
     if load.users > MOST_AT_ONCE:
         args["max_num_seqs"] = load.users
-    made = f"./{model.model.title}-{base}" if by_file else name
-    return file or made, args, by_file and not file
+    if base != AS_IT_IS and rule.needs_checkpoint:
+        file = published.checkpoints().get(name, {}).get(base)
+        return {"serves": file or f"./{model.model.title}-{base}", "args": args, "to_make": not file}
+    return {"serves": name, "args": ({"revision": revision} if revision else {}) | args}
 
 
 # -- what they should give ----------------------------------------------------------------------------------

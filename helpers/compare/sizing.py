@@ -105,12 +105,7 @@ def rest(memory: int) -> int:
 
 
 def budget(
-    counts: Layout,
-    weights: int,
-    value_bytes: int,
-    load: Load,
-    gpus: int = 1,
-    copies: float = 1.0,
+    counts: Layout, weights: int, value_bytes: int, load: Load, gpus: int = 1, copies: float = 1.0
 ) -> Budget:
     """What a load takes of so many of its cards, beside so many bytes of weights.
 
