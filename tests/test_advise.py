@@ -13,8 +13,9 @@ import pytest
 
 from helpers import advise as command
 from helpers.base.files import ROOT
+from helpers.base.parameters import ParameterError
 from helpers.compare import advise, counting, options
-from helpers.compare.cards import CARDS, SizingError
+from helpers.compare.cards import CARDS
 from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
 from helpers.model.layout import LayoutError
@@ -69,7 +70,7 @@ def test_prompts_are_arithmetic_which_four_bits_do_not_save():
     assert [answer.chosen.scheme.startswith("awq") for answer in asked] == [True, False]
     assert asked[1].chosen.scheme.startswith("fp8")
     assert any("prompts are short" in why and "AWQ" in why for why in asked[1].overruled_by)
-    with pytest.raises(SizingError, match="prompts must be a number from 0 to 10,000"):
+    with pytest.raises(ParameterError, match="prompts must be a number from 0 to 10000"):
         advise.advise("qwen3-8b", prompts=-1)
 
 
@@ -192,7 +193,7 @@ def test_a_mixture_is_counted_with_all_its_experts():
         (["qwen3-8b", "--gpu", "Voodoo 2"], "There is no data sheet of 'Voodoo 2' here. There are: T4"),
         (["qwen3-8b", "--gpus", "0"], "gpus must be a whole number from 1 to 8"),
         (["qwen3-8b", "--users", "-3"], "users must be a whole number from 1 to"),
-        (["qwen3-8b", "--price", "-1"], "price must be a number of dollars a day above 0"),
+        (["qwen3-8b", "--price", "-1"], "price, in dollars a day, must be a number from 0.01 to"),
         (["qwen3-8b", "--goal", "fame"], "goal must be one of fit, latency, throughput, quality"),
         (["no-such-shape"], "There is no folder 'no-such-shape', and no shape of that name"),
         (["{folder}"], "has no config.json"),

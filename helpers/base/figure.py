@@ -115,6 +115,12 @@ def name_ends(axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
         )  # fmt: skip
 
 
+def bar_axes(axes, names: Sequence[str], longest: float, what: str, title: str) -> None:
+    """The axes of horizontal bars, one a name and the first on top, of so much of what."""
+    axes.set(xlim=(0, longest), xlabel=what, ylim=(len(names) - 0.5, -0.5), title=title)
+    axes.set_yticks(range(len(names)), names)
+
+
 def label_bar(axes, x: float, y: float, text: str) -> None:
     """A text to the right of a bar's end, readable across whatever line it meets."""
     white = {"color": "white", "pad": 0.5}

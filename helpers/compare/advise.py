@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from helpers.base import parameters
 from helpers.base.machine import GIB
 from helpers.base.page import Note, Table, as_it_is
 from helpers.base.widgets import Choice, Explorer, Slider, explore
@@ -295,12 +296,12 @@ def advise(
         price: dollars a GPU and day; without it nothing has a price.
 
     Raises:
-        ModelError, LayoutError, SizingError: the model, or a number, cannot be; the message says why.
+        ModelError, LayoutError, ParameterError, SizingError: the model or a number cannot be, and why.
     """
     if goal not in GOALS:
         raise SizingError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}.")
-    if price is not None and not (isinstance(price, int | float) and 0 < price < 1e6):
-        raise SizingError(f"price must be a number of dollars a day above 0, not {price!r}.")
+    if price is not None:
+        parameters.number("price, in dollars a day,", price, 0.01, 1e6)
     model = counting.counted(lookup.sized(name))
     load = Load(card(gpu), gpus, min(context, model.longest), users, prompts)
     found = options.options(model, load)

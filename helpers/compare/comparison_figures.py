@@ -17,6 +17,7 @@ from helpers.base.figure import (
     HATCHES,
     PARTS,
     Figure,
+    bar_axes,
     batch_axis,
     label_bar,
     log_axis,
@@ -153,8 +154,7 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
         axes.text(1.015, place, text, transform=across, va="center", **style)
     usable = next(iter(drawn.values())).usable / GIB
     axes.axvline(usable, color="black", linestyle="--", label=f"vLLM may take {usable:.1f} GiB")
-    axes.set(xlim=(0, 1.03 * max(usable, *left)), xlabel="GiB", title=title, ylim=(len(budgets) - 0.5, -0.5))
-    axes.set_yticks(range(len(budgets)), budgets)
+    bar_axes(axes, names, 1.03 * max(usable, *left), "GiB", title)
     figure.legend(loc="outside lower center", ncols=4)
     words = [f"{name} {one.total / GIB:.1f} GiB, {_holds(one)}" for name, one in drawn.items()]
     text = f"{title}. vLLM may take {usable:.1f} GiB. Taken by {'; '.join(words)}."
@@ -248,9 +248,7 @@ def rents(offers: Sequence, title: str) -> Figure | Note:
         what = f"{offer.count} x {offer.card}"
         label_bar(axes, offer.per_day, place, f"{what}: ${offer.per_day:,.2f} a day" + ", the least" * best)
         words.append(f"{offer.title} on {what} ${offer.per_day:,.2f} a day")
-    axes.set_yticks(range(len(able)), [offer.title for offer in able])
-    axes.set(xlim=(0, 1.75 * max(offer.per_day for offer in able)), ylim=(len(able) - 0.5, -0.5))
-    axes.set(xlabel="dollars a day", title=title)
+    bar_axes(axes, [one.title for one in able], 1.75 * able[-1].per_day, "dollars a day", title)
     return Figure(figure, f"{title}. {'; '.join(words)}.")
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from helpers.base import parameters
 from helpers.compare import cards, options, roofline
 from helpers.compare.counting import Counted
 from helpers.compare.options import Option
@@ -24,24 +25,17 @@ class CostError(ValueError):
     """A cost that has no answer; the message says which input is missing or impossible."""
 
 
-def _above_zero(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CostError(f"{name} must be a number above zero, not {value!r}: without it nothing has a cost.")
-    return value
-
-
 def per_million(price_per_hour: float, tokens_per_s: float, utilization: float = 1.0) -> float:
     """Dollars for a million output tokens: price an hour / tokens an hour x 10^6.
 
     ``utilization`` is the share of the paid time in which the machine serves at ``tokens_per_s``.
 
     Raises:
-        CostError: a price, throughput or utilization that is not above zero, or a utilization above 1.
+        ParameterError: a price, throughput or utilization without which nothing has a cost.
     """
-    _above_zero("The price an hour", price_per_hour)
-    _above_zero("The throughput", tokens_per_s)
-    if _above_zero("The utilization", utilization) > 1:
-        raise CostError(f"The utilization is a share of the paid time, from 0 to 1, not {utilization}.")
+    for name, value in (("price_per_hour", price_per_hour), ("tokens_per_s", tokens_per_s)):
+        parameters.number(name, value, 1e-6, 1e9)
+    parameters.checked("utilization", utilization)
     return price_per_hour / (tokens_per_s * 3600 * utilization) * 1e6
 
 
@@ -109,23 +103,21 @@ def offers(
     the cost is a *least* cost. No more than ``utilization`` of that is planned with.
 
     Raises:
-        CostError: a price, rate or utilization that is not above zero, or answers longer than the context.
+        ParameterError: a price of nothing.
+        CostError: answers longer than the context.
     """
-    needed = _above_zero("Requests a second", requests_per_s) * _above_zero(
-        "Tokens a request", tokens_per_request
-    )
-    _above_zero("The utilization", utilization)
-    _above_zero("The longest TPOT", most_tpot_s)
     if tokens_per_request > context:
         raise CostError(f"Answers of {tokens_per_request:g} tokens do not fit a context of {context:,}.")
     found = []
     for card_name, price in prices_per_day.items():
-        _above_zero(f"The price of {card_name}", price)
+        parameters.number(f"The price of {card_name}", price, 0.01, 1e6)
         prompts = (context - tokens_per_request) / tokens_per_request
         load = Load(cards.card(card_name), context=context, users=1, prompts=prompts)
         for name in names:
             offer = _offer(options.option(model, name, load), price, most_tpot_s)
-            found.append(offer if offer.why_not else offer.carrying(needed, utilization))
+            found.append(
+                offer if offer.why_not else offer.carrying(requests_per_s * tokens_per_request, utilization)
+            )
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 

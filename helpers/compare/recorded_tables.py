@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from helpers.base.figure import Figure, label_bar, panels
+from helpers.base.figure import Figure, bar_axes, label_bar, panels
 from helpers.base.page import Note
 from helpers.compare import recorded
 
@@ -21,38 +21,32 @@ def steps(rows: Sequence[dict], shares: bool = False) -> Figure:
     microseconds or, for several models, in ``shares`` of the step; and what reading the weights takes at the
     memory's bandwidth."""
     figure, [[axes]] = panels(size=(8, 1.6 + 0.37 * len(rows)))
+    names = [f"{row['model']}, {row['way']}" if shares else row["way"] for row in rows]
     words, longest = [], 0.0
     for place, row in enumerate(rows):
         parts = recorded.breakdown(row)
-        unit = 100 / sum(parts.values()) if shares else 1.0
-        least, left = unit * recorded.reading_us(row), 0.0
+        unit, left = 100 / sum(parts.values()) if shares else 1.0, 0.0
         for kind, (colour, hatch) in KINDS.items():
             edge = "black" if colour == "#FFFFFF" else "white"
             style = {"color": colour, "hatch": hatch, "edgecolor": edge, "height": 0.7}
             axes.barh(place, unit * parts[kind], left=left, label=None if place else kind, **style)
             left += unit * parts[kind]
+        least, bound = unit * recorded.reading_us(row), recorded.share_of_bound(row)
         mark = None if place else "reading the weights, at least"
         axes.plot(least, place, "|", color="black", markersize=24, markeredgewidth=3, label=mark)
-        bound = recorded.share_of_bound(row)
         label_bar(axes, left, place, f"{bound:.0%} of the bound")
         told = ", ".join(f"{kind} {unit * us:,.0f}" for kind, us in parts.items())
-        words.append(f"{_of(row, shares)}: {told}, at least {least:,.0f}, {bound:.0%} of the bound")
+        words.append(f"{names[place]}: {told}, at least {least:,.0f}, {bound:.0%} of the bound")
         longest = max(longest, left)
     title = f"{rows[0]['device']}, {rows[0]['batch']} request"
     title = title if shares else f"{rows[0]['model']} on {title}"
     what = "% of a step" if shares else "microseconds of a step"
-    axes.set(xlim=(0, 1.5 * longest), xlabel=what, title=title)
-    axes.set_yticks(range(len(rows)), [_of(row, shares) for row in rows])
-    axes.invert_yaxis()
+    bar_axes(axes, names, 1.5 * longest, what, title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if shares:
         axes.set_xticks(range(0, 101, 20))
     figure.legend(loc="outside lower center", ncols=3)
     return Figure(figure, f"{title}, {what}. {'; '.join(words)}.")
-
-
-def _of(row: dict, several: bool) -> str:
-    return f"{row['model']}, {row['way']}" if several else row["way"]
 
 
 def emptied(rows: list[dict]) -> Note:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from helpers.base import parameters
 from helpers.base.machine import GIB
-from helpers.compare.cards import Card, SizingError
+from helpers.compare.cards import Card
 from helpers.model import schemes, shapes, sizes
 from helpers.model.layout import Layout
 from helpers.model.model import Model
@@ -30,7 +31,7 @@ class Load:
     ``prompts`` tokens of prompt that have to be read for each token of an answer.
 
     Raises:
-        SizingError: a number that cannot be; the message says what is allowed.
+        ParameterError: a number that cannot be; the message says what is allowed.
     """
 
     card: Card
@@ -40,12 +41,9 @@ class Load:
     prompts: float = 0.0
 
     def __post_init__(self):
-        for name, most in {"gpus": 8, "context": 10_000_000, "users": 100_000}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise SizingError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}.")
-        if not isinstance(self.prompts, int | float) or not 0 <= self.prompts <= 10_000:
-            raise SizingError(f"prompts must be a number from 0 to 10,000, not {self.prompts!r}.")
+        for name in ("gpus", "context", "users"):
+            parameters.checked(name, getattr(self, name))
+        parameters.number("prompts", self.prompts, 0, 10_000)
 
 
 @dataclass(frozen=True)
