@@ -164,21 +164,19 @@ class Advice:
     @property
     def environment(self) -> str:
         """The choice as lines of notebooks/deploy's ``.env``; what no setting says goes into compose.yaml."""
-        one, fields = self.chosen, Settings.model_fields
-        args = one.args | {"gpu_memory_utilization": UTILIZATION}
+        one, fields, notes = self.chosen, Settings.model_fields, []
+        args = {"model_name": one.serves} | one.args | {"gpu_memory_utilization": UTILIZATION}
         args["max_num_seqs"] = min(one.users, max(fields["max_num_seqs"].default, self.load.users))
-        revision = args.pop("revision", "")
-        found = {"model_name": one.serves + (f"@{revision}" if revision else "")}
-        while_loading = args.pop("quantization", None)
-        if while_loading:
-            found["quantization"] = "fp8"
-        found |= {name: value for name, value in args.items() if name in fields}
-        lines = [f"{name.upper()}={value}" for name, value in found.items()]
-        if while_loading:
-            lines.append(f"# runs here as {while_loading}")
+        if revision := args.pop("revision", ""):
+            args["model_name"] += f"@{revision}"
+        if "quantization" in args:
+            notes.append(f"# runs here as {args['quantization']}")
+            args["quantization"] = "fp8"
         if more := options.flags({name: value for name, value in args.items() if name not in fields}):
-            lines.append(f"# and in compose.yaml   command: {json.dumps(more)}")
-        return "\n".join(lines)
+            notes.append(f"# and in compose.yaml   command: {json.dumps(more)}")
+        return "\n".join(
+            [*(f"{name.upper()}={value}" for name, value in args.items() if name in fields), *notes]
+        )
 
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
