@@ -115,15 +115,15 @@ def test_a_70b_is_quantized_or_gets_more_gpus():
     assert found["baseline on 2 GPUs"].command.endswith("--tensor-parallel-size 2")
     # Measured once: eight bits on one H200 give 48.5 tokens/s at batch 1, sixteen on two 47.0. Estimates of
     # several GPUs leaves out what they tell each other, and is further above.
-    assert found["fp8"].alone_per_s == pytest.approx(48.5, rel=0.1)
-    assert 1 < found["baseline on 2 GPUs"].alone_per_s / 47.0 < 1.25
+    assert found["fp8"].rate(1) == pytest.approx(48.5, rel=0.1)
+    assert 1 < found["baseline on 2 GPUs"].rate(1) / 47.0 < 1.25
     assert "add --data-parallel-size 2" in advise.advise("llama-3.1-70b", "H200", gpus=2).sentence
 
 
 def test_a_checkpoint_that_is_quantized_is_served_as_it_is():
     answer = advise.advise("openai/gpt-oss-20b", "RTX 4090", users=4)
     assert answer.chosen.scheme in ("as_it_is", "as_it_is_fp8_kv")
-    assert answer.chosen.weights == 13_761_264_768
+    assert answer.chosen.budget.weights == 13_761_264_768
     assert "--quantization" not in answer.chosen.command
 
 
@@ -150,7 +150,7 @@ def test_every_estimate_keeps_its_order(model):
     found = [one for one in held[0].values() if one.step and one.gpus == 1]
     for one in found:
         assert one.budget.spare >= 0 or not one.fits
-        assert one.per_s >= one.alone_per_s * 0.9
+        assert one.per_s >= one.rate(1) * 0.9
 
 
 def test_what_is_on_record_stands_before_an_estimate():
@@ -182,9 +182,9 @@ def test_a_mixture_is_counted_with_all_its_experts():
     answer = advise.advise("qwen3-30b-a3b", "L40S")
     ways = by_scheme(answer)
     assert answer.model.layout.kv_token_bytes() == 98_304
-    assert ways["baseline"].weights == 61_064_245_248
-    assert ways["fp8"].weights == pytest.approx(31.26e9, rel=0.001)
-    assert ways["awq"].weights == pytest.approx(16.8e9, rel=0.001)
+    assert ways["baseline"].budget.weights == 61_064_245_248
+    assert ways["fp8"].budget.weights == pytest.approx(31.26e9, rel=0.001)
+    assert ways["awq"].budget.weights == pytest.approx(16.8e9, rel=0.001)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class Advice:
         return self.load.users > 1
 
     def _rate(self, one: Option) -> float:
-        return one.per_s if self.many else one.alone_per_s
+        return one.per_s if self.many else one.rate(1)
 
     def _gain(self, one: Option) -> Gain:
         return one.together if self.many else one.alone
@@ -110,9 +110,11 @@ class Advice:
         running = [one for one in self.options if one.step]
         if not running:
             return self.options[0].refused
-        least = min(running, key=lambda one: (one.needs or 99, one.weights))
+        least = min(running, key=lambda one: (one.needs or 99, one.budget.weights))
         needs = f"{least.needs} of them hold it" if least.needs else "eight of them do not hold it"
-        return f"the smallest way, {least.title}, has {least.weights / GIB:.1f} GiB of weights; {needs}."
+        return (
+            f"the smallest way, {least.title}, has {least.budget.weights / GIB:.1f} GiB of weights; {needs}."
+        )
 
     @property
     def overruled_by(self) -> list[str]:
@@ -143,14 +145,14 @@ class Advice:
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
             yield f"the answers suffer in your own test: {_where(best)} holds {everyone} as well"
-        alone = max([one, *others], key=lambda o: o.alone_per_s * (o.gpus == one.gpus))
-        if (ratio := alone.alone_per_s / one.alone_per_s) > options.MORE:
+        alone = max([one, *others], key=lambda o: o.rate(1) * (o.gpus == one.gpus))
+        if (ratio := alone.rate(1) / one.rate(1)) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
         wide = max(n for n in options.GPUS if n <= load.gpus and self.model.heads % n == 0)
         if (
             wide > one.gpus and load.card.nvlink and not self.model.layout.experts
         ):  # of dense models on record
-            ratio = one.rate(1, gpus=wide) / one.alone_per_s
+            ratio = one.rate(1, gpus=wide) / one.rate(1)
             yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
         if not one.fits and one.needs:
             yield f"nobody may wait: {one.needs} GPUs hold {everyone}"
@@ -203,7 +205,7 @@ class Advice:
     def _row(self, one: Option) -> list[str]:
         title = ("* " if one is self.chosen else "") + _where(one)
         speeds = [f"{self._rate(one):,.0f}", _times(self._gain(one))] if one.users else ["-", "-"]
-        cells = [title, f"{one.weights / GIB:.1f} GiB", self._fits(one), *speeds, one.kept.says]
+        cells = [title, f"{one.budget.weights / GIB:.1f} GiB", self._fits(one), *speeds, one.kept.says]
         if self.price:
             cells.append(f"{one.dollars(self.price):.2f}" if one.users else "-")
         return cells

@@ -108,16 +108,14 @@ def offers(
     """
     if tokens_per_request > context:
         raise CostError(f"Answers of {tokens_per_request:g} tokens do not fit a context of {context:,}.")
-    found = []
+    found, needed = [], requests_per_s * tokens_per_request
     for card_name, price in prices_per_day.items():
         parameters.number(f"The price of {card_name}", price, 0.01, 1e6)
         prompts = (context - tokens_per_request) / tokens_per_request
         load = Load(cards.card(card_name), context=context, users=1, prompts=prompts)
         for name in names:
             offer = _offer(options.option(model, name, load), price, most_tpot_s)
-            found.append(
-                offer if offer.why_not else offer.carrying(requests_per_s * tokens_per_request, utilization)
-            )
+            found.append(offer if offer.why_not else offer.carrying(needed, utilization))
     return sorted(found, key=lambda offer: (bool(offer.why_not), offer.per_day))
 
 

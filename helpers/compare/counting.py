@@ -45,12 +45,11 @@ class Counted:
         """The scheme of a way: of a checkpoint as it is, the one whose kernels read it, named as the way."""
         if not name.startswith(AS_IT_IS):
             return schemes.scheme(name)
-        rule = replace(
-            schemes.scheme(self.quantized.kind), name=name, title=f"as it is ({self.quantized.title})"
-        )
+        stored = self.quantized
+        rule = replace(schemes.scheme(stored.kind), name=name, title=f"as it is ({stored.title})")
         if name != AS_IT_IS:
             return schemes.with_fp8_cache(rule, name, f"{rule.title}, FP8 KV cache")
-        return rule if self.quantized.kv_bytes == 2 else schemes.with_fp8_cache(rule, name, rule.title)
+        return rule if stored.kv_bytes == 2 else schemes.with_fp8_cache(rule, name, rule.title)
 
     def title(self, name: str) -> str:
         """What readers call a way."""

@@ -3,9 +3,9 @@
 A way is a scheme on the fewest GPUs that hold the load. To write a token takes the roofline's time: bytes
 over the card's bandwidth or operations over its rate, whichever takes longer, and added to it what a step of
 its kind took beyond that on an H200, layer by layer; other GPUs have other kernels. Where the very case is
-on record, the measured ratio stands instead. To read a prompt takes its operations. What
-GPUs tell each other is counted over NVLink, as two H200s took for one request; over PCIe, and of prompts, it
-is left out. That is an estimate.
+on record, the measured ratio stands instead. To read a prompt takes its operations. What GPUs tell each other
+is counted over NVLink, as two H200s took for one request; over PCIe, and of prompts, it is left out. That is
+an estimate.
 """
 
 from __future__ import annotations
@@ -79,11 +79,9 @@ class Option:
         Two all-reduces a layer and GPU over NVLink; over PCIe, where none was recorded, they are left out.
         """
         gpus, card, layers = gpus or self.gpus, self.load.card, self.step.layout.layers
-        bandwidth, arithmetic = (
-            REACHED * card.bandwidth,
-            roofline.COMPUTES * card.rate(self.way.arithmetic_bits),
-        )
-        least = self.step.seconds(batch, gpus * bandwidth, gpus * arithmetic, self.load.context)
+        bandwidth = gpus * REACHED * card.bandwidth
+        arithmetic = gpus * roofline.COMPUTES * card.rate(self.way.arithmetic_bits)
+        least = self.step.seconds(batch, bandwidth, arithmetic, self.load.context)
         exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
         return batch / (least + recorded.beyond(self.way.timed, batch) * layers + exchange)
 
@@ -103,11 +101,6 @@ class Option:
         """Tokens of answers a second of all users together, their prompts read besides."""
         return self.gpus / (self.writing_s + self.reading_s)
 
-    @property
-    def alone_per_s(self) -> float:
-        """Tokens a second of one user alone."""
-        return self.rate(1)
-
     def dollars(self, price_per_day: float) -> float:
         """What a million tokens of answers cost at full use."""
         return self.gpus * price_per_day / (self.per_s * 86_400) * 1e6
@@ -116,11 +109,6 @@ class Option:
     def command(self) -> str:
         """The line that starts the server."""
         return shlex.join(["vllm", "serve", self.serves, *flags(self.args)]) if self.serves else ""
-
-    @property
-    def weights(self) -> int:
-        """Bytes of weights."""
-        return self.budget.weights if self.budget else 0
 
     @property
     def users(self) -> int:
@@ -314,4 +302,4 @@ def score(one: Option, goal: str) -> float:
         return one.users / one.gpus
     if goal == "writing":
         return 1 / one.writing_s
-    return one.alone_per_s if goal == "latency" else one.per_s / one.gpus
+    return one.rate(1) if goal == "latency" else one.per_s / one.gpus
