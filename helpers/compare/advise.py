@@ -6,7 +6,7 @@ import html
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from helpers.base import parameters
 from helpers.base.machine import GIB
@@ -302,8 +302,9 @@ def advise(
         raise SizingError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}.")
     if price is not None:
         parameters.number("price, in dollars a day,", price, 0.01, 1e6)
+    asked = Load(card(gpu), gpus, context, users, prompts)  # before anything is fetched
     model = counting.counted(lookup.sized(name))
-    load = Load(card(gpu), gpus, min(context, model.longest), users, prompts)
+    load = replace(asked, context=min(context, model.longest))
     found = options.options(model, load)
     return Advice(model, load, goal, price, found, options.recommended(found, goal, load))
 

@@ -73,7 +73,7 @@ def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, 
 def _gains(rows: list[dict], scheme: str) -> Iterator[tuple[str, tuple, Times]]:
     """Model and device, case (an origin at a batch size) and a scheme's throughput beside the baseline's."""
     for origin, its in records.by_origin(rows).items():
-        for batch, one in roofline.gains(its, scheme).items():
+        for batch, one in roofline.ranges(its, scheme).items():
             yield f"{its[0]['model']} on {its[0]['device']}", (origin, batch), one
 
 

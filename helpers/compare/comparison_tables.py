@@ -69,7 +69,7 @@ def sides(rows: list[dict], names: Iterable[str]) -> Table:
     slower. Records of one machine."""
     table = []
     for name in names:
-        found = roofline.gains(rows, name)
+        found = roofline.ranges(rows, name)
         cells = ["no kernel timed here"] * 3
         if found:
             kinds = ([str(batch) for batch, one in found.items() if one.side == of] for of in (1, 0, -1))

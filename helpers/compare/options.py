@@ -245,7 +245,7 @@ def _recorded(one: Option, model: str, users: int) -> Gain | None:
     ]
     longest_first = sorted(records.by_origin(same).values(), key=lambda its: -its[0]["prompt_tokens"])
     for origin in longest_first:
-        ratios = {batch: gain.ratio for batch, gain in roofline.gains(origin, one.scheme).items()}
+        ratios = {batch: gain.ratio for batch, gain in roofline.ranges(origin, one.scheme).items()}
         tokens = origin[0]["prompt_tokens"]
         if ratios and min(ratios) <= users <= max(ratios) and tokens <= one.load.context:
             ratio = np.interp(math.log(users), [*map(math.log, ratios)], [*ratios.values()])

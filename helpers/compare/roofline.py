@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.base.machine import Machine
 from helpers.compare.bandwidth import copy_bandwidth, matmul_rate
@@ -118,8 +119,7 @@ def here(machine: Machine, out: Path) -> Limits:
 SAME = 0.05  # two rates that differ by no more than this are called equal, whatever their runs say
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """One record's throughput as a multiple of another's, and the least and the most that the runs of both
     allow, as far as records have them."""
 
@@ -145,13 +145,8 @@ def times(row: dict, other: dict) -> Times:
     return Times(rate / base, low / base_high, high / base_low)
 
 
-def gains(rows: list[dict], scheme: str) -> dict[int, Times]:
+def ranges(rows: list[dict], scheme: str) -> dict[int, Times]:
     """By batch size a scheme's throughput as a multiple of the baseline's, of records of one origin."""
     timed = {(row["scheme"], row["batch"]): row for row in rows if not ways.expanded(row)}
     batches = sorted(batch for name, batch in timed if name == scheme and ("baseline", batch) in timed)
     return {batch: times(timed[scheme, batch], timed["baseline", batch]) for batch in batches}
-
-
-def ranges(rows: list[dict], scheme: str) -> dict[int, tuple[float, float, float]]:
-    """``gains`` as figures take them: ratio, least and most."""
-    return {batch: (one.ratio, one.low, one.high) for batch, one in gains(rows, scheme).items()}
