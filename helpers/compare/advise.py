@@ -112,9 +112,8 @@ class Advice:
             return self.options[0].refused
         least = min(running, key=lambda one: (one.needs or 99, one.budget.weights))
         needs = f"{least.needs} of them hold it" if least.needs else "eight of them do not hold it"
-        return (
-            f"the smallest way, {least.title}, has {least.budget.weights / GIB:.1f} GiB of weights; {needs}."
-        )
+        weights = f"{least.budget.weights / GIB:.1f} GiB of weights"
+        return f"the smallest way, {least.title}, has {weights}; {needs}."
 
     @property
     def overruled_by(self) -> list[str]:
@@ -149,9 +148,8 @@ class Advice:
         if (ratio := alone.rate(1) / one.rate(1)) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
         wide = max(n for n in options.GPUS if n <= load.gpus and self.model.heads % n == 0)
-        if (
-            wide > one.gpus and load.card.nvlink and not self.model.layout.experts
-        ):  # of dense models on record
+        dense = not self.model.layout.experts  # a mixture's experts run in kernels of their own
+        if wide > one.gpus and load.card.nvlink and dense:
             ratio = one.rate(1, gpus=wide) / one.rate(1)
             yield f"speed for one counts: --tensor-parallel-size {wide} should give {ratio:.1f} times as much"
         if not one.fits and one.needs:
@@ -176,21 +174,18 @@ class Advice:
             args["quantization"] = "fp8"
         if more := options.flags({name: value for name, value in args.items() if name not in fields}):
             notes.append(f"# and in compose.yaml   command: {json.dumps(more)}")
-        return "\n".join(
-            [*(f"{name.upper()}={value}" for name, value in args.items() if name in fields), *notes]
-        )
+        lines = [f"{name.upper()}={value}" for name, value in args.items() if name in fields]
+        return "\n".join(lines + notes)
 
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""
         plain, than = self._sixteen, ""
         if plain and not (plain.fits and plain.gpus <= self.load.gpus):
             than = f" on {plain.gpus} GPUs" if self.many and plain.fits else ", as if they fitted"
-        heads = (
-            [f"{self.load.users} users at once", "tokens/s"]
-            if self.many
-            else ["fits", "tokens/s of an answer"]
-        )
-        heads = ["way", "weights", *heads, f"gain a GPU (16 bits{than} = 1)", "accuracy kept"]
+        asked = ["fits", "tokens/s of an answer"]
+        if self.many:
+            asked = [f"{self.load.users} users at once", "tokens/s"]
+        heads = ["way", "weights", *asked, f"gain a GPU (16 bits{than} = 1)", "accuracy kept"]
         heads += ["$ a million written"] * (self.price is not None)
         return Table(heads, [self._row(one) for one in self.shown], texts=["accuracy kept", heads[2]])
 

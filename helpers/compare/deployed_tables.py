@@ -59,8 +59,8 @@ def reading(rows: list[dict], model: str) -> Table:
 
 
 def served(rows: list[dict], price_per_day: float) -> Table:
-    """Open loops with seconds to a first token that grow with the prompt: each way's highest rate that kept
-    them, and the next that was tried.
+    """Open loops under the recorded objective, ``prompt`` answers: each way's highest rate that kept it, and
+    the next that was tried.
 
     Dollars are of the rate that came and the share that was kept: until the last answer is there passes more
     time than requests come in.
@@ -86,7 +86,7 @@ def served(rows: list[dict], price_per_day: float) -> Table:
 
 
 def _best(of: list[dict]) -> dict | None:
-    """The highest rate that kept its times, below the best that was ever answered, where a queue grows for
-    as long as the load lasts; None if none did. Rates climb."""
+    """The highest rate that kept the objective, below the best that was ever answered, where a queue grows
+    for as long as the load lasts; None if none did. Rates climb."""
     kept = [row for row in of if row["share"] < 1 and row["kept"]["prompt"] >= KEEPS]
     return kept[-1] if kept else None

@@ -24,17 +24,17 @@ _KINDS = {
 }
 
 
-def steps(model: str = MODEL, batch: int = 1) -> dict[str, dict]:
-    """By way a model's step of ``batch`` requests after prompts of 16 tokens: its kernels' microseconds, and
+def steps(model: str = MODEL) -> dict[str, dict]:
+    """By way a model's step of one request after a prompt of 16 tokens: its kernels' microseconds, and
     ``step_us``, the same without the profiler."""
     found, _ = records.recorded(REFERENCE, "steps.jsonl", ("model", "way", "batch", "longest"))
     timed = decoded(records.deployments())
     rows = [
-        timed[model, row["way"], 1][batch] | row
+        timed[model, row["way"], 1][1] | row
         for row in found
-        if (row["model"], row["batch"]) == (model, batch) and (model, row["way"], 1) in timed
+        if (row["model"], row["batch"]) == (model, 1) and (model, row["way"], 1) in timed
     ]
-    return {row["way"]: row | {"step_us": 1e6 * batch / row["output_tokens_per_s"]} for row in rows}
+    return {row["way"]: row | {"step_us": 1e6 / row["output_tokens_per_s"]} for row in rows}
 
 
 def decoded(rows: list[dict]) -> dict[tuple[str, str, int], dict[int, dict]]:
