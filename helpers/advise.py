@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--goal", default="throughput", help=f"{', '.join(GOALS)} (%(default)s)")
     found.add_argument("--price", type=price, help="dollars a GPU and day, such as 10.80, or an hour: 0.45/h")
+    found.add_argument("--json", action="store_true", help="for programs")
     return found
 
 
@@ -46,15 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the answer; 2 where there is none, with the reason."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked = vars(parser().parse_args(arguments))
+    as_json = asked.pop("json")
     if sys.stderr.isatty():
         print(f"Counting {asked['model']} from its config ...", file=sys.stderr)
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
     except (ModelError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(
+            json.dumps({"refused": str(error)}) if as_json else error,
+            file=sys.stdout if as_json else sys.stderr,
+        )
         return 2
-    print(answer)
-    if answer.chosen:
+    print(json.dumps(answer.as_json(), indent=1) if as_json else answer)
+    if answer.chosen and not as_json:
         print("", "The same in notebooks/deploy/.env, beside your key:", "", sep="\n")
         print(textwrap.indent(answer.environment, "    "))
     return 0

@@ -28,7 +28,7 @@ PROMPTS = 8  # tokens read for each that is written: of conversations 1,020 and 
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer to one question; it shows itself as text and as HTML.
+    """The answer to one question; it shows itself as text, as HTML and as the command's JSON.
 
     ``chosen`` is the recommended way, None where nothing runs; ``price`` is in dollars a GPU and day.
     """
@@ -176,6 +176,18 @@ class Advice:
             notes.append(f"# and in compose.yaml   command: {json.dumps(more)}")
         lines = [f"{name.upper()}={value}" for name, value in args.items() if name in fields]
         return "\n".join(lines + notes)
+
+    def as_json(self) -> dict:
+        """What ``--json`` prints."""
+        stored = self.model.stored
+        return {
+            "model": self.model.model.name,
+            "as_it_is": {"weights_bytes": stored} if stored else None,
+            "kv_bytes_per_token": self.model.layout.kv_token_bytes(),
+            "ways": [one.as_json(self.price) for one in self.options],
+            "recommended": self.chosen and self.chosen.scheme,
+            "refused": None if self.chosen else self.sentence,
+        }
 
     def table(self) -> Table:
         """Every way that runs, and its figures; tokens/s are of all users together."""

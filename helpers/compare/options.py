@@ -105,6 +105,26 @@ class Option:
         """What a million tokens of answers cost at full use."""
         return self.gpus * price_per_day / (self.per_s * 86_400) * 1e6
 
+    def as_json(self, price: float | None) -> dict:
+        """What ``--json`` prints of it."""
+        gain = None
+        if self.together and self.users:
+            gain = {"at_1": round(self.alone.ratio, 3), "at_users": round(self.together.ratio, 3)}
+            gain |= {"from": self.alone.source, "from_at_users": self.together.source}
+        return {
+            "scheme": self.scheme,
+            "weights_bytes": self.budget and self.budget.weights,
+            "fits": self.fits,
+            "users": self.users,
+            "gain": gain,
+            "command": self.command or None,
+            "refused": self.refused or None,
+            "gpus": self.gpus,
+            "gpus_needed": self.needs,
+            "accuracy": self.kept.says,
+            "dollars_per_million_tokens": round(self.dollars(price), 4) if price and self.users else None,
+        }
+
     @property
     def command(self) -> str:
         """The line that starts the server."""
