@@ -35,40 +35,34 @@ def text(name: str, value: object) -> str:
 def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
     """Return ``[1, 8, 32]`` from that list or from ``"1,8,32"``, and ``[8]`` from 8, as a -p passes them."""
     try:
-        parts = str(value).split(",") if isinstance(value, str | int) else list(value)
-        numbers = [part if isinstance(part, int) else int(str(part)) for part in parts]
-    except (TypeError, ValueError):
+        numbers = [int(part) for part in str(value).strip("[]()").split(",")]
+    except ValueError:
         numbers = []
-    if not numbers or any(isinstance(n, bool) or not low <= n <= high for n in numbers):
+    if not numbers or not all(low <= n <= high for n in numbers):
         raise ParameterError(
             f"{name} must be whole numbers from {low} to {high}, such as '1,8,32', not {value!r}."
         )
     return numbers
 
 
-def yes_or_no(name: str, value: object) -> bool:
-    """Return ``value`` if it is True or False."""
-    if not isinstance(value, bool):
-        raise ParameterError(f"{name} must be True or False, not {value!r}.")
-    return value
-
-
 # What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
-WHOLE = {
-    "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
-    "quality_tokens": (512, 65536), "context": (1, 10_000_000),
-    "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
-    "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
-    "small_cache_mib": (1, 1024), "waiting": (1, 1000), "most": (10, 10_000), "rows": (1, 100_000),
-    "tensor_parallel_size": (1, 64),
+LIMITS = {
+    whole: {
+        "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
+        "quality_tokens": (512, 65536), "context": (1, 10_000_000),
+        "users": (1, 100_000), "gpus": (1, 8), "requests": (1, 100_000), "input_tokens": (4, 512),
+        "output_tokens": (2, 512), "tokens_per_request": (1, 10_000_000), "long_context": (1024, 2**20),
+        "small_cache_mib": (1, 1024), "waiting": (1, 1000), "most": (10, 10_000), "rows": (1, 100_000),
+        "tensor_parallel_size": (1, 64),
+    },
+    number: {
+        "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
+        "a100_price_per_day": (0.01, 1e6), "utilization": (0.001, 1), "requests_per_second": (0.001, 1e6),
+        "longest_tpot_ms": (0.1, 1e6), "least_recovery": (0, 1), "open_seconds": (1, 600),
+        "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60),
+    },
+    whole_list: {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)},
 }  # fmt: skip
-NUMBERS = {
-    "seconds": (0.1, 600), "price_per_day": (0.01, 1e6), "l4_price_per_day": (0.01, 1e6),
-    "a100_price_per_day": (0.01, 1e6), "utilization": (0.001, 1), "requests_per_second": (0.001, 1e6),
-    "longest_tpot_ms": (0.1, 1e6), "least_recovery": (0, 1), "open_seconds": (1, 600),
-    "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60),
-}  # fmt: skip
-LISTS = {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)}
 YES_OR_NO = ("short", "quick_look")
 TEXTS = ("model", "question", "out_dir", "gpu", "goal")
 
@@ -82,8 +76,10 @@ def checked(name: str, value: object) -> int | float | str | list[int]:
     if name in TEXTS:
         return text(name, value)
     if name in YES_OR_NO:
-        return yes_or_no(name, value)
-    for check, bounds in ((whole, WHOLE), (number, NUMBERS), (whole_list, LISTS)):
+        if not isinstance(value, bool):
+            raise ParameterError(f"{name} must be True or False, not {value!r}.")
+        return value
+    for check, bounds in LIMITS.items():
         if name in bounds:
             return check(name, value, *bounds[name])
     raise ParameterError(f"There is no parameter {name!r} of a lesson: see helpers/base/parameters.py.")
