@@ -75,7 +75,6 @@ _NUMBERS = {
     "total": rf"total capacity of {_SIZE}|{_SIZE} total capacity",
     "free": rf"of which {_SIZE} is free|{_SIZE} free",
     "own": rf"this process has {_SIZE} memory in use",
-    "torch": rf"{_SIZE} is allocated by PyTorch|{_SIZE} already allocated",
 }
 NOBODY = 0.3  # GiB that the numbers may differ by without anybody else: the driver's own, and rounding
 _PHASES = {
@@ -127,19 +126,13 @@ def full(found: Found, seen: Seen, when: str = "") -> Found | None:
     if "others" in numbers and numbers["others"] < NOBODY:
         alone = " By the message's own numbers this process holds all that is in use, "
         alone += f"{told['own']} of {told['total']}."
-    stored = _stored(seen)
     fewer = (
         'Fewer bytes of weights: a smaller model, a quantized checkpoint; here scheme="fp8", "awq" or "int8"'
     )
-    has = f"The weights are {stored} already: fewer bytes of them only by a smaller model"
+    if stored := _stored(seen):
+        fewer = f"The weights are {stored} already: fewer bytes of them only by a smaller model"
     gpus = seen.setting("tensor_parallel_size") or "1"
-    more = str(2 * int(gpus)) if gpus.isdigit() else "2"
-    return told | {
-        "alone": alone,
-        "fewer": "" if stored else fewer,
-        "has": has if stored else "",
-        "more": more,
-    }
+    return told | {"alone": alone, "fewer": fewer, "more": str(2 * int(gpus)) if gpus.isdigit() else "2"}
 
 
 def _stored(seen: Seen) -> str:

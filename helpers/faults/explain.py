@@ -43,8 +43,6 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
-    if quoted := whose.quoted(error):  # by what runs a notebook: its own words are only about that
-        return explain(log=quoted, machine=machine or detect())
     said = _said(whose.chain(error))
     asked = _said([link for link in whose.chain(error) if not whose.made_up(link)])
     elsewhere = error is None or any(logs.is_echo(line) for line in asked)
@@ -57,7 +55,9 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
         return Report("ours", str(error), said[0], raw_log=log)
     first = logs.first_error(read) or (said[0] if said else "")
-    return _own(error, read, elsewhere, first, log) or _unknown(error, first, read, held, log)
+    if sentence := whose.cell_of(read) if elsewhere else whose.own_code(error):
+        return Report("own-code", sentence, first, ("Mend that line and run the cell again.",), raw_log=log)
+    return _unknown(error, first, read, held, log)
 
 
 def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -> catalogue.Hit | None:
@@ -86,17 +86,6 @@ def _known(hit: catalogue.Hit, held: tuple[Holder, ...] | None, log: str) -> Rep
     trace = logs.first_traceback(log) if entry.name == "engine-died" else ""
     told = held if entry.memory else None
     return Report(entry.name, hit.what, hit.evidence, hit.do, entry.read, told, trace, log)
-
-
-def _own(error: BaseException | None, read: str, elsewhere: bool, first: str, log: str) -> Report | None:
-    """A slip of the reader's own line, or of what it passes to a library that is none of vLLM's."""
-    if sentence := whose.own_code(error) or whose.cell_of(read):
-        step = "Mend that line and run the cell again."
-        return Report("own-code", sentence, first, (step,), raw_log=log)
-    if not elsewhere and (sentence := whose.called(error)):
-        step = "Compare what that line passes with what the library's message asks for."
-        return Report("library-error", sentence, first, (step,), raw_log=log)
-    return None
 
 
 def _unknown(error, first: str, read: str, held: tuple[Holder, ...] | None, log: str) -> Report:

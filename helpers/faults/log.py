@@ -6,12 +6,11 @@ container's name, a cluster's time, a colour. What is read is the message.
 
 from __future__ import annotations
 
-import collections
 import functools
 import json
 import re
 
-MOST = 1_000_000  # characters of error lines from either end of a log that are searched
+MOST = 10_000  # lines from either end of what reports errors in a log that are searched
 LONGEST = 4_000  # characters from either end of a line: some messages list every tensor of a model
 
 _COLOUR = re.compile(r"(?:\x1b|\^\[)\[[\d;]*[A-Za-z]")
@@ -34,7 +33,6 @@ _LEVEL = re.compile(
 )
 # vLLM's own head, wherever it stands: whatever is before it, a message follows it.
 _HEAD = re.compile(r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]+:\d+\] ?")
-_PLAIN = set(" \t#-+=*.,:;/<>'abcdefghijklmnopqrstuvwxyz")
 _CALM, _LOUD = {"TRACE", "DEBUG", "INFO", "WARN", "WARNING"}, {"ERROR", "CRITICAL", "FATAL"}
 # The end of a Python traceback: an exception's name and its message, which an `assert` mostly has not. The
 # word "Error" alone is anybody's, and a task is cancelled because of something else.
@@ -80,8 +78,6 @@ def plain(text: str) -> str:
 
 def message(line: str) -> tuple[str, str]:
     """Return a line's level, where it has one, and its message without what stands before it."""
-    if line[:1] in _PLAIN and "]" not in line and "|" not in line and " - " not in line:
-        return "", line.rstrip()  # most lines of a long log that are not vLLM's
     if "\x1b" in line or "^[[" in line:
         line = _COLOUR.sub("", line)
     if line.startswith('{"'):
@@ -119,32 +115,20 @@ def _of_json(line: str) -> str:
 @functools.lru_cache(maxsize=2)  # a diagnosis asks the same log several times
 def _read(log: str) -> tuple[tuple[str, str], ...]:
     """Level and message of the lines that may report an error; of very many the first and the last."""
-    first: list[tuple[str, str]] = []
-    last: collections.deque[tuple[str, str]] = collections.deque()
-    head = tail = 0
+    found = []
     for line in log.splitlines():
-        if not line or line.isspace():
-            continue
         if len(line) > 2 * LONGEST:
             line = line[:LONGEST] + " ... " + line[-LONGEST:]
         level, said = message(line)
-        if level in _CALM or not said:
-            continue
-        if head < MOST:
-            first.append((level, said))
-            head += len(said)
-        else:
-            last.append((level, said))
-            tail += len(said)
-            while tail > MOST:
-                tail -= len(last.popleft()[1])
-    return (*first, *last)
+        if said and level not in _CALM:
+            found.append((level, said))
+    return tuple(found if len(found) <= 2 * MOST else found[:MOST] + found[-MOST:])
 
 
 def error_lines(log: str) -> list[str]:
     """Return the lines of a log that may report an error, without what stands before their messages.
 
-    Of a log with more than twice ``MOST`` characters in such lines the middle is left out.
+    Of a log with more than twice ``MOST`` such lines the middle is left out.
     """
     return [said for _, said in _read(log)]
 

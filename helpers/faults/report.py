@@ -22,8 +22,8 @@ LONGEST_EVIDENCE, LONGEST_TRACE = 600, 4000  # characters; some messages list ev
 class Report:
     """What is known of a failure.
 
-    ``name`` is the catalogue's, or ``own-code`` (the reader's cell), ``library-error`` (of a library
-    that the cell called), ``ours`` (an error of these helpers, whose message says it all) or ``unknown``.
+    ``name`` is the catalogue's, or ``own-code`` (the reader's cell, or a library that it called), ``ours``
+    (an error of these helpers, whose message says it all) or ``unknown``.
     ``holders`` are shown where memory is part of the answer.
     ``trace`` is the root traceback where the cause is not known. Secrets are removed from all of it.
     """

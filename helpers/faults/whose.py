@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import dis
-import linecache
 import re
 import sys
 import traceback
@@ -31,7 +30,6 @@ _SLIPS = (
     "SyntaxError",
     "ZeroDivisionError",
 )
-_RUNNERS = ("nbclient.", "papermill.", "nbconvert.")
 
 
 def frames(error: BaseException | None) -> list[traceback.FrameSummary]:
@@ -61,11 +59,7 @@ def readers_line(error: BaseException | None) -> str:
     found = frames(error)
     if not found or package(found[-1].filename) is not None:
         return ""
-    return _line(found[-1]) or "(its text is not known)"
-
-
-def _line(frame: traceback.FrameSummary) -> str:
-    return (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return found[-1].line or "(its text is not known)"
 
 
 def _raised(error: BaseException) -> bool:
@@ -80,32 +74,20 @@ def _raised(error: BaseException) -> bool:
 
 
 def own_code(error: BaseException | None) -> str | None:
-    """A sentence on an error of the reader's own line, or None."""
-    if error is None or of_machinery(error) or not readers_line(error):
-        return None
-    if type(error).__module__ not in ("builtins", "__main__") and not _raised(error):
-        return None
-    frame = frames(error)[-1]
-    return f"{type(error).__name__} in {_place(frame)}: vLLM has no part in it."
-
-
-def called(error: BaseException | None) -> str | None:
-    """A sentence on an error of a library that the reader's own code called, or None."""
-    if error is None or of_machinery(error):
-        return None
+    """A sentence on an error of the reader's own line, or of a library that this line called, or None."""
     found = frames(error)
     own = [frame for frame in found if package(frame.filename) is None]
-    if not own or found[-1] is own[-1]:
+    if not own or of_machinery(error):
         return None
-    whose = package(found[-1].filename)
-    where = "Python's own library" if whose == "Python" else whose
-    name, place = type(error).__name__, _place(own[-1])
-    return f"{name} of {where}, called in {place}: no file of vLLM is among its frames."
-
-
-def _place(frame: traceback.FrameSummary) -> str:
-    line = _line(frame)
-    return f"line {frame.lineno} of your own code" + (f", `{line}`" if line else "")
+    name = type(error).__name__
+    place = f"line {own[-1].lineno} of your own code" + (f", `{own[-1].line}`" if own[-1].line else "")
+    if own[-1] is not found[-1]:
+        library = package(found[-1].filename)
+        library = "Python's own library" if library == "Python" else library
+        return f"{name} of {library}, called in {place}: no file of vLLM is among its frames."
+    if type(error).__module__ not in ("builtins", "__main__") and not _raised(error):
+        return None  # a library's, written in C
+    return f"{name} in {place}: vLLM has no part in it."
 
 
 def made_up(error: BaseException) -> bool:
@@ -113,9 +95,10 @@ def made_up(error: BaseException) -> bool:
 
     What hides the error that it came from (`raise ... from None`) may repeat its words.
     """
-    if error.__traceback__ is None or (error.__context__ is not None and before(error) is None):
+    if error.__context__ is not None and before(error) is None:
         return False
-    return (_raised(error) or type(error).__name__ in _SLIPS) and own_code(error) is not None
+    readers = bool(readers_line(error)) and not of_machinery(error)
+    return readers and (_raised(error) or type(error).__name__ in _SLIPS)
 
 
 def before(error: BaseException) -> BaseException | None:
@@ -132,15 +115,6 @@ def chain(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = before(error)
     return found
-
-
-def quoted(error: BaseException | None) -> str:
-    """What the error of a notebook's runner quotes: the traceback of the cell, without the cell's source."""
-    if error is None or not type(error).__module__.startswith(_RUNNERS):
-        return ""
-    said = log.plain(str(error))
-    traceback_ = re.split(r"^-{10,}$", said, flags=re.MULTILINE)[-1]
-    return traceback_ if traceback_.strip() else said
 
 
 _CELL = re.compile(r"(?:Cell |Input )?In ?\[\d+\]|<ipython-input|(?:File )?/tmp/(?:ipykernel|ipython-input)")
