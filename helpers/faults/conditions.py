@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from helpers.faults.report import cut
+
 Found = dict[str, str]
 
 
@@ -60,16 +62,8 @@ class Seen:
 
 # -- a GPU's memory, by the numbers of the message ---------------------------------------------------------
 
-_UNIT = {
-    "bytes": 2**-30,
-    "KiB": 2**-20,
-    "MiB": 2**-10,
-    "GiB": 1,
-    "TiB": 2**10,
-    "MB": 1e6 / 2**30,
-    "GB": 1e9 / 2**30,
-}
-_SIZE = r"([\d.]+) (bytes|[KMGT]iB|[MG]B)"
+_UNIT = {"bytes": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1}
+_SIZE = r"([\d.]+) (bytes|[KMG]iB)"
 _NUMBERS = {
     "asked": rf"Tried to allocate {_SIZE}",
     "total": rf"total capacity of {_SIZE}|{_SIZE} total capacity",
@@ -262,7 +256,7 @@ def here(found: Found, seen: Seen) -> Found | None:
 def said(found: Found, seen: Seen) -> Found:
     """The message itself, for entries whose message says what to do."""
     text = re.sub(r"^(?:[\w.]+: )?(?:Value error, )?", "", seen.line.strip()).split(" [type=")[0]
-    return {"said": _shortened(text)}
+    return {"said": cut(text, 300)}
 
 
 def not_vllm(found: Found, seen: Seen) -> Found | None:
@@ -278,11 +272,7 @@ def with_log(found: Found, seen: Seen) -> Found | None:
 def refused(found: Found, seen: Seen) -> Found:
     """The argument that pydantic names, and why."""
     text = found.get("said") or f"{found['field'].partition('.')[0]}: {found['why']}"
-    return {"said": _shortened(text)}
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 300 else text[:296] + " ..."
+    return {"said": cut(text, 300)}
 
 
 def interrupted(found: Found, seen: Seen) -> Found:

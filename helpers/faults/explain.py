@@ -32,7 +32,7 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     """Return what is known of ``error``, or of the last one that this Python showed.
 
     Args:
-        error: any exception, of an engine, a server, a notebook's runner or your own cell.
+        error: any exception, of an engine, a server or your own cell.
         log: vLLM's output, if there is one; asked where the exception says that the cause is elsewhere.
         machine: what the memory is asked of; with an exception this machine unless given. A log alone may
             come from anywhere, so who holds memory here says nothing about it: nobody is asked.

@@ -78,12 +78,10 @@ def plain(text: str) -> str:
 
 def message(line: str) -> tuple[str, str]:
     """Return a line's level, where it has one, and its message without what stands before it."""
-    if "\x1b" in line or "^[[" in line:
-        line = _COLOUR.sub("", line)
+    line = plain(line)
     if line.startswith('{"'):
         line = _of_json(line)
-    head = _HEAD.search(line, 0, 300)
-    if head:
+    if head := _HEAD.search(line, 0, 300):
         line = line[head.start() :]
     line = _bare(line)
     level = ""

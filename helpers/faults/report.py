@@ -113,7 +113,7 @@ def _code(text: str) -> str:
     return html.escape(text).replace("\n", "<br>")
 
 
-def cut(text: str) -> str:
+def cut(text: str, longest: int = LONGEST_EVIDENCE) -> str:
     """Return a text for one line of evidence: without line breaks, and not too long."""
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_EVIDENCE else text[: LONGEST_EVIDENCE - 4] + " ..."
+    return text if len(text) <= longest else text[: longest - 4] + " ..."
