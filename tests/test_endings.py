@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 MACHINE = machine.detect()
 
 IN_CHILD = (
-    "import time\nengine = open_engine(**small, in_process=False)\nwith engine:\n"
+    "import time\nengine = open_engine(**small, in_child=True)\nwith engine:\n"
     '    print("GO", flush=True)\n    time.sleep(600)'
 )
 BARE_ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -126,7 +126,7 @@ def test_two_notebooks_at_once_on_one_machine(tmp_path):
             said, error = kernel.run(OPENING.format(logs=str(tmp_path / "logs")))  # the same folder for both
             assert not error, said
         threading.Thread(target=watch_shared, args=(kernels, shared, over)).start()
-        in_child = AGAIN.replace("(**small)", "(**small, in_process=False)")
+        in_child = AGAIN.replace("(**small)", "(**small, in_child=True)")
         cells = [kernel.client.execute(in_child) for kernel in kernels]
         for kernel, message in zip(kernels, cells, strict=True):
             reply = kernel.client.get_shell_msg(timeout=240)
@@ -185,7 +185,7 @@ def test_an_engine_whose_owner_was_killed_is_named_with_what_ends_it(tmp_path):
 WITH_ENGINE = """
 import pathlib, time
 from helpers.engine.engine import open_engine
-with open_engine(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir=out_dir, in_process=False):
+with open_engine(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir=out_dir, in_child=True):
     pathlib.Path(out_dir, "open").write_text("")
     time.sleep(600)
 """

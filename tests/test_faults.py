@@ -248,8 +248,8 @@ def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_process", [True, False], ids=["in this process", "in a child"])
-def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back, in_process):
+@pytest.mark.parametrize("in_child", [False, True], ids=["in this process", "in a child"])
+def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back, in_child):
     from vllm import SamplingParams
 
     raised = []
@@ -260,7 +260,7 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
         except Exception as error:
             raised.append(error)
 
-    with engine.open_engine(**small, in_process=in_process) as llm:
+    with engine.open_engine(**small, in_child=in_child) as llm:
         thread = threading.Thread(target=generate, args=(llm,), daemon=True)
         thread.start()
         time.sleep(0.5)
@@ -296,7 +296,7 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
 @pytest.mark.slow
 def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next_starts(small, warm):
     shared, before, held = shared_memory(), children(), settled_memory()
-    with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_process=False) as open_:
+    with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_child=True) as open_:
         child = open_.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
         open_.engine.ask("Tell a long story.", 400)

@@ -164,7 +164,7 @@ def test_the_kernel_is_as_good_as_before(kernel, cell, word, after_s):
 )
 def test_and_with_the_engine_in_a_child_as_on_a_gpu(kernel, cell, word, after_s):
     shared = shared_memory()
-    cell = cell.replace("(**small)", "(**small, in_process=False)")
+    cell = cell.replace("(**small)", "(**small, in_child=True)")
     said, error = kernel.run(cell, interrupt_when=word, after_s=after_s)
     assert error == "KeyboardInterrupt", said
     assert "LOADED" not in said

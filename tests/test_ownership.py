@@ -275,7 +275,7 @@ def test_a_variable_that_the_reader_sets_meanwhile_stays(monkeypatch, started):
     for name in ("THEIRS", "BOTH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KEPT", "before")
-    settings = Settings.save()
+    settings = Settings()
     for name in ("KEPT", "THEIRS", "BOTH"):
         monkeypatch.setenv(name, "the engine's")
     if started:
@@ -289,7 +289,7 @@ def test_a_variable_that_the_reader_sets_meanwhile_stays(monkeypatch, started):
 def test_onednn_is_off_in_torch_for_an_engine_that_asks_and_back_on_afterwards():
     import torch
 
-    settings = Settings.save()
+    settings = Settings()
     settings.save_threads()
     assert torch.backends.mkldnn.enabled
     borrowed.without_onednn()

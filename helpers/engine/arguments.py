@@ -47,27 +47,19 @@ def default_args(machine: Machine, model: Model) -> dict:
     return args | {"gpu_memory_utilization": 0.9} | SOONER
 
 
-def check_gpus(machine: Machine, wanted: int, model: Model) -> None:
-    """Refuse a ``tensor_parallel_size`` that this machine or this model cannot have.
+def check_gpus(machine: Machine, wanted: int) -> None:
+    """Refuse a ``tensor_parallel_size`` of more GPUs than this machine has.
 
     Raises:
-        EngineError: more GPUs than there are, or a number that the attention heads cannot be dealt to.
+        EngineError: there are fewer; what a model's heads cannot be dealt to vLLM refuses itself.
     """
     parameters.checked("tensor_parallel_size", wanted)
-    if wanted == 1:
-        return
     have = machine.count if machine.kind == "cuda" else 0
-    if wanted > have:
+    if wanted > max(1, have):
         raise EngineError(
             f"tensor_parallel_size={wanted} needs {wanted} GPUs; this machine shows "
             f"{f'{have} GPU(s)' if have else 'no GPU'}. Lower it to {max(1, have)}, or look at "
             "CUDA_VISIBLE_DEVICES."
-        )
-    heads = model.config.get("num_attention_heads", wanted)
-    if heads % wanted:
-        raise EngineError(
-            f"tensor_parallel_size={wanted} does not divide the {heads} attention heads of {model.title}: "
-            "each GPU gets the same number of heads."
         )
 
 

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
 
 
-@dataclass
 class Settings:
     """This process as it was before an engine."""
 
-    environment: dict[str, str]
-    affinity: set[int]
-    started: dict[str, str] | None = None  # the environment with the engine's own variables
-    set_num_threads: object = None
-    threads: int = 0
-    onednn: bool = True
-
-    @classmethod
-    def save(cls) -> Settings:
-        return cls(dict(os.environ), os.sched_getaffinity(0))
+    def __init__(self):
+        self._environment = dict(os.environ)
+        self._started: dict[str, str] | None = None  # the environment with the engine's own variables
+        self._undo = contextlib.ExitStack()  # the last is undone first
+        self._undo.callback(self._restore_environment)
+        self._undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))  # vLLM pins threads to cores
 
     def save_threads(self) -> None:
         """Keep what torch computes with, which vLLM's import brings, before an engine changes it."""
         import torch
 
-        self.set_num_threads, self.threads = torch.set_num_threads, torch.get_num_threads()
-        self.onednn = torch.backends.mkldnn.enabled
+        self._undo.callback(torch.backends.mkldnn.set_flags, _enabled=torch.backends.mkldnn.enabled)
+        self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+        self._undo.callback(
+            setattr, torch, "set_num_threads", torch.set_num_threads
+        )  # vLLM puts its own there
 
     def engine_started(self) -> None:
         """Tell the engine's variables, which go with it, from those that the reader sets from now on."""
-        self.started = dict(os.environ)
+        self._started = dict(os.environ)
 
     def restore(self) -> None:
-        """Undo it: vLLM pins threads to cores, replaces torch.set_num_threads, sets variables; oneDNN too."""
-        self._restore_environment()
-        os.sched_setaffinity(0, self.affinity)
-        if self.set_num_threads is not None:
-            import torch
-
-            torch.set_num_threads = self.set_num_threads
-            torch.set_num_threads(self.threads)
-            torch.backends.mkldnn.set_flags(_enabled=self.onednn)
+        """Undo what the engine changed."""
+        self._undo.close()
 
     def _restore_environment(self) -> None:
-        now = dict(os.environ)
-        started = now if self.started is None else self.started
-        for name in self.environment.keys() | started.keys():
-            before, then = self.environment.get(name), started.get(name)
-            if before == then or now.get(name) != then:
+        started = dict(os.environ) if self._started is None else self._started
+        for name in self._environment.keys() | started.keys():
+            before, then = self._environment.get(name), started.get(name)
+            if before == then or os.environ.get(name) != then:
                 continue  # the engine left it alone, or the reader has set it since
             if before is None:
                 del os.environ[name]

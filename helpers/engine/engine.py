@@ -27,6 +27,7 @@ import os
 import sys
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import interrupts, redact
@@ -77,7 +78,7 @@ def open_engine(
     *,
     checkpoint: Model | None = None,
     log_dir: str | Path = "runs/logs",
-    in_process: bool | None = None,
+    in_child: bool = False,
     **llm_args,
 ) -> Engine:
     """Return an engine for ``with``, whose block gets a ``vllm.LLM``; it starts when the block is entered.
@@ -87,7 +88,8 @@ def open_engine(
         scheme: a name of ``schemes.EVERY``; it decides dtype and quantization for this machine.
         checkpoint: what ``checkpoints.make`` made of the model for this scheme with a program of yours.
         log_dir: folder for vLLM's log; one file an engine.
-        in_process: build the engine in this process (the default on a CPU) or in a child (always on a GPU).
+        in_child: build the engine in a child of this process on a CPU, too; on a GPU it always is in one, as
+            a GPU's memory is back when a process ends.
         llm_args: further arguments of ``vllm.LLM``; they win over the defaults of ``default_args``.
 
     Raises:
@@ -95,19 +97,14 @@ def open_engine(
     """
     machine = detect()
     resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine, checkpoint)
-    if in_process is None:
-        in_process = machine.kind == "cpu"
-    if in_process and machine.kind == "cuda":
-        raise EngineError(
-            "in_process=True is for a CPU: a GPU's memory is back when an engine's process ends."
-        )
     args = {
         "model": str(checkpoint.folder),
         **arguments.default_args(machine, resolved),
         **way.args,
         **llm_args,
     }
-    arguments.check_gpus(machine, args.get("tensor_parallel_size", 1), resolved)
+    arguments.check_gpus(machine, args.get("tensor_parallel_size", 1))
+    in_process = machine.kind == "cpu" and not in_child
     return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
 
 
@@ -132,25 +129,27 @@ def resolve_checkpoint(
     return resolved, loaded, way
 
 
+@dataclass(eq=False, repr=False)  # its arguments may hold a secret
 class Engine:
     """A vLLM engine and everything it holds; made by ``open_engine``, open inside its ``with`` block."""
 
-    def __init__(self, model, checkpoint, scheme, way, machine, args, log_dir, in_process):
-        self.model: Model = model
-        self.checkpoint: Model = checkpoint  # what is loaded: the model, or a quantized one made from it
-        self.scheme: str = scheme
-        self.way: Way = way
-        self.machine: Machine = machine
-        self.args: dict = args  # of vllm.LLM, all of them
-        self.in_process: bool = in_process
-        self.log_dir: Path = log_dir
-        self.log_file: Path | None = None  # a new one each time the engine starts
-        self.start_s: float | None = None  # seconds from vLLM imported to ready
-        self.import_s: float = 0.0  # seconds to import vLLM; 0 when this process had it already
-        self.loading_bytes: int | None = None  # anonymous memory the weights took: CPU, in this process
-        self.release: Release | None = None
-        self.memory = MemoryWatch(machine, in_process)
-        self.runner: weakref.ref | None = None  # vLLM's, in this process: it has the weights and the cache
+    model: Model
+    checkpoint: Model  # what is loaded: the model, or a quantized one made from it
+    scheme: str
+    way: Way
+    machine: Machine
+    args: dict  # of vllm.LLM, all of them
+    log_dir: Path
+    in_process: bool
+    log_file: Path | None = None  # a new one each time the engine starts
+    start_s: float | None = None  # seconds from vLLM imported to ready
+    import_s: float = 0.0  # seconds to import vLLM; 0 when this process had it already
+    loading_bytes: int | None = None  # anonymous memory the weights took: CPU, in this process
+    release: Release | None = None
+    runner: weakref.ref | None = None  # vLLM's, in this process: it has the weights and the cache
+
+    def __post_init__(self):
+        self.memory = MemoryWatch(self.machine)
         self._llm = None
         self._children = Belongings()
         self._end_watch = lambda: None  # of the engine's process, if it has one
@@ -270,7 +269,7 @@ class Engine:
         with interrupts.interrupts_deferred():
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
             self._log = LogFile(self.log_file)
-            self._settings = Settings.save()
+            self._settings = Settings()
             self.memory.start()  # for a start that fails before vLLM is imported; `_start` notes it again
         try:
             _open = self
@@ -348,26 +347,20 @@ class Engine:
             error.add_note(str(found))
 
     def _let_go(self, error: BaseException | None) -> None:
-        """Release everything, finishing even when Ctrl+C comes meanwhile; then check the memory."""
-        try:
-            with interrupts.interrupts_deferred():
-                begun, held = time.perf_counter(), self.memory.before
-                with contextlib.ExitStack() as always:  # also where something fails; the last is done first
-                    always.callback(self._settings.restore)
-                    always.callback(self._log.close)
-                    always.enter_context(self._log.capturing())
-                    with contextlib.suppress(Exception):  # a GPU that is lost is no reason to keep the rest
-                        held = self.memory.in_use()
-                    if error is not None:
-                        release.clear_frames(error)
-                    self._shut_down()
-                self.release = self.memory.wait_until_back(held, begun)
-        except KeyboardInterrupt as pressed:
+        """Release everything and check the memory, finishing even when Ctrl+C comes meanwhile."""
+        with interrupts.interrupts_deferred():
+            begun, held = time.perf_counter(), self.memory.before
+            with contextlib.ExitStack() as always:  # also where something fails; the last is done first
+                always.callback(self._settings.restore)
+                always.callback(self._log.close)
+                always.enter_context(self._log.capturing())
+                with contextlib.suppress(Exception):  # a GPU that is lost is no reason to keep the rest
+                    held = self.memory.in_use()
+                release.clear_frames(error)
+                self._shut_down()
+            self.release = self.memory.wait_until_back(held, begun)
             if self.memory.too_much(self.release):
-                pressed.add_note(self.memory.held_message(self.release, self.scheme))
-            raise
-        if self.memory.too_much(self.release):
-            raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
+                raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
 
     def _shut_down(self) -> None:
         """End vLLM and what refers to it. A child's memory goes with its process, which vLLM asks to end and

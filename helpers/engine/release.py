@@ -131,10 +131,10 @@ class Release:
 
 
 class MemoryWatch:
-    """Memory in use before, while and after an engine: of each GPU, or of this process and its children."""
+    """Memory in use before, while and after an engine: of each GPU, or of this process."""
 
-    def __init__(self, machine: Machine, in_process: bool):
-        self._machine, self._in_process = machine, in_process
+    def __init__(self, machine: Machine):
+        self._machine = machine
         self.before: tuple[int, ...] = ()
         self.first = False
 
@@ -146,15 +146,7 @@ class MemoryWatch:
 
     def in_use(self) -> tuple[int, ...]:
         """Bytes in use now."""
-        if self._machine.kind == "cuda":
-            return gpu_memory_each()
-        import psutil
-
-        total = anonymous_memory()
-        for child in psutil.Process().children(recursive=True) if not self._in_process else []:
-            with contextlib.suppress(OSError, psutil.Error):
-                total += anonymous_memory(child.pid)
-        return (total,)
+        return gpu_memory_each() if self._machine.kind == "cuda" else (anonymous_memory(),)
 
     def added(self) -> int:
         """Bytes in use now that were not before, on all GPUs together."""
@@ -215,7 +207,7 @@ def watched_loading(engine):
     The runner, so that its tensors can be dropped even if building the engine fails later. The memory,
     because summing the parameters would be wrong: oneDNN repacks the weights and empties the originals.
     """
-    if not (engine.in_process and engine.machine.kind == "cpu"):
+    if not engine.in_process:
         yield
         return
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner

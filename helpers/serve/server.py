@@ -48,7 +48,7 @@ def open_server(
     model.check_words()
     folder, config = str(checkpoint.folder), checkpoint.config
     args = command.arguments(settings, machine, way, folder, model.title, config) | vllm_args
-    arguments.check_gpus(machine, args.get("tensor_parallel_size", 1), model)
+    arguments.check_gpus(machine, args.get("tensor_parallel_size", 1))
     return Server(settings, model, checkpoint, way, args, Path(log_dir), environment)
 
 
