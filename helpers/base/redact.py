@@ -71,9 +71,8 @@ _FORMS = (
 def known() -> list[str]:
     """Return the values of this environment's variables that are named like a secret, the longest first."""
     values = {value for name, value in os.environ.items() if NAME.search(name) and len(value) >= 6}
-    return sorted((v for v in values if not v.isdigit() and v.lower() not in ("false", "true")), key=len)[
-        ::-1
-    ]
+    values = {value for value in values if not value.isdigit() and value.lower() not in ("false", "true")}
+    return sorted(values, key=len, reverse=True)
 
 
 def remove(text: str) -> str:

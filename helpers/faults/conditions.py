@@ -51,13 +51,8 @@ class Seen:
 
     def setting(self, name: str) -> str | None:
         """The value of an argument in the configuration that vLLM logs when it starts."""
-        value = re.compile(r"['\"]?[=:] ?['\"]?([\w./-]+)")
-        at = self.log.find(name)  # a log may have 100 MB: a pattern would be tried at each of its characters
-        while at >= 0:
-            if found := value.match(self.log, at + len(name)):
-                return found[1] if found[1] != "None" else None
-            at = self.log.find(name, at + 1)
-        return None
+        found = re.search(name + r"['\"]?[=:] ?['\"]?([\w./-]+)", self.log)
+        return found[1] if found and found[1] != "None" else None
 
 
 # -- a GPU's memory, by the numbers of the message ---------------------------------------------------------
@@ -149,14 +144,6 @@ def suffices(found: Found, seen: Seen) -> Found | None:
     return {name: _size(value) for name, value in numbers.items()}
 
 
-def larger_than_gpu(found: Found, seen: Seen) -> Found | None:
-    """One allocation that is larger than the whole GPU."""
-    numbers = _numbers(seen)
-    if not numbers.keys() >= {"asked", "total"} or numbers["asked"] <= numbers["total"]:
-        return None
-    return full(found, seen)
-
-
 def others(found: Found, seen: Seen) -> Found | None:
     """Somebody else holds a part: by the message's own numbers, or because the driver names them."""
     numbers = _numbers(seen)
@@ -231,11 +218,6 @@ def forked(found: Found, seen: Seen) -> Found | None:
 # -- whose words -------------------------------------------------------------------------------------------
 
 
-def not_readers(found: Found, seen: Seen) -> Found | None:
-    """Not where a line of the reader's own asked for it."""
-    return None if seen.reader else {}
-
-
 def sampling_argument(found: Found, seen: Seen) -> Found | None:
     """An unknown argument of SamplingParams, and the name that vLLM has for it."""
     if "SamplingParams" not in seen.reader + seen.text:
@@ -257,11 +239,6 @@ def said(found: Found, seen: Seen) -> Found:
     """The message itself, for entries whose message says what to do."""
     text = re.sub(r"^(?:[\w.]+: )?(?:Value error, )?", "", seen.line.strip()).split(" [type=")[0]
     return {"said": cut(text, 300)}
-
-
-def not_vllm(found: Found, seen: Seen) -> Found | None:
-    """Not where vLLM is among the frames."""
-    return None if re.search(r"[/\\]vllm[/\\]", seen.frames()) else {}
 
 
 def with_log(found: Found, seen: Seen) -> Found | None:
@@ -291,8 +268,3 @@ def raised_in(found: Found, seen: Seen, place: str) -> Found | None:
 def loading(found: Found, seen: Seen) -> Found | None:
     """A KeyError is of a checkpoint only where weights are loaded."""
     return {} if "KeyError" not in seen.line or "load_weights" in seen.frames() else None
-
-
-def memory_error(found: Found, seen: Seen) -> Found | None:
-    """Python's own error is the reader's where the reader's line asked for too much."""
-    return None if seen.reader and seen.line.startswith("MemoryError") else {}

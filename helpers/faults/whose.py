@@ -20,7 +20,7 @@ from helpers.faults import log
 _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tensors", "huggingface_hub",
               "safetensors", "openai", "triton", "flashinfer", "ray")  # fmt: skip
 _PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
-# Errors whose message is a name or a key of the line that raised them.
+# Errors whose message is a name or a key of the line that raised them, or nothing.
 _SLIPS = (
     "KeyError",
     "IndexError",
@@ -28,6 +28,7 @@ _SLIPS = (
     "UnboundLocalError",
     "AttributeError",
     "SyntaxError",
+    "MemoryError",
     "ZeroDivisionError",
 )
 
