@@ -183,7 +183,7 @@ SECRET = "planted-5ecret-value"
 
 
 def test_an_engine_quotes_no_secret(small, memory_back, monkeypatch):
-    """Given by name, which vLLM's own error would quote, chained to ours."""
+    """Given by name, which vLLM's own error quotes: Python does not show that one beside ours."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
     engine_ = engine.open_engine(hf_token=SECRET, **small | {"max_model_len": 10**6})
     with pytest.raises(EngineStartError) as caught, engine_:

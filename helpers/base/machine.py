@@ -13,6 +13,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,11 +131,9 @@ def _detect_gpu() -> Machine | None:
 def _detect_cpu() -> Machine:
     import psutil
 
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())
-    }
-    flags = set(fields.get("flags", "").split())
+    # In the same form for each core; an ARM's has neither.
+    fields = dict(re.findall(r"(.*?)\s*: (.+)", Path("/proc/cpuinfo").read_text()))
+    flags = fields.get("flags", "").split()
     return Machine(
         kind="cpu",
         name=fields.get("model name") or platform.processor() or platform.machine(),

@@ -114,17 +114,14 @@ def mib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def answer(question: str, output, templated: bool) -> Answer:
-    """A question and the model's answer, marked as generated text."""
-    form = "the model's chat template" if templated else "a plain prompt: a base model continues text"
-    return Answer(question, output.outputs[0].text.strip(), form)
+class answer:
+    """A question and the model's answer, marked as generated text, with the form in which it was asked."""
 
-
-class Answer:
-    """A question, the answer, and the form in which it was asked."""
-
-    def __init__(self, question: str, text: str, form: str):
-        self.question, self.text, self.form = question, text, form
+    def __init__(self, question: str, output, templated: bool):
+        self.question, self.text = question, output.outputs[0].text.strip()
+        self.form = (
+            "the model's chat template" if templated else "a plain prompt: a base model continues text"
+        )
 
     def __repr__(self) -> str:
         return f"Question (with {self.form}): {self.question}\nAnswer: {measured(self.text)}"

@@ -133,13 +133,3 @@ def redact(text: str) -> str:
     text = remove(text)
     home = str(Path.home()) if os.environ.get("HOME") else ""
     return text.replace(home, "~") if len(home) > 1 else text
-
-
-def quotable(error: Exception) -> Exception | None:
-    """An error that may be shown as the cause of another: none that quotes a secret, as vLLM's own may."""
-    link: BaseException | None = error
-    while link is not None:
-        if remove(str(link)) != str(link):
-            return None
-        link = link.__cause__ or link.__context__
-    return error

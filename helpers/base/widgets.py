@@ -36,21 +36,17 @@ class Slider:
         kind = "Int" if all(isinstance(n, int) for n in (self.low, self.step, self.value)) else "Float"
         values = {"min": self.low, "max": self.high, "step": self.step}
         values["value"] = min(max(self.value, self.low), self.high)
+        values["tooltip"] = f"{self.label}: {self.low:,} to {self.high:,}"
         box = getattr(ipywidgets, f"Bounded{kind}Text")(
-            **values, description=self.label, tooltip=self.hint, style=_WIDE, layout={"width": "22em"}
+            **values, description=self.label, style=_WIDE, layout={"width": "22em"}
         )
         slider = getattr(ipywidgets, f"{kind}Slider")(
-            **values, readout=False, continuous_update=False, tooltip=self.hint, layout={"width": "16em"}
+            **values, readout=False, continuous_update=False, layout={"width": "16em"}
         )
         ipywidgets.dlink((box, "value"), (slider, "value"))
         # A slider counts its steps in the browser: 26.4 and a tenth twice is 26.599999999999998 there.
         ipywidgets.dlink((slider, "value"), (box, "value"), lambda value: round(value, 9))
         return ipywidgets.HBox([box, slider])
-
-    @property
-    def hint(self) -> str:
-        """What a pointer that rests on the control is told."""
-        return f"{self.label}: {self.low:,} to {self.high:,}"
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.base import interrupts, redact
+from helpers.base import interrupts
 from helpers.base.machine import Machine, detect
 from helpers.engine import arguments, borrowed, children, errors, logfile, owned_llm, release
 from helpers.engine.borrowed import Settings
@@ -183,8 +184,9 @@ class Engine:
 
     @property
     def kernels(self) -> list[str]:
-        """The kernels vLLM says it chose for the quantized layers; empty where it says nothing."""
-        return logfile.kernels(self.log_text)
+        """The kernels vLLM says it chose for the quantized layers, each once; empty where it says nothing."""
+        found = re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", self.log_text)
+        return list(dict.fromkeys(found))
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -236,7 +238,7 @@ class Engine:
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
-            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from redact.quotable(error)
+            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from None
         if self._llm is None:  # dropped requests end as if they were done: half an answer is none
             raise self._closed()
 
@@ -278,9 +280,7 @@ class Engine:
             self._finished = f"finished: it did not start. {ANEW}"
             self._let_go_despite(error)
             if isinstance(error, Exception):
-                raise self._diagnosed(
-                    EngineStartError, "vLLM could not start the engine", error
-                ) from redact.quotable(error)
+                raise self._diagnosed(EngineStartError, "vLLM could not start the engine", error) from None
             raise
         finally:
             if self._finished:
@@ -319,12 +319,15 @@ class Engine:
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
 
     def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
-        """An error that says what happened, why, who holds the memory, and what to do."""
+        """An error that says what happened, why, who holds the memory, and what to do.
+
+        Python is not to show vLLM's own beside it, which may quote a secret: of what is not known the report
+        has the traceback.
+        """
         for problem in weights.damage(self.checkpoint.folder):
             error.add_note(problem)
         sentence = f"{sentence} ({self.scheme}, {self.model.title})."
-        trace = not self.in_process  # else it is shown above
-        return errors.diagnosed(kind, sentence, self.log_file, error, log.short(error), trace)
+        return errors.diagnosed(kind, sentence, self.log_file, error, log.short(error))
 
     # -- closing it -----------------------------------------------------------------------------
 

@@ -47,19 +47,18 @@ def diagnosed(
     log_file: Path,
     error: Exception | None,
     otherwise: str,
-    trace: bool = False,
 ) -> EngineError:
     """An error that says what happened, why in the log's own words, what to do, and where the log is.
 
     Args:
         error: what to explain beside the log; None where nothing has failed yet, and no advice is due.
-        otherwise: the cause where the log names none. ``trace``: whether to show the root traceback, too.
+        otherwise: the cause where the log names none.
     """
     log, report = read_log(log_file), None
     lines = [sentence, f"Cause: {redact.redact(logs.root_cause(log) or otherwise)}"]
     if error is not None:
         report = explain.explain(error, log)
-        lines += [report.advice, *([report.trace] if trace and report.trace else [])]
+        lines += filter(None, [report.advice, report.trace])
     found = kind("\n".join([*lines, f"Full log: ‹{os.path.relpath(log_file)}›"]))
     found.report = report
     return found

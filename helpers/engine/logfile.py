@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -98,11 +97,6 @@ PHASES = (
     ("KV cache size", "reserving the KV cache"),
     ("init engine", "almost ready"),
 )
-
-
-def kernels(text: str) -> list[str]:
-    """The kernels that vLLM says in its log it chose, each once."""
-    return list(dict.fromkeys(re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", text)))
 
 
 def starting(log_file: Path) -> contextlib.AbstractContextManager[None]:
