@@ -25,6 +25,7 @@ class Figure:
 
         plt.close(figure)  # shown where it is returned, and not once more at the end of the cell
         self.figure, self.alt = figure, " ".join(alt.split())
+        self.width = round(figure.get_figwidth() * DPI / 2)  # pixels of a page: half of the picture's
 
     @functools.cached_property
     def png(self) -> bytes:
@@ -39,23 +40,18 @@ class Figure:
         few.save(small, "png", optimize=True, pnginfo=words)
         return small.getvalue()
 
-    @property
-    def _width(self) -> int:
-        """Pixels of a page: half of the picture's."""
-        return round(self.figure.get_figwidth() * DPI / 2)
-
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.png).decode()
         return (
-            f'<img width="{self._width}" style="max-width:100%" alt="{html.escape(self.alt)}" '
+            f'<img width="{self.width}" style="max-width:100%" alt="{html.escape(self.alt)}" '
             f'src="data:image/png;base64,{data}">'
         )
 
     def _repr_png_(self):
-        return self.png, {"alt": self.alt, "width": self._width}
+        return self.png, {"alt": self.alt, "width": self.width}
 
 
 def panels(columns: int = 1, size: tuple[float, float] = (7, 4), rows: int = 1):

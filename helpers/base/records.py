@@ -68,11 +68,11 @@ def read(path: str | Path, fields: Sequence[str] = FIELDS) -> tuple[list[dict], 
         try:
             row = json.loads(line)
             missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+            wrong = missing and f"lacks {', '.join(missing[:3])}"
         except ValueError:
-            bad.append(f"{path.name}, line {number}: not complete JSON, left out.")
-            continue
-        if missing:
-            bad.append(f"{path.name}, line {number}: lacks {', '.join(missing[:3])}, left out.")
+            wrong = "not complete JSON"
+        if wrong:
+            bad.append(f"{path.name}, line {number}: {wrong}, left out.")
         else:
             good.append(row)
     return good, bad

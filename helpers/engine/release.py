@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import math
 import os
 import sys
 import time
@@ -163,17 +164,15 @@ class MemoryWatch:
 
         Threads that end give theirs a moment later: what may stay is read when it no longer falls.
         """
-        stop, last = time.perf_counter() + DEADLINE_S, None
+        stop, last = time.perf_counter() + DEADLINE_S, math.inf
         while True:
             give_back_garbage()  # not in `_shut_down`, whose names still refer to the engine
             now = self.in_use()
             found = Release(self.before, held, now, time.perf_counter() - begun, self.first)
-            gone = found.left < NEGLIGIBLE
-            settled = last is not None and sum(last) - sum(now) <= MIB and not self.too_much(found)
-            late = time.perf_counter() >= stop
-            if gone or settled or late:
+            settled = last - sum(now) <= MIB and not self.too_much(found)
+            if found.left < NEGLIGIBLE or settled or time.perf_counter() >= stop:
                 return found
-            last = now
+            last = sum(now)
             time.sleep(0.1)
 
     def held_message(self, release: Release, scheme: str) -> str:
@@ -192,7 +191,7 @@ class Released:
     """Stands where a released engine was, for whoever kept a reference to the ``LLM``."""
 
     def __init__(self, engine):
-        object.__setattr__(self, "_engine", engine)
+        self._engine = engine
 
     def __getattr__(self, name):
         if name.startswith("__"):

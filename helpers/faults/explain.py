@@ -43,12 +43,12 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
             return Report("nothing", "Nothing has failed yet.", "No exception and no log were given.")
     if isinstance(report := getattr(error, "report", None), Report):
         return report  # made when it happened
-    said = _said(whose.chain(error))
-    asked = _said([link for link in whose.chain(error) if not whose.made_up(link)])
+    chain = whose.chain(error)
+    said, asked = _said(chain), _said([link for link in chain if not whose.made_up(link)])
     elsewhere = error is None or any(logs.is_echo(line) for line in asked)
     read = log if elsewhere else ""  # an old log beside an exception does not count
     held = None if error is None and machine is None else _held(machine)
-    seen = Seen("", 0, read, _where(error), held, whose.readers_line(error))
+    seen = Seen("", 0, read, _where(chain), held, whose.readers_line(error))
     hit = _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read))
     if hit and not whose.cell_of(read, by_raise=True):
         return _known(hit, held, log)
@@ -109,7 +109,7 @@ def _said(chain: list[BaseException]) -> list[str]:
     return [line for link in chain for line in (logs.short(link), *map(str, getattr(link, "__notes__", ())))]
 
 
-def _where(error: BaseException | None) -> str:
-    """The frames that the error came through, and those of what led to it, as a traceback has them."""
-    frames = [frame for link in reversed(whose.chain(error)) for frame in whose.frames(link)]
+def _where(chain: list[BaseException]) -> str:
+    """The frames that an error came through, and those of what led to it, as a traceback has them."""
+    frames = [frame for link in reversed(chain) for frame in whose.frames(link)]
     return "".join(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n' for frame in frames)

@@ -104,10 +104,8 @@ def _of_json(line: str) -> str:
         fields = json.loads(line)
     except ValueError:
         return line
-    for name in ("log", "message", "textPayload", "msg", "MESSAGE"):
-        if isinstance(said := fields.get(name), str):
-            return said
-    return line
+    texts = (fields.get(name) for name in ("log", "message", "textPayload", "msg", "MESSAGE"))
+    return next((text for text in texts if isinstance(text, str)), line)
 
 
 @functools.lru_cache(maxsize=2)  # a diagnosis asks the same log several times
