@@ -22,9 +22,8 @@ class Settings:
 
         self._undo.callback(torch.backends.mkldnn.set_flags, _enabled=torch.backends.mkldnn.enabled)
         self._undo.callback(torch.set_num_threads, torch.get_num_threads())
-        self._undo.callback(
-            setattr, torch, "set_num_threads", torch.set_num_threads
-        )  # vLLM puts its own there
+        # vLLM puts a function of its own there.
+        self._undo.callback(setattr, torch, "set_num_threads", torch.set_num_threads)
 
     def engine_started(self) -> None:
         """Tell the engine's variables, which go with it, from those that the reader sets from now on."""
