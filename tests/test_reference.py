@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from helpers.base import machine, records
+from helpers.base import records
 from helpers.base.machine import Machine
 from helpers.base.records import REFERENCE
 from helpers.compare import recorded, recorded_tables, roofline, sizing
@@ -22,13 +22,14 @@ H200 = Machine("cuda", "NVIDIA H200", 141 * 10**9, sm=9.0)
     ("arguments", "message"),
     [
         (["--out", "x", "nonsense"], "no section nonsense; there are: records, deployments, served"),
-        (["served"], "--out names the folder"),
-        (["--out", "x", "deployments", "--rounds", "9b"], "no round 9b; there are: 8b, 32b"),
-        (["--out", "x"], "for a GPU, and this machine shows none"),
+        (["served"], "required: --out"),
+        (["--out", "x", "deployments", "--rounds", "9b"], "invalid choice: '9b' (choose from"),
+        (["--out", "x"], "1 GPU(s) or more, and this machine shows a CPU"),
+        (["--out", "x", "endings"], "2 GPU(s) or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(machine, "detect", lambda: Machine("cpu", "a CPU", 2**34))
+    monkeypatch.setattr(reference, "detect", lambda: Machine("cpu", "a CPU", 2**34))
     with pytest.raises(SystemExit) as refused:
         reference.main(arguments)
     assert refused.value.code == 2
@@ -70,12 +71,28 @@ def test_a_section_that_fails_stops_no_other(capsys):
     assert said.out == "bad 0 s\ngood 0 s\n"
 
 
-def test_a_line_names_its_machine_and_versions(tmp_path, capsys):
-    for swap in (1, 2):
-        recording.write(tmp_path / "x/lines.jsonl", recording.stamp() | {"swap": swap})
-    rows, problems = records.read(tmp_path / "x/lines.jsonl", ("device", "vllm", "torch", "protocol"))
-    assert not problems
-    assert [row["swap"] for row in rows] == [1, 2]
+def job(name: str, then: str):
+    """The work of a process below: what it is, a line, another of another file."""
+    yield {"name": name}
+    if then == "fails":
+        raise ValueError("no room")
+    yield {"is": 1}
+    yield {"is": 2, "file": "others"}
+    yield recording.DONE
+
+
+def test_a_round_writes_each_line_with_its_machine_and_goes_on_without_what_fails(tmp_path, capsys):
+    jobs = [
+        recording.Job(tmp_path / f"{name}.log", {"way": name}, "tests.test_reference:job", (name, then))
+        for name, then in (("a", "fails"), ("b", "answers"))
+    ]
+    recording.run_round(jobs, tmp_path / "x/lines.jsonl")
+    needed = ("device", "vllm", "torch", "protocol", "way", "name")
+    for file, found in (("lines", 1), ("others", 2)):
+        (row,), problems = records.read(tmp_path / f"x/{file}.jsonl", needed)
+        assert not problems
+        assert (row["way"], row["name"], row["is"]) == ("b", "b", found)
+    assert "a.log: ValueError: no room" in capsys.readouterr().out
 
 
 def test_recorded_weights_are_those_predicted_for_that_gpu_within_one_percent():

@@ -11,7 +11,7 @@ from helpers.model import lookup
 from helpers.model.model import EMBEDDED
 from helpers.serve import clients, prompts, scale_tables
 from helpers.serve.queue import Queue, overshoot
-from helpers.tools import extras, scale_records
+from helpers.tools import extras, scale
 from tests.nginx import Upstream
 
 CPU_BLOCK = 128  # tokens of a block of vLLM's cache on a CPU
@@ -131,7 +131,7 @@ def test_what_the_lesson_says_of_two_gpus_is_on_record():
     (kill,) = [row for row in LOADS if row["what"] == "kill"]
     assert kill["answered"] == 12 * kill["clients"]
     endings = [row for row in LOADS if row["what"] in ("ending", "memory")]
-    assert {row["how"] for row in endings if "how" in row} == set(scale_records.ENDINGS)
+    assert {row["how"] for row in endings if "how" in row} == set(scale.ENDINGS)
     for ending in endings:
         assert ending["left"] == 0
         assert ending["after_bytes"] == ending["before_bytes"]

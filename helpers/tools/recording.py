@@ -1,19 +1,29 @@
-"""What every recording shares: lines that name their machine, and parts of which one may fail.
+"""What every recording shares: rounds of processes, lines that name their machine, parts that may fail.
 
-A GPU's time is dear: lines are written as they come, and the other parts go on.
+Starting an engine or a server is most of what it costs here, and most of a start is one core compiling. So a
+round starts its processes at once, all in the GPU's memory together, and then has one after the other
+measure: meanwhile the others wait for requests, and the GPU is its own. A GPU's time is dear: lines are
+written as they come, and where one fails the others go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pkgutil
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import records
-from helpers.base.machine import detect, now, versions
+from helpers.base.machine import detect, now, versions, visible_gpus
 from helpers.base.records import PROTOCOL
+from helpers.serve.child import Child
+
+PATIENCE_S = 600  # a process that says nothing for that long is given up
 
 
 def stamp() -> dict:
@@ -48,3 +58,54 @@ def run_parts(parts: dict[str, Callable[[], None]]) -> int:
             failed = 1
         print(name, f"{time.perf_counter() - begun:.0f} s", flush=True)
     return failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process of a round: its log, what each of its lines says, its work and how many GPUs that takes.
+
+    ``work`` names a generator, ``"helpers.tools.grid:work"``, which is given ``arguments``. Once it is ready
+    it yields what is true of all its lines, then each line, and last ``DONE``.
+    """
+
+    log: Path
+    row: dict
+    work: str
+    arguments: tuple
+    gpus: int = 1
+
+
+DONE = {"done": True}
+
+
+def run_round(jobs: list[Job], file: Path) -> None:
+    """Start jobs beside each other, then have one after the other measure, a line of ``file`` each time."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for job in jobs:
+            gpus = ",".join(map(str, visible_gpus()[: job.gpus]))  # numbered as the driver does
+            child = Child(f"{__name__}:_work", job.log, job.work, *job.arguments, CUDA_VISIBLE_DEVICES=gpus)
+            started.append((stack.enter_context(child), stamp() | job.row))
+        ready = [(child, row | first) for child, row in started if (first := _said(child))]
+        for child, row in ready:
+            child.tell(go=True)
+            while (found := _said(child)) and found != DONE:
+                write(file.with_stem(found.pop("file", file.stem)), row | found)
+                child.tell(go=True)
+            child.end()
+
+
+def _said(child: Child) -> dict | None:
+    """What a process says next; one that has ended, or hangs, is killed, and its log says why."""
+    found = child.line(time.monotonic() + PATIENCE_S)
+    if found is None:
+        print(f"{child.log.name}: {child.cause}", flush=True)
+        child.end()
+    return found
+
+
+def _work(say: Callable[..., None], work: str, *arguments) -> None:
+    """A job's process: it is told when it may go on, since others are measured meanwhile."""
+    for found in pkgutil.resolve_name(work)(*arguments):
+        say(**found)
+        sys.stdin.readline()

@@ -2,47 +2,46 @@
 
     python -m helpers.tools.reference --out notebooks/reference/my-gpu              every section, in order
     python -m helpers.tools.reference --out notebooks/reference/my-gpu features     one of them
+    python -m helpers.tools.reference --out notebooks/reference/my-gpu serving      one of those of two GPUs
 
-For a GPU (``features`` also for a CPU); the models are the embedded one (real weights, so its answers are
-compared, too) and shapes of larger ones (``helpers.model.shapes``: true memory and speed, no words). Each
-section appends JSON lines to a file of its name, so that a section can be repeated alone; every line names
-its machine and versions.
+The models are the embedded one (real weights, so its answers are compared, too) and shapes of larger ones
+(``helpers.model.shapes``: true memory and speed, no words). A section appends JSON lines to files, so that it
+can be repeated alone; every line names its machine and versions.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
-from helpers.base import machine, records
-from helpers.base.machine import MIB
+from helpers.base import records
+from helpers.base.machine import MIB, detect
 from helpers.base.records import PROTOCOL
 from helpers.compare.bandwidth import copy_bandwidth
-from helpers.engine.engine import open_engine
+from helpers.engine.engine import Engine, open_engine
 from helpers.engine.errors import EngineError
 from helpers.measure import divergence, speed, task, trial
+from helpers.measure.divergence import Reference
 from helpers.measure.memory import measure_memory
-from helpers.model import lookup, sizes
+from helpers.model import lookup
 from helpers.model.model import Model, ModelError
 from helpers.model.schemes import SchemeError
-from helpers.tools import grid
+from helpers.tools import scale
 from helpers.tools.deployments import ROUNDS
 from helpers.tools.features import features
+from helpers.tools.grid import deployments
 from helpers.tools.recording import run_parts, stamp, write
 from helpers.tools.served import served
 
 MODELS = ("embedded", "shape:mistral-7b")
 SCHEMES = ("baseline", "fp8", "awq", "fp8_kv", "int8")
 BATCHES = (1, 8, 32, 64, 256)
-LONG, LONG_BATCHES = (
-    1024,
-    (1, 8, 64),
-)  # the other input length, in tokens; batches that a lesson's time allows
+LONG = 1024  # the other input length, in tokens
+LONG_BATCHES = (1, 8, 64)  # that a lesson's time allows
 # CUDA graphs for the batch sizes that are measured and for no others, and no kernels compiled ahead of the
 # first request: a start then takes seconds less.
 GRAPHS = {
@@ -67,10 +66,11 @@ def measure_records(out: Path) -> None:
             records.append(out / "records.jsonl", [row | extra for row in rows])
 
 
-def _one(model: Model, scheme: str, reference, out: Path) -> tuple[list[dict], object]:
+def _one(model: Model, scheme: str, reference: Reference | None, out: Path) -> tuple[list[dict], Reference]:
     """A model under a scheme, as the lessons' records have it; the baseline's answers for those after it."""
     compared, recovered, perplexity = None, None, None
-    with opened(model, scheme, out) as engine:
+    with open_engine(model, scheme, log_dir=out / "logs", **GRAPHS) as llm:
+        engine = llm.engine
         # Nine runs: with three, two recordings of 256 requests differed by more than the schemes do.
         speeds = speed.measure_speed(engine, list(BATCHES), seconds=1.8, runs=9)
         speeds += speed.measure_speed(engine, list(LONG_BATCHES), seconds=0.6, prompt_tokens=LONG)
@@ -81,73 +81,53 @@ def _one(model: Model, scheme: str, reference, out: Path) -> tuple[list[dict], o
         elif reference is not None:
             compared = divergence.compare(engine, reference)
             recovered = task.recovery(reference.answers, task.answer(engine))
-    rows = trial.as_rows(
-        engine,
-        speeds,
-        memory,
-        predicted_weights_bytes=sizes.predicted_weights_bytes(scheme, model.folder),
-        perplexity=perplexity,
-        quality=compared,
-        recovery=recovered,
-    )
+    write(out / "swaps.jsonl", stamp() | _swap(engine))
+    rows = trial.as_rows(engine, speeds, memory, perplexity=perplexity, quality=compared, recovery=recovered)
     return rows, reference
 
 
-@contextlib.contextmanager
-def opened(model: Model, scheme: str, out: Path):
-    """``open_engine``, and a line in ``swaps.jsonl`` once it is released: each engine here is a swap."""
-    begun = time.perf_counter()
-    with open_engine(model, scheme, log_dir=out / "logs", **GRAPHS) as llm:
-        engine = llm.engine
-        yield engine
-    row = {
+def _swap(engine: Engine) -> dict:
+    """What an engine's release gave back: each engine here follows another in the same process."""
+    release = engine.release
+    return {
         "swap": next(_swaps),
         "process": os.getpid(),
         "model": engine.model.title,
-        "scheme": scheme,
+        "scheme": engine.scheme,
         "start_s": round(engine.start_s, 2),
-        "release_s": round(engine.release.seconds, 2),
-        "device_before_mib": round(sum(engine.release.before) / MIB, 1),
-        "device_open_mib": round(sum(engine.release.held) / MIB, 1),
-        "device_after_mib": round(sum(engine.release.after) / MIB, 1),
-        "seconds": round(time.perf_counter() - begun, 2),
+        "release_s": round(release.seconds, 2),
+        "device_before_mib": round(sum(release.before) / MIB, 1),
+        "device_open_mib": round(sum(release.held) / MIB, 1),
+        "device_after_mib": round(sum(release.after) / MIB, 1),
     }
-    write(out / "swaps.jsonl", stamp() | row)
 
 
 _swaps = itertools.count(1)  # the engines that this process has had
 
-SECTIONS = ("records", "deployments", "served", "features")
-ANYWHERE = {"features"}  # what also tells something where there is no GPU
+SECTIONS = {"records": measure_records, "deployments": deployments, "served": served, "features": features}
+SEVERAL = {"serving": scale.serving, "large": scale.large, "endings": scale.endings}  # of two GPUs or more
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.tools.reference", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--out", type=Path, help="folder of the files, such as notebooks/reference/my-gpu")
-    parser.add_argument("--rounds", default="", help=f"for deployments: of {', '.join(ROUNDS)}")
-    parser.add_argument("--seconds", type=float, default=3600, help="for all sections but records")
+    every, several = SECTIONS | SEVERAL, ", ".join(SEVERAL)
+    told = f"of {', '.join(SECTIONS)} (default: these), and on two GPUs or more of {several}"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=told)
+    parser.add_argument("--out", type=Path, required=True, help="folder, such as notebooks/reference/my-gpu")
+    told = f"for deployments: of {', '.join(ROUNDS)} (default: those that fit)"
+    parser.add_argument("--rounds", nargs="+", metavar="ROUND", choices=ROUNDS, help=told)
     given = parser.parse_args(arguments)
-    if unknown := set(given.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(SECTIONS)}")
-    if given.out is None:
-        parser.error("--out names the folder for the files")
-    rounds = given.rounds.split(",") if given.rounds else []
-    if unknown := set(rounds) - set(ROUNDS):
-        parser.error(f"no round {', '.join(sorted(unknown))}; there are: {', '.join(ROUNDS)}")
-    if machine.detect().kind != "cuda" and not set(given.sections or [""]) <= ANYWHERE:
-        parser.error("reference runs are for a GPU, and this machine shows none (features run here, too)")
-    work = {
-        "records": lambda: measure_records(given.out),
-        "deployments": lambda: grid.deployments(given.out, rounds, given.seconds),
-        "served": lambda: served(given.out, given.seconds),
-        "features": lambda: features(given.out, given.seconds),
-    }
-    return run_parts({section: work[section] for section in given.sections or SECTIONS})
+    if unknown := set(given.sections) - set(every):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(every)}")
+    found, needed = detect(), 2 if SEVERAL.keys() & given.sections else 1
+    if found.kind != "cuda" or found.count < needed:
+        parser.error(f"this is for {needed} GPU(s) or more, and this machine shows {found.label}")
+    every["deployments"] = partial(deployments, names=given.rounds)
+    return run_parts({name: partial(every[name], given.out) for name in given.sections or SECTIONS})
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

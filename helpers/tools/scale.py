@@ -1,21 +1,15 @@
 """Several GPUs, recorded: one engine on all against a server on each behind a router, at rising load.
 
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 serving    13 minutes on two H200s
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 large      10 minutes
-    python -m helpers.tools.scale_records --out notebooks/reference/h200 endings     6 minutes
-
 ``serving`` has Mistral-7B's shape with the embedded model's vocabulary, so that its tokenizer serves: one
 server, one a GPU behind vllm-router, one on all GPUs (tensor parallel), one with a rank a GPU (data
-parallel), with one front end, the process that hands out tokens, and with one a rank. All run at once with
-the same KV cache a GPU, and only the one that is asked computes; the order is mixed anew each repeat. Then
-one of the router's servers is killed in mid-load.
+parallel). All run at once with the same KV cache a GPU, and only the one that is asked computes; the order is
+mixed anew each repeat. Then one of the router's servers is killed in mid-load.
 ``large`` has Llama-3.1-70B's: in FP8 a server on each GPU, then (both do not fit) in 16 bits one on all.
 ``endings`` ends an engine on two GPUs in five ways. A line of ``scale.jsonl`` is written as it is measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -25,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,59 +26,60 @@ import psutil
 from helpers.base.machine import GIB, MIB, detect, gpu_memory_each
 from helpers.engine.engine import open_engine
 from helpers.measure.speed import decode_prompts, random_prompts
-from helpers.model.model import Model, cache_folder
+from helpers.model.model import Model
 from helpers.serve import clients
 from helpers.serve.child import Child
-from helpers.serve.command import flags, free_ports
-from helpers.serve.load import Generator, Level, Objective
+from helpers.serve.command import free_ports
+from helpers.serve.load import Generator, Objective
+from helpers.serve.owned import start_together
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
-from helpers.tools.deployments import WAYS
 from helpers.tools.grid import slug
-from helpers.tools.recording import run_parts, stamp, write
-from helpers.tools.served import server, start, worded
+from helpers.tools.recording import stamp, write
+from helpers.tools.served import server, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
 KV_BYTES = 17 * GIB  # of each GPU and server: 139,264 tokens of this shape in 16 bits
 CLIENTS = (1, 16, 64)  # at once, and then as many as one server takes and half of that, for each GPU
 FULL = 256
-FRONT_ENDS = "data parallel, a front end each"
 LARGE_FULL = 64  # its prompts take ten times as long to read
 REPEATS = 3
 LARGE_KV_BYTES = 20 * GIB  # 65,536 tokens of this one on each GPU
+GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 512, 32), 512]}
 
 
 # -- serving ----------------------------------------------------------------------------------------
 
 
-def arms(out: Path) -> dict[str, Server | Router]:
-    """The five ways, not started; ``one`` is the first of the router's servers."""
-    gpus = detect().count
-    model, same = _shape("mistral-7b", "bf16", KV_BYTES)
-    together, logs = places(detect(), 1, each=gpus)[0], out / "logs"
+def serving(out: Path) -> None:
+    """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
+    before, gpus, logs = gpu_memory_each(), detect().count, out / "logs"
+    model = worded("mistral-7b", "bf16")
+    same = {"kv_cache_memory_bytes": KV_BYTES, "compilation_config": GRAPHS}
     router = _router(model, logs, same)
-    ranks = {"data_parallel_size": gpus, **same}
-    return {
+    ways = {
         "one": router.servers[0],
         "router": router,
-        "tensor parallel": server(model, logs, together, tensor_parallel_size=gpus, **same),
-        "data parallel": server(model, logs, together, **ranks),
-        FRONT_ENDS: server(model, logs, together, Served, api_server_count=gpus, **ranks),
+        "tensor parallel": server(model, logs, tensor_parallel_size=gpus, **same),
+        "data parallel": server(model, logs, data_parallel_size=gpus, **same),
     }
+    with _running(ways):
+        shape = {"model": model.title, "scheme": "baseline", "kv_cache_bytes_a_gpu": KV_BYTES}
+        _load(ways, out, shape, FULL)
+        write(out / "scale.jsonl", stamp() | _killed(router))
+    write(out / "scale.jsonl", stamp() | {"what": "memory", "before_bytes": before, **_left([], before)})
 
 
-class Served(Server):
-    """A server that ``vllm serve`` starts, with several front ends if it is told so."""
-
-    def _command_line(self) -> list[str]:
-        return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *flags(self.args)]
-
-
-def _shape(name: str, way: str, kv_bytes: int) -> tuple[Model, dict]:
-    """A model with words, and the arguments of all its servers."""
-    graphs = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 512, 32), 512]}
-    same = {"kv_cache_memory_bytes": kv_bytes, "gpu_memory_utilization": 0.02, "compilation_config": graphs}
-    return worded(name, way, cache_folder() / f"scale-{name}-{way}"), same
+def large(out: Path) -> None:
+    """Llama-3.1-70B on the same GPUs: a server in FP8 on each, and one in 16 bits on all."""
+    logs, same = out / "logs", {"kv_cache_memory_bytes": LARGE_KV_BYTES, "compilation_config": GRAPHS}
+    eight, sixteen = worded("llama-3.1-70b", "fp8"), worded("llama-3.1-70b", "bf16")
+    together = server(sixteen, logs, tensor_parallel_size=detect().count, **same)
+    ways = {"fp8": {"router": _router(eight, logs, same)}, "baseline": {"tensor parallel": together}}
+    for scheme, way in ways.items():
+        with _running(way):
+            shape = {"model": eight.title, "scheme": scheme, "kv_cache_bytes_a_gpu": LARGE_KV_BYTES}
+            _load(way, out, shape, LARGE_FULL)
 
 
 def _router(model: Model, logs: Path, same: dict) -> Router:
@@ -99,31 +93,6 @@ def _router(model: Model, logs: Path, same: dict) -> Router:
     return router
 
 
-def serving(out: Path) -> None:
-    """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
-    before, ways = gpu_memory_each(), arms(out)
-    shape = {"model": "Mistral-7B", "scheme": "baseline", "kv_cache_bytes_a_gpu": KV_BYTES}
-    with _running(ways):
-        _loaded(ways, out, shape)
-        write(out / "scale.jsonl", stamp() | _killed(ways["router"]))
-    write(out / "scale.jsonl", stamp() | {"what": "memory", "before_bytes": before, **_left([], before)})
-
-
-def large(out: Path) -> None:
-    """Llama-3.1-70B on the same GPUs: a server in FP8 on each, and one in 16 bits on all."""
-    for way in ("fp8", "bf16"):
-        model, same = _shape("llama-3.1-70b", way, LARGE_KV_BYTES)
-        if way == "fp8":
-            ways = {"router": _router(model, out / "logs", same)}
-        else:
-            place = places(detect(), 1, each=detect().count)[0]
-            together = server(model, out / "logs", place, tensor_parallel_size=detect().count, **same)
-            ways = {"tensor parallel": together}
-        shape = {"model": "Llama-3.1-70B", "scheme": WAYS[way].scheme, "kv_cache_bytes_a_gpu": LARGE_KV_BYTES}
-        with _running(ways):
-            _loaded(ways, out, shape, LARGE_FULL)
-
-
 @contextlib.contextmanager
 def _running(ways: dict[str, Server | Router]) -> Iterator[None]:
     """All servers started beside each other, and ended."""
@@ -133,15 +102,13 @@ def _running(ways: dict[str, Server | Router]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for one in (*servers, *routers):
             stack.callback(one.kill)
-        if failed := start(servers):
-            raise RuntimeError("\n".join(failed.values()))
+        start_together(*servers)
         for router in routers:
             router.start()  # its servers run already
-        print("all ready:", {name: round(way.start_s, 1) for name, way in ways.items()}, flush=True)
         yield
 
 
-def _loaded(ways: dict, out: Path, shape: dict, full: int = FULL) -> None:
+def _load(ways: dict[str, Server | Router], out: Path, shape: dict, full: int) -> None:
     """Every level of every way, in mixed order, up to ``full`` clients for each GPU. The first round is
     short, warms up and does not count."""
     rng, objective = random.Random(0), Objective(ttft_ms=1000, tpot_ms=50)
@@ -151,26 +118,12 @@ def _loaded(ways: dict, out: Path, shape: dict, full: int = FULL) -> None:
                 gpus = 1 if way == "one" else detect().count
                 levels = sorted({*CLIENTS, full // 2 * gpus, full * gpus}) if repeat else [full]
                 asked = {"concurrencies": levels, "shares": [], "objective": objective, **LENGTHS}
+                row = {"what": "load", "weights": "random", "way": way, "gpus": gpus, "repeat": repeat}
+                row |= {"start_s": round(ways[way].start_s, 1), **shape, **LENGTHS}
                 for level in generator.bench(ways[way], **asked):
                     if repeat:
-                        row = {
-                            "what": "load",
-                            "weights": "random",
-                            "way": way,
-                            "gpus": gpus,
-                            "repeat": repeat,
-                        }
-                        row |= {"front_ends": gpus if way in ("router", FRONT_ENDS) else 1}
-                        row |= {"start_s": round(ways[way].start_s, 1)}
-                        write(out / "scale.jsonl", stamp() | shape | LENGTHS | row | _of(level))
-
-
-def _of(level: Level) -> dict:
-    """A closed loop's figures; times in seconds."""
-    found = asdict(level)
-    return {"clients": found.pop("concurrency")} | {
-        name: value for name, value in found.items() if value is not None
-    }
+                        found = asdict(level) | {"clients": level.concurrency}
+                        write(out / "scale.jsonl", stamp() | row | found)
 
 
 def _killed(router: Router) -> dict:
@@ -241,25 +194,3 @@ def held(say, logs: str) -> None:
         say(pid=os.getpid())
         while not select.select([sys.stdin], [], [], 0)[0]:
             decode_prompts(llm, random_prompts(32_000, 8, 16, random.Random(0)), 0.5, 500)
-
-
-PARTS = {"serving": serving, "large": large, "endings": endings}
-
-
-def main(words: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="scale_records", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
-    given = parser.parse_args(words)
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
-    if detect().kind != "cuda" or detect().count < 2:
-        parser.error(
-            f"this is for two GPUs or more, and this machine shows {detect().count} ({detect().name})"
-        )
-    return run_parts({part: partial(PARTS[part], given.out) for part in given.parts or PARTS})
-
-
-if __name__ == "__main__":
-    sys.exit(main())
