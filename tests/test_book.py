@@ -13,7 +13,6 @@ from dotenv import dotenv_values
 from helpers.model.schemes import EVERY, SCHEMES
 from helpers.serve import settings
 from helpers.tools import pictures
-from helpers.tools.pictures import WIDTH
 from tests.scratch import REPO, files
 from tests.test_links import prose
 
@@ -104,22 +103,10 @@ PICTURED = [path for path in NOTEBOOKS if f'src="pictures/{path.stem}.png"' in f
 
 
 @pytest.mark.parametrize("path", PICTURED, ids=lambda path: path.stem)
-def test_a_picture_is_small_and_made_from_the_stored_output(path):
-    assert not pictures.is_stale(path), "run `python -m helpers.tools.pictures`"
-    assert pictures.path_of(path).stat().st_size < 100_000
-
-
-def test_a_picture_of_another_output_is_stale(tmp_path):
-    from PIL import Image
-
-    one, other = tmp_path / "one.ipynb", tmp_path / "other.ipynb"
-    one.write_bytes(NOTEBOOKS[1].read_bytes())
-    other.write_bytes(NOTEBOOKS[2].read_bytes())
-    assert pictures.is_stale(one)
-    assert Image.open(pictures.make(one)).width == WIDTH
-    assert not pictures.is_stale(one)
-    pictures.path_of(one).replace(pictures.path_of(other))
-    assert pictures.is_stale(other)
+def test_a_picture_is_small_and_that_of_the_stored_output(path):
+    picture = pictures.path_of(path).read_bytes()
+    assert picture == pictures.source(path), "run `python -m helpers.tools.pictures`"
+    assert len(picture) < 100_000
 
 
 def test_no_picture_is_left_that_no_notebook_shows():

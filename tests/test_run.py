@@ -127,7 +127,6 @@ REFUSED = {
     "parameter of an unchosen notebook": (["02_b", "-p", "steps", "3"], r"'steps'.*known: flag"),
     "out_dir": (["-p", "out_dir", "/tmp"], r"--out DIR"),
     "store with parameters": (["--store", "-p", "steps", "3"], r"without -p"),
-    "timeout": (["--timeout", "0"], r"above 0 s"),
     "a secret": (["-p", "model", "hf_" + "Zz9" * 11], r"parameter model holds a secret, .* use the environ"),
 }
 
@@ -179,12 +178,13 @@ def test_each_notebook_gets_its_parameters_as_yaml_reads_them(folder, tmp_path):
     assert not (tmp_path / "runs").exists(), "--out needs no link to the latest run"
 
 
-def test_two_runs_of_one_second_have_folders_of_their_own(folder, monkeypatch):
+def test_a_second_run_of_the_same_second_is_refused_and_the_first_stays_the_latest(folder, monkeypatch):
     write_notebook(folder, "01_a")
     monkeypatch.setattr(time, "strftime", lambda _: "20250101-120000")
-    outs = [plan.plan_run(notebooks=folder).out for _ in range(3)]
-    assert [out.name for out in outs] == [f"20250101-120000{suffix}" for suffix in ("", "-2", "-3")]
-    assert (outs[0].parent / "latest").resolve() == outs[2]
+    first = plan.plan_run(notebooks=folder).out
+    with pytest.raises(plan.Refused, match="File exists"):
+        plan.plan_run(notebooks=folder)
+    assert (first.parent / "latest").resolve() == first
 
 
 TELLS = """

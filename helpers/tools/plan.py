@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import re
@@ -80,8 +78,6 @@ def plan_run(
     Raises:
         Refused: an unknown notebook or parameter, a secret in one, an unusable folder.
     """
-    if timeout <= 0:
-        raise Refused(f"a cell's time must be above 0 s, not {timeout}")
     if store and parameters:
         raise Refused("--store keeps what the notebooks say by themselves: run it without -p")
     chosen = _chosen(names, notebooks)
@@ -161,13 +157,8 @@ def make_folder(out: str | Path | None, runs: Path) -> Path:
             folder = Path(out).absolute()
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             return folder
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for number in itertools.count(1):  # mkdir decides between two runs that start in the same second
-            folder = runs / (stamp if number == 1 else f"{stamp}-{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                break
-        (folder / "logs").mkdir()
+        folder = runs / time.strftime("%Y%m%d-%H%M%S")
+        (folder / "logs").mkdir(parents=True)  # the second of two runs in one second has none
         link = runs / f".latest-{os.getpid()}"
         link.symlink_to(folder.name)
         link.replace(runs / "latest")  # atomic: there is always a latest run

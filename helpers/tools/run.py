@@ -55,11 +55,11 @@ KERNEL_ENVIRONMENT = {
 # ---- running
 
 
-def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
+def run_plan(plan: Plan) -> list[Result]:
     """Run notebooks in order of name and end every process they leave behind; one result a notebook.
 
     One that fails raises nothing; those that need it are skipped. How each went is in ``plan.results``, too,
-    which an interrupted run has as far as it came; ``stream`` gets a line for each, a terminal a bar besides.
+    which an interrupted run has as far as it came; a line is printed for each, for a terminal a bar besides.
     """
     results = plan.results
 
@@ -67,8 +67,7 @@ def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
         results.append(result)
         row = {"notebook": result.name, "status": result.status, "seconds": round(result.seconds, 1)}
         append(plan.out / RESULTS, [row | {"error": result.error}], fields=())
-        if stream:
-            print(_row(result), file=stream, flush=True)
+        print(_row(result), flush=True)
 
     with _quiet(), processes.owned_processes() as end_leftovers:
         for notebook in plan.notebooks:
@@ -77,7 +76,7 @@ def run_plan(plan: Plan, stream: TextIO | None = None) -> list[Result]:
                 finish(Result(name, "skipped", error=f"needs {', '.join(lacking)}"))
                 continue
             at, begun = _Cell(), time.monotonic()
-            bar = {"desc": name, "leave": False} if stream and stream.isatty() else False
+            bar = {"desc": name, "leave": False} if sys.stdout.isatty() else False
             try:
                 error = _execute(notebook, plan, at, bar)
                 status = "failed" if error else "ok"
@@ -163,7 +162,6 @@ def _kernel_manager(log: TextIO) -> type:
     """
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
 
     environment = os.environ | KERNEL_ENVIRONMENT
     # The notebooks import the very helpers that run them, also where those are not installed.
@@ -173,13 +171,9 @@ def _kernel_manager(log: TextIO) -> type:
     environment.pop("PYTEST_CURRENT_TEST", None)  # with it a kernel does not capture its children's output
 
     class ThisPython(AsyncKernelManager):
-        @default("kernel_spec_manager")
-        def _kernel_spec_manager_default(self) -> KernelSpecManager:
-            return KernelSpecManager(kernel_dirs=[])
-
-        @default("shutdown_wait_time")
-        def _shutdown_wait_time_default(self) -> float:
-            return SHUTDOWN_S
+        def __init__(self, **options: Any):
+            specs = KernelSpecManager(kernel_dirs=[])
+            super().__init__(**options, kernel_spec_manager=specs, shutdown_wait_time=SHUTDOWN_S)
 
         async def start_kernel(self, **options: Any) -> None:
             await super().start_kernel(**options, env=environment, stdout=log, stderr=log)
@@ -212,8 +206,7 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
         checked.append(result)
     for path, text in texts.items() if len(texts) == len(results) else ():
         files.write_whole(path, text)
-        with contextlib.suppress(ValueError):  # it shows nothing to make a picture of
-            pictures.make(path)
+        pictures.make(path)
     return checked
 
 
@@ -270,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         try:
-            run_plan(plan, sys.stdout)
+            run_plan(plan)
         finally:
             print(report(plan))
         return 0 if all(result.status == "ok" for result in plan.results) else 1
