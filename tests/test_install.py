@@ -36,8 +36,7 @@ NO_TORCH = (
 FAKE = """#!/bin/sh
 here={here}
 printf '%s\\n' "{name} $*" >> "$here/asked"
-echo "SSL_CERT_FILE=$SSL_CERT_FILE UV_CACHE_DIR=$UV_CACHE_DIR" \\
-    "PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
+echo "SSL_CERT_FILE=$SSL_CERT_FILE PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> "$here/environ"
 case "$*" in
     --version) echo "uv {version}"; exit 0 ;;
     *"config list"*) cat "$here/pip.config" 2>/dev/null; exit 0 ;;
@@ -94,7 +93,6 @@ class Venv:
 @pytest.fixture(autouse=True)
 def quiet_process(monkeypatch):
     """What set-up changes in its own process must not reach the other tests."""
-    monkeypatch.setenv("UV_CACHE_DIR", "somewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("SSL_CERT_FILE", "theirs")
     monkeypatch.setattr(embedded, "ready", lambda: True)
@@ -113,7 +111,7 @@ def own_repo(tmp_path, monkeypatch) -> Path:
     """A checkout whose locks may be changed."""
     for platform in ("cpu", "cuda"):
         (tmp_path / f"requirements-{platform}.lock").write_text(f"torch==1 # {platform}\n")
-    monkeypatch.setattr(environment, "REPO", tmp_path)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -275,13 +273,6 @@ def test_a_model_that_fails_is_said_and_only_it_is_repeated(venv, monkeypatch):
     assert venv.asked()[len(before) :] == ["python -m helpers.model.embedded"]
 
 
-def test_without_a_home_uv_has_its_cache_beside_the_environment(venv, monkeypatch):
-    for name in ("HOME", "XDG_CACHE_HOME", "UV_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    install.setup(str(venv.folder), "cpu")
-    assert f"UV_CACHE_DIR={venv.folder.parent}/.cache/uv " in (venv.folder / "environ").read_text()
-
-
 # --- The second time ------------------------------------------------------------------------------
 
 
@@ -307,7 +298,7 @@ def test_a_change_installs_again(own_repo, venv, what, monkeypatch):
         moved = own_repo / "elsewhere"
         moved.mkdir()
         (own_repo / "requirements-cpu.lock").rename(moved / "requirements-cpu.lock")
-        monkeypatch.setattr(environment, "REPO", moved)
+        monkeypatch.setattr(environment, "ROOT", moved)
     install.setup(str(venv.folder), platform)
     assert len(venv.asked("uv pip sync")) == 2
     assert environment.is_current(venv.folder, platform)

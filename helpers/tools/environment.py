@@ -17,8 +17,6 @@ from helpers.base.files import ROOT
 
 UV_VERSION = "0.13.9"
 
-REPO = ROOT
-
 # Files in the environment: which set-up completed in it, and that this module made it.
 STAMP = "quantized-deployment.stamp"
 
@@ -57,7 +55,7 @@ def detect_platform() -> str:
 
 def lock_of(platform: str) -> Path:
     """Return the lock for ``cpu`` or ``cuda``, wherever the command was started."""
-    return REPO / f"requirements-{platform}.lock"
+    return ROOT / f"requirements-{platform}.lock"
 
 
 def fingerprint(venv: Path, platform: str) -> str:
@@ -69,7 +67,7 @@ def fingerprint(venv: Path, platform: str) -> str:
             f"installer {_digest(Path(__file__))}",
             f"platform {platform}",
             f"python {' '.join(pythons)}",
-            f"project {REPO}\n",
+            f"project {ROOT}\n",
         ]
     )
 

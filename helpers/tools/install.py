@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from helpers.base.files import ROOT
 from helpers.model import embedded
 from helpers.tools import environment, steps
 from helpers.tools.environment import OWN, STAMP, UV_VERSION
@@ -88,8 +89,6 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
         check_python(sys.version_info, sys.executable)
     # Where it is set, Python would not write the bytecode that this set-up is to leave behind.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if not any(os.environ.get(name) for name in ("UV_CACHE_DIR", "XDG_CACHE_HOME", "HOME")):
-        os.environ["UV_CACHE_DIR"] = str(folder.parent / ".cache" / "uv")
     with environment.only_one(folder):
         if not environment.is_current(folder, platform):  # another run may have finished it meanwhile
             install(folder, platform, hosted)
@@ -244,7 +243,7 @@ def cpu_builds_anew(packages: Path) -> list[str]:
 
 def install_project(venv: Path) -> None:
     """Make ``helpers`` importable from this checkout; setuptools is in the lock, so nothing is fetched."""
-    editable = ["pip", "install", "--no-deps", "--no-build-isolation", "--editable", environment.REPO]
+    editable = ["pip", "install", "--no-deps", "--no-build-isolation", "--editable", ROOT]
     uv, python = environment.uv_of(venv), environment.python_of(venv)
     steps.run("this project", [uv, *editable, "--python", python]).must()
 

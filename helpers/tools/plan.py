@@ -49,13 +49,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """How one notebook went. `status` is ok, failed, skipped or interrupted; `path` the executed copy."""
+    """How one notebook went. `status` is ok, failed, skipped or interrupted."""
 
     name: str
     status: str
     seconds: float = 0.0
     error: str = ""
-    path: Path | None = None
 
 
 def plan_run(

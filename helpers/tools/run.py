@@ -86,8 +86,7 @@ def run_plan(plan: Plan) -> list[Result]:
             finally:
                 end_leftovers()
                 _remove_secrets(plan, notebook)
-                path, seconds = plan.out / notebook.path.name, time.monotonic() - begun
-                finish(Result(name, status, seconds, redact.remove(error), path))
+                finish(Result(name, status, time.monotonic() - begun, redact.remove(error)))
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
     return results
@@ -117,14 +116,11 @@ def _execute(notebook: Notebook, plan: Plan, at: _Cell, bar: dict | bool) -> str
     """Run one notebook in a kernel of its own; what went wrong, in a line, or nothing."""
     from papermill import execute_notebook
 
-    def literal(path: Path) -> str:  # papermill fills in a path's {braces}
-        return str(path).replace("{", "{{").replace("}", "}}")
-
     with (plan.out / "logs" / f"{notebook.path.stem}.log").open("a", encoding="utf-8") as log:
         try:
             execute_notebook(
-                literal(notebook.path),
-                literal(plan.out / notebook.path.name),
+                notebook.path,
+                plan.out / notebook.path.name,
                 parameters=plan.values[notebook.path.stem],
                 cwd=notebook.path.parent,  # as in JupyterLab
                 language="python",
@@ -168,7 +164,6 @@ def _kernel_manager(log: TextIO) -> type:
     paths = [str(NOTEBOOKS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each run compile what no set-up did
-    environment.pop("PYTEST_CURRENT_TEST", None)  # with it a kernel does not capture its children's output
 
     class ThisPython(AsyncKernelManager):
         def __init__(self, **options: Any):
@@ -224,9 +219,9 @@ def report(plan: Plan) -> str:
     said = ["", f"{'notebook':{width}}  seconds  status"]
     for result in plan.results:
         said.append(_row(result, width))
-        if result.path and result.error:
-            log = plan.out / "logs" / f"{result.name}.log"
-            said += [f"    {result.error}", f"    copy {shown(result.path)}", f"    log  {shown(log)}"]
+        if result.status in ("failed", "interrupted"):
+            copy, log = plan.out / f"{result.name}.ipynb", plan.out / "logs" / f"{result.name}.log"
+            said += [f"    {result.error}", f"    copy {shown(copy)}", f"    log  {shown(log)}"]
     records = plan.out / RECORDS
     said += ["", f"copies   {shown(plan.out)}"]
     said += [f"records  {shown(records) if records.exists() else 'none written'}"]

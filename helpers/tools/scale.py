@@ -95,16 +95,12 @@ def _router(model: Model, logs: Path, same: dict) -> Router:
 
 @contextlib.contextmanager
 def _running(ways: dict[str, Server | Router]) -> Iterator[None]:
-    """All servers started beside each other, and ended."""
-    routers = [way for way in ways.values() if isinstance(way, Router)]
-    behind = [one for router in routers for one in router.servers]
-    servers = behind + [way for way in ways.values() if way not in (*routers, *behind)]
+    """All of them started beside each other, and ended; ``one`` is the router's to start and to end."""
+    apart = [way for name, way in ways.items() if name != "one"]
     with contextlib.ExitStack() as stack:
-        for one in (*servers, *routers):
-            stack.callback(one.kill)
-        start_together(*servers)
-        for router in routers:
-            router.start()  # its servers run already
+        for way in apart:
+            stack.callback(way.kill)
+        start_together(*apart)
         yield
 
 
