@@ -80,7 +80,7 @@ def offers() -> list[Offer]:
 # Every function of the helpers that draws, on data like a reader's.
 DRAWN = {
     "roofline": lambda: comparison_figures.roofline(
-        [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 16) for b in BATCHES], 40.0, 700.0
+        [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 16, 0.1) for b in BATCHES], 40.0, 700.0
     ),
     "grids": lambda: comparison_figures.grids(np.random.default_rng(0).normal(size=(64, 64)), "down_proj"),
     "outliers": lambda: comparison_figures.outliers(np.geomspace(1, 99, 99), np.geomspace(1, 9, 99), "mlp"),

@@ -29,7 +29,7 @@ WRITTEN_OUT = next(way.name for way in AWQ.ways if way.expanded)
 
 
 def test_the_roofline_draws_what_was_measured():
-    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 16) for b in (1, 8)]
+    speeds = [Speed(b, 10.0 * b, 9.0 * b, 12.0 * b, 0.1, 16, 0.1) for b in (1, 8)]
     drawn = comparison_figures.roofline(speeds, bound_tokens_per_s=40.0, most_tokens_per_s=700.0)
     [axes] = drawn.figure.axes
     points = axes.containers[0].lines[0]

@@ -77,7 +77,7 @@ def mixed(tmp_path_factory):
     return done
 
 
-def test_a_line_a_notebook_then_a_table_and_where_everything_is(mixed):
+def test_a_line_a_notebook_then_where_everything_is(mixed):
     rows = [
         ("01_good", "ok"),
         ("02_bad", "failed"),
@@ -85,8 +85,8 @@ def test_a_line_a_notebook_then_a_table_and_where_everything_is(mixed):
         ("04_needs_skipped", "skipped: needs 03_needs_bad"),
         ("05_late", "ok"),
     ]
-    for part in mixed.stdout.split("\nnotebook"):  # as each ended, without a terminal's bar; then together
-        assert re.findall(r"^(\d\d_\w+) +\d+\.\d  (.*)$", part, re.MULTILINE) == rows
+    assert mixed.stdout.startswith("notebook ")  # without a terminal's bar
+    assert re.findall(r"^(\d\d_\w+) +\d+\.\d  (.*)$", mixed.stdout, re.MULTILINE) == rows
     where = mixed.out.relative_to(mixed.base)
     assert mixed.stdout.endswith(f"\ncopies   {where}\nrecords  none written\n")
     assert (mixed.base / "runs/latest").readlink() == Path(mixed.out.name)
@@ -96,7 +96,7 @@ def test_a_line_a_notebook_then_a_table_and_where_everything_is(mixed):
 def test_a_failure_names_cell_exception_copy_and_log(mixed):
     where = mixed.out.relative_to(mixed.base)
     assert (
-        "    cell 3: ValueError: last line\n"
+        "\n02_bad, cell 3: ValueError: last line\n"
         f"    copy {where}/02_bad.ipynb\n"
         f"    log  {where}/logs/02_bad.log\n"
     ) in mixed.stdout
@@ -382,7 +382,7 @@ def test_however_a_run_ends_no_process_is_left(endings, name):
     assert ending["code"] == code
     assert re.search(message, ending["said"])
     if action is None:
-        assert ending["said"].startswith("01_end "), "nothing is printed but the report"
+        assert ending["said"].startswith("notebook "), "nothing is printed but the report"
     assert "Traceback" not in ending["said"]
     assert ending["seconds"] < 25
 

@@ -29,7 +29,8 @@ class Speed:
     ``output_tokens_per_s`` is the median over several runs of the tokens all requests of the batch
     receive per second once each has its first one; ``low`` and ``high`` are the slowest and the
     fastest run. ``ttft_s`` is the median time to first token, ``tpot_s`` the time per output token
-    of one request. ``prompt_tokens`` is the length of each prompt.
+    of one request. ``prompt_tokens`` is the length of each prompt, ``all_first_tokens_s`` the median time
+    until every request has its first token.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class Speed:
     high: float
     ttft_s: float
     prompt_tokens: int
+    all_first_tokens_s: float
 
     @property
     def tpot_s(self) -> float:
@@ -64,13 +66,14 @@ def measure_speed(
     results = []
     for batch in parameters.checked("batch_sizes", batch_sizes):
         _decode(engine, batch, prompt_tokens=2, seconds=0.0, rng=rng)
-        rates, firsts = [], []
+        rates, firsts, all_first = [], [], []
         for _ in range(runs):
             rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
             rates.append(rate)
             firsts += ttft
-        median, first = statistics.median(rates), statistics.median(firsts)
-        results.append(Speed(batch, median, min(rates), max(rates), first, prompt_tokens))
+            all_first.append(max(ttft))
+        rate, first, last = map(statistics.median, (rates, firsts, all_first))
+        results.append(Speed(batch, rate, min(rates), max(rates), first, prompt_tokens, last))
     return results
 
 
@@ -106,8 +109,7 @@ def _decode(
         )
     prompts = random_prompts(engine.model.config["vocab_size"], batch, prompt_tokens, rng)
     with engine.guarded():
-        (rate,), ttft = decode_prompts(engine.llm, prompts, seconds, longest)
-    return rate, ttft
+        return decode_prompts(engine.llm, prompts, seconds, longest)
 
 
 @uncollected()
@@ -117,14 +119,12 @@ def decode_prompts(
     seconds: float,
     max_tokens: int,
     *,
-    windows: int = 1,
     decoding: Callable[[], object] = lambda: None,
-) -> tuple[list[float], list[float]]:
+) -> tuple[float, list[float]]:
     """Run prompts as one batch through a bare ``vllm.LLM``; return tokens/s and each request's TTFT in s.
 
-    A rate for each of ``windows`` times of ``seconds``, one after another, from the last first token on.
-    Where the answers end before, the window is what there was. ``decoding`` is called once, between the last
-    first token and the clock's start.
+    The rate is that of ``seconds`` from the last first token on, or until the answers end. ``decoding`` is
+    called once, between the last first token and the clock's start.
 
     Raises:
         ParameterError: some answers had ended by then, so the rate would be of fewer requests.
@@ -136,7 +136,6 @@ def decode_prompts(
     delta = RequestOutputKind.DELTA
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, output_kind=delta)
     names = [f"speed-{next(_numbers)}" for _ in prompts]
-    rates: list[float] = []
     ttft: dict[str, float] = {}
     begun = time.perf_counter()
     for name, prompt in zip(names, prompts, strict=True):
@@ -152,12 +151,9 @@ def decode_prompts(
         )
     decoding()
     tokens, steps, started = 0, 0, time.perf_counter()
-    while core.has_unfinished_requests() and len(rates) < windows:
+    while core.has_unfinished_requests() and (steps < MIN_STEPS or now - started < seconds):
         outputs, now = core.step(), time.perf_counter()
         steps += 1
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-        if steps >= MIN_STEPS and now - started >= seconds:
-            rates.append(tokens / (now - started))
-            tokens, steps, started = 0, 0, now
     core.abort_request(names)
-    return rates or [tokens / (now - started)], list(ttft.values())
+    return tokens / (now - started), list(ttft.values())

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import random
 import re
-import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from helpers.base.machine import detect
+from helpers.base.records import PROMPT_TOKENS
 from helpers.compare.bandwidth import copy_bandwidth
 from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
-from helpers.measure.speed import decode_prompts, random_prompts
+from helpers.measure.speed import decode_prompts, measure_speed, random_prompts
 from helpers.model import shapes
 from helpers.tools.deployments import ROUNDS, WAYS, Run, engine_args, shape
 from helpers.tools.recording import DONE, Job, run_round
 
-TIMES = 9
-WINDOW_S = 0.12
+RUNS, RUN_S = 9, 0.12  # of a load, and the seconds that each decodes
 
 
 def slug(way: str) -> str:
@@ -58,54 +59,22 @@ def work(model: str, way: str, loads: list, gpus: int, logs: str) -> Iterator[di
             "kv_cache_tokens": memory.kv_cache_tokens,
             "args": args,
         }
-        rng, vocabulary = random.Random(0), llm.engine.model.config["vocab_size"]
         speeds, steps = ("deployments", "steps") if gpus == 1 else ("parallel", "parallel")
         for prompt, batch in loads:
-            yield {"file": speeds, **measure(llm, vocabulary, batch, prompt, args["max_model_len"], rng)}
+            (found,) = measure_speed(llm, [batch], prompt_tokens=prompt, seconds=RUNS * RUN_S, runs=RUNS)
+            figures = {name: round(value, 5) for name, value in asdict(found).items()}
+            yield {"file": speeds, "runs": RUNS, **figures}
         for batch in (1, 64):
-            prompts = random_prompts(vocabulary, batch, 16, rng)
-            found = busy(llm, prompts, args["max_model_len"] - 16)
-            yield {"file": steps, "batch": batch, "prompt_tokens": 16, **found}
+            yield {"file": steps, "batch": batch, "prompt_tokens": PROMPT_TOKENS, **busy(llm, batch)}
         yield DONE
 
 
-def measure(llm, vocabulary: int, batch: int, prompt: int, longest: int, rng: random.Random) -> dict:
-    """Nine times of decoding at one load: of nine runs, or three each of three where prompts take long."""
-
-    def decode(tokens: int, count: int, seconds: float, windows: int) -> tuple[list[float], list[float]]:
-        prompts = random_prompts(vocabulary, count, tokens, rng)
-        return decode_prompts(llm, prompts, seconds, longest - tokens, windows=windows)
-
-    runs = TIMES if batch * prompt <= 8192 else 3
-    decode(min(prompt, 64), batch, 0.0, 1)
-    if prompt > 16 and batch == 1:
-        decode(prompt, 1, 0.0, 1)  # what is compiled when first needed
-    rates, first, filled = [], [], []
-    for _ in range(runs):
-        found, ttft = decode(prompt, batch, WINDOW_S, TIMES // runs)
-        rates += found
-        first += ttft
-        filled.append(max(ttft))
-    return {
-        "batch": batch,
-        "prompt_tokens": prompt,
-        "output_tokens_per_s": round(statistics.median(rates), 2),
-        "low": round(min(rates), 2),
-        "high": round(max(rates), 2),
-        "times": len(rates),
-        "runs": runs,
-        "ttft_s": round(statistics.median(first), 5),
-        "all_first_tokens_s": round(statistics.median(filled), 5),
-    }
-
-
-def busy(llm, prompts: list[dict], max_tokens: int) -> dict:
+def busy(llm, batch: int) -> dict:
     """Where a step's microseconds go: on the GPU together, and in the longest kernels, with their calls."""
-
-    def start() -> None:
-        llm.collective_rpc("profile_start")
-
-    decode_prompts(llm, prompts, 0.25, max_tokens, decoding=start)
+    engine = llm.engine
+    prompts = random_prompts(engine.model.config["vocab_size"], batch, PROMPT_TOKENS, random.Random(0))
+    longest = engine.args["max_model_len"] - PROMPT_TOKENS
+    decode_prompts(llm, prompts, 0.25, longest, decoding=partial(llm.collective_rpc, "profile_start"))
     found = next(filter(None, llm.collective_rpc("profile_stop")))
     steps = max(1, found["steps"])
     return {

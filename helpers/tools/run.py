@@ -59,16 +59,18 @@ def run_plan(plan: Plan) -> list[Result]:
     """Run notebooks in order of name and end every process they leave behind; one result a notebook.
 
     One that fails raises nothing; those that need it are skipped. How each went is in ``plan.results``, too,
-    which an interrupted run has as far as it came; a line is printed for each, for a terminal a bar besides.
+    which an interrupted run has as far as it came. A line is printed for each, for a terminal a bar besides.
     """
-    results = plan.results
+    results, width = plan.results, max(len(name) for name in ["notebook", *plan.values])
 
     def finish(result: Result) -> None:
         results.append(result)
         row = {"notebook": result.name, "status": result.status, "seconds": round(result.seconds, 1)}
         append(plan.out / RESULTS, [row | {"error": result.error}], fields=())
-        print(_row(result), flush=True)
+        said = f"skipped: {result.error}" if result.status == "skipped" else result.status
+        print(f"{result.name:{width}}  {result.seconds:7.1f}  {said}", flush=True)
 
+    print(f"{'notebook':{width}}  seconds  status", flush=True)
     with _quiet(), processes.owned_processes() as end_leftovers:
         for notebook in plan.notebooks:
             name, status, error = notebook.path.stem, "failed", ""
@@ -208,22 +210,16 @@ def _store(plan: Plan, results: list[Result]) -> list[Result]:
 # ---- what is shown
 
 
-def _row(result: Result, width: int = 0) -> str:
-    status = f"skipped: {result.error}" if result.status == "skipped" else result.status
-    return f"{result.name:{width}}  {result.seconds:7.1f}  {status}"
-
-
 def report(plan: Plan) -> str:
-    """The table, under each failure what to look at, then where everything is."""
-    width = max(len(name) for name in ["notebook", *plan.values])
-    said = ["", f"{'notebook':{width}}  seconds  status"]
+    """Under the table: of each failure what to look at, then where everything is."""
+    said = [""]
     for result in plan.results:
-        said.append(_row(result, width))
         if result.status in ("failed", "interrupted"):
             copy, log = plan.out / f"{result.name}.ipynb", plan.out / "logs" / f"{result.name}.log"
-            said += [f"    {result.error}", f"    copy {shown(copy)}", f"    log  {shown(log)}"]
+            said += [f"{result.name}, {result.error}"]
+            said += [f"    copy {shown(copy)}", f"    log  {shown(log)}", ""]
     records = plan.out / RECORDS
-    said += ["", f"copies   {shown(plan.out)}"]
+    said += [f"copies   {shown(plan.out)}"]
     said += [f"records  {shown(records) if records.exists() else 'none written'}"]
     if plan.store:
         ok = [result.status == "ok" for result in plan.results]

@@ -95,12 +95,15 @@ def _router(model: Model, logs: Path, same: dict) -> Router:
 
 @contextlib.contextmanager
 def _running(ways: dict[str, Server | Router]) -> Iterator[None]:
-    """All of them started beside each other, and ended; ``one`` is the router's to start and to end."""
-    apart = [way for name, way in ways.items() if name != "one"]
+    """All servers started beside each other, then the routers, and all of them ended."""
+    routers = [way for way in ways.values() if isinstance(way, Router)]
+    servers = {one for way in ways.values() for one in (way.servers if way in routers else [way])}
     with contextlib.ExitStack() as stack:
-        for way in apart:
-            stack.callback(way.kill)
-        start_together(*apart)
+        for one in (*servers, *routers):
+            stack.callback(one.kill)
+        start_together(*servers)
+        for router in routers:
+            router.start()  # its servers run already
         yield
 
 
