@@ -27,7 +27,6 @@ GPTQ = {
 }  # fmt: skip
 _CACHE = {"kv_cache_dtype": "fp8"}
 _MARLIN = {"linear_backend": "marlin"}
-_TRITON = {"attention_backend": "TRITON_ATTN"}
 _NO_WARMUP = {"enable_jit_warmup": False}
 
 
@@ -57,8 +56,7 @@ WAYS: dict[str, Way] = {
     "fp8, FP8 cache": Way("fp8_fp8_kv", "fp8", _CACHE),
     "fp8 per tensor": Way("fp8_tensor", args={"quantization": "fp8_per_tensor"}),
     "fp8, Marlin": Way("fp8", "fp8", _MARLIN),  # vLLM's own choice before SM 8.9
-    "bf16, Triton attention": Way("baseline", args=_TRITON),
-    "fp8, Triton attention": Way("fp8", "fp8", _TRITON),
+    "bf16, Triton attention": Way("baseline", args={"attention_backend": "TRITON_ATTN"}),
     "awq, Machete": Way("awq", "awq"),
     "awq, Marlin": Way("awq", "awq", _MARLIN),
     "awq, Humming": Way("awq", "awq", {"linear_backend": "humming"}),
@@ -101,7 +99,7 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("qwen3-8b", ("awq, Machete", "fp8 per tensor"), FEW),
     ),
     "32b": _runs("qwen3-32b", ("bf16", "fp8"), BIG),
-    "32b-more": _runs("qwen3-32b", ("awq, Marlin", "fp8, FP8 cache", "awq, Machete"), BIG),
+    "32b-more": _runs("qwen3-32b", ("awq, Marlin", "fp8, FP8 cache"), BIG),
     "experts": (
         *_runs("qwen3-30b-a3b", ("bf16", "fp8"), LONG),
         *_runs("gpt-oss-20b", ("mxfp4, Marlin",), LONG),
@@ -112,7 +110,7 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("qwen3-8b", ("awq, Marlin, FP8 cache", "bf16, FP8 cache"), LONG),
         *_runs("qwen3-30b-a3b", ("gptq",), LONG),
     ),
-    "8b-forced": _runs("qwen3-8b", ("fp8, Marlin", "bf16, Triton attention", "fp8, Triton attention"), FEW),
+    "8b-forced": _runs("qwen3-8b", ("fp8, Marlin", "bf16, Triton attention"), FEW),
     "7b": _runs("mistral-7b", ("fp8", "awq, Marlin", "fp8, FP8 cache", "bf16"), LONG),
     "phi-2": _runs("phi-2", ("bf16", "fp8", "awq, Marlin"), SHORT),
     "experts-more": _runs("gpt-oss-20b", ("mxfp4",), SHORT),
@@ -122,8 +120,6 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("mistral-7b", ("bf16", "fp8", "awq, Marlin"), TWO, 2),
         *_runs("qwen3-30b-a3b", ("bf16", "fp8"), TWO, 2),
     ),
-    "70b-on-four": _runs("llama-3.1-70b", ("bf16", "fp8"), TWO, 4),
-    "7b-on-four": _runs("mistral-7b", ("bf16", "fp8"), TWO, 4),
 }
 
 

@@ -23,6 +23,7 @@ from helpers.base.machine import detect, now, versions, visible_gpus
 from helpers.base.records import PROTOCOL
 from helpers.serve.child import Child
 
+DONE = {"done": True}  # a job's last line
 PATIENCE_S = 600  # a process that says nothing for that long is given up
 
 
@@ -73,9 +74,6 @@ class Job:
     work: str
     arguments: tuple
     gpus: int = 1
-
-
-DONE = {"done": True}
 
 
 def run_round(jobs: list[Job], file: Path) -> None:

@@ -122,9 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := set(given.sections) - set(every):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are: {', '.join(every)}")
-    found, needed = detect(), 2 if SEVERAL.keys() & given.sections else 1
-    if found.kind != "cuda" or found.count < needed:
-        parser.error(f"this is for {needed} GPU(s) or more, and this machine shows {found.label}")
+    machine, needed = detect(), 2 if SEVERAL.keys() & given.sections else 1
+    if machine.kind != "cuda" or machine.count < needed:
+        parser.error(f"this is for {needed} GPU(s) or more, and this machine shows {machine.label}")
     every["deployments"] = partial(deployments, names=given.rounds)
     return run_parts({name: partial(every[name], given.out) for name in given.sections or SECTIONS})
 

@@ -155,7 +155,7 @@ def endings(out: Path) -> None:
     """Each ending of an engine on two GPUs: what is left of its processes, and of its memory on each GPU."""
     for how, number in ENDINGS.items():
         log, before = out / f"logs/ending-{slug(how)}.log", gpu_memory_each()
-        with Child("helpers.tools.scale_records:held", log, str(out / "logs")) as child:
+        with Child(f"{__name__}:held", log, str(out / "logs")) as child:
             if (found := child.line()) is None:
                 raise RuntimeError(child.cause)
             owner = psutil.Process(found["pid"])

@@ -88,7 +88,7 @@ def work(model: str, way: str, logs: str) -> Iterator[dict]:
     with server(worded(model, way), Path(logs), **args) as one:
         yield {"args": args}
         yield from map(line, bench(one, **asked, **LENGTHS, log_dir=logs)[1:])
-        yield DONE
+    yield DONE
 
 
 def line(level: Level) -> dict:
