@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from helpers.model import checkpoints, shapes
+from helpers.base.machine import MIB
+from helpers.model import checkpoints, shapes, sizes
 from helpers.model.model import Model
+from helpers.tools.recording import sharing
 
 LONGEST = 8192 + 256  # tokens of a prompt and its answer
 GRAPHS = (1, 8, 32, 64, 256)  # batch sizes with a CUDA graph: those that are measured, for shorter starts
@@ -27,7 +29,6 @@ GPTQ = {
 }  # fmt: skip
 _CACHE = {"kv_cache_dtype": "fp8"}
 _MARLIN = {"linear_backend": "marlin"}
-_NO_WARMUP = {"enable_jit_warmup": False}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ WAYS: dict[str, Way] = {
     "gptq": Way("awq", GPTQ),
     # vLLM's own choice for MXFP4 on Hopper are OpenAI's Triton kernels (fused_moe/oracle/mxfp4.py). What they
     # compile at a start took most of 84 s alone, and 170 s were not enough beside five other starts.
-    "mxfp4, Marlin": Way("mxfp4", args={"kernel_config": _NO_WARMUP | {"moe_backend": "marlin"}}),
+    "mxfp4, Marlin": Way(
+        "mxfp4", args={"kernel_config": {"moe_backend": "marlin", "enable_jit_warmup": False}}
+    ),
     "mxfp4": Way("mxfp4"),
 }
 
@@ -131,25 +134,17 @@ def shape(model: str, way: str) -> Model:
     return checkpoints.make(plain, how) if how else plain
 
 
-def cache_bytes(config: dict, run: Run) -> int:
-    """Bytes of KV cache for the largest of the loads: prompts, and some 80 tokens of each answer."""
-    heads = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    width = 1 if "kv_cache_dtype" in WAYS[run.way].args else 2
-    token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * heads * width
-    return int(max(batch * (prompt + 80) for prompt, batch in run.loads) * token * 1.08) + (64 << 20)
-
-
 def engine_args(run: Run) -> dict:
     """Arguments of ``open_engine``: vLLM's own choices but for what many engines on one GPU need."""
-    config = shape(run.model, run.way).config
+    model, way = shape(run.model, run.way), WAYS[run.way]
+    token = sizes.layout(model.folder).kv_token_bytes(1 if "kv_cache_dtype" in way.args else 2)
+    tokens = max(batch * (prompt + 80) for prompt, batch in run.loads)  # prompts, and some 80 of each answer
+    cache = int(1.08 * tokens * token) + 64 * MIB
     return {
-        "max_model_len": min(LONGEST, config["max_position_embeddings"]),
+        "max_model_len": min(LONGEST, model.config["max_position_embeddings"]),
         "max_num_batched_tokens": 8192,  # these two are the server's own; LLM's are 16,384 and 1,024 here
         "max_num_seqs": 256,
-        "kv_cache_memory_bytes": cache_bytes(config, run) // run.gpus,  # of each
-        "gpu_memory_utilization": 0.02,  # checked against what is free; the cache's size is given
         "tensor_parallel_size": run.gpus,
-        "compilation_config": {"cudagraph_capture_sizes": list(GRAPHS)},
-        "kernel_config": _NO_WARMUP,
-        **WAYS[run.way].args,
+        **sharing(cache // run.gpus, GRAPHS),
+        **way.args,
     }

@@ -14,7 +14,7 @@ from helpers.engine.engine import open_engine
 from helpers.measure import features as measured
 from helpers.model import checkpoints, lookup, schemes
 from helpers.model.model import EMBEDDED
-from helpers.tools.recording import DONE, Job, run_round
+from helpers.tools.recording import DONE, Job, run_round, sharing
 
 SCHEMES = ("baseline", "fp8", "awq")
 USERS = (1, 32)
@@ -24,12 +24,7 @@ ENGINES = {
     "guesses": {"speculative_config": measured.SPECULATIVE},
     "adapter": {"enable_lora": True, "max_lora_rank": measured.RANK},
 }
-SAME = {
-    "disable_log_stats": False,
-    "kv_cache_memory_bytes": 6 * 2**30,
-    "gpu_memory_utilization": 0.02,  # checked against what is free; the cache's size is given
-    "compilation_config": {"cudagraph_capture_sizes": [1, 8, *range(16, 257, 16)]},
-}
+SAME = sharing(6 * 2**30, [1, 8, *range(16, 257, 16)]) | {"disable_log_stats": False}
 
 
 def features(out: Path) -> None:

@@ -35,7 +35,7 @@ from helpers.serve.owned import start_together
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools.grid import slug
-from helpers.tools.recording import stamp, write
+from helpers.tools.recording import sharing, stamp, write
 from helpers.tools.served import server, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
@@ -45,7 +45,7 @@ FULL = 256
 LARGE_FULL = 64  # its prompts take ten times as long to read
 REPEATS = 3
 LARGE_KV_BYTES = 20 * GIB  # 65,536 tokens of this one on each GPU
-GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 512, 32), 512]}
+GRAPHS = [1, 2, 4, 8, *range(16, 512, 32), 512]
 
 
 # -- serving ----------------------------------------------------------------------------------------
@@ -54,8 +54,7 @@ GRAPHS = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 512, 32), 512]}
 def serving(out: Path) -> None:
     """Every way at every level, three times in mixed order; then a kill; then the memory is back."""
     before, gpus, logs = gpu_memory_each(), detect().count, out / "logs"
-    model = worded("mistral-7b", "bf16")
-    same = {"kv_cache_memory_bytes": KV_BYTES, "compilation_config": GRAPHS}
+    model, same = worded("mistral-7b", "bf16"), sharing(KV_BYTES, GRAPHS)
     router = _router(model, logs, same)
     ways = {
         "one": router.servers[0],
@@ -72,7 +71,7 @@ def serving(out: Path) -> None:
 
 def large(out: Path) -> None:
     """Llama-3.1-70B on the same GPUs: a server in FP8 on each, and one in 16 bits on all."""
-    logs, same = out / "logs", {"kv_cache_memory_bytes": LARGE_KV_BYTES, "compilation_config": GRAPHS}
+    logs, same = out / "logs", sharing(LARGE_KV_BYTES, GRAPHS)
     eight, sixteen = worded("llama-3.1-70b", "fp8"), worded("llama-3.1-70b", "bf16")
     together = server(sixteen, logs, tensor_parallel_size=detect().count, **same)
     ways = {"fp8": {"router": _router(eight, logs, same)}, "baseline": {"tensor parallel": together}}

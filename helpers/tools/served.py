@@ -21,7 +21,7 @@ from helpers.serve.load import Level, Objective, bench
 from helpers.serve.server import Server
 from helpers.tools.deployments import WAYS, shape
 from helpers.tools.grid import slug
-from helpers.tools.recording import DONE, Job, run_round
+from helpers.tools.recording import DONE, Job, run_round, sharing
 
 # Servers that fit a GPU of 140 GiB together, in the order of what their figures are worth.
 ROUNDS = (
@@ -34,12 +34,8 @@ SHARES = [0.5, 0.7, 0.85, 1.0]
 OPEN_S = 7.0
 LENGTHS = {"input_tokens": 1024, "output_tokens": 128}
 PROMPT = Objective(ttft_ms=500.0, tpot_ms=20.0)  # a chat that feels prompt
-SAME = {
-    "kv_cache_memory_bytes": 20 * 2**30,  # for every way: 8-bit keys and values fit twice
-    "max_num_seqs": 256,
-    "kernel_config": {"enable_jit_warmup": False},
-    "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 257, 16)]},
-}
+CACHE_BYTES = 20 * 2**30  # for every way: 8-bit keys and values fit twice
+GRAPHS = [1, 2, 4, 8, *range(16, 257, 16)]
 KEY = secrets.token_urlsafe(32)  # of all servers here: some are behind one router
 
 
@@ -65,7 +61,6 @@ def server(model: Model, logs: Path, place: dict | None = None, **args) -> Serve
     found = settings.load(None, server_port=0, vllm_api_key=KEY, start_timeout=600, **queue)
     asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
     same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
-    same["gpu_memory_utilization"] = 0.02  # checked against what is free; the cache's size is given
     return Server(found, model, model, way, asked | same | args, logs, place)
 
 
@@ -83,7 +78,7 @@ def served(out: Path) -> None:
 
 def work(model: str, way: str, logs: str) -> Iterator[dict]:
     """A server: what it was started with, then its levels, without a first in which kernels are compiled."""
-    args = SAME | WAYS[way].args
+    args = sharing(CACHE_BYTES, GRAPHS) | {"max_num_seqs": 256, **WAYS[way].args}
     asked = {"concurrencies": [8, *CLIENTS], "shares": SHARES, "objective": PROMPT, "seconds": OPEN_S}
     with server(worded(model, way), Path(logs), **args) as one:
         yield {"args": args}
