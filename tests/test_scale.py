@@ -171,11 +171,12 @@ def test_fewer_bits_gain_less_where_two_gpus_share_the_reading():
 # ---- the packages
 
 
-def test_what_is_missing_is_named_and_a_set_up_without_them_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(extras, "_installed", lambda name: "0.0.1" if name == "ray" else None)
-    assert extras.missing("scale") == ["msgpack", "orjson", "ray", "vllm-router"]
+def test_a_set_up_that_cannot_have_the_packages_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setattr(extras, "missing", lambda group: ["ray"])
-    with pytest.raises(extras.SetupError, match=r"Installing ray failed:(.|\n)*PIP_FIND_LINKS"):
-        extras.ensure("none")
+    monkeypatch.setattr(extras, "lock", lambda group: tmp_path / f"{group}.lock")
+    (tmp_path / "some.lock").write_text(f"ray==0.0.1 --hash=sha256:{64 * '0'}\n")
+    with pytest.raises(
+        extras.SetupError, match=r"Installing some.lock failed:(.|\n)*ray(.|\n)*PIP_FIND_LINKS"
+    ):
+        extras.ensure("some")

@@ -11,10 +11,8 @@ first needed, in seconds, and changes nothing that is there.
 from __future__ import annotations
 
 import importlib
-import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from helpers.base.files import ROOT
@@ -26,32 +24,17 @@ def lock(group: str) -> Path:
     return ROOT / f"requirements-{group}.lock"
 
 
-def missing(group: str) -> list[str]:
-    """The packages of the group's lock that this environment lacks, or has in another version."""
-    wanted = re.findall(r"^([a-z-]+)==([^\s;]+)", lock(group).read_text(), re.M)
-    return [name for name, version in wanted if _installed(name) != version]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def ensure(group: str) -> None:
     """Install what is missing, without a word: a lesson's output is the same the first time.
 
     Raises:
         SetupError: with pip's last words.
     """
-    if not (names := missing(group)):
-        return
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r"]
     done = subprocess.run([*command, lock(group)], capture_output=True, text=True)
     if done.returncode:
         advice = "Without a network, put their wheels into a folder and name it: PIP_FIND_LINKS=/that/folder."
-        raise SetupError(f"Installing {', '.join(names)} failed:\n{tail(done.stderr)}\n{advice}")
+        raise SetupError(f"Installing {lock(group).name} failed:\n{tail(done.stderr)}\n{advice}")
     importlib.invalidate_caches()
 
 
