@@ -112,7 +112,7 @@ def deployments(folder: Path = REFERENCE) -> list[dict]:
     """Return the recorded speeds of models deployed in several ways, of every machine, newest of each alone.
 
     A line is one load: ``batch`` requests at once after ``prompt_tokens`` each, their tokens/s with the range
-    of nine times, seconds to a first token, the GPU's clock; the model, the ``way`` and its ``scheme``.
+    of nine times, seconds to a first token; the model, the ``way`` and its ``scheme``.
     ``chosen_by`` says whose choice the kernel was. Weights are random, and so is which experts a mixture's
     router takes: at several requests its figures are those of experts that may be fewer than real ones.
     """

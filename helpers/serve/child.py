@@ -22,7 +22,7 @@ from helpers.faults.log import root_cause
 class Child:
     """``work(say, *job)`` in a process group of its own, which ends with its owner.
 
-    ``work`` is named, ``"helpers.tools.grid:work"``. What it and vLLM print goes to ``log``; ``line``
+    ``work`` is named, ``"helpers.serve.load:work"``. What it and vLLM print goes to ``log``; ``line``
     returns what it says by ``say(name=value, ...)``, and ``tell`` is read by its standard input.
     """
 

@@ -157,7 +157,7 @@ def make_folder(out: str | Path | None, runs: Path) -> Path:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             return folder
         folder = runs / time.strftime("%Y%m%d-%H%M%S")
-        (folder / "logs").mkdir(parents=True)  # the second of two runs in one second has none
+        (folder / "logs").mkdir(parents=True)  # raises for the second of two runs in one second
         link = runs / f".latest-{os.getpid()}"
         link.symlink_to(folder.name)
         link.replace(runs / "latest")  # atomic: there is always a latest run
