@@ -123,6 +123,8 @@ ROUNDS: dict[str, tuple[Run, ...]] = {
         *_runs("mistral-7b", ("bf16", "fp8", "awq, Marlin"), TWO, 2),
         *_runs("qwen3-30b-a3b", ("bf16", "fp8"), TWO, 2),
     ),
+    "70b-on-four": _runs("llama-3.1-70b", ("bf16", "fp8"), TWO, 4),
+    "7b-on-four": _runs("mistral-7b", ("bf16", "fp8"), TWO, 4),
 }
 
 
