@@ -141,6 +141,7 @@ def shown(*words: str, folder: Path = ROOT, **variables: str) -> subprocess.Comp
         ({}, "MODEL_NAME: give a hub name"),
         ({"MODEL_NAME": "embedded"}, "MODEL_NAME: give a hub name"),
         ({"QUANTIZATION": "int3"}, "QUANTIZATION='int3'"),
+        ({"QUANTIZATION": "awq"}, "set none; its config.json says the rest"),
         ({"VLLM_API_KEY": ""}, "VLLM_API_KEY is empty"),
         ({"VLLM_API_KEY": " " * 20}, "has a blank"),
         ({"VLLM_API_KEY": KEY + "\n"}, "a line's end"),

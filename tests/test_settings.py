@@ -49,7 +49,6 @@ def test_an_argument_wins_over_a_variable_and_that_over_the_file(monkeypatch, tm
         ("DTYPE", "int8", "'auto', 'bfloat16', 'float16' or 'float32'"),
         ("DTYPE", "half", "(half is float16)."),
         ("QUANTIZATION", "gptq", "set none; its config.json says the rest"),
-        ("QUANTIZATION", "awq", "set none; its config.json says the rest"),
         ("MODEL_NAME", " ", "at least 1 character"),
     ],
 )
@@ -77,34 +76,12 @@ def test_a_misspelt_name_in_the_file_is_an_error_and_a_foreign_one_is_not(tmp_pa
         settings.load()
 
 
-PUBLIC = """\
-VLLM_MODEL=Llama-3.1-8B-Instruct
-VLLM_MODEL_ORG=meta-llama
-NUM_GPUS=2
-VLLM_DTYPE="float16"
-VLLM_GPU_MEMORY_UTILIZATION="0.90"
-PORT=8001
-"""
-
-
-def test_what_others_call_our_settings_is_taken(tmp_path, monkeypatch):
-    """Names of public compose files and templates; a common word only from the file."""
-    (tmp_path / ".env").write_text(PUBLIC)
-    monkeypatch.setenv("HOST", "not-an-address")
-    monkeypatch.setenv("VLLM_TP_SIZE", "8")
-    found = settings.load()
-    assert found.model_name == "meta-llama/Llama-3.1-8B-Instruct"
-    assert (found.dtype, found.gpu_memory_utilization, found.server_port) == ("float16", 0.9, 8001)
-    assert (found.tensor_parallel_size, found.host) == (2, "127.0.0.1")
-    assert settings.load(tensor_parallel_size=4).tensor_parallel_size == 4, "an argument wins"
-    monkeypatch.setenv("DTYPE", "bfloat16")
-    assert settings.load().dtype == "bfloat16", "our own name wins"
-
-
 @pytest.mark.parametrize(
     ("line", "word"),
     [
         ("VLLM_PORT=8000", "Say SERVER_PORT"),
+        ("VLLM_DTYPE=half", "Say DTYPE"),
+        ("NUM_GPUS=2", "Say TENSOR_PARALLEL_SIZE"),
         ("VLLM_KV_CACHE_DTYPE=auto", "--kv-cache-dtype"),
         ("MAX_NUM_BATCHED_TOKENS=8192", "--max-num-batched-tokens"),
         ("HF_HOME=/models/cache", "export it"),
@@ -122,6 +99,7 @@ def test_what_is_none_of_ours_is_not_mentioned(tmp_path, monkeypatch, recwarn):
     (tmp_path / ".env").write_text("COMPOSE_PROJECT_NAME=llm\nEDITOR_OF_MINE=vi\n")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")  # vLLM reads it
     monkeypatch.setenv("HF_HOME", "/models/cache")  # the hub's library reads it
+    monkeypatch.setenv("HOST", "laptop")  # a shell's
     settings.load()
     assert not [warning for warning in recwarn if issubclass(warning.category, SettingsWarning)]
 

@@ -20,7 +20,7 @@ from helpers.base import machine, processes
 from helpers.model import schemes
 from helpers.model.schemes import SchemeError
 from helpers.serve import command
-from helpers.serve.settings import EMBEDDED, Settings, SettingsError, load
+from helpers.serve.settings import EMBEDDED, STORED_ELSEWHERE, Settings, SettingsError, load
 
 
 def checked() -> Settings:
@@ -33,6 +33,8 @@ def checked() -> Settings:
     given = found.model_fields_set
     if "model_name" not in given or found.model_name == EMBEDDED:
         problems.append("MODEL_NAME: give a hub name, with @ and a commit to pin it, or a folder.")
+    if found.quantization == "awq":
+        problems.append(f"QUANTIZATION='awq': {STORED_ELSEWHERE}.")
     if "vllm_api_key" not in given:
         problems.append(
             "VLLM_API_KEY is empty: a generated key would be known to nobody (openssl rand -base64 32)."

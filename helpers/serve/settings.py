@@ -4,8 +4,7 @@
     settings = load(port=0)           # the same, with a value of yours
 
 The first three names are those of the log that this tutorial was created from. A variable wins over the
-file, an argument over both. Names that other templates use are taken, or named in a warning (``aliases``).
-QUANTIZATION as a variable never says awq: that is the checkpoint's own. As an argument it has one made.
+file, an argument over both. Names that other templates use are not taken, but a warning says ours.
 """
 
 from __future__ import annotations
@@ -24,12 +23,40 @@ from dotenv import dotenv_values
 from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from helpers.serve import aliases
-
 # What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
 SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
 
 LEAST_KEY = 16  # characters of an API key; a generated one has 43
+
+# What public compose files, templates and older images call our settings, with or without VLLM_ before it.
+OTHER_NAMES = {
+    "MODEL": "MODEL_NAME",
+    "MODEL_ID": "MODEL_NAME",
+    "HF_MODEL_ID": "MODEL_NAME",
+    "MODEL_PATH": "MODEL_NAME",
+    "NUM_GPUS": "TENSOR_PARALLEL_SIZE",
+    "TP_SIZE": "TENSOR_PARALLEL_SIZE",
+    "GPU_MEM_UTIL": "GPU_MEMORY_UTILIZATION",
+    "GPU_UTIL": "GPU_MEMORY_UTILIZATION",
+    "HOST": "SERVER_HOST",
+    "PORT": "SERVER_PORT",
+    "API_KEY": "VLLM_API_KEY",
+}
+# Flags of vLLM that people write as variables. vLLM does not read them so.
+FLAGS = """
+    KV_CACHE_DTYPE MAX_NUM_BATCHED_TOKENS ENFORCE_EAGER ENABLE_PREFIX_CACHING ENABLE_CHUNKED_PREFILL
+    TRUST_REMOTE_CODE PIPELINE_PARALLEL_SIZE DATA_PARALLEL_SIZE SWAP_SPACE CPU_OFFLOAD_GB BLOCK_SIZE SEED
+    LOAD_FORMAT DOWNLOAD_DIR TOKENIZER REVISION ENABLE_LORA MAX_LORAS MAX_LORA_RANK LORA_MODULES CHAT_TEMPLATE
+    ENABLE_AUTO_TOOL_CHOICE TOOL_CALL_PARSER REASONING_PARSER LIMIT_MM_PER_PROMPT SPECULATIVE_CONFIG
+    ATTENTION_BACKEND GENERATION_CONFIG ENABLE_EXPERT_PARALLEL DISABLE_LOG_REQUESTS ROPE_SCALING
+"""
+OF_THE_PROCESS = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "OMP_", "HTTP")
+# A stored format is the checkpoint's: its config.json says it, and vLLM reads that.
+STORED = ("gptq", "marlin", "compressed", "bitsandbytes", "gguf", "modelopt", "mxfp4", "nvfp4")
+STORED_ELSEWHERE = (
+    "a stored format is the checkpoint's own. Name such a checkpoint in MODEL_NAME and set none; "
+    "its config.json says the rest"
+)
 
 EMBEDDED = "embedded"  # the model that comes with the lessons; this module runs without them, too
 
@@ -93,6 +120,13 @@ class Settings(BaseSettings):
     )
     hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
 
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _done_while_loading(cls, name: str) -> str:
+        if name.lower().startswith(STORED):
+            raise ValueError(STORED_ELSEWHERE)
+        return name
+
     @field_validator("vllm_api_key")
     @classmethod
     def _sendable(cls, key: SecretStr) -> SecretStr:
@@ -144,18 +178,14 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     inside = {} if env_file is None else dotenv_values(env_file)
     problems = [_unknown(name, Path(env_file).name) for name in _misspelt(inside)]
     problems += [_unknown(name, "an argument") for name in values if name not in Settings.model_fields]
-    taken, others, stored = aliases.read(inside, set(Settings.model_fields) - set(values))
-    if stored and "quantization" not in values:
-        problems += stored
-        values = values | {"quantization": "none"}
     try:
-        found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **taken | values)
+        found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **values)
     except ValidationError as error:
         # What a default could not follow from has an error of its own.
         wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         problems += [_sentence(problem) for problem in wrong]
-    for other in others:
-        warnings.warn(other, SettingsWarning, stacklevel=2)
+    for sentence in _unread(inside):
+        warnings.warn(sentence, SettingsWarning, stacklevel=2)
     if problems:
         raise SettingsError("\n".join(problems))
     return found
@@ -174,7 +204,7 @@ def _sentence(problem: dict) -> str:
 def _misspelt(inside: Mapping[str, str | None]) -> list[str]:
     """Names in a .env file that look like a setting's and are not: ignored, they would change nothing."""
     known = {name.upper() for name in Settings.model_fields}
-    given = [name for name in inside if name.upper() not in known | set(os.environ) | aliases.NAMES]
+    given = [name for name in inside if name.upper() not in known | set(os.environ)]
     return [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
 
 
@@ -183,3 +213,21 @@ def _unknown(name: str, where: str) -> str:
     near = difflib.get_close_matches(name.upper(), known, 1, cutoff=0.6)
     meant = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known)}."
     return f"{name} ({where}) is not a setting.{meant}"
+
+
+def _unread(inside: Mapping[str, str | None]) -> list[str]:
+    """A sentence for each variable that somebody set for a server and nothing reads."""
+    ours = {name.upper() for name in Settings.model_fields}
+    given = {name for name, value in (inside | dict(os.environ)).items() if value}
+    found = []
+    for name in sorted(given - ours):
+        where, plain = f"{name} (.env)" if name in inside else name, name.removeprefix("VLLM_")
+        meant = name in inside or name != plain  # other words of an environment may mean anything
+        if meant and (our_name := plain if plain in ours else OTHER_NAMES.get(plain)):
+            found.append(f"{where} is not a setting. Say {our_name}.")
+        elif meant and plain in FLAGS.split():
+            flag = plain.lower().replace("_", "-")
+            found.append(f"{where} is no variable that anything reads: the flag is --{flag}.")
+        elif name in inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
+            found.append(f"{where} is read from the environment, not from this file: export it.")
+    return found
