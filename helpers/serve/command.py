@@ -29,7 +29,6 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops;
     - ``max_new_tokens``: vLLM ends every answer there, also where a request asks for more;
     - ``max_num_queued_reqs``: a full server says so (503) instead of letting everybody wait;
-    - ``middleware``: one model can be asked for by its name, as OpenAI's clients do;
     - the pages on its own routes are off, every answer has an ``X-Request-Id``, health checks are not logged.
 
     Args:
@@ -45,8 +44,8 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     args = {
         "model": model,
         "served_model_name": settings.served_model_name or title,
-        "host": settings.host,
-        "port": settings.server_port or free_ports(settings.host)[0],
+        "host": settings.server_host,
+        "port": settings.server_port or free_ports(settings.server_host)[0],
         "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
@@ -54,7 +53,6 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "shutdown_timeout": settings.shutdown_timeout,
         "disable_fastapi_docs": True,
         "enable_request_id_headers": True,
-        "middleware": "helpers.serve.models.retrieve",
         "disable_access_log_for_endpoints": "/health,/metrics",
         **way.args,
     }

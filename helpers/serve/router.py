@@ -68,9 +68,9 @@ def open_router(
     if importlib.util.find_spec("vllm_router") is None:
         raise ServerError(MISSING)
     free = places(detect(), servers, vllm_args.get("tensor_parallel_size", 1))
-    ports = free_ports(settings.host, servers + 2)
+    ports = free_ports(settings.server_host, servers + 2)
     args = {
-        "host": settings.host,
+        "host": settings.server_host,
         "port": settings.server_port or ports[0],
         "policy": policy,
         "prometheus_host": "127.0.0.1",

@@ -4,7 +4,7 @@
     settings = load(port=0)           # the same, with a value of yours
 
 The first three names are those of the log that this tutorial was created from. A variable wins over the
-file, an argument over both. Names that other templates use are not taken, but a warning says ours.
+file, an argument over both. A name in the file that is no setting is an error or a warning.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # What QUANTIZATION may say, and the scheme of ``schemes`` that it means.
@@ -28,29 +35,6 @@ SCHEMES = {"none": "baseline", "fp8": "fp8", "awq": "awq"}
 
 LEAST_KEY = 16  # characters of an API key; a generated one has 43
 
-# What public compose files, templates and older images call our settings, with or without VLLM_ before it.
-OTHER_NAMES = {
-    "MODEL": "MODEL_NAME",
-    "MODEL_ID": "MODEL_NAME",
-    "HF_MODEL_ID": "MODEL_NAME",
-    "MODEL_PATH": "MODEL_NAME",
-    "NUM_GPUS": "TENSOR_PARALLEL_SIZE",
-    "TP_SIZE": "TENSOR_PARALLEL_SIZE",
-    "GPU_MEM_UTIL": "GPU_MEMORY_UTILIZATION",
-    "GPU_UTIL": "GPU_MEMORY_UTILIZATION",
-    "HOST": "SERVER_HOST",
-    "PORT": "SERVER_PORT",
-    "API_KEY": "VLLM_API_KEY",
-}
-# Flags of vLLM that people write as variables. vLLM does not read them so.
-FLAGS = """
-    KV_CACHE_DTYPE MAX_NUM_BATCHED_TOKENS ENFORCE_EAGER ENABLE_PREFIX_CACHING ENABLE_CHUNKED_PREFILL
-    TRUST_REMOTE_CODE PIPELINE_PARALLEL_SIZE DATA_PARALLEL_SIZE SWAP_SPACE CPU_OFFLOAD_GB BLOCK_SIZE SEED
-    LOAD_FORMAT DOWNLOAD_DIR TOKENIZER REVISION ENABLE_LORA MAX_LORAS MAX_LORA_RANK LORA_MODULES CHAT_TEMPLATE
-    ENABLE_AUTO_TOOL_CHOICE TOOL_CALL_PARSER REASONING_PARSER LIMIT_MM_PER_PROMPT SPECULATIVE_CONFIG
-    ATTENTION_BACKEND GENERATION_CONFIG ENABLE_EXPERT_PARALLEL DISABLE_LOG_REQUESTS ROPE_SCALING
-"""
-OF_THE_PROCESS = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "OMP_", "HTTP")
 # A stored format is the checkpoint's: its config.json says it, and vLLM reads that.
 STORED = ("gptq", "marlin", "compressed", "bitsandbytes", "gguf", "modelopt", "mxfp4", "nvfp4")
 STORED_ELSEWHERE = (
@@ -68,7 +52,7 @@ class SettingsError(ValueError):
 
 
 class SettingsWarning(UserWarning):
-    """A variable that somebody set and nothing reads."""
+    """A variable of the file that nothing here reads."""
 
 
 def _longest_s(max_num_seqs=1, max_num_queued_reqs=0, max_answer_tokens=1, seconds_per_token=1.0, **_) -> int:
@@ -92,7 +76,9 @@ class Settings(BaseSettings):
     max_model_len: int = Field(2048, ge=16, le=1_048_576, description="tokens of prompt and answer together")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests that run at once; others wait")
     served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
-    server_host: IPvAnyAddress = Field("127.0.0.1", validate_default=True, description="address to listen on")
+    server_host: Annotated[IPvAnyAddress, AfterValidator(str)] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
     server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that one server is spread over")
     max_answer_tokens: int = Field(500, ge=1, le=1_048_576, description="every answer ends there")
@@ -155,13 +141,12 @@ class Settings(BaseSettings):
         return SCHEMES[self.quantization]
 
     @property
-    def host(self) -> str:
-        return str(self.server_host)
-
-    @property
     def api_key(self) -> str:
         """The clients' key itself; everything else shows stars."""
         return self.vllm_api_key.get_secret_value()
+
+
+NAMES = [name.upper() for name in Settings.model_fields]
 
 
 def load(env_file: str | Path | None = ".env", **values) -> Settings:
@@ -176,7 +161,9 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
         SettingsError: it names each wrong variable, its value (not a secret's) and what is allowed.
     """
     inside = {} if env_file is None else dotenv_values(env_file)
-    problems = [_unknown(name, Path(env_file).name) for name in _misspelt(inside)]
+    foreign = [name for name in inside if name.upper() not in NAMES and name not in os.environ]
+    misspelt = [name for name in foreign if difflib.get_close_matches(name.upper(), NAMES, cutoff=0.8)]
+    problems = [_unknown(name, Path(env_file).name) for name in misspelt]
     problems += [_unknown(name, "an argument") for name in values if name not in Settings.model_fields]
     try:
         found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **values)
@@ -184,8 +171,9 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
         # What a default could not follow from has an error of its own.
         wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         problems += [_sentence(problem) for problem in wrong]
-    for sentence in _unread(inside):
-        warnings.warn(sentence, SettingsWarning, stacklevel=2)
+    for name in sorted(set(foreign) - set(misspelt)):
+        what = "nothing here reads it. Flags of vLLM are arguments; other programs' variables, export them"
+        warnings.warn(f"{name} ({Path(env_file).name}): {what}.", SettingsWarning, stacklevel=2)
     if problems:
         raise SettingsError("\n".join(problems))
     return found
@@ -201,33 +189,7 @@ def _sentence(problem: dict) -> str:
     return f"{name.upper()}={shown}: {said} ({field.description})."
 
 
-def _misspelt(inside: Mapping[str, str | None]) -> list[str]:
-    """Names in a .env file that look like a setting's and are not: ignored, they would change nothing."""
-    known = {name.upper() for name in Settings.model_fields}
-    given = [name for name in inside if name.upper() not in known | set(os.environ)]
-    return [name for name in given if difflib.get_close_matches(name.upper(), known, cutoff=0.8)]
-
-
 def _unknown(name: str, where: str) -> str:
-    known = [field.upper() for field in Settings.model_fields]
-    near = difflib.get_close_matches(name.upper(), known, 1, cutoff=0.6)
-    meant = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(known)}."
+    near = difflib.get_close_matches(name.upper(), NAMES, 1, cutoff=0.6)
+    meant = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(NAMES)}."
     return f"{name} ({where}) is not a setting.{meant}"
-
-
-def _unread(inside: Mapping[str, str | None]) -> list[str]:
-    """A sentence for each variable that somebody set for a server and nothing reads."""
-    ours = {name.upper() for name in Settings.model_fields}
-    given = {name for name, value in (inside | dict(os.environ)).items() if value}
-    found = []
-    for name in sorted(given - ours):
-        where, plain = f"{name} (.env)" if name in inside else name, name.removeprefix("VLLM_")
-        meant = name in inside or name != plain  # other words of an environment may mean anything
-        if meant and (our_name := plain if plain in ours else OTHER_NAMES.get(plain)):
-            found.append(f"{where} is not a setting. Say {our_name}.")
-        elif meant and plain in FLAGS.split():
-            flag = plain.lower().replace("_", "-")
-            found.append(f"{where} is no variable that anything reads: the flag is --{flag}.")
-        elif name in inside and name not in os.environ and name.startswith(OF_THE_PROCESS):
-            found.append(f"{where} is read from the environment, not from this file: export it.")
-    return found
