@@ -80,7 +80,8 @@ def test_no_request_goes_through_a_proxy(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     server = open_server(small(), log_dir=tmp_path)
     with Upstream() as listener:
-        listener.says = '{"paths": {}, "data": [{"id": "m"}], "choices": [{"message": {"content": "Paris"}}]}'
+        choice = {"message": {"content": "Paris"}, "finish_reason": "stop"}
+        listener.says = json.dumps({"paths": {}, "data": [{"id": "m"}], "choices": [choice]})
         server.args["port"] = listener.server_port
         assert server._healthy()
         server.client().completions.create(model=server.name, prompt="Hello", max_tokens=1)

@@ -112,29 +112,17 @@ def typed(start: str, words: list[str]) -> str:
 def server_environment(settings: Settings) -> dict[str, str]:
     """The server's environment: this one, and what must not stand in a command line or differs here."""
     own_variables = {
-        **VLLM_ENVIRONMENT,
         "VLLM_API_KEY": settings.api_key,
         "VLLM_CPU_KVCACHE_SPACE": str(settings.vllm_cpu_kvcache_space),
         "VLLM_MAX_N_SEQUENCES": str(settings.vllm_max_n_sequences),
     }
-    if settings.hf_token:
-        own_variables["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return inherited | own_variables
+    return os.environ | VLLM_ENVIRONMENT | own_variables
 
 
-@contextlib.contextmanager
-def token(settings: Settings):
-    """HF_TOKEN in this process's environment while a model is fetched: it may come from a .env file."""
-    saved = os.environ.get("HF_TOKEN")
+def use_token(settings: Settings) -> None:
+    """Let this process, too, fetch gated models: HF_TOKEN may come from a .env file or a secret's."""
     if settings.hf_token:
         os.environ["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    try:
-        yield
-    finally:
-        if settings.hf_token:
-            os.environ.pop("HF_TOKEN")
-            os.environ.update({"HF_TOKEN": saved} if saved else {})
 
 
 def free_ports(host: str, count: int = 1) -> list[int]:

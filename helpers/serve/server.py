@@ -43,8 +43,8 @@ def open_server(
     """
     settings = settings or load()
     machine = detect()
-    with command.token(settings):
-        model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
+    command.use_token(settings)
+    model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
     model.check_words()
     folder, config = str(checkpoint.folder), checkpoint.config
     args = command.arguments(settings, machine, way, folder, model.title, config) | vllm_args
