@@ -200,15 +200,6 @@ def test_a_gpu_is_found_where_only_vllm_is_installed(monkeypatch):
     assert callable(sys.modules["pynvml"].nvmlDeviceGetCudaComputeCapability)
 
 
-def test_a_checkpoint_without_a_kernel_is_refused_before_the_start(tmp_path):
-    config = {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    variables = {"MODEL_NAME": str(tmp_path), "VLLM_API_KEY": KEY, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = shown(CUDA_VISIBLE_DEVICES="", **variables)
-    assert done.returncode == 2
-    assert "4-bit weights. vLLM's kernel for 4-bit weights (cpu_gemm_wna16) is missing" in done.stderr
-
-
 @pytest.mark.slow
 def test_vllm_itself_understands_every_flag():
     given = settings.load(
@@ -216,7 +207,7 @@ def test_vllm_itself_understands_every_flag():
     )
     machine = launch.machine.Machine("cuda", "H200", 2**37, sm=9.0)
     way = launch.schemes.scheme("fp8").way(machine)
-    args = command.arguments(given, machine, way, "a/b", "b", {})
+    args = command.arguments(given, machine, way, "a/b", "b")
     code = (
         "import sys\n"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"

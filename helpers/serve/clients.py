@@ -8,6 +8,7 @@ A request is lost only if nobody counts it: here each has an outcome, and each a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -89,7 +90,7 @@ def streamed(requests: Iterable[Request]) -> list[Request]:
     return [replace(request, body=request.body | pieces) for request in requests]
 
 
-class Crowd:
+class Crowd(contextlib.AbstractContextManager):
     """Made by ``crowd``."""
 
     def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
@@ -176,9 +177,6 @@ class Crowd:
         """Wait for every request that was sent; return their outcomes in the order of the requests."""
         results = [future.result() for future in self._futures if not future.cancelled()]
         return [outcome for outcome in results if outcome]
-
-    def __enter__(self) -> Crowd:
-        return self
 
     def __exit__(self, kind, error, tb) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=error is not None)

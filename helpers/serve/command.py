@@ -12,8 +12,7 @@ import shlex
 import socket
 
 from helpers.base.machine import VLLM_ENVIRONMENT
-from helpers.model import schemes
-from helpers.model.schemes import SchemeError, Way
+from helpers.model.schemes import Way
 from helpers.serve.settings import Settings
 
 TEARDOWN_S = 20  # from the last answer's end to the server's end, at most
@@ -21,7 +20,7 @@ TEARDOWN_S = 20  # from the last answer's end to the server's end, at most
 START = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 
 
-def arguments(settings: Settings, machine, way: Way, model: str, title: str, config: dict) -> dict:
+def arguments(settings: Settings, machine, way: Way, model: str, title: str) -> dict:
     """Arguments of ``vllm serve`` for these settings on this machine, and why.
 
     - quantization and ``dtype`` are the scheme's, as in ``open_engine``, unless the settings name a dtype;
@@ -33,20 +32,13 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
 
     Args:
         model: a folder, or a hub name. ``title`` is what clients call it unless the settings say.
-        config: its ``config.json``; empty if it cannot be had yet.
-
-    Raises:
-        SchemeError: this machine has no kernel for the checkpoint's format.
     """
-    _check_format(config, machine)
-    longest = config.get("max_position_embeddings", settings.max_model_len)
-    chosen = "max_model_len" in settings.model_fields_set
     args = {
         "model": model,
         "served_model_name": settings.served_model_name or title,
         "host": settings.server_host,
         "port": settings.server_port or free_ports(settings.server_host)[0],
-        "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
+        "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
         "override_generation_config": {"max_new_tokens": settings.max_answer_tokens},
@@ -69,15 +61,6 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     if settings.tool_call_parser:
         args |= {"enable_auto_tool_choice": True, "tool_call_parser": settings.tool_call_parser}
     return args
-
-
-def _check_format(config: dict, machine) -> None:
-    """Refuse 4-bit weights without a kernel: the server would be healthy and die at its first request."""
-    how = config.get("quantization_config") or {}
-    if how.get("quant_method") in ("awq", "gptq") or how.get("format") == "pack-quantized":
-        way = schemes.scheme("awq").way(machine)
-        if way.expanded:
-            raise SchemeError(f"This checkpoint has 4-bit weights. {way.why.partition(':')[0]}.")
 
 
 def flags(args: dict[str, object]) -> list[str]:
@@ -120,7 +103,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
 
 
 def use_token(settings: Settings) -> None:
-    """Let this process, too, fetch gated models: HF_TOKEN may come from a .env file or a secret's."""
+    """Let this process, and what inherits from it, fetch gated models: the token may come from a file."""
     if settings.hf_token:
         os.environ["HF_TOKEN"] = settings.hf_token.get_secret_value()
 

@@ -10,7 +10,6 @@ the engine below it ends, too, and when this one is asked to end, the server dra
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -57,19 +56,6 @@ def named(model_name: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def config_of(model: str, revision: str | None) -> dict:
-    """The model's ``config.json``, from its folder or the hub; empty if the hub does not give it."""
-    if revision is None and Path(model).is_dir():
-        return json.loads((Path(model) / "config.json").read_text())
-    import huggingface_hub
-
-    try:
-        file = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
-        return json.loads(Path(file).read_text())
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
-        return {}  # vLLM asks again, and says why not
-
-
 def find_nvml() -> None:
     """Where no NVML bindings are installed let ``detect`` have vLLM's own: no GPU found would mean a CPU."""
     vllm = importlib.util.find_spec("vllm")
@@ -85,15 +71,13 @@ def command_line(settings: Settings) -> list[str]:
     """The program and its arguments.
 
     Raises:
-        SchemeError: this machine does not run the quantization, or has no kernel for the checkpoint's.
+        SchemeError: this machine does not run the quantization.
     """
     find_nvml()
     here, (model, revision) = machine.detect(), named(settings.model_name)
-    command.use_token(settings)
-    config = config_of(model, revision)
     way = schemes.scheme(settings.scheme).way(here)
     title = model.rstrip("/").rpartition("/")[2] if Path(model).is_dir() else model
-    args = command.arguments(settings, here, way, model, title, config)
+    args = command.arguments(settings, here, way, model, title)
     if revision:
         args["revision"] = revision  # of weights, tokenizer and template alike
     return [sys.executable, "-c", command.START, *command.flags(args)]
@@ -110,6 +94,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--show"]:
         print(shlex.join([*line, *arguments[1:]]))
         return 0
+    command.use_token(settings)
     environment = command.server_environment(settings)
     if "--enforce-eager" in line:
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing to compile, and no compiler asked for

@@ -59,13 +59,12 @@ class Owned:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.settings.api_key}"}
 
-    def client(self, **options):
+    def client(self, timeout: float = 120.0):
         """Return an ``openai.OpenAI`` for it; it does not retry, so that you see every failure."""
         import openai
 
-        direct = openai.DefaultHttpxClient(trust_env=False)  # as in _http
-        options = {"max_retries": 0, "timeout": 120.0, "http_client": direct} | options
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
+        same = {"api_key": self.settings.api_key, "http_client": self._http}
+        return openai.OpenAI(base_url=f"{self.url}/v1", timeout=timeout, max_retries=0, **same)
 
     def get(self, path: str, timeout_s: float = 10.0):
         return self._http.get(self.url + path, timeout=timeout_s)

@@ -46,8 +46,11 @@ def open_server(
     command.use_token(settings)
     model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
     model.check_words()
-    folder, config = str(checkpoint.folder), checkpoint.config
-    args = command.arguments(settings, machine, way, folder, model.title, config) | vllm_args
+    args = command.arguments(settings, machine, way, str(checkpoint.folder), model.title)
+    if "max_model_len" not in settings.model_fields_set:
+        longest = checkpoint.config.get("max_position_embeddings", settings.max_model_len)
+        args["max_model_len"] = min(settings.max_model_len, longest)
+    args |= vllm_args
     arguments.check_gpus(machine, args.get("tensor_parallel_size", 1), model)
     return Server(settings, model, checkpoint, way, args, Path(log_dir), environment)
 

@@ -55,12 +55,6 @@ class SettingsWarning(UserWarning):
     """A variable of the file that nothing here reads."""
 
 
-def _longest_s(max_num_seqs=1, max_num_queued_reqs=0, max_answer_tokens=1, seconds_per_token=1.0, **_) -> int:
-    """``Settings.longest_s``; a field that is missing here is wrong, and said to be so elsewhere."""
-    batches = math.ceil((max_num_queued_reqs or 2 * max_num_seqs) / max_num_seqs)
-    return math.ceil(batches * max_answer_tokens * seconds_per_token)
-
-
 class Settings(BaseSettings):
     """Everything a deployer may set. The variable's name is the field's, in capitals.
 
@@ -92,7 +86,7 @@ class Settings(BaseSettings):
     vllm_max_n_sequences: int = Field(4, ge=1, le=16384, description="the largest n: answers to one request")
     tool_call_parser: _Name | None = Field(None, description="how it writes tool calls, such as hermes")
     shutdown_timeout: int = Field(
-        default_factory=lambda found: _longest_s(**found),
+        default_factory=lambda found: Settings.model_construct(**found, shutdown_timeout=0).longest_s,
         ge=0,
         le=86400,
         description="seconds to drain after SIGTERM; 0 aborts; the longest answer's if empty",
@@ -134,7 +128,8 @@ class Settings(BaseSettings):
         It may wait until the batches before it are through. The drain, the grace periods and the proxy's
         timeout in notebooks/deploy follow from this.
         """
-        return _longest_s(**self.model_dump())
+        batches = math.ceil(self.in_flight / self.max_num_seqs)
+        return math.ceil(batches * self.max_answer_tokens * self.seconds_per_token)
 
     @property
     def scheme(self) -> str:

@@ -65,7 +65,7 @@ def server(
     way = schemes.scheme("baseline").way(machine)
     queue = {"max_num_seqs": 512, "max_num_queued_reqs": 100_000, "shutdown_timeout": 0}
     found = settings.load(None, server_port=0, vllm_api_key=KEY, start_timeout=start_s, **queue)
-    asked = command.arguments(found, machine, way, str(model.folder), model.title, model.config)
+    asked = command.arguments(found, machine, way, str(model.folder), model.title)
     same = {"load_format": "dummy", "max_model_len": 2048, "enable_prefix_caching": False}
     return kind(found, model, model, way, asked | same | args, logs, place)
 
