@@ -243,40 +243,51 @@ def message(reply) -> str:
     return error["message"] if isinstance(error, dict) else str(error)
 
 
-@dataclass
-class Watch:
-    """A client that asks for /health and for one token, again and again, while something else happens."""
+class Repeated(contextlib.AbstractContextManager):
+    """Calls functions again and again, each in a thread of its own, as long as its ``with`` block lasts."""
 
-    server: object
-    every_s: float = 0.3
-    health: list[object] = field(default_factory=list)  # HTTP status, or the name of the failure
-    tokens: list[object] = field(default_factory=list)
-
-    def __enter__(self) -> Watch:
-        # A new connection each time, as a load balancer's next user has.
-        headers = self.server.headers | {"Connection": "close"}
-        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0, trust_env=False)
-        self._done = threading.Event()
-        token = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
-        work = ((self.health, "GET", "/health", None), (self.tokens, "POST", "/v1/completions", token))
-        self._threads = [threading.Thread(target=self._ask, args=args, daemon=True) for args in work]
+    def __init__(self, every_s: float, *calls: Callable[[], None]):
+        self._every_s, self._done = every_s, threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(call,), daemon=True) for call in calls]
         for thread in self._threads:
             thread.start()
-        return self
 
-    def _ask(self, said: list, method: str, path: str, body: dict | None) -> None:
-        while not self._done.wait(self.every_s):
-            try:
-                said.append(self._http.request(method, path, json=body).status_code)
-            except httpx.HTTPError as error:
-                said.append(type(error).__name__)
+    def _repeat(self, call: Callable[[], None]) -> None:
+        while not self._done.wait(self._every_s):
+            call()
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Watch(Repeated):
+    """A client that asks for /health and for one token, again and again, while something else happens."""
+
+    def __init__(self, server, every_s: float = 0.3):
+        self.health: list[object] = []  # HTTP status, or the name of the failure
+        self.tokens: list[object] = []
+        # A new connection each time, as a load balancer's next user has.
+        headers = server.headers | {"Connection": "close"}
+        self._http = httpx.Client(base_url=server.url, headers=headers, timeout=10.0, trust_env=False)
+        token = {"model": server.name, "prompt": "Hello", "max_tokens": 1}
+        super().__init__(
+            every_s,
+            lambda: self._ask(self.health, "GET", "/health"),
+            lambda: self._ask(self.tokens, "POST", "/v1/completions", json=token),
+        )
+
+    def _ask(self, said: list, method: str, path: str, **body) -> None:
+        try:
+            said.append(self._http.request(method, path, **body).status_code)
+        except httpx.HTTPError as error:
+            said.append(type(error).__name__)
 
     def said(self, which: str) -> str:
         """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
         return ", ".join(map(str, sorted({code for code in getattr(self, which) if isinstance(code, int)})))
 
     def __exit__(self, *_) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        super().__exit__()
         self._http.close()

@@ -153,11 +153,6 @@ class Generator(contextlib.AbstractContextManager):
         self.close()
 
 
-def bench(server: Server, *, log_dir: str | Path, **levels) -> list[Level]:
-    with Generator(log_dir) as generator:
-        return generator.bench(server, **levels)
-
-
 def _level(found: dict) -> Level:
     """A level from ``vllm bench serve``'s result; its times are in ms."""
     return Level(

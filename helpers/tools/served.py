@@ -21,7 +21,7 @@ from helpers.model import lookup, schemes
 from helpers.model.model import EMBEDDED, Model
 from helpers.serve import command, settings
 from helpers.serve.errors import ServerError
-from helpers.serve.load import Level, LoadError, Objective, bench
+from helpers.serve.load import Generator, Level, LoadError, Objective
 from helpers.serve.server import Server
 from helpers.tools.deployments import GPU, MODELS, WAYS, shape
 from helpers.tools.grid import slug
@@ -123,7 +123,8 @@ def _loaded(one: Server, clients: list[int], shares: list[float], logs: Path) ->
     """The levels of a server; a first one, in which kernels are compiled, does not count."""
     asked = {"concurrencies": [8, *clients], "shares": shares, "objective": PROMPT, "seconds": OPEN_S}
     try:
-        return [line(level) for level in bench(one, **asked, **LENGTHS, log_dir=logs)[1:]]
+        with Generator(logs) as generator:
+            return [line(level) for level in generator.bench(one, **asked, **LENGTHS)[1:]]
     except LoadError as error:
         return [{"error": str(error)[-400:]}]
 
