@@ -179,10 +179,8 @@ class Asker:
         import openai
 
         self.pool = ThreadPoolExecutor(clients)
-        limits = httpx.Limits(max_connections=clients)
-        http = httpx.Client(
-            trust_env=False, limits=limits
-        )  # a proxy of the environment's would learn the key
+        # No proxy of the environment's: it would be told the key.
+        http = httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=clients))
         self.client = openai.OpenAI(
             base_url=url, api_key=key, max_retries=ATTEMPTS - 1, timeout=600, http_client=http
         )

@@ -91,27 +91,25 @@ class Refusal:
 
 def refusals(server) -> list[Refusal]:
     """Send each kind of bad request once; the server has to refuse it and go on."""
-
-    def chat(text: str = "Hello", **more) -> str:
-        body = {"model": server.name, "messages": [{"role": "user", "content": text}], "max_tokens": 4}
-        return json.dumps(body | more)
-
+    chat = {"model": server.name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    too_long = [{"role": "user", "content": "hello " * (server.args["max_model_len"] + 1)}]
+    huge = [{"role": "user", "content": "a" * 10_000_000}]
+    malformed = json.dumps(chat).removesuffix("}").encode()
+    wrong_key = {"Authorization": "Bearer wrong"}
     cases = {
-        "no key": ({}, chat()),
-        "wrong key": ({"Authorization": "Bearer wrong"}, chat()),
-        "unknown model": (server.headers, chat(model="gpt-none")),
-        "prompt longer than the context": (
-            server.headers,
-            chat("hello " * (server.args["max_model_len"] + 1)),
-        ),
-        "malformed JSON": (server.headers, chat().removesuffix("}")),
-        "max_tokens of -1": (server.headers, chat(max_tokens=-1)),
-        "a body of 10 MB": (server.headers, chat("a" * 10_000_000)),
+        "no key": {"json": chat, "headers": {}},
+        "wrong key": {"json": chat, "headers": wrong_key},
+        "unknown model": {"json": chat | {"model": "gpt-none"}},
+        "prompt longer than the context": {"json": chat | {"messages": too_long}},
+        "malformed JSON": {"content": malformed, "headers": {"Content-Type": "application/json"}},
+        "max_tokens of -1": {"json": chat | {"max_tokens": -1}},
+        "a body of 10 MB": {"json": chat | {"messages": huge}},
     }
     found = []
     with httpx.Client(base_url=server.url, timeout=60.0, trust_env=False) as client:
-        for what, (key, body) in cases.items():
-            headers = key | {"Content-Type": "application/json"}
-            reply = client.post("/v1/chat/completions", headers=headers, content=body)
+        for what, request in cases.items():
+            headers = request.pop("headers", {})
+            headers = headers if "key" in what else server.headers | headers
+            reply = client.post("/v1/chat/completions", headers=headers, **request)
             found.append(Refusal(what, reply.status_code, clients.message(reply)))
     return found

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     @field_validator("quantization", mode="before")
     @classmethod
     def _done_while_loading(cls, name: str) -> str:
-        if name.lower().startswith(STORED):
+        if str(name).lower().startswith(STORED):
             raise ValueError(STORED_ELSEWHERE)
         return name
 
@@ -155,7 +155,7 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
     Raises:
         SettingsError: it names each wrong variable, its value (not a secret's) and what is allowed.
     """
-    inside = {} if env_file is None else dotenv_values(env_file)
+    inside = [name for name, value in dotenv_values(env_file).items() if value] if env_file else []
     foreign = [name for name in inside if name.upper() not in NAMES and name not in os.environ]
     misspelt = [name for name in foreign if difflib.get_close_matches(name.upper(), NAMES, cutoff=0.8)]
     problems = [_unknown(name, Path(env_file).name) for name in misspelt]
@@ -167,8 +167,8 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
         wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         problems += [_sentence(problem) for problem in wrong]
     for name in sorted(set(foreign) - set(misspelt)):
-        what = "nothing here reads it. Flags of vLLM are arguments; other programs' variables, export them"
-        warnings.warn(f"{name} ({Path(env_file).name}): {what}.", SettingsWarning, stacklevel=2)
+        what = "nothing here reads it. Give vLLM's flags as arguments, export other programs' variables."
+        warnings.warn(f"{name} ({Path(env_file).name}): {what}", SettingsWarning, stacklevel=2)
     if problems:
         raise SettingsError("\n".join(problems))
     return found
