@@ -48,14 +48,6 @@ def checked() -> Settings:
     return found
 
 
-def named(model_name: str) -> tuple[str, str | None]:
-    """The folder or hub name, and the revision after an ``@``, which a folder's name may have in it."""
-    if Path(model_name).is_dir() or model_name.startswith(("/", ".")):
-        return model_name, None
-    name, _, revision = model_name.partition("@")
-    return name, revision or None
-
-
 def find_nvml() -> None:
     """Where no NVML bindings are installed let ``detect`` have vLLM's own: no GPU found would mean a CPU."""
     vllm = importlib.util.find_spec("vllm")
@@ -74,9 +66,12 @@ def command_line(settings: Settings) -> list[str]:
         SchemeError: this machine does not run the quantization.
     """
     find_nvml()
-    here, (model, revision) = machine.detect(), named(settings.model_name)
+    here, model, revision = machine.detect(), settings.model_name, ""
+    title = Path(model).name
+    if not Path(model).is_dir():  # whose name may have an @ in it
+        model, _, revision = model.partition("@")
+        title = model
     way = schemes.scheme(settings.scheme).way(here)
-    title = model.rstrip("/").rpartition("/")[2] if Path(model).is_dir() else model
     args = command.arguments(settings, here, way, model, title)
     if revision:
         args["revision"] = revision  # of weights, tokenizer and template alike
