@@ -165,7 +165,7 @@ class Interrupted(subprocess.Popen):
         super().__init__(*args, **options)
         Interrupted.made += 1
         if Interrupted.made == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_while_the_second_server_is_made_leaves_neither(tmp_path, quick, monkeypatch):

@@ -39,14 +39,6 @@ class Belongings:
                         self._processes += [child, *child.children(recursive=True)]
             self._shared = set(folder.glob("*")) - old_shared
 
-    def leave_processes(self) -> None:
-        """Let go of the processes: each has another owner by now. Shared memory stays."""
-        self._processes = []
-
-    def share(self, other: Belongings) -> None:
-        """Have another's shared memory, too: whichever ends last removes what nobody maps by then."""
-        self._shared |= other._shared
-
     def end(self) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
         for process in self._processes:
@@ -66,9 +58,9 @@ class Belongings:
 
 
 def _is_ours(child: psutil.Process) -> bool:
-    """Whether a child is an engine, by its watch or the title it takes, or a server; others are not ours."""
+    """Whether a child is an engine, by its watch or the title it takes; others are not ours."""
     command = " ".join(child.cmdline())
-    return command.startswith("VLLM::") or "owner-watch" in command or "helpers.base.processes" in command
+    return command.startswith("VLLM::") or "owner-watch" in command
 
 
 # What engines and servers leave in /dev/shm. Whatever else appears there while one starts is another

@@ -18,10 +18,12 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import pydantic
 
 from helpers.base import parameters, processes
@@ -129,11 +131,12 @@ def run_batch(
     write_whole(Path(out), "".join(json.dumps(row) + "\n" for row in have.values()))
     begun = time.perf_counter()
     if len(have) < len(rows):
-        source, out = Path(source).absolute(), Path(out).absolute()  # the child runs elsewhere
-        words = [str(source), str(out), "--url", url, "--clients", str(clients), "--ask"]
-        words += ["--address", address] if address else []
+        out = Path(out).absolute()  # the child runs elsewhere
+        job = (str(Path(source).absolute()), str(out), url, clients, address)
+        # Imported, not run by its name: Ray pickles what it is given by the module that it is of.
+        code = f"from helpers.serve import batches; batches.ask_all(*{job!r})"
         # Ray runs below a supervisor: two of its processes would outlive an owner that is killed.
-        command = processes.owned_command([sys.executable, "-m", "helpers.serve.batches", *words], GRACE_S)
+        command = processes.owned_command([sys.executable, "-c", code], GRACE_S)
         environment = os.environ | QUIET | {"VLLM_API_KEY": key, "PYTHONPATH": str(ROOT)}
         log, done = Path(f"{out}.log"), lambda: (out.read_text().count("\n"), len(rows), "rows")
         if code := processes.run_logged(command, log, environment, done):
@@ -142,8 +145,8 @@ def run_batch(
     return Summary(len(rows), len(answers(out)), len(have), time.perf_counter() - begun)
 
 
-def _ask_all(source: str, out: str, url: str, clients: int, address: str | None) -> None:
-    """In the child: every row that has no answer, through Ray; a line a row as Ray's blocks are done."""
+def ask_all(source: str, out: str, url: str, clients: int, address: str | None) -> None:
+    """What the child does: every row that has no answer, through Ray; a line a row as blocks are done."""
     import ray
 
     have = answers(out)
@@ -173,24 +176,20 @@ class Asker:
     """
 
     def __init__(self, url: str, key: str, clients: int):
-        from concurrent.futures import ThreadPoolExecutor
-
-        import httpx
         import openai
 
         self.pool = ThreadPoolExecutor(clients)
         # No proxy of the environment's: it would be told the key.
-        limits = httpx.Limits(max_connections=clients)
-        http = openai.DefaultHttpxClient(trust_env=False, limits=limits)
-        options = {"max_retries": ATTEMPTS - 1, "timeout": 600, "http_client": http}
-        self.client = openai.OpenAI(base_url=url, api_key=key, **options)
+        http = httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=clients))
+        self.client = openai.OpenAI(
+            base_url=url, api_key=key, max_retries=ATTEMPTS - 1, timeout=600, http_client=http
+        )
 
     def __call__(self, batch: dict) -> dict:
         return {"line": list(self.pool.map(self.ask, batch["line"]))}
 
     def ask(self, line: str) -> str:
         """One row, asked until it is answered or its attempts are used up."""
-        import httpx
         import openai
 
         row, response, problem = json.loads(line), None, ""
@@ -209,17 +208,14 @@ class Asker:
         return json.dumps({"custom_id": row["custom_id"], "response": response, "error": error})
 
 
-def _main(words: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="batches", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="JSON lines with custom_id, url and body")
     parser.add_argument("out", help="JSON lines; rows that it answers are not asked again")
     parser.add_argument("--url", required=True, help="of a server or a router, such as http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, default=16, help="requests in flight at once (%(default)s)")
     parser.add_argument("--address", help="of a Ray cluster, such as auto; by default this machine alone")
-    parser.add_argument("--ask", action="store_true", help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(words))
-    if given.pop("ask"):
-        return _ask_all(**given)
+    given = vars(parser.parse_args())
     try:
         summary = run_batch(key=os.environ.get("VLLM_API_KEY", ""), **given)
     except (BatchError, parameters.ParameterError, OSError) as error:
@@ -229,7 +225,4 @@ def _main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # As Ray pickles what it is given by the name of its module, this file must be imported, not the program.
-    from helpers.serve import batches
-
-    batches._main()
+    main()

@@ -19,7 +19,7 @@ from helpers.base.processes import end_with
 from helpers.faults.log import root_cause
 
 
-class Child:
+class Child(contextlib.AbstractContextManager):
     """``work(say, *job)`` in a process group of its own, which ends with its owner.
 
     ``work`` is named, ``"helpers.serve.load:work"``. What it and vLLM print goes to ``log``; ``line``
@@ -40,9 +40,6 @@ class Child:
             )  # fmt: skip
         os.close(write)
         self._rest = b""
-
-    def __enter__(self) -> Child:
-        return self
 
     def __exit__(self, *_) -> None:
         self.end()

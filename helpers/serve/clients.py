@@ -8,6 +8,7 @@ A request is lost only if nobody counts it: here each has an outcome, and each a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -85,10 +86,11 @@ def lasting(seconds: float, per_token: float) -> int:
 
 def streamed(requests: Iterable[Request]) -> list[Request]:
     """The same requests, each answered piece by piece."""
-    return [replace(request, body=request.body | {"stream": True}) for request in requests]
+    pieces = {"stream": True, "stream_options": {"include_usage": True}}
+    return [replace(request, body=request.body | pieces) for request in requests]
 
 
-class Crowd:
+class Crowd(contextlib.AbstractContextManager):
     """Made by ``crowd``."""
 
     def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
@@ -112,45 +114,23 @@ class Crowd:
         if self._stopping.wait(max(0.0, due - time.monotonic())):
             return None
         begun = time.perf_counter()
-
-        def outcome(how: str, status: int | None, text: str) -> Outcome:
-            return Outcome(how, status, text, time.perf_counter() - begun)
-
-        body = {"model": self._server.name, **request.body}
         try:
-            if body.get("stream"):
-                return outcome(*self._streamed(request, body))
-            reply = self._http.post("/v1/chat/completions", json=body, headers=request.headers)
+            found = self._answer(request)
         except httpx.ReadTimeout:
-            return outcome(HUNG, None, f"nothing within {self._timeout_s:g} s")
+            found = HUNG, None, f"nothing within {self._timeout_s:g} s"
         except httpx.HTTPError as error:
-            return outcome(CUT, None, type(error).__name__)
-        if reply.status_code != 200:
-            return outcome(REFUSED, reply.status_code, message(reply))
-        content = reply.json()
-        return outcome(judged(request, content), 200, content["choices"][0]["message"]["content"])
+            found = CUT, None, type(error).__name__
+        return Outcome(*found, time.perf_counter() - begun)
 
-    def _streamed(self, request: Request, body: dict) -> tuple[str, int | None, str]:
-        """Outcome, status and text of an answer that comes in pieces: whole only if its end came, too."""
-        pieces, reason, usage = [], None, {}
-        body = body | {"stream_options": {"include_usage": True}}
+    def _answer(self, request: Request) -> tuple[str, int | None, str]:
+        """Send a request; how it ended, its status and its text."""
+        body = {"model": self._server.name, **request.body}
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=request.headers) as reply:
             if reply.status_code != 200:
                 reply.read()
                 return REFUSED, reply.status_code, message(reply)
-            for line in reply.iter_lines():
-                if line == "data: [DONE]":
-                    break
-                found = json.loads(line[6:]) if line.startswith("data: ") else {}
-                usage = found.get("usage") or usage
-                for choice in found.get("choices", ()):
-                    pieces.append(choice["delta"].get("content") or "")
-                    reason = choice.get("finish_reason") or reason
-        text = "".join(pieces)
-        if reason is None:  # the router ends a stream whose server died as if it were whole
-            return CUT, 200, text
-        choice = {"message": {"content": text}, "finish_reason": reason}
-        return judged(request, {"choices": [choice], "usage": usage}), 200, text
+            content = _joined(reply.iter_lines()) if body.get("stream") else json.loads(reply.read())
+        return judged(request, content), 200, content["choices"][0]["message"]["content"]
 
     def wait_until_running(self, count: int) -> None:
         """Wait until the server itself says that ``count`` requests are in flight.
@@ -167,8 +147,9 @@ class Crowd:
         Raises:
             TimeoutError: it had not within a minute, or every request had ended.
         """
-        before = _written(self._server)
-        self._wait_until(lambda: _written(self._server) > before, 1, "a token of theirs")
+        written = lambda: self._server.metrics()["vllm:generation_tokens_total"]  # noqa: E731
+        before = written()
+        self._wait_until(lambda: written() > before, 1, "a token of theirs")
 
     def _wait_until(self, seen: Callable[[], bool], least: int, what: str) -> None:
         """Look again and again until it is seen, as long as ``least`` requests have not ended."""
@@ -197,9 +178,6 @@ class Crowd:
         results = [future.result() for future in self._futures if not future.cancelled()]
         return [outcome for outcome in results if outcome]
 
-    def __enter__(self) -> Crowd:
-        return self
-
     def __exit__(self, kind, error, tb) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
         self._http.close()
@@ -216,13 +194,30 @@ def crowd(
     return Crowd(server, list(requests), concurrency, timeout_s, every_s)
 
 
+def _joined(lines: Iterable[str]) -> dict:
+    """The pieces of a streamed answer as one that came whole; without a ``finish_reason`` if no end came."""
+    pieces, reason, usage = [], None, {}
+    for line in lines:
+        if line == "data: [DONE]":
+            break
+        found = json.loads(line[6:]) if line.startswith("data: ") else {}
+        usage = found.get("usage") or usage
+        for choice in found.get("choices", ()):
+            pieces.append(choice["delta"].get("content") or "")
+            reason = choice.get("finish_reason") or reason
+    return {"choices": [{"message": {"content": "".join(pieces)}, "finish_reason": reason}], "usage": usage}
+
+
 def judged(request: Request, content: dict) -> str:
-    """What a reply with status 200 is worth: ``ANSWERED``, ``WRONG``, or ``ABORTED``.
+    """What a reply with status 200 is worth: ``ANSWERED``, ``WRONG``, ``ABORTED`` or ``CUT``.
 
     ``abort`` is vLLM's word for a request that its engine gave up, on its way out above all: what was
-    written so far is sent like an answer.
+    written so far is sent like an answer. And the router ends a stream whose server died as if it were whole.
     """
-    if content["choices"][0].get("finish_reason") == "abort":
+    reason = content["choices"][0]["finish_reason"]
+    if reason is None:
+        return CUT
+    if reason == "abort":
         return ABORTED
     return ANSWERED if request.holds(content) else WRONG
 
@@ -231,10 +226,6 @@ def in_flight(server) -> int:
     """Requests the server has accepted and not finished, by its own count."""
     found = server.metrics()
     return int(found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"])
-
-
-def _written(server) -> float:
-    return server.metrics()["vllm:generation_tokens_total"]
 
 
 def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
@@ -252,40 +243,51 @@ def message(reply) -> str:
     return error["message"] if isinstance(error, dict) else str(error)
 
 
-@dataclass
-class Watch:
-    """A client that asks for /health and for one token, again and again, while something else happens."""
+class Repeated(contextlib.AbstractContextManager):
+    """Calls functions again and again, each in a thread of its own, as long as its ``with`` block lasts."""
 
-    server: object
-    every_s: float = 0.3
-    health: list[object] = field(default_factory=list)  # HTTP status, or the name of the failure
-    tokens: list[object] = field(default_factory=list)
-
-    def __enter__(self) -> Watch:
-        # A new connection each time, as a load balancer's next user has.
-        headers = self.server.headers | {"Connection": "close"}
-        self._http = httpx.Client(base_url=self.server.url, headers=headers, timeout=10.0, trust_env=False)
-        self._done = threading.Event()
-        token = {"model": self.server.name, "prompt": "Hello", "max_tokens": 1}
-        work = ((self.health, "GET", "/health", None), (self.tokens, "POST", "/v1/completions", token))
-        self._threads = [threading.Thread(target=self._ask, args=args, daemon=True) for args in work]
+    def __init__(self, every_s: float, *calls: Callable[[], None]):
+        self._every_s, self._done = every_s, threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(call,), daemon=True) for call in calls]
         for thread in self._threads:
             thread.start()
-        return self
 
-    def _ask(self, said: list, method: str, path: str, body: dict | None) -> None:
-        while not self._done.wait(self.every_s):
-            try:
-                said.append(self._http.request(method, path, json=body).status_code)
-            except httpx.HTTPError as error:
-                said.append(type(error).__name__)
+    def _repeat(self, call: Callable[[], None]) -> None:
+        while not self._done.wait(self._every_s):
+            call()
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Watch(Repeated):
+    """A client that asks for /health and for one token, again and again, while something else happens."""
+
+    def __init__(self, server, every_s: float = 0.3):
+        self.health: list[object] = []  # HTTP status, or the name of the failure
+        self.tokens: list[object] = []
+        # A new connection each time, as a load balancer's next user has.
+        headers = server.headers | {"Connection": "close"}
+        self._http = httpx.Client(base_url=server.url, headers=headers, timeout=10.0, trust_env=False)
+        token = {"model": server.name, "prompt": "Hello", "max_tokens": 1}
+        super().__init__(
+            every_s,
+            lambda: self._ask(self.health, "GET", "/health"),
+            lambda: self._ask(self.tokens, "POST", "/v1/completions", json=token),
+        )
+
+    def _ask(self, said: list, method: str, path: str, **body) -> None:
+        try:
+            said.append(self._http.request(method, path, **body).status_code)
+        except httpx.HTTPError as error:
+            said.append(type(error).__name__)
 
     def said(self, which: str) -> str:
         """The different status codes that ``health`` or ``tokens`` got; failed connections left out."""
         return ", ".join(map(str, sorted({code for code in getattr(self, which) if isinstance(code, int)})))
 
     def __exit__(self, *_) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
+        super().__exit__()
         self._http.close()

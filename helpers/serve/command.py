@@ -29,7 +29,6 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     - ``shutdown_timeout``: with vLLM's default of 0 no request in flight is answered when it stops;
     - ``max_new_tokens``: vLLM ends every answer there, also where a request asks for more;
     - ``max_num_queued_reqs``: a full server says so (503) instead of letting everybody wait;
-    - ``middleware``: one model can be asked for by its name, as OpenAI's clients do;
     - the pages on its own routes are off, every answer has an ``X-Request-Id``, health checks are not logged.
 
     Args:
@@ -45,8 +44,8 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
     args = {
         "model": model,
         "served_model_name": settings.served_model_name or title,
-        "host": settings.host,
-        "port": settings.server_port or free_ports(settings.host)[0],
+        "host": settings.server_host,
+        "port": settings.server_port or free_ports(settings.server_host)[0],
         "max_model_len": settings.max_model_len if chosen else min(settings.max_model_len, longest),
         "max_num_seqs": settings.max_num_seqs,
         "max_num_queued_reqs": settings.in_flight,
@@ -54,7 +53,6 @@ def arguments(settings: Settings, machine, way: Way, model: str, title: str, con
         "shutdown_timeout": settings.shutdown_timeout,
         "disable_fastapi_docs": True,
         "enable_request_id_headers": True,
-        "middleware": "helpers.serve.models.retrieve",
         "disable_access_log_for_endpoints": "/health,/metrics",
         **way.args,
     }
@@ -114,29 +112,17 @@ def typed(start: str, words: list[str]) -> str:
 def server_environment(settings: Settings) -> dict[str, str]:
     """The server's environment: this one, and what must not stand in a command line or differs here."""
     own_variables = {
-        **VLLM_ENVIRONMENT,
         "VLLM_API_KEY": settings.api_key,
         "VLLM_CPU_KVCACHE_SPACE": str(settings.vllm_cpu_kvcache_space),
         "VLLM_MAX_N_SEQUENCES": str(settings.vllm_max_n_sequences),
     }
-    if settings.hf_token:
-        own_variables["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return inherited | own_variables
+    return os.environ | VLLM_ENVIRONMENT | own_variables
 
 
-@contextlib.contextmanager
-def token(settings: Settings):
-    """HF_TOKEN in this process's environment while a model is fetched: it may come from a .env file."""
-    saved = os.environ.get("HF_TOKEN")
+def use_token(settings: Settings) -> None:
+    """Let this process, and what inherits from it, fetch gated models: the token may come from a file."""
     if settings.hf_token:
         os.environ["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    try:
-        yield
-    finally:
-        if settings.hf_token:
-            os.environ.pop("HF_TOKEN")
-            os.environ.update({"HF_TOKEN": saved} if saved else {})
 
 
 def free_ports(host: str, count: int = 1) -> list[int]:

@@ -87,8 +87,8 @@ def command_line(settings: Settings) -> list[str]:
     """
     find_nvml()
     here, (model, revision) = machine.detect(), named(settings.model_name)
-    with command.token(settings):
-        config = config_of(model, revision)
+    command.use_token(settings)
+    config = config_of(model, revision)
     way = schemes.scheme(settings.scheme).way(here)
     title = model.rstrip("/").rpartition("/")[2] if Path(model).is_dir() else model
     args = command.arguments(settings, here, way, model, title, config)

@@ -10,6 +10,7 @@ the server keeps up or not, as users do. The generator runs in a process of its 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -74,7 +75,7 @@ class Level:
         return self.goodput / self.requests_per_s * self.completed / sent if self.requests_per_s else 0.0
 
 
-class Generator:
+class Generator(contextlib.AbstractContextManager):
     """The load's process: it imports vLLM from the moment it is made, while you do something else.
 
     It ends with its ``with`` block, by ``close`` or with this process.
@@ -148,16 +149,8 @@ class Generator:
             self._child.end()
             self._child = None
 
-    def __enter__(self) -> Generator:
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def bench(server: Server, *, log_dir: str | Path, **levels) -> list[Level]:
-    with Generator(log_dir) as generator:
-        return generator.bench(server, **levels)
 
 
 def _level(found: dict) -> Level:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -44,7 +45,7 @@ class Owned:
         self.start_s: float | None = None  # from nothing to the first token
         self.end: Stop | None = None
         self._process: subprocess.Popen | None = None  # the supervisor
-        self._own = Belongings()
+        self._shared = Belongings()  # its memory; its processes are its supervisor's to end
 
     # -- using it -------------------------------------------------------------------------------
 
@@ -58,13 +59,12 @@ class Owned:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.settings.api_key}"}
 
-    def client(self, **options):
+    def client(self, timeout: float = 120.0):
         """Return an ``openai.OpenAI`` for it; it does not retry, so that you see every failure."""
         import openai
 
-        direct = openai.DefaultHttpxClient(trust_env=False)  # as in _http
-        options = {"max_retries": 0, "timeout": 120.0, "http_client": direct} | options
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.settings.api_key, **options)
+        same = {"api_key": self.settings.api_key, "http_client": self._http}
+        return openai.OpenAI(base_url=f"{self.url}/v1", timeout=timeout, max_retries=0, **same)
 
     def get(self, path: str, timeout_s: float = 10.0):
         return self._http.get(self.url + path, timeout=timeout_s)
@@ -112,7 +112,8 @@ class Owned:
         Raises:
             ServerStartError: the port is taken, the model does not load, or it takes too long.
         """
-        start_together(self)
+        start_in_turn([self])
+        print(self._started())
         return self
 
     def prepare(self) -> None:
@@ -132,17 +133,16 @@ class Owned:
         self.log_file.touch()  # taken: one that starts beside it gets another
 
     @property
-    def _followed_log(self) -> Path:
-        """The log that the progress bar follows."""
-        return self.log_file
+    def _grace_s(self) -> int:
+        return self.settings.shutdown_timeout + TEARDOWN_S
 
     def launch(self) -> None:
         """Start the process; from the thread that stays, see ``owned_command``."""
-        grace_s = self.settings.shutdown_timeout + TEARDOWN_S
-        with self.log_file.open("a") as log:
+        # Ctrl+C inside the constructor would leave a child that nobody knows.
+        with self.log_file.open("a") as log, interrupts.interrupts_deferred():
             self._begun = time.perf_counter()
             self._process = subprocess.Popen(
-                processes.owned_command(self._command_line(), grace_s),
+                processes.owned_command(self._command_line(), self._grace_s),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -179,34 +179,30 @@ class Owned:
         return False
 
     def __exit__(self, kind, error, tb) -> None:
-        died = self._process is not None and self.end is None and not self.running
-        if error is not None or died:
-            self.kill()
-        else:
-            self.stop()
-        if died and error is None:
+        known = self.end  # a death that the block has dealt with is no news
+        end = self.stop() if error is None else self.kill()
+        if error is None and known is None and end.how == "died":
             self.check()
 
     def stop(self) -> Stop:
         """Send SIGTERM and wait: it drains for ``shutdown_timeout`` seconds, then it is killed."""
-        return self._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
+        return self._finish(signal.SIGTERM)
 
     def kill(self) -> Stop:
         """Send SIGKILL; what it started is ended, too."""
-        return self._finish(signal.SIGKILL, TEARDOWN_S, "was killed")
+        return self._finish(signal.SIGKILL)
 
     def crash(self) -> None:
         """Kill it as the system does, behind this object's back; return when it is gone."""
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait(TEARDOWN_S)
 
-    def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
-        if self._process is None:  # Ctrl+C came while it was being made
-            with interrupts.interrupts_deferred():
-                self._own.end()
+    def _finish(self, signum: signal.Signals) -> Stop:
         self._note_death()
         if self._process is None or self.end is not None:  # its number may be another's by now
             return self.end
+        asked = signum == signal.SIGTERM
+        how, patience_s = ("stopped", self._grace_s) if asked else ("was killed", TEARDOWN_S)
         with interrupts.interrupts_deferred():
             begun = time.perf_counter()
             with contextlib.suppress(ProcessLookupError):
@@ -215,7 +211,9 @@ class Owned:
                 self._process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 how = f"did not stop within {patience_s:.0f} s and was killed"
-                self._process.kill()
+                for process in self.processes():
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
             self._clean_up(how, time.perf_counter() - begun)
         return self.end
 
@@ -238,8 +236,8 @@ class Owned:
             self._clean_up("died", 0.0)
 
     def _clean_up(self, how: str, seconds: float) -> None:
-        self._own.end()
         self._process.wait()
+        self._shared.end()
         self.end = Stop(how, seconds, self._process.returncode)
 
     def _diagnosed(self, kind: type[ServerError], sentence: str) -> ServerError:
@@ -257,25 +255,35 @@ def start_together(*servers: Owned) -> None:
     Raises:
         ServerStartError: as ``start``.
     """
+    start_in_turn(servers)
     for server in servers:
+        print(server._started())
+
+
+def start_in_turn(*stages: Sequence[Owned]) -> None:
+    """Start those of a stage side by side, and the next stage when they are ready; all of them, or none."""
+    everyone = [server for stage in stages for server in stage]
+    for server in everyone:
         server.prepare()
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(logfile.starting(servers[0]._followed_log))
-            for server in servers:
-                stack.enter_context(server._own.watched())
-                server.launch()
-            for server in servers:
-                server.wait_until_ready()
+        with logfile.starting(everyone[0].log_file):
+            for stage in stages:
+                _start_stage(stage)
     except BaseException:
-        for server in servers:
+        for server in everyone:
             server.kill()
         raise
-    for server in servers:
-        if len(servers) > 1:
-            server._own.leave_processes()  # among them the others'; its supervisor ends its own
+    for server in everyone:
         interrupts.on_interrupted_cell(server.kill)
-        print(server._started())
+
+
+def _start_stage(servers: Sequence[Owned]) -> None:
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server._shared.watched())
+            server.launch()
+        for server in servers:
+            server.wait_until_ready()
 
 
 def refuse_taken_port(host: str, port: int) -> None:

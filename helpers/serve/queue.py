@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from dataclasses import dataclass, field
+
+from helpers.serve.clients import Repeated
 
 
 def overshoot(arrivals: float, capacity: float, start_s: float) -> float:
@@ -16,30 +16,23 @@ def overshoot(arrivals: float, capacity: float, start_s: float) -> float:
     return max(0.0, arrivals - capacity) * start_s
 
 
-@dataclass
-class Queue:
+class Queue(Repeated):
     """Requests that wait in servers, by their own count, as long as the block lasts."""
 
-    router: object
-    every_s: float = 0.5
-    seconds: list[float] = field(default_factory=list)  # since the block began
-    waiting: list[float] = field(default_factory=list)
-
-    def __enter__(self) -> Queue:
-        self._done, self._begun = threading.Event(), time.monotonic()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
+    def __init__(self, router, every_s: float = 0.5):
+        self.seconds: list[float] = []  # since the block began
+        self.waiting: list[float] = []
+        self._router, self._begun = router, time.monotonic()
+        super().__init__(every_s, self._look)
 
     def now(self) -> float:
         """Seconds since the block began."""
         return time.monotonic() - self._begun
 
-    def _watch(self) -> None:
-        while not self._done.wait(self.every_s):
-            found = self.router.metrics()
-            self.seconds.append(self.now())
-            self.waiting.append(found.get("vllm:num_requests_waiting", 0.0))
+    def _look(self) -> None:
+        found = self._router.metrics()
+        self.seconds.append(self.now())
+        self.waiting.append(found.get("vllm:num_requests_waiting", 0.0))
 
     def wait_until_longer(self, than: float, timeout_s: float = 20.0) -> float:
         """Wait until more than so many requests wait, or ``timeout_s``: a machine may have become faster.
@@ -51,7 +44,3 @@ class Queue:
         while self.now() < stop and not (self.waiting and self.waiting[-1] > than):
             time.sleep(0.05)
         return self.now()
-
-    def __exit__(self, *_) -> None:
-        self._done.set()
-        self._thread.join()

@@ -24,9 +24,9 @@ import httpx
 
 from helpers.base import parameters
 from helpers.base.machine import Machine, detect, visible_gpus
-from helpers.serve.command import TEARDOWN_S, flags, free_ports, server_environment, typed
+from helpers.serve.command import flags, free_ports, server_environment, typed
 from helpers.serve.errors import ServerError, Stop
-from helpers.serve.owned import Owned
+from helpers.serve.owned import Owned, start_in_turn
 from helpers.serve.server import Server, open_server
 from helpers.serve.settings import Settings, load
 
@@ -68,9 +68,9 @@ def open_router(
     if importlib.util.find_spec("vllm_router") is None:
         raise ServerError(MISSING)
     free = places(detect(), servers, vllm_args.get("tensor_parallel_size", 1))
-    ports = free_ports(settings.host, servers + 2)
+    ports = free_ports(settings.server_host, servers + 2)
     args = {
-        "host": settings.host,
+        "host": settings.server_host,
         "port": settings.server_port or ports[0],
         "policy": policy,
         "prometheus_host": "127.0.0.1",
@@ -162,7 +162,7 @@ class Router(Owned):
     def use(self, policy: str) -> None:
         """Start the router anew with another policy; its servers go on."""
         check_policy(policy)
-        super()._finish(signal.SIGTERM, self.settings.shutdown_timeout + TEARDOWN_S, "stopped")
+        super()._finish(signal.SIGTERM)
         self.args["policy"] = policy
         self.start()
 
@@ -196,45 +196,19 @@ class Router(Owned):
 
     def start(self) -> Router:
         """Start the servers that do not run, side by side, and then the router; end all with ``stop``."""
-        super().start()
-        for server in self._starting:  # the router may end and start anew before they do
-            server._own.share(self._own)
-        self._own.leave_processes()  # each server owns its own from here on, and lets it drain
+        begun = time.perf_counter()
+        # All servers at first; after the router alone died, only those that died with it or since.
+        start_in_turn([server for server in self.servers if not server.running], [self])
+        self.start_s = time.perf_counter() - begun  # of all
+        print(self._started())
         return self
 
-    def prepare(self) -> None:
-        super().prepare()
-        for server in self._to_start():
-            server.prepare()
-
-    @property
-    def _followed_log(self) -> Path:
-        return next((server.log_file for server in self._to_start()), self.log_file)
-
-    def _to_start(self) -> list[Server]:
-        """All at first; after the router alone died, only those that died with it or since."""
-        return [server for server in self.servers if not server.running]
-
-    def launch(self) -> None:
-        """Launch the servers; the router itself follows when they are ready."""
-        self._starting = self._to_start()
-        for server in self._starting:
-            server.launch()
-
-    def wait_until_ready(self) -> None:
-        begun = time.perf_counter()
-        for server in self._starting:
-            server.wait_until_ready()
-        super().launch()
-        super().wait_until_ready()
-        self.start_s = time.perf_counter() - begun  # of all
-
-    def _finish(self, signum: signal.Signals, patience_s: float, how: str) -> Stop:
+    def _finish(self, signum: signal.Signals) -> Stop:
         """The router first: it takes nobody new and finishes what runs. Then its servers, whatever comes."""
         with contextlib.ExitStack() as stack:
             for server in self.servers:
-                stack.callback(server.stop if signum == signal.SIGTERM else server.kill)
-            return super()._finish(signum, patience_s, how)
+                stack.callback(server._finish, signum)
+            return super()._finish(signum)
 
     # -- what ``Owned`` asks ----------------------------------------------------------------------
 

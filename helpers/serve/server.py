@@ -43,8 +43,8 @@ def open_server(
     """
     settings = settings or load()
     machine = detect()
-    with command.token(settings):
-        model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
+    command.use_token(settings)
+    model, checkpoint, way = engine.resolve_checkpoint(settings.model_name, settings.scheme, machine)
     model.check_words()
     folder, config = str(checkpoint.folder), checkpoint.config
     args = command.arguments(settings, machine, way, folder, model.title, config) | vllm_args
@@ -68,14 +68,13 @@ class Server(Owned):
 
     @property
     def command(self) -> str:
-        """The command that starts the same server without these helpers, their middleware neither (it answers
-        /v1/models/NAME); the key is in a variable.
+        """The command that starts the same server without these helpers; the key is in a variable.
 
         On a CPU the KV cache's size is in another: without it vLLM would take its share of all memory. A
         folder in a cache of ours differs by machine: ``/path/to`` stands for where it is.
         """
         ours = self.checkpoint.kind in (EMBEDDED, "made")  # its folder is in a cache of ours
-        args = {name: value for name, value in self.args.items() if name not in ("model", "middleware")}
+        args = {name: value for name, value in self.args.items() if name != "model"}
         named = f"/path/to/{self.checkpoint.title}" if ours else self.checkpoint.name
         variables = {"VLLM_API_KEY": "...", "VLLM_MAX_N_SEQUENCES": self.settings.vllm_max_n_sequences}
         if detect().kind == "cpu":

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, IPvAnyAddress, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from helpers.serve import aliases
@@ -65,7 +73,9 @@ class Settings(BaseSettings):
     max_model_len: int = Field(2048, ge=16, le=1_048_576, description="tokens of prompt and answer together")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests that run at once; others wait")
     served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
-    server_host: IPvAnyAddress = Field("127.0.0.1", validate_default=True, description="address to listen on")
+    server_host: Annotated[IPvAnyAddress, AfterValidator(str)] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
     server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs that one server is spread over")
     max_answer_tokens: int = Field(500, ge=1, le=1_048_576, description="every answer ends there")
@@ -119,10 +129,6 @@ class Settings(BaseSettings):
     @property
     def scheme(self) -> str:
         return SCHEMES[self.quantization]
-
-    @property
-    def host(self) -> str:
-        return str(self.server_host)
 
     @property
     def api_key(self) -> str:

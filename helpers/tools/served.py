@@ -17,7 +17,7 @@ from helpers.base.machine import detect
 from helpers.model import lookup, schemes, shapes
 from helpers.model.model import EMBEDDED, Model, cache_folder
 from helpers.serve import command, settings
-from helpers.serve.load import Level, Objective, bench
+from helpers.serve.load import Generator, Level, Objective
 from helpers.serve.server import Server
 from helpers.tools.deployments import WAYS, shape
 from helpers.tools.grid import slug
@@ -82,7 +82,8 @@ def work(model: str, way: str, logs: str) -> Iterator[dict]:
     asked = {"concurrencies": [8, *CLIENTS], "shares": SHARES, "objective": PROMPT, "seconds": OPEN_S}
     with server(worded(model, way), Path(logs), **args) as one:
         yield {"args": args}
-        yield from map(line, bench(one, **asked, **LENGTHS, log_dir=logs)[1:])
+        with Generator(logs) as generator:
+            yield from map(line, generator.bench(one, **asked, **LENGTHS)[1:])
     yield DONE
 
 
