@@ -63,7 +63,7 @@ def counted(model: Model) -> Counted:
     Raises:
         LayoutError: it cannot be counted; the message says why.
     """
-    text = sizes.config_text(model.folder)
+    text = (model.folder / "config.json").read_text()
     config = full_config(text).get_text_config(decoder=True)
     counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
     stored = None
