@@ -175,7 +175,7 @@ def test_another_model_recipe_group_or_effort_is_another_checkpoint(tiny, tmp_pa
     folders.add(checkpoints.make(tiny, "awq").folder)
     _model(tiny.folder, rope_theta=1.0)
     folders.add(checkpoints.make(tiny, "awq").folder)
-    monkeypatch.setitem(EFFORT, machine.detect().kind, {"samples": 1, "tokens": 2})
+    monkeypatch.setitem(EFFORT, machine.detect().kind, {"samples": 1, "tokens": 2, "strengths": 3})
     folders.add(checkpoints.make(tiny, "awq").folder)
     assert len(folders) == len(made) == 6
 

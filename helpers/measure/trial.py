@@ -19,8 +19,7 @@ from helpers.measure.memory import Memory, measure_memory
 from helpers.measure.speed import Speed
 from helpers.measure.task import Recovery
 from helpers.model import schemes, sizes
-from helpers.model.checkpoints import CheckpointError
-from helpers.model.model import Model
+from helpers.model.model import Model, ModelError
 from helpers.model.schemes import SchemeError
 
 
@@ -111,7 +110,7 @@ def run(
     ``llm_args`` are further arguments of ``vllm.LLM``, here and below.
 
     Raises:
-        SchemeError, CheckpointError, EngineError, QualityError: the scheme does not run here, and why.
+        SchemeError, ModelError, EngineError, QualityError: the scheme does not run here, and why.
     """
     engine = open_engine(model, scheme, log_dir=out / "logs", **llm_args)
     with engine:
@@ -177,7 +176,7 @@ def complete(
                 model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
             )
             run(model, name, reference, question=question, **same)
-        except (SchemeError, CheckpointError, EngineStartError, EngineDiedError) as error:
+        except (SchemeError, ModelError, EngineStartError, EngineDiedError) as error:
             notes.append(f"{name} is not measured here: {error}")
     good, bad = records.read(file)
     return records.of(good, model.title, machine)[0], bad + notes
