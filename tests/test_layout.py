@@ -82,7 +82,6 @@ GROUP = {"targets": ["Linear"], "weights": WEIGHTS}
     ("quantization", "a_weight", "a_channel"),
     [
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, 0.5 + 2.5 / 128, 0),
-        ({"quant_method": "fbgemm_fp8"}, 1, 4),
         ({"quant_method": "auto-round", "bits": 4, "group_size": 128}, 0.5 + 2.5 / 128, 0),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 1 + 4 / 128**2, 0),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": GROUP}, "ignore": ["lm_head"]}, 1, 2),

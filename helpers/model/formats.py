@@ -187,10 +187,6 @@ def _fp8(config: dict):
     return title, "fp8_file", _rule(format, config, _EVERYWHERE)
 
 
-def _fbgemm(config: dict):
-    return "FP8 (FBGEMM), a scale a channel", "fp8_file", _rule(Format(8, channel=4), config)
-
-
 def _mxfp4(config: dict):
     return "MXFP4 experts", "mxfp4", _rule(Format(4, group=32, group_bytes=1), config, ("experts",))
 
@@ -263,7 +259,6 @@ _READERS = {
     "gptq": _integers,
     "auto-round": _integers,
     "fp8": _fp8,
-    "fbgemm_fp8": _fbgemm,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import files
-from helpers.base.files import ROOT
 
 EMBEDDED, SHAPE = "embedded", "shape"  # kinds of model
 TITLE = "SmolLM2-135M-Instruct"  # the embedded one
@@ -79,10 +78,7 @@ def cache_folder() -> Path:
         return Path(chosen).absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).absolute() / "quantized-deployment"
-    try:
-        return Path.home() / ".cache" / "quantized-deployment"
-    except RuntimeError:  # no HOME and no entry in the password file
-        return ROOT / ".cache"
+    return Path.home() / ".cache" / "quantized-deployment"
 
 
 def prepare(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict]) -> Path:

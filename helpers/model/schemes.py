@@ -97,17 +97,7 @@ FP8_FILE = Scheme(
     recipe="fp8",
     ways=tuple(
         replace(way, args={"dtype": way.args["dtype"]})
-        for way in (
-            _FP8_TENSOR,
-            _FP8_MARLIN,
-            replace(
-                _FP8_EMULATED,
-                when=cpu("amx_bf16"),
-                why="Such a checkpoint has one scale a channel, and the kernel for AMX takes one a block or "
-                "a matrix: PyTorch widens every weight for every step.",
-            ),
-            _FP8_EMULATED,
-        )
+        for way in (_FP8_TENSOR, _FP8_MARLIN, _FP8_EMULATED)  # the kernel for AMX takes no scale a channel
     ),
     lacks=FP8.lacks,
 )
@@ -117,7 +107,6 @@ _W4_MARLIN = Way(
     "W4A16 kernel on tensor cores (Marlin)",
     cuda(7.5),
     "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
-    {"dtype": "auto"},
     timed="awq, Marlin",
 )
 
@@ -134,7 +123,6 @@ AWQ = Scheme(
             cuda(9.0, 10.0),
             "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, "
             "too.",
-            {"dtype": "auto"},
             group_bytes=4.0,
             timed="awq, Machete",
         ),
@@ -184,7 +172,6 @@ INT8 = Scheme(
             "INT8 tensor cores",
             cuda(7.5, 10.0),
             "The GPU multiplies INT8 natively.",
-            {"dtype": "auto"},
             arithmetic_bits=8,
             timed="int8",
         ),
@@ -244,7 +231,6 @@ NVFP4 = Scheme(
             "NVFP4 tensor cores",
             cuda(10.0),
             "Blackwell multiplies FP4 by FP4.",
-            {"dtype": "auto"},
             arithmetic_bits=4,
             timed="fp8",
         ),
