@@ -50,7 +50,9 @@ def hub(
                 return self.answer(401, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Not found")
             rest = path.removeprefix(MODEL).strip("/")
             if rest.startswith("revision/") and rest.partition("/")[2] not in ("main", COMMIT):
-                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Not found")
+                return self.answer(
+                    404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id: nope"
+                )
             if rest.startswith("tree/"):
                 listed = [{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in files.items()]
                 return self.answer(200, json.dumps(listed).encode(), Content_Type="application/json")
