@@ -8,15 +8,12 @@ groups of layers). The names of methods are those of vLLM 0.32 (vllm/model_execu
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from helpers.model.layout import MATRICES, LayoutError, Tensor
-from helpers.model.weights import INDEX
 
 
 @dataclass(frozen=True)
@@ -100,15 +97,6 @@ def quantized(config: dict) -> Quantized | None:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise LayoutError(f"The config's quantization_config ({method}) cannot be read: {error!r}.") from None
-
-
-def index_bytes(folder: Path) -> int | None:
-    """Bytes of the weights as the checkpoint's index has them; None where it has no index."""
-    try:
-        total = json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return int(total) if isinstance(total, int | float) and total > 0 else None
 
 
 # -- the methods --------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 
 from helpers.model.model import SHAPE, Model, ModelError
-from helpers.model.weights import INDEX
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -22,21 +21,17 @@ def from_hub(name: str) -> Model:
 
 
 def config_from_hub(name: str) -> Model:
-    """A model of the hub by its config alone; of its weights nothing is fetched but their index.
+    """A model of the hub by its config alone; of its weights nothing is fetched.
 
     Raises:
         ModelError: the hub cannot be reached, has no such model, or that has no ``config.json``.
     """
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     repository, _, revision = name.partition("@")
     with _explained(name):
-        config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
-    with contextlib.suppress(OSError, httpx.TransportError, EntryNotFoundError):
-        hf_hub_download(repository, INDEX, revision=revision or None)
-    return Model(name, repository.split("/")[1], config.parent, SHAPE, revision=config.parent.name)
+        folder = Path(hf_hub_download(repository, "config.json", revision=revision or None)).parent
+    return Model(name, repository.split("/")[1], folder, SHAPE, revision=folder.name)
 
 
 @contextlib.contextmanager
