@@ -20,26 +20,19 @@ from helpers.model.layout import MATRICES, LayoutError, Tensor
 class Format:
     """What a matrix takes: ``bits`` a weight, and scales (and zero points), in bytes.
 
-    ``channel`` is stored once an output channel, ``group_bytes`` once ``group`` weights of a channel (-1: all
-    of them), ``input`` once an input channel, ``tensor`` once a matrix, ``block_bytes`` once a square of
-    ``block`` x ``block`` weights.
+    ``channel`` is stored once an output channel, ``group_bytes`` once ``group`` weights of a channel. A scale
+    of a whole matrix, or of 128 x 128 weights, is not counted: that is less than a weight in 4,000.
     """
 
     bits: float
     channel: float = 0
     group: int = 0
     group_bytes: float = 0
-    input: float = 0
-    tensor: float = 0
-    block: int = 0
-    block_bytes: float = 0
 
     def bytes(self, outputs: int, width: int) -> float:
         """Bytes of a matrix with so many output channels and inputs."""
-        groups = math.ceil(width / self.group) if self.group > 0 else 1 if self.group else 0
-        blocks = math.ceil(outputs / self.block) * math.ceil(width / self.block) if self.block else 0
-        scales = self.channel * outputs + self.group_bytes * groups * outputs + self.input * width
-        return outputs * width * self.bits / 8 + scales + self.block_bytes * blocks + self.tensor
+        groups = math.ceil(width / self.group) if self.group else 0
+        return outputs * (width * self.bits / 8 + self.channel + self.group_bytes * groups)
 
 
 # What a scheme, or a checkpoint's config, says of each tensor: its format, None where it stays in 16 bits.
@@ -152,13 +145,10 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _integers(config: dict):
-    """AWQ, GPTQ and AutoRound: whole numbers in groups, each with a scale and a zero point."""
-    method, bits, group = (
-        config["quant_method"].lower(),
-        config.get("bits") or 4,
-        config.get("group_size") or -1,
-    )
-    format = Format(bits, group=group, group_bytes=2 + bits / 8, input=4 if method == "gptq" else 0)
+    """AWQ, GPTQ and AutoRound: integers in groups (-1: a channel is one), each with a scale and a zero."""
+    method, bits, group = config["quant_method"].lower(), config.get("bits") or 4, config.get("group_size")
+    each = 2 + bits / 8
+    format = Format(bits, channel=each) if group == -1 else Format(bits, group=group, group_bytes=each)
     kept = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
     extra = config.get("extra_config") or {}
     kept += [name for name, of in extra.items() if (of.get("bits") or bits) >= 16]
@@ -168,22 +158,19 @@ def _integers(config: dict):
 
 
 def _fp8(config: dict):
-    block = config.get("weight_block_size")
-    static = 4 if config.get("activation_scheme") == "static" else 0
-    format = Format(8, block=int(block[0]), block_bytes=4) if block else Format(8, tensor=4 + static)
-    title = f"FP8, a scale a {'block' if block else 'matrix'}"
-    return title, "fp8_file", _rule(format, config, _EVERYWHERE)
+    shared = "block" if config.get("weight_block_size") else "matrix"
+    return f"FP8, a scale a {shared}", "fp8_file", _rule(Format(8), config, _EVERYWHERE)
 
 
 def _mxfp4(config: dict):
     return "MXFP4 experts", "mxfp4", _rule(Format(4, group=32, group_bytes=1), config, ("experts",))
 
 
-_NVFP4 = Format(4, group=16, group_bytes=1, tensor=8)
+_NVFP4 = Format(4, group=16, group_bytes=1)
 _MODELOPT = {
-    "FP8": (Format(8, tensor=8), "FP8 (ModelOpt), a scale a matrix", "fp8_file"),
+    "FP8": (Format(8), "FP8 (ModelOpt), a scale a matrix", "fp8_file"),
     "FP8_PER_CHANNEL_PER_TOKEN": (Format(8, channel=4), "FP8 (ModelOpt), a scale a channel", "fp8_file"),
-    "FP8_PB_WO": (Format(8, block=128, block_bytes=4), "FP8 (ModelOpt), a scale a block", "fp8_file"),
+    "FP8_PB_WO": (Format(8), "FP8 (ModelOpt), a scale a block", "fp8_file"),
     "NVFP4": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
     "NVFP4_AWQ": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
     "MXFP8": (Format(8, group=32, group_bytes=1), "MXFP8 (ModelOpt)", "fp8_file"),
@@ -229,15 +216,14 @@ def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format
     zero = 0 if weights.get("symmetric", True) else bits / 8
     if "fp4" in packed or (floats and bits == 4):
         name = "mxfp4" if "mxfp4" in packed or group == 32 else "nvfp4"
-        return Format(4, group=group, group_bytes=1, tensor=8 if name == "nvfp4" else 0), name.upper(), name
+        return Format(4, group=group, group_bytes=1), name.upper(), name
     name = "FP8" if floats else f"INT{bits}"
     kind = "fp8_file" if floats else "int8" if bits == 8 and rounds_inputs else "awq"
-    block = (weights.get("block_structure") or [128])[0]
     format, shared = {
         "group": (Format(bits, group=group, group_bytes=2 + zero), f"groups of {group}"),
-        "block": (Format(bits, block=block, block_bytes=2), "a scale a block"),
+        "block": (Format(bits), "a scale a block"),
         "channel": (Format(bits, channel=2 + zero), "a scale a channel"),
-        "tensor": (Format(bits, tensor=4), "a scale a matrix"),
+        "tensor": (Format(bits), "a scale a matrix"),
     }[strategy]
     return format, f"{name}, {shared}", kind
 
