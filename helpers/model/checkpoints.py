@@ -8,7 +8,6 @@ changes settings of torch and of the log, and the notebook's kernel has an engin
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -102,7 +101,7 @@ def _expand(source: Path, folder: Path, _scratch: Path) -> dict:
     config = json.loads((source / "config.json").read_text())
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    return {"settings": json.loads((source / MANIFEST).read_text())["settings"]}
+    return {}
 
 
 def effort(made: Model) -> str:
@@ -117,13 +116,11 @@ def effort(made: Model) -> str:
 
 
 def recognise(folder: Path) -> str | None:
-    """Return how a model folder is quantized, from its files' own words, or None if it is not.
+    """Return how a model folder is quantized, by its config, or None if it is not.
 
-    The recipe of what ``make`` made; of others the one whose kernels read it (no format says how it was
-    calibrated), or the kind that ``formats`` gives it.
+    The recipe whose kernels read it (no format says how it was calibrated: plain rounding is ``awq``, too),
+    or the kind that ``formats`` gives it.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads((folder / MANIFEST).read_text())["settings"]["recipe"]
     try:
         found = formats.quantized(json.loads((folder / "config.json").read_text()))
     except LayoutError:

@@ -51,10 +51,9 @@ def _why_not(name: str, error: Exception) -> str:
     import httpx
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
-        error.__cause__, errors.HfHubHTTPError
-    ):
-        error = error.__cause__  # the hub did answer, and the client looked into its cache after that
+    answered = isinstance(error.__cause__, errors.HfHubHTTPError)
+    if answered and isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__  # the client looked into its cache after that
     match error:
         case errors.HFValidationError():
             return f"{name!r} is not a local folder and is not a valid model identifier: {error}"
