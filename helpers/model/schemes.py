@@ -97,7 +97,17 @@ FP8_FILE = Scheme(
     recipe="fp8",
     ways=tuple(
         replace(way, args={"dtype": way.args["dtype"]})
-        for way in (_FP8_TENSOR, _FP8_MARLIN, _FP8_EMULATED)  # the kernel for AMX takes no scale a channel
+        for way in (
+            _FP8_TENSOR,
+            _FP8_MARLIN,
+            replace(
+                _FP8_EMULATED,
+                when=cpu("amx_bf16"),
+                why="Such a checkpoint has one scale a channel, and the kernel for AMX takes one a block or "
+                "a matrix: PyTorch widens every weight for every step.",
+            ),
+            _FP8_EMULATED,
+        )
     ),
     lacks=FP8.lacks,
 )
