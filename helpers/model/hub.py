@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.model.model import SHAPE, Model, ModelError
+from helpers.model.model import Model, ModelError
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def from_hub(name: str) -> Model:
-    """A model of the hub, fetched unless it is there; ``hf cache verify`` compares checksums."""
+def from_hub(name: str, wanted: Sequence[str] = WANTED, kind: str = "hub") -> Model:
+    """A model of the hub: of its files those that are ``wanted``, fetched unless they are there.
+
+    ``hf cache verify`` compares checksums.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such model.
+    """
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     with _explained(name):
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
-    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
-
-
-def config_from_hub(name: str) -> Model:
-    """A model of the hub by its config alone; of its weights nothing is fetched.
-
-    Raises:
-        ModelError: the hub cannot be reached, has no such model, or that has no ``config.json``.
-    """
-    from huggingface_hub import hf_hub_download
-
-    repository, _, revision = name.partition("@")
-    with _explained(name):
-        folder = Path(hf_hub_download(repository, "config.json", revision=revision or None)).parent
-    return Model(name, repository.split("/")[1], folder, SHAPE, revision=folder.name)
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    return Model(name, repository.split("/")[1], folder, kind, revision=folder.name)
 
 
 @contextlib.contextmanager
@@ -61,11 +54,6 @@ def _why_not(name: str, error: Exception) -> str:
             return f"{name} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
         case errors.RepositoryNotFoundError():
             return f"The hub has no model {name!r} that you may read. Check the name."
-        case errors.RemoteEntryNotFoundError():
-            return (
-                f"{name} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
-                "counted. Name the model that it was made from."
-            )
         case errors.HfHubHTTPError(response=response, server_message=said):
             said = said or response.reason_phrase
             return f"The hub answered {response.status_code} for {name!r} ({said})."

@@ -47,7 +47,7 @@ def sized(name: str) -> Model:
         return _readable(Model(str(path), path.resolve().name, path.resolve(), SHAPE))
     if known := shapes.known_as(name.removeprefix(f"{SHAPE}:")):
         return replace(shapes.shape(known), name=shapes.HUB[known])
-    return _readable(hub.config_from_hub(_hub_name(name)))
+    return _readable(hub.from_hub(_hub_name(name), ["config.json"], SHAPE))
 
 
 def _refuse_empty(name) -> None:
@@ -87,7 +87,10 @@ def _checked(model: Model) -> Model:
 def _readable(model: Model) -> Model:
     """Refuse a folder whose config is missing or no JSON object."""
     if not (model.folder / "config.json").exists():
-        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+        raise ModelError(
+            f"{model.folder} has no config.json, so it is not a model folder: a GGUF or an adapter is none, "
+            "name the model that it was made from."
+        )
     try:
         if not isinstance(model.config, dict):
             raise ValueError("it holds no names")
