@@ -160,11 +160,10 @@ def complete(
     if "baseline" in missing:
         _baseline(model, quality_tokens, **same)
         missing.remove("baseline")
-    reference = None
     for name in missing:
         try:
             schemes.scheme(name).way(machine)
-            reference = reference or divergence.reference_of(
+            reference = divergence.reference_of(  # made once, then as it is kept
                 model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
             )
             run(model, name, reference, question=question, **same)
