@@ -76,10 +76,13 @@ def counters(llm) -> Counter:
     return found
 
 
-def _spread(name: str, values: list[float], digits: int) -> dict:
-    """A rate's median under its name, and the slowest and the fastest run."""
-    found = {name: statistics.median(values), "low": min(values), "high": max(values)}
-    return {key: round(value, digits) for key, value in found.items()}
+def _row(
+    feature: str, users: int, answer: float, rates: list[float], unit="tokens_per_s", digits=1, **more
+) -> dict:
+    """A line of what was measured: the median of the runs' rates, the slowest, the fastest, and ``more``."""
+    spread = {unit: statistics.median(rates), "low": min(rates), "high": max(rates)}
+    spread = {name: round(rate, digits) for name, rate in spread.items()}
+    return {"feature": feature, "users": users, "answer_tokens": answer, "runs": len(rates), **spread, **more}
 
 
 def guessing(llm, users: int, answer: int = 96, repeats: int = REPEATS) -> list[dict]:
@@ -97,12 +100,9 @@ def guessing(llm, users: int, answer: int = 96, repeats: int = REPEATS) -> list[
             rates.append(users * answer / seconds)
         seen = counters(llm) - before
         drafted, accepted = (seen[f"spec_decode_num_{kind}_tokens"] for kind in ("draft", "accepted"))
-        rows.append({
-            "feature": "speculation", "speculative": speculative, "text": text, "users": users,
-            "answer_tokens": answer, "runs": repeats, **_spread("tokens_per_s", rates, 1),
-            "drafted": drafted, "accepted": accepted,
-            "acceptance": round(accepted / drafted, 4) if drafted else None,
-        })  # fmt: skip
+        told = {"speculative": speculative, "text": text, "drafted": drafted, "accepted": accepted}
+        told["acceptance"] = round(accepted / drafted, 4) if drafted else None
+        rows.append(_row("speculation", users, answer, rates, **told))
     return rows
 
 
@@ -126,13 +126,11 @@ def sharing(llm, users: int, answer: int = 32, repeats: int = REPEATS) -> list[d
             firsts.append(timed(llm, prompts[:1], one)[0])
             rates.append(users / timed(llm, prompts[1:], params)[0])
         seen = counters(llm) - before
-        rows.append({
-            "feature": "prefix caching", "shared": shared, "users": users, "prompt_tokens": SYSTEM + 16,
-            "runs": repeats, "answer_tokens": answer, "ttft_s": round(statistics.median(firsts), 5),
-            "ttft_low_s": round(min(firsts), 5), "ttft_high_s": round(max(firsts), 5),
-            **_spread("answers_per_s", rates, 3),
-            "hits": round(seen["prefix_cache_hits"] / max(1.0, seen["prefix_cache_queries"]), 4),
-        })  # fmt: skip
+        first = {"ttft_s": statistics.median(firsts), "ttft_low_s": min(firsts), "ttft_high_s": max(firsts)}
+        told = {name: round(seconds, 5) for name, seconds in first.items()}
+        told["hits"] = round(seen["prefix_cache_hits"] / max(1.0, seen["prefix_cache_queries"]), 4)
+        told |= {"shared": shared, "prompt_tokens": SYSTEM + 16}
+        rows.append(_row("prefix caching", users, answer, rates, "answers_per_s", 3, **told))
     return rows
 
 
@@ -177,13 +175,10 @@ def constrained(llm, users: int, answers: int = 16, repeats: int = REPEATS) -> l
     rows = []
     for keeps, params in ((False, cut), (True, kept)):
         rates = [sum(lengths) / asked(llm, chats, params, users)[0] for _ in range(repeats)]
-        rows.append({
-            "feature": "structured output", "kept_to": keeps, "users": users,
-            **_spread("tokens_per_s", rates, 1),
-            "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
-            "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1),
-            "runs": repeats, "same_length": True,
-        })  # fmt: skip
+        right = sum(valid(answer.text) for answer in said[keeps]) / len(chats)
+        told = {"kept_to": keeps, "valid": round(right, 4), "answers": len(chats)}
+        length = round(sum(lengths) / len(chats), 1)
+        rows.append(_row("structured output", users, length, rates, **told))
     return rows
 
 
@@ -226,9 +221,6 @@ def adapted(llm, folder: Path, users: int, answer: int = 96, repeats: int = REPE
         for _ in range(1 + repeats):  # the first loads the adapter and does not count
             seconds, said[on] = timed(llm, prompts, params, lora_request=lora)
             rates.append(users * answer / seconds)
-        rows.append({
-            "feature": "LoRA", "adapter": on, "users": users, "answer_tokens": answer,
-            "runs": repeats, **_spread("tokens_per_s", rates[1:], 1),
-            "changed": sum(one != other for one, other in zip(said[False], said[on], strict=True)),
-        })  # fmt: skip
+        changed = sum(one != other for one, other in zip(said[False], said[on], strict=True))
+        rows.append(_row("LoRA", users, answer, rates[1:], adapter=on, changed=changed))
     return rows
