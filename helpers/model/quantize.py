@@ -91,19 +91,14 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
 
 def quantization_config(recipe: str, group_size: int | None) -> dict:
     """Return what a checkpoint of this recipe says of itself in ``config.json``, without making one."""
-    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
+    from compressed_tensors.quantization import QuantizationConfig
 
-    packing = RECIPES[recipe].packing
-    scheme = preset_name_to_scheme(RECIPES[recipe].preset, ["Linear"])
-    scheme.format = packing
+    preset, packing = RECIPES[recipe].preset, RECIPES[recipe].packing
+    kept = {"ignore": ["lm_head"], "format": packing, "quantization_status": "compressed"}
+    config = QuantizationConfig(config_groups={preset: ["Linear"]}, **kept)
+    config.config_groups[preset].format = packing
     if group_size:
-        scheme.weights.group_size = group_size
-    config = QuantizationConfig(
-        config_groups={"group_0": scheme},
-        ignore=["lm_head"],
-        format=packing,
-        quantization_status=QuantizationStatus.COMPRESSED,
-    )
+        config.config_groups[preset].weights.group_size = group_size
     return config.model_dump(mode="json")
 
 
