@@ -132,7 +132,7 @@ def test_experts_are_ignored_by_the_names_that_a_checkpoint_gives_them():
     ("config", "said"),
     [
         (LLAMA | {"model_type": "internlm2"}, "is a class that transformers does not have"),
-        ({"architectures": ["LlamaForCausalLM"]}, "names no model_type"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"LlamaForCausalLM \(model_type None\) is a class"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not write text token by token"),
         (LLAMA | {"hidden_size": "wide"}, "does not accept this config of LlamaForCausalLM"),
         ({"model_type": "minimax", "architectures": ["MiniMaxForCausalLM"]}, "its cache cannot be counted"),

@@ -86,9 +86,7 @@ def quantized(config: dict) -> Quantized | None:
         )
     try:
         return Quantized(*reader(found))
-    except LayoutError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise LayoutError(f"The config's quantization_config ({method}) cannot be read: {error!r}.") from None
 
 
