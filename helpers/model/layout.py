@@ -169,12 +169,12 @@ def _built(config):
     import transformers
 
     named = (config.architectures or [None])[0]
-    if (named and not _WRITES.search(named)) or getattr(config, "is_encoder_decoder", False):
+    otherwise = getattr(config, "is_encoder_decoder", False) or "omni" in (config.model_type or "")
+    if otherwise or (named and not _WRITES.search(named)):
         raise LayoutError(
-            f"{named or type(config).__name__} does not write text token by token: vLLM serves it otherwise."
+            f"{named or type(config).__name__} does not write text token by token and nothing else: vLLM "
+            "serves it otherwise, or a part of it, which is not counted here."
         )
-    if "omni" in (config.model_type or ""):
-        raise LayoutError(f"{named} speaks as well: vLLM loads a part of it, and which is not counted here.")
     try:
         kind = getattr(transformers, named or "", None)
         with torch.device("meta"):
