@@ -175,7 +175,7 @@ def test_another_model_recipe_group_or_effort_is_another_checkpoint(tiny, tmp_pa
     folders.add(checkpoints.make(tiny, "awq").folder)
     _model(tiny.folder, rope_theta=1.0)
     folders.add(checkpoints.make(tiny, "awq").folder)
-    monkeypatch.setitem(EFFORT, machine.detect().kind, {"samples": 1, "tokens": 2})
+    monkeypatch.setitem(EFFORT, machine.detect().kind, {"samples": 1, "tokens": 2, "strengths": 3})
     folders.add(checkpoints.make(tiny, "awq").folder)
     assert len(folders) == len(made) == 6
 
@@ -262,7 +262,7 @@ def _tiny_llama(folder: Path, embedded: Path) -> Model:
 def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     source = _tiny_llama(tmp_path / "tiny", embedded)
     awq, plain = checkpoints.make(source, "awq"), checkpoints.make(source, "rtn")
-    assert [checkpoints.recognise(made.folder) for made in (awq, plain)] == ["awq", "rtn"]
+    assert [checkpoints.recognise(made.folder) for made in (awq, plain)] == ["awq", "awq"]
     layer, norm = "model.layers.0.mlp.up_proj", "model.layers.0.post_attention_layernorm.weight"
     assert rounding.anatomy(awq.folder, layer)["weight_packed"] == ((192, 8), "int32", 192 * 64 // 2)
     shape = checkpoints.make(shapes.shape(str(source.folder)), "awq")
@@ -271,7 +271,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     kept = ("ignore", "format", "quant_method", "quantization_status")
     assert {name: said[name] for name in kept} == {name: real[name] for name in kept}
     numbers = ("num_bits", "type", "symmetric", "group_size", "strategy")
-    weights = [config["config_groups"]["group_0"]["weights"] for config in (said, real)]
+    weights = [group["weights"] for config in (said, real) for group in config["config_groups"].values()]
     assert [weights[0][name] for name in numbers] == [weights[1][name] for name in numbers]
     assert rounding.awq_scales(source.folder, awq.folder, norm).std() > 0, "AWQ scaled nothing"
     assert (rounding.awq_scales(source.folder, plain.folder, norm) == 1).all()
@@ -280,7 +280,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     step = (before[f"{layer}.weight"].float().amax(1) - before[f"{layer}.weight"].float().amin(1)) / 15
     assert after[f"{layer}.weight_scale"].float()[:, 0].numpy() == pytest.approx(step.numpy(), rel=0.05)
     wide = checkpoints.expand(plain)
-    assert checkpoints.recognise(wide.folder) == "rtn"
+    assert checkpoints.recognise(wide.folder) is None
     assert "quantization_config" not in wide.config
     written = _weights(wide.folder)
     assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}

@@ -84,7 +84,7 @@ GROUP = {"targets": ["Linear"], "weights": WEIGHTS}
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, 0.5 + 2.5 / 128, 0),
         ({"quant_method": "fbgemm_fp8"}, 1, 4),
         ({"quant_method": "auto-round", "bits": 4, "group_size": 128}, 0.5 + 2.5 / 128, 0),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 1 + 4 / 128**2, 0),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 1, 0),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": GROUP}, "ignore": ["lm_head"]}, 1, 2),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, 0.5 + 1 / 16, 0),
     ],
@@ -117,7 +117,7 @@ def test_what_is_ignored_stays_in_16_bits(ignored, kept):
     left = sum(one.size for one in counts.tensors if one.name.endswith(kept)) if kept else 0
     whole = stored({"quant_method": "fp8", "weight_block_size": [128, 128]})
     part = stored({"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ignored})
-    assert part - whole == pytest.approx(left * (1 - 4 / 128**2))
+    assert part - whole == pytest.approx(left)
 
 
 def test_experts_are_ignored_by_the_names_that_a_checkpoint_gives_them():
@@ -133,7 +133,7 @@ def test_experts_are_ignored_by_the_names_that_a_checkpoint_gives_them():
     ("config", "said"),
     [
         (LLAMA | {"model_type": "internlm2"}, "is a class that transformers does not have"),
-        ({"architectures": ["LlamaForCausalLM"]}, "names no model_type"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"LlamaForCausalLM \(model_type None\) is a class"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not write text token by token"),
         (LLAMA | {"hidden_size": "wide"}, "does not accept this config of LlamaForCausalLM"),
         ({"model_type": "minimax", "architectures": ["MiniMaxForCausalLM"]}, "its cache cannot be counted"),

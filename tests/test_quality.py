@@ -8,7 +8,7 @@ import pytest
 
 from helpers.engine import probe
 from helpers.engine.engine import open_engine
-from helpers.engine.probe import PROBE, Probe
+from helpers.engine.probe import Probe
 from helpers.measure import divergence, task
 from helpers.measure.divergence import Reference
 from helpers.measure.tap import QualityError
@@ -157,15 +157,14 @@ def a_model(folder, **changed) -> model_module.Model:
     return model_module.Model(str(folder), folder.name, folder, "local")
 
 
-def an_engine(model, encode=None, **args):
+def an_engine(model, encode=None):
     """What of an engine is looked at before anything is computed."""
     encode = encode or (lambda text, **_: [*range(100)])
     config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=4096))
     llm = SimpleNamespace(
         get_tokenizer=lambda: SimpleNamespace(encode=encode), llm_engine=SimpleNamespace(vllm_config=config)
     )
-    args = {"worker_extension_cls": PROBE, "max_model_len": 512, **args}
-    return SimpleNamespace(checkpoint=model, llm=llm, args=args, scheme="baseline")
+    return SimpleNamespace(checkpoint=model, llm=llm, args={"max_model_len": 512}, scheme="baseline")
 
 
 @pytest.fixture
@@ -212,7 +211,7 @@ def test_a_reference_that_is_missing_or_cut_short_says_so(tmp_path):
         divergence.load_reference(tmp_path)
 
 
-def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
+def test_windows_that_do_not_fit_say_so(tmp_path):
     model = a_model(tmp_path / "base")
     long = an_engine(model, encode=lambda text, **_: [*range(4096)])
     with pytest.raises(
@@ -221,8 +220,6 @@ def test_windows_that_do_not_fit_and_an_engine_without_a_tap_say_so(tmp_path):
         divergence.collect(long, [*range(1024)], 512)
     with pytest.raises(QualityError, match=r"gives 100 tokens .* not 300 in windows of 200"):
         divergence.text_ids(an_engine(model), tokens=300, window=200)
-    with pytest.raises(QualityError, match="has no tap"):
-        divergence.collect(an_engine(model, worker_extension_cls=None), [*range(100)], 50)
 
 
 # -- the real engine ----------------------------------------------------------------------------

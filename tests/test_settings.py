@@ -95,7 +95,7 @@ def test_what_others_call_our_settings_is_taken(tmp_path, monkeypatch):
     found = settings.load()
     assert found.model_name == "meta-llama/Llama-3.1-8B-Instruct"
     assert (found.dtype, found.gpu_memory_utilization, found.server_port) == ("float16", 0.9, 8001)
-    assert (found.tensor_parallel_size, found.host) == (2, "127.0.0.1")
+    assert (found.tensor_parallel_size, found.server_host) == (2, "127.0.0.1")
     assert settings.load(tensor_parallel_size=4).tensor_parallel_size == 4, "an argument wins"
     monkeypatch.setenv("DTYPE", "bfloat16")
     assert settings.load().dtype == "bfloat16", "our own name wins"

@@ -80,13 +80,8 @@ def test_a_link_whose_file_is_gone(tmp_path):
 
 
 def layers(count: int, kind: str = "weight", start: int = 0) -> list[str]:
-    modules = [f"{parent}.{part}" for parent, parts in weights.INSIDE.items() for part in parts]
-    norms = ["input_layernorm", "post_attention_layernorm"]
-    return [
-        f"model.layers.{n}.{name}"
-        for n in range(start, start + count)
-        for name in [f"{module}.{kind}" for module in modules] + [f"{norm}.weight" for norm in norms]
-    ]
+    kinds = {module: "weight" if module.endswith("layernorm") else kind for module in weights.LAYER}
+    return [f"model.layers.{n}.{m}.{kinds[m]}" for n in range(start, start + count) for m in kinds]
 
 
 def whole(count: int, kind: str = "weight") -> list[str]:

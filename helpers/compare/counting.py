@@ -62,13 +62,10 @@ def counted(model: Model) -> Counted:
     Raises:
         LayoutError: it cannot be counted; the message says why.
     """
-    text = sizes.config_text(model.folder)
+    text = (model.folder / "config.json").read_text()
     config = full_config(text).get_text_config(decoder=True)
     counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
-    stored = None
-    if quantized:  # its index knows better than its config
-        stored = formats.index_bytes(model.folder) or formats.stored_bytes(counts.tensors, quantized.of)
-
+    stored = formats.stored_bytes(counts.tensors, quantized.of) if quantized else None
     heads = first(config, "num_attention_heads", default=1)
     shared = first(config, "num_key_value_heads", "num_kv_heads", default=heads)
     single = getattr(config, "kv_lora_rank", None) or (

@@ -163,8 +163,8 @@ def option(model: Counted, name: str, load: Load) -> Option:
         if name.startswith(AS_IT_IS):
             held, stored = model.quantized.of, model.stored
         else:
-            held = formats.of_matrices(sizes.format_of(rule, model.layout, way))
-            stored = sizes.weights_bytes(model.layout, sizes.format_of(rule, model.layout))
+            held = sizes.format_of(rule, model.layout, way)
+            stored = formats.stored_bytes(model.layout.tensors, sizes.format_of(rule, model.layout))
     except (SchemeError, LayoutError) as error:
         return replace(one, refused=str(error))
     step = roofline.step_of(model.layout, held, rule.kv_bytes)

@@ -68,7 +68,7 @@ def step(model: Model, scheme: str, machine: Machine | None = None) -> Step:
     """
     counts, entry = sizes.layout(model.folder), schemes.scheme(scheme)
     way = entry.way(machine) if machine else None
-    format_of = formats.of_matrices(sizes.format_of(entry, counts, way))
+    format_of = sizes.format_of(entry, counts, way)
     return step_of(counts, format_of, entry.kv_bytes, way.plain_bytes if way else 2)
 
 

@@ -8,22 +8,23 @@ from helpers.base.figure import Figure, panels
 from helpers.base.page import Note, Table, measured
 from helpers.model import schemes
 
-# By feature, the field that says whether it was on.
-SWITCHES = {
-    "speculation": "speculative",
-    "prefix caching": "shared",
-    "structured output": "kept_to",
-    "LoRA": "adapter",
+# By feature, the field that says whether it was on, and what tables call it.
+FEATURES = {
+    "speculation": ("speculative", "n-gram"),
+    "prefix caching": ("shared", "shared prefix"),
+    "structured output": ("kept_to", "JSON schema"),
+    "LoRA": ("adapter", "LoRA"),
 }
-TEXTS = {"copied": "n-gram, answer repeats the prompt", "drawn": "n-gram, new text"}
+TEXTS = {"copied": ", answer repeats the prompt", "drawn": ", new text", None: ""}
 SAME = ("device", "scheme", "feature", "text", "users")
 
 
 def pairs(rows: Sequence[Mapping]) -> list[tuple[Mapping, Mapping]]:
     """The newest measurement without and with each feature, of the same scheme, text and users."""
     found: dict[tuple, dict[bool, Mapping]] = {}
-    for row in sorted(rows, key=lambda row: [*SWITCHES].index(row["feature"])):
-        found.setdefault(tuple(map(row.get, SAME)), {})[row[SWITCHES[row["feature"]]]] = row
+    for row in sorted(rows, key=lambda row: [*FEATURES].index(row["feature"])):
+        switch, _ = FEATURES[row["feature"]]
+        found.setdefault(tuple(map(row.get, SAME)), {})[row[switch]] = row
     return [(of[False], of[True]) for of in found.values() if len(of) == 2]
 
 
@@ -39,8 +40,7 @@ def _rate(row: Mapping) -> float:
 
 def name(row: Mapping) -> str:
     """A feature, and the text it was tried on."""
-    other = {"prefix caching": "shared prefix", "structured output": "JSON schema", "LoRA": "LoRA"}
-    return TEXTS[row["text"]] if "text" in row else other[row["feature"]]
+    return FEATURES[row["feature"]][1] + TEXTS[row.get("text")]
 
 
 def _besides(without: Mapping, with_: Mapping) -> str:
@@ -73,20 +73,27 @@ def _ratio(without: Mapping, with_: Mapping) -> str:
 
 def by_scheme(rows: Sequence[Mapping], titles: Mapping[str, str]) -> Table:
     """Each feature's ratio in each scheme; ``titles`` has the schemes' columns."""
-    lines: dict[tuple, dict[str, str]] = {}
-    for pair in pairs(rows):
-        of = lines.setdefault((name(pair[1]), pair[1]["users"]), {})
-        of[pair[1]["scheme"]] = _ratio(*pair)
-    cells = [[*key, *(of.get(scheme, "-") for scheme in titles)] for key, of in lines.items()]
+    cells = [
+        [*key, *(_ratio(*of[scheme]) if scheme in of else "-" for scheme in titles)]
+        for key, of in _by_load(rows).items()
+    ]
     return Table(["feature", "users", *titles.values()], cells)
+
+
+def _by_load(rows: Sequence[Mapping]) -> dict[tuple[str, int], dict[str, tuple[Mapping, Mapping]]]:
+    """The pairs by feature and users, and by scheme."""
+    found: dict[tuple, dict[str, tuple]] = {}
+    for pair in pairs(rows):
+        found.setdefault((name(pair[1]), pair[1]["users"]), {})[pair[1]["scheme"]] = pair
+    return found
 
 
 def ratios(rows: Sequence[Mapping], title: str, titles: Mapping[str, str]) -> Figure | Note:
     """Draw each feature's ratio in each scheme as a dot, and what the slowest and fastest runs allow."""
-    found: dict[str, dict[str, tuple]] = {}
-    for pair in pairs(rows):
-        label = f"{name(pair[1])}, {_users(pair[1])}"
-        found.setdefault(label, {})[pair[1]["scheme"]] = times(*pair)
+    found = {
+        f"{feature}, {users} user" + "s" * (users > 1): {scheme: times(*pair) for scheme, pair in of.items()}
+        for (feature, users), of in _by_load(rows).items()
+    }
     if not found:
         return Note("No feature was measured both without and with: there is no ratio to draw.")
     figure, [[axes]] = panels(size=(8, 1.4 + 0.44 * len(found)))
@@ -113,7 +120,3 @@ def ratios(rows: Sequence[Mapping], title: str, titles: Mapping[str, str]) -> Fi
         f"{title}. A dot for each feature and scheme, the rate with the feature as a multiple of that "
         f"without, and a line from the least to the most that the runs allow. {'; '.join(words)}.",
     )
-
-
-def _users(row: Mapping) -> str:
-    return f"{row['users']} user" + "s" * (row["users"] > 1)

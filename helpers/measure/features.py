@@ -6,6 +6,7 @@ import json
 import random
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 from helpers.engine.engine import owner_of
@@ -67,25 +68,21 @@ def timed(llm, prompts: list[dict], params, **more) -> tuple[float, list[list[in
     return time.perf_counter() - begun, [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def counters(llm) -> dict[str, float]:
-    """vLLM's own counts of guesses and of prefix cache hits, since it started."""
-    names = ("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
-             "prefix_cache_queries", "prefix_cache_hits")  # fmt: skip
-    found = dict.fromkeys(names, 0.0)
+def counters(llm) -> Counter:
+    """vLLM's own counts since it started, of guesses and of prefix cache hits among others."""
+    found = Counter()
     for metric in llm.get_metrics():
-        name = metric.name.removeprefix("vllm:")
-        if name in found:
-            found[name] += metric.value
+        found[metric.name.removeprefix("vllm:")] += getattr(metric, "value", 0)
     return found
 
 
-def _since(llm, before: dict) -> dict:
-    return {name: value - before[name] for name, value in counters(llm).items()}
-
-
-def _spread(values: list[float]) -> dict:
-    middle = statistics.median(values)
-    return {"tokens_per_s": round(middle, 1), "low": round(min(values), 1), "high": round(max(values), 1)}
+def _row(
+    feature: str, users: int, answer: float, rates: list[float], unit="tokens_per_s", digits=1, **more
+) -> dict:
+    """A line of what was measured: the median of the runs' rates, the slowest, the fastest, and ``more``."""
+    spread = {unit: statistics.median(rates), "low": min(rates), "high": max(rates)}
+    spread = {name: round(rate, digits) for name, rate in spread.items()}
+    return {"feature": feature, "users": users, "answer_tokens": answer, "runs": len(rates), **spread, **more}
 
 
 def guessing(llm, users: int, answer: int = 96, repeats: int = REPEATS) -> list[dict]:
@@ -101,15 +98,11 @@ def guessing(llm, users: int, answer: int = 96, repeats: int = REPEATS) -> list[
         for seed in range(repeats):
             seconds, _ = timed(llm, prompts(tokenizer, users, seed), params)
             rates.append(users * answer / seconds)
-        seen = _since(llm, before)
-        drafts, drafted = seen["spec_decode_num_drafts"], seen["spec_decode_num_draft_tokens"]
-        accepted = seen["spec_decode_num_accepted_tokens"]
-        rows.append({
-            "feature": "speculation", "speculative": speculative, "text": text, "users": users,
-            "answer_tokens": answer, "runs": repeats, **_spread(rates),
-            "drafts": drafts, "drafted": drafted, "accepted": accepted,
-            "acceptance": round(accepted / drafted, 4) if drafted else None,
-        })  # fmt: skip
+        seen = counters(llm) - before
+        drafted, accepted = (seen[f"spec_decode_num_{kind}_tokens"] for kind in ("draft", "accepted"))
+        told = {"speculative": speculative, "text": text, "drafted": drafted, "accepted": accepted}
+        told["acceptance"] = round(accepted / drafted, 4) if drafted else None
+        rows.append(_row("speculation", users, answer, rates, **told))
     return rows
 
 
@@ -132,15 +125,12 @@ def sharing(llm, users: int, answer: int = 32, repeats: int = REPEATS) -> list[d
             prompts = [{"prompt_token_ids": heads[i % len(heads)] + tail} for i, tail in enumerate(tails)]
             firsts.append(timed(llm, prompts[:1], one)[0])
             rates.append(users / timed(llm, prompts[1:], params)[0])
-        seen = _since(llm, before)
-        rows.append({
-            "feature": "prefix caching", "shared": shared, "users": users, "prompt_tokens": SYSTEM + 16,
-            "runs": repeats, "answer_tokens": answer, "ttft_s": round(statistics.median(firsts), 5),
-            "ttft_low_s": round(min(firsts), 5), "ttft_high_s": round(max(firsts), 5),
-            "answers_per_s": round(statistics.median(rates), 3), "low": round(min(rates), 3),
-            "high": round(max(rates), 3),
-            "hits": round(seen["prefix_cache_hits"] / max(1.0, seen["prefix_cache_queries"]), 4),
-        })  # fmt: skip
+        seen = counters(llm) - before
+        first = {"ttft_s": statistics.median(firsts), "ttft_low_s": min(firsts), "ttft_high_s": max(firsts)}
+        told = {name: round(seconds, 5) for name, seconds in first.items()}
+        told["hits"] = round(seen["prefix_cache_hits"] / max(1.0, seen["prefix_cache_queries"]), 4)
+        told |= {"shared": shared, "prompt_tokens": SYSTEM + 16}
+        rows.append(_row("prefix caching", users, answer, rates, "answers_per_s", 3, **told))
     return rows
 
 
@@ -185,12 +175,10 @@ def constrained(llm, users: int, answers: int = 16, repeats: int = REPEATS) -> l
     rows = []
     for keeps, params in ((False, cut), (True, kept)):
         rates = [sum(lengths) / asked(llm, chats, params, users)[0] for _ in range(repeats)]
-        rows.append({
-            "feature": "structured output", "kept_to": keeps, "users": users, **_spread(rates),
-            "valid": round(sum(valid(answer.text) for answer in said[keeps]) / len(chats), 4),
-            "answers": len(chats), "answer_tokens": round(sum(lengths) / len(chats), 1),
-            "runs": repeats, "same_length": True,
-        })  # fmt: skip
+        right = sum(valid(answer.text) for answer in said[keeps]) / len(chats)
+        told = {"kept_to": keeps, "valid": round(right, 4), "answers": len(chats)}
+        length = round(sum(lengths) / len(chats), 1)
+        rows.append(_row("structured output", users, length, rates, **told))
     return rows
 
 
@@ -233,9 +221,6 @@ def adapted(llm, folder: Path, users: int, answer: int = 96, repeats: int = REPE
         for _ in range(1 + repeats):  # the first loads the adapter and does not count
             seconds, said[on] = timed(llm, prompts, params, lora_request=lora)
             rates.append(users * answer / seconds)
-        rows.append({
-            "feature": "LoRA", "adapter": on, "users": users, "answer_tokens": answer,
-            "runs": repeats, **_spread(rates[1:]),
-            "changed": sum(one != other for one, other in zip(said[False], said[on], strict=True)),
-        })  # fmt: skip
+        changed = sum(one != other for one, other in zip(said[False], said[on], strict=True))
+        rows.append(_row("LoRA", users, answer, rates[1:], adapter=on, changed=changed))
     return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from helpers.engine.engine import Engine
-from helpers.engine.probe import PROBE
 
 LONGEST = 1024  # vLLM computes a prompt's logits in pieces of this many positions on a GPU
 ALIGNED = 1e-2  # nats; the tap's log-probability of each token against vLLM's own
@@ -21,8 +20,6 @@ def prefill(engine: Engine, ids: list[int], predicted: int, **job) -> dict[str, 
     Asking for prompt_logprobs makes vLLM compute the logits of the whole prompt; with 0 it looks up
     only the tokens that are there, whose log-probabilities prove that the tap saw the right rows.
     """
-    if engine.args.get("worker_extension_cls") != PROBE:
-        raise QualityError("This engine has no tap: leave its worker_extension_cls to open_engine.")
     llm, length = engine.llm, engine.args["max_model_len"]
     step = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     longest = min(length - 1, step)  # -1: vLLM generates one token more

@@ -19,8 +19,7 @@ from helpers.measure.memory import Memory, measure_memory
 from helpers.measure.speed import Speed
 from helpers.measure.task import Recovery
 from helpers.model import schemes, sizes
-from helpers.model.checkpoints import CheckpointError
-from helpers.model.model import Model
+from helpers.model.model import Model, ModelError
 from helpers.model.schemes import SchemeError
 
 
@@ -111,7 +110,7 @@ def run(
     ``llm_args`` are further arguments of ``vllm.LLM``, here and below.
 
     Raises:
-        SchemeError, CheckpointError, EngineError, QualityError: the scheme does not run here, and why.
+        SchemeError, ModelError, EngineError, QualityError: the scheme does not run here, and why.
     """
     engine = open_engine(model, scheme, log_dir=out / "logs", **llm_args)
     with engine:
@@ -125,24 +124,16 @@ def run(
     return Trial(reply, memory, compared, recovered)
 
 
-def baseline(
-    model: Model,
-    *,
-    batch_sizes: list[int],
-    seconds: float,
-    quality_tokens: int,
-    out: Path,
-    **llm_args,
-) -> Reference:
+def _baseline(
+    model: Model, tokens: int, batch_sizes: list[int], seconds: float, out: Path, **llm_args
+) -> None:
     """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
     engine = open_engine(model, "baseline", log_dir=out / "logs", **llm_args)
     with engine:
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
-        reference = divergence.keep_reference(engine, out / "reference", quality_tokens)
-    rows = as_rows(engine, speeds, memory, perplexity=reference.perplexity)
-    records.append(out / "records.jsonl", rows)
-    return reference
+        reference = divergence.keep_reference(engine, out / "reference", tokens)
+    records.append(out / "records.jsonl", as_rows(engine, speeds, memory, perplexity=reference.perplexity))
 
 
 def complete(
@@ -167,17 +158,16 @@ def complete(
     missing = [name for name in names if name not in have]
     same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
     if "baseline" in missing:
-        baseline(model, quality_tokens=quality_tokens, **same)
+        _baseline(model, quality_tokens, **same)
         missing.remove("baseline")
-    reference = None
     for name in missing:
         try:
             schemes.scheme(name).way(machine)
-            reference = reference or divergence.reference_of(
+            reference = divergence.reference_of(  # made once, then as it is kept
                 model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
             )
             run(model, name, reference, question=question, **same)
-        except (SchemeError, CheckpointError, EngineStartError, EngineDiedError) as error:
+        except (SchemeError, ModelError, EngineStartError, EngineDiedError) as error:
             notes.append(f"{name} is not measured here: {error}")
     good, bad = records.read(file)
     return records.of(good, model.title, machine)[0], bad + notes

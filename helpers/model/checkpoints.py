@@ -8,7 +8,6 @@ changes settings of torch and of the log, and the notebook's kernel has an engin
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -18,16 +17,15 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from helpers.base import files, machine, processes
+from helpers.base import machine, processes
 from helpers.base.files import MANIFEST
 from helpers.faults.log import root_cause
 from helpers.model import formats, quantize, schemes, shapes, sizes, text
 from helpers.model.layout import LayoutError
-from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder
-from helpers.model.quantize import ARGUMENTS, EFFORT, GROUPED, RECIPES, SCALED
+from helpers.model.model import EMBEDDED, Model, ModelError, cache_folder, prepare
+from helpers.model.quantize import EFFORT, RECIPES
 from helpers.model.schemes import SchemeError
 
 
@@ -77,7 +75,7 @@ def make(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
     folder = cache_folder() / f"{title}-{key}"
-    _once(folder, title, model.file_bytes, functools.partial(_make, model.folder, folder, settings))
+    prepare(folder, title, model.file_bytes, functools.partial(_make, model.folder, folder, settings))
     return Model(str(folder), title, folder, "made", model.revision)
 
 
@@ -86,49 +84,24 @@ def expand(made: Model) -> Model:
 
     For machines whose kernels cannot read the packed form: the answers are the 4-bit model's.
     """
-    folder = made.folder.with_name(f"{made.folder.name}-expanded")
-    _once(folder, f"{made.title}, expanded", 4 * made.file_bytes, functools.partial(_expand, made.folder))
-    return Model(str(folder), f"{made.title}, expanded", folder, "made", made.revision)
-
-
-def _once(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict]) -> None:
-    try:
-        files.made(folder, make)
-    except OSError as error:
-        raise CheckpointError(
-            f"{title} cannot be made in {folder.parent}: {error}. It needs about {size:,} bytes there; set "
-            "TUTORIAL_CACHE to a folder that can be written and has room."
-        ) from error
+    folder, title = made.folder.with_name(f"{made.folder.name}-expanded"), f"{made.title}, expanded"
+    prepare(folder, title, 4 * made.file_bytes, functools.partial(_expand, made.folder))
+    return Model(str(folder), title, folder, "made", made.revision)
 
 
 def _expand(source: Path, folder: Path, _scratch: Path) -> dict:
-    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
     from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
 
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", MANIFEST))
-    config = json.loads((source / "config.json").read_text())
-    (scheme,) = QuantizationConfig.model_validate(config.pop("quantization_config")).config_groups.values()
+    unpacker = CompressedTensorsDequantizer(source, dtype=AutoConfig.from_pretrained(source).dtype)
     for path in sorted(source.glob("*.safetensors")):
-        save_file(_unpacked(load_file(path), scheme), folder / path.name, metadata={"format": "pt"})
+        save_file(unpacker.process(load_file(path)), folder / path.name, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    return {"settings": json.loads((source / MANIFEST).read_text())["settings"]}
-
-
-def _unpacked(tensors: dict, scheme) -> dict:
-    """A checkpoint's tensors with each packed weight, its scales and zero points made one matrix again."""
-    from compressed_tensors.compressors import PackedQuantizationCompressor
-
-    found: dict = {}
-    packed: dict[str, dict] = {}
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
-        if part.startswith("weight_"):
-            packed.setdefault(module, {})[part] = tensor
-        else:
-            found[name] = tensor
-    for module, parts in packed.items():
-        found[f"{module}.weight"] = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
-    return found
+    return {}
 
 
 def effort(made: Model) -> str:
@@ -143,13 +116,11 @@ def effort(made: Model) -> str:
 
 
 def recognise(folder: Path) -> str | None:
-    """Return how a model folder is quantized, from its files' own words, or None if it is not.
+    """Return how a model folder is quantized, by its config, or None if it is not.
 
-    The recipe of what ``make`` made; of others the one whose kernels read it (no format says how it was
-    calibrated), or the kind that ``formats`` gives it.
+    The recipe whose kernels read it (no format says how it was calibrated: plain rounding is ``awq``, too),
+    or the kind that ``formats`` gives it.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads((folder / MANIFEST).read_text())["settings"]["recipe"]
     try:
         found = formats.quantized(json.loads((folder / "config.json").read_text()))
     except LayoutError:
@@ -160,9 +131,9 @@ def recognise(folder: Path) -> str | None:
 def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
     """Everything that decides what the checkpoint holds; refuse here what llm-compressor cannot do."""
     kind, calibration = machine.detect().kind, None
-    if recipe in SCALED:
+    if RECIPES[recipe].scaling:
         _check_class(model, recipe)
-        effort = {name: EFFORT[kind][name] for name in ARGUMENTS[recipe] if name in EFFORT[kind]}
+        effort = {name: EFFORT[kind][name] for name in RECIPES[recipe].arguments if name != "group"}
         calibration = {"text": text.calibration_text()[1], **effort}
     return {
         "recipe": recipe,
@@ -188,7 +159,7 @@ def _identity(model: Model) -> dict:
 
 
 def _group_size(model: Model, recipe: str, wanted: int | None) -> int | None:
-    if recipe not in GROUPED:
+    if "group" not in RECIPES[recipe].arguments:
         if wanted is not None:
             raise CheckpointError(f"{recipe} has a scale for each output channel: leave group_size out.")
         return None

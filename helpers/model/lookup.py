@@ -20,8 +20,7 @@ def resolve(name: str = EMBEDDED) -> Model:
     Raises:
         ModelError: no such folder or hub model, no network, or weights in another form than safetensors.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise ModelError(f"model must be 'embedded', a folder or a hub name, not {name!r}.")
+    _refuse_empty(name)
     if name == EMBEDDED:
         return Model(name, TITLE, embedded.prepare(), EMBEDDED)
     if name.startswith(f"{SHAPE}:"):
@@ -29,12 +28,7 @@ def resolve(name: str = EMBEDDED) -> Model:
     path = shapes.at_home(name)
     if path.is_dir():
         return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"There is no folder {name!r}. Give 'embedded', an existing folder, a hub name with one slash, "
-            "such as 'Qwen/Qwen2.5-1.5B-Instruct', or a shape, such as 'shape:mistral-7b'."
-        )
-    return _checked(hub.from_hub(name))
+    return _checked(hub.from_hub(_hub_name(name)))
 
 
 def sized(name: str) -> Model:
@@ -45,21 +39,31 @@ def sized(name: str) -> Model:
     Raises:
         ModelError: there is no such folder, shape or hub model, or it has no config that can be read.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise ModelError(f"model must be a folder, a hub name or a shape, not {name!r}.")
-    path = shapes.at_home(name.removeprefix(f"{SHAPE}:"))
+    _refuse_empty(name)
     if name == EMBEDDED:
         return resolve(name)
+    path = shapes.at_home(name.removeprefix(f"{SHAPE}:"))
     if path.is_dir():
         return _readable(Model(str(path), path.resolve().name, path.resolve(), SHAPE))
     if known := shapes.known_as(name.removeprefix(f"{SHAPE}:")):
         return replace(shapes.shape(known), name=shapes.HUB[known])
+    return _readable(hub.from_hub(_hub_name(name), ["config.json"], SHAPE))
+
+
+def _refuse_empty(name) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(f"model must be 'embedded', a folder, a hub name or a shape, not {name!r}.")
+
+
+def _hub_name(name: str) -> str:
+    """Refuse what the hub would be asked for in vain: no folder, no shape, and none of its own names."""
     if name.startswith((".", "/", "~", f"{SHAPE}:")) or name.count("/") != 1:
         raise ModelError(
-            f"There is no folder {name!r}, and no shape of that name. Give a folder with a config.json, a "
-            f"hub name with one slash, or one of: {', '.join(shapes.CONFIGS)}."
+            f"There is no folder {name!r}, and no shape of that name. Give 'embedded', a folder, a hub name "
+            "with one slash, such as 'Qwen/Qwen2.5-1.5B-Instruct', or a shape, such as 'shape:mistral-7b'. "
+            f"There are: {', '.join(shapes.CONFIGS)}."
         )
-    return _readable(hub.config_from_hub(name))
+    return name
 
 
 def _checked(model: Model) -> Model:
@@ -83,14 +87,16 @@ def _checked(model: Model) -> Model:
 def _readable(model: Model) -> Model:
     """Refuse a folder whose config is missing or no JSON object."""
     if not (model.folder / "config.json").exists():
-        raise ModelError(f"{model.folder} has no config.json, so it is not a model folder.")
+        raise ModelError(
+            f"{model.folder} has no config.json, so it is not a model folder: a GGUF or an adapter is none, "
+            "name the model that it was made from."
+        )
     try:
-        known = isinstance(model.config, dict)
+        if not isinstance(model.config, dict):
+            raise ValueError("it holds no names")
     except ValueError as error:
         raise ModelError(
-            f"{model.folder}'s config.json is not valid JSON ({error}): a download or an edit that did not "
-            "finish. Fetch it again."
+            f"{model.folder}'s config.json is not valid JSON of a model ({error}): a download or an edit "
+            "that did not finish. Fetch it again."
         ) from None
-    if not known:
-        raise ModelError(f"{model.folder}'s config.json is not valid JSON of a model: it holds no names.")
     return model

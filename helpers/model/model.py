@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.base.files import ROOT
+from helpers.base import files
 
 EMBEDDED, SHAPE = "embedded", "shape"  # kinds of model
 TITLE = "SmolLM2-135M-Instruct"  # the embedded one
@@ -80,7 +81,22 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "quantized-deployment"
     except RuntimeError:  # no HOME and no entry in the password file
-        return ROOT / ".cache"
+        return files.ROOT / ".cache"
+
+
+def prepare(folder: Path, title: str, size: int, make: Callable[[Path, Path], dict]) -> Path:
+    """Return a folder of the cache, made once (``files.made``); ``size`` is what that takes, in bytes.
+
+    Raises:
+        ModelError: no room or no permission there; the message says how to have it elsewhere.
+    """
+    try:
+        return files.made(folder, make)
+    except OSError as error:
+        raise ModelError(
+            f"{title} cannot be made in {folder.parent}: {error}. It needs about {size:,} bytes there; set "
+            "TUTORIAL_CACHE to a folder that can be written and has room."
+        ) from error
 
 
 def default(machine) -> str:

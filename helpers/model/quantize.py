@@ -7,36 +7,41 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import processes
 from helpers.base.files import MANIFEST
 
-# What compressed-tensors calls each recipe's scheme, and its packing. FP8 and INT8 store one scale for an
-# output channel and leave the activations' to the engine, which takes them from each token as it comes.
-RECIPES = {
-    "awq": ("W4A16_ASYM", "pack-quantized"),
-    "rtn": ("W4A16_ASYM", "pack-quantized"),
-    "int8": ("W8A8", "int-quantized"),
-    "fp8": ("FP8_DYNAMIC", "float-quantized"),
-}
-
-GROUPED = ("awq", "rtn")  # one scale for a group of weights
-
-# What each recipe's program takes after the source and the target.
-ARGUMENTS = {
-    "awq": ("group", "samples", "tokens", "strengths"),
-    "rtn": ("group",),
-    "int8": ("samples", "tokens"),
-    "fp8": (),
-}
 SCRIPTS = Path(__file__).parent / "recipes"
 
-# These two scale channels before the rounding, which takes text to see the outliers in, and a list of
-# layers that allow it; the values are llm-compressor's folders with these lists. Published W8A8
-# checkpoints have SmoothQuant of strength 0.8, too, and mostly GPTQ after it, which is left out here:
-# at 8 bits a weight the activations are what costs quality.
-SCALED = {"awq": "awq", "int8": "smoothquant"}
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe's checkpoint is: its ``preset`` and ``packing``, as compressed-tensors calls them.
+
+    ``arguments`` are what its program takes after the source and the target: those with a ``group`` have one
+    scale for a group of weights. FP8 and INT8 store one for an output channel and leave the activations' to
+    the engine, which takes them from each token as it comes.
+
+    ``scaling``: it scales channels before the rounding, which takes text to see the outliers in, and a list
+    of layers that allow it; llm-compressor has these lists in a folder of that name. Published W8A8
+    checkpoints have SmoothQuant of strength 0.8, too, and mostly GPTQ after it, which is left out here: at 8
+    bits a weight the activations are what costs quality.
+    """
+
+    preset: str
+    packing: str
+    arguments: tuple[str, ...] = ()
+    scaling: str | None = None
+
+
+RECIPES = {
+    "awq": Recipe("W4A16_ASYM", "pack-quantized", ("group", "samples", "tokens", "strengths"), "awq"),
+    "rtn": Recipe("W4A16_ASYM", "pack-quantized", ("group",)),
+    "int8": Recipe("W8A8", "int-quantized", ("samples", "tokens"), "smoothquant"),
+    "fp8": Recipe("FP8_DYNAMIC", "float-quantized"),
+}
 
 # Samples x tokens of calibration, and how many strengths of scaling AWQ tries for each layer. On a CPU
 # less than llm-compressor's 20 strengths on 16 x 256 tokens, which took six minutes on two cores.
@@ -53,7 +58,7 @@ def known_classes(recipe: str) -> set[str]:
     """
     package = Path(importlib.util.find_spec("llmcompressor").origin).parent
     nodes = []
-    for file in sorted((package / "modifiers/transform" / SCALED[recipe]).glob("*.py")):
+    for file in sorted((package / "modifiers/transform" / RECIPES[recipe].scaling).glob("*.py")):
         nodes += ast.parse(file.read_text(encoding="utf-8")).body
     registries = [node.value for node in nodes if isinstance(node, ast.AnnAssign)]
     return {key.value for found in registries if isinstance(found, ast.Dict) for key in found.keys}
@@ -75,7 +80,7 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
         IntermediatesCache.pin_memory = lambda *_: None
     print("step: quantizing", flush=True)
     recipe, have = settings["recipe"], (settings["calibration"] or {}) | {"group": settings["group_size"]}
-    sys.argv = [recipe, str(source), str(target), *(str(have[name]) for name in ARGUMENTS[recipe])]
+    sys.argv = [recipe, str(source), str(target), *(str(have[name]) for name in RECIPES[recipe].arguments)]
     exec(compile(settings["script"], f"{recipe}.py", "exec"), {"__name__": "__main__"})
     for path in source.iterdir():  # the tokenizer as it was, to the byte: the same text, the same tokens
         wanted = path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name
@@ -86,17 +91,14 @@ def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
 
 def quantization_config(recipe: str, group_size: int | None) -> dict:
     """Return what a checkpoint of this recipe says of itself in ``config.json``, without making one."""
-    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus, preset_name_to_scheme
+    from compressed_tensors.quantization import QuantizationConfig
 
-    name, packed = RECIPES[recipe]
-    scheme = preset_name_to_scheme(name, ["Linear"])
-    scheme.format = packed
+    preset, packing = RECIPES[recipe].preset, RECIPES[recipe].packing
+    kept = {"ignore": ["lm_head"], "format": packing, "quantization_status": "compressed"}
+    config = QuantizationConfig(config_groups={preset: ["Linear"]}, **kept)
+    config.config_groups[preset].format = packing
     if group_size:
-        scheme.weights.group_size = group_size
-    status, kept = QuantizationStatus.COMPRESSED, ["lm_head"]
-    config = QuantizationConfig(
-        config_groups={"group_0": scheme}, ignore=kept, format=packed, quantization_status=status
-    )
+        config.config_groups[preset].weights.group_size = group_size
     return config.model_dump(mode="json")
 
 

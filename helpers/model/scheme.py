@@ -19,7 +19,8 @@ class Way:
     name: str
     when: Callable[[Machine], bool]  # whether a machine takes it
     why: str  # a sentence
-    args: dict = field(default_factory=dict)  # what it adds to vllm.LLM's
+    # What it adds to vllm.LLM's; vLLM's own choice of a type is that of the checkpoint.
+    args: dict = field(default_factory=lambda: {"dtype": "auto"})
     # Where no kernel reads the format, the rounded weights are written out in 16 bits first: the answers are
     # the scheme's, bytes and speed are not.
     expanded: bool = False

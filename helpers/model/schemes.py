@@ -117,7 +117,6 @@ _W4_MARLIN = Way(
     "W4A16 kernel on tensor cores (Marlin)",
     cuda(7.5),
     "Marlin unpacks 4-bit weights to 16 bits as it multiplies.",
-    {"dtype": "auto"},
     timed="awq, Marlin",
 )
 
@@ -134,7 +133,6 @@ AWQ = Scheme(
             cuda(9.0, 10.0),
             "Machete unpacks 4-bit weights to 16 bits as it multiplies; it keeps zero points in 16 bits, "
             "too.",
-            {"dtype": "auto"},
             group_bytes=4.0,
             timed="awq, Machete",
         ),
@@ -184,7 +182,6 @@ INT8 = Scheme(
             "INT8 tensor cores",
             cuda(7.5, 10.0),
             "The GPU multiplies INT8 natively.",
-            {"dtype": "auto"},
             arithmetic_bits=8,
             timed="int8",
         ),
@@ -244,7 +241,6 @@ NVFP4 = Scheme(
             "NVFP4 tensor cores",
             cuda(10.0),
             "Blackwell multiplies FP4 by FP4.",
-            {"dtype": "auto"},
             arithmetic_bits=4,
             timed="fp8",
         ),

@@ -15,7 +15,6 @@ import json
 import os
 from pathlib import Path
 
-from helpers.base import files
 from helpers.model import model
 from helpers.model.model import SHAPE, Model, ModelError
 
@@ -54,19 +53,17 @@ def reshaped(model: Model, suffix: str, quantization: dict) -> Model:
 
 
 def _shape_folder(name: str, title: str, config: dict) -> Model:
-    """Put a config into a folder of its own, named by its content, so that it is written once."""
+    """Put a config into a folder of its own, named by its content, so that it is made once."""
     text = json.dumps(config, indent=1, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def make(folder: Path, _scratch: Path) -> dict:
+        folder.mkdir()
+        (folder / "config.json").write_text(text)
+        return {}
+
     folder = model.cache_folder() / "shapes" / f"{title}-{digest}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            files.write_whole(folder / "config.json", text)
-    except OSError as error:
-        raise ModelError(
-            f"{folder} cannot be written: {error}. Set TUTORIAL_CACHE to another folder."
-        ) from None
-    return Model(name, title, folder, SHAPE)
+    return Model(name, title, model.prepare(folder, title, len(text), make), SHAPE)
 
 
 def known_as(name: str) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.base.machine import Machine
-from helpers.model import formats, schemes
-from helpers.model.formats import Format
-from helpers.model.layout import Layout, LayoutError, read
+from helpers.model import schemes
+from helpers.model.formats import Format, Rule, stored_bytes
+from helpers.model.layout import MATRICES, Layout, read
 from helpers.model.schemes import BF16_ISA, Scheme, SchemeError, Way
 
 GROUP_SIZES = (128, 64, 32)
@@ -17,23 +17,9 @@ def layout(folder: Path) -> Layout:
     """Count a model's weights and caches from its ``config.json`` alone: nothing is loaded.
 
     Raises:
-        LayoutError: there is no config, or it cannot be counted; the message says why.
+        LayoutError: it cannot be counted; the message says why.
     """
-    return read(config_text(folder))
-
-
-def config_text(folder: Path) -> str:
-    """A folder's ``config.json``.
-
-    Raises:
-        LayoutError: it has none.
-    """
-    try:
-        return (folder / "config.json").read_text()
-    except OSError:
-        raise LayoutError(
-            f"{folder.name} has no config.json that can be read, so nothing can be computed for it."
-        ) from None
+    return read((folder / "config.json").read_text())
 
 
 def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
@@ -55,22 +41,18 @@ def group_size(widths: tuple[int, ...], wanted: int | None = None) -> int:
     )
 
 
-def format_of(scheme: Scheme, counts: Layout, way: Way | None = None) -> Format | None:
-    """How a scheme stores this model's matrices, None in 16 bits; with ``way`` as that keeps them in memory.
+def format_of(scheme: Scheme, counts: Layout, way: Way | None = None) -> Rule:
+    """How a scheme stores this model's matrices; with ``way`` as that keeps them in memory.
 
     Raises:
         SchemeError: no usual group size divides the model's widths.
     """
     if scheme.weight_bits == 16 or (way and way.expanded):
-        return None
+        return lambda _: None
     each = (way.group_bytes if way else None) or scheme.group_bytes
     group = (scheme.group or group_size(counts.widths)) if scheme.group_bytes else 0
-    return Format(scheme.weight_bits, channel=scheme.channel_bytes, group=group, group_bytes=each)
-
-
-def weights_bytes(counts: Layout, matrices: Format | None, plain: int = 2) -> int:
-    """Bytes of all weights: the matrices in one format, ``plain`` bytes for each weight beside them."""
-    return formats.stored_bytes(counts.tensors, formats.of_matrices(matrices), plain)
+    format = Format(scheme.weight_bits, channel=scheme.channel_bytes, group=group, group_bytes=each)
+    return lambda one: format if one.part in MATRICES else None
 
 
 def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
@@ -83,7 +65,7 @@ def predicted_weights_bytes(scheme_name: str, folder: Path) -> int:
         LayoutError, SchemeError: the config, or the scheme for it, cannot be counted.
     """
     counts = layout(folder)
-    return weights_bytes(counts, format_of(schemes.scheme(scheme_name), counts))
+    return stored_bytes(counts.tensors, format_of(schemes.scheme(scheme_name), counts))
 
 
 def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
@@ -102,7 +84,7 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     """
     scheme, counts = schemes.scheme(scheme_name), layout(folder)
     way = scheme.way(machine)
-    stored = weights_bytes(counts, format_of(scheme, counts, way), way.plain_bytes)
+    stored = stored_bytes(counts.tensors, format_of(scheme, counts, way), way.plain_bytes)
     kept_twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
     return stored + way.plain_bytes * kept_twice
 

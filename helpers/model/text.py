@@ -11,28 +11,31 @@ def held_out_text() -> tuple[str, str]:
 
     The first half is left for calibrating AWQ, so that no scheme is tested on what it was tuned on.
     """
-    from pydoc_data.topics import topics
-
-    texts = [topics[name] for name in sorted(topics)]
-    text = "\n\n".join(texts[len(texts) // 2 :])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return text, f"pydoc topics, Python {sys.version_info.major}.{sys.version_info.minor}, {digest}"
+    _, second = _halves()
+    return second, _name(second, "pydoc topics")
 
 
 def calibration_text() -> tuple[str, str]:
-    """Return real English prose that every Python brings, and its name with a hash.
+    """The first half, less every paragraph (a quarter of them) that the second half repeats; and its name."""
+    first, second = (half.split("\n\n") for half in _halves())
+    held_out = {" ".join(paragraph.split()) for paragraph in second}
+    text = "\n\n".join(part for part in first if " ".join(part.split()) not in held_out)
+    return text, _name(text, "pydoc topics, first half")
 
-    The first half of Python's help topics, less every paragraph (a quarter of them) that the second half
-    repeats: that one is ``text.held_out_text``, and no scheme is tested on what it was tuned on.
-    """
+
+def _halves() -> tuple[str, str]:
+    """Python's help topics, in two."""
     from pydoc_data.topics import topics
 
-    held_out = {" ".join(paragraph.split()) for paragraph in held_out_text()[0].split("\n\n")}
     texts = [topics[name] for name in sorted(topics)]
-    paragraphs = "\n\n".join(texts[: len(texts) // 2]).split("\n\n")
-    text = "\n\n".join(part for part in paragraphs if " ".join(part.split()) not in held_out)
-    python, digest = ".".join(map(str, sys.version_info[:2])), hashlib.sha256(text.encode()).hexdigest()
-    return text, f"pydoc topics, first half, Python {python}, {digest[:8]}"
+    middle = len(texts) // 2
+    return "\n\n".join(texts[:middle]), "\n\n".join(texts[middle:])
+
+
+def _name(text: str, source: str) -> str:
+    """A text's source, with a hash: another Python has other topics."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{source}, Python {sys.version_info.major}.{sys.version_info.minor}, {digest}"
 
 
 def calibration_data(tokenizer, samples: int, tokens: int):

@@ -46,18 +46,21 @@ def header(path: Path) -> dict[str, dict]:
     return tensors
 
 
+# What a file whose header cannot be read is instead, by how it begins.
+_SIGNS = {
+    (b"version ",): "a note of Git LFS that stands for the file: `git lfs pull` fetches it",
+    (b"PK\3\4", b"\x80\2", b"\x80\4"): "a pickle under another name, which can run code when loaded",
+    (b"<", b"{"): "a web page or a server's message instead of the file",
+    (bytes(8),): "its header is zeros: the disk was full, or the download broke off",
+}
+
+
 def _instead(begins: bytes, size: int) -> str:
     """What a file whose header cannot be read is instead, by its first eight bytes."""
-    if begins.startswith(b"version "):
-        return "a note of Git LFS that stands for the file: `git lfs pull` fetches it"
-    if begins.startswith((b"PK\3\4", b"\x80\2", b"\x80\4")):
-        return "a pickle under another name, which can run code when loaded"
-    if begins.startswith((b"<", b"{")):
-        return "a web page or a server's message instead of the file"
+    if known := next((what for signs, what in _SIGNS.items() if begins.startswith(signs)), None):
+        return known
     if size < 8:
         return "too short for a header"
-    if not any(begins):
-        return "its header is zeros: the disk was full, or the download broke off"
     if 8 + (length := int.from_bytes(begins, "little")) > size:
         return f"its header alone would take {length:,}"
     return "its header cannot be read"
@@ -89,15 +92,12 @@ def problems(folder: Path, config: dict) -> list[str]:
         indexed = _indexed(folder)
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{folder} lacks a readable {INDEX}, which its index names."]
-    files = sorted(set(indexed.values()))
-    if gone := [file for file in files if not (folder / file).exists()]:
-        return [f"{folder} lacks {_some(gone)}, which its index names."]
     names, broken = _read(folder)
+    have = {path.name for path in folder.glob("*.safetensors")}
+    if gone := sorted({*indexed.values()} - have):
+        return [f"{folder} lacks {_some(gone)}, which its index names: files are read that lie beside it."]
     if broken:
         return broken
-    if elsewhere := [file for file in files if file not in names]:
-        beside = "only safetensors files that lie beside it are read"
-        return [f"{folder} lacks {_some(elsewhere)}, which its index names: {beside}."]
     if lacking := sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file]):
         return [f"{folder} lacks {_some(lacking)}, which its index names."]
     return _incomplete(names, config)
@@ -116,10 +116,10 @@ def _indexed(folder: Path) -> dict[str, str]:
 # Every layer of these has all of these matrices. Elsewhere one may be left out on purpose: some models share
 # keys between layers, some compress them, some have no gate.
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-INSIDE = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
+LAYER = (
+    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm",
+)  # fmt: skip
 
 
 def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
@@ -128,10 +128,8 @@ def _incomplete(names: dict[str, set[str]], config: dict) -> list[str]:
     fused = any(module.endswith(("qkv_proj", "gate_up_proj")) for module in modules)
     if config.get("model_type") not in PLAIN or "model.layers.0.input_layernorm" not in modules or fused:
         return []  # another naming, such as Mistral's own, or one we do not know
-    inside = ["input_layernorm", *(f"{parent}.{part}" for parent, parts in INSIDE.items() for part in parts)]
-    inside.append("post_attention_layernorm")
     layers = range(config.get("num_hidden_layers", 0))
-    wanted = ["model.embed_tokens", *(f"model.layers.{n}.{module}" for n in layers for module in inside)]
+    wanted = ["model.embed_tokens", *(f"model.layers.{n}.{module}" for n in layers for module in LAYER)]
     wanted += ["model.norm", *(["lm_head"] if config.get("tie_word_embeddings") is False else [])]
     lacking = [f"{module}.weight" for module in wanted if module not in modules]
     if not lacking:
