@@ -1,7 +1,5 @@
 """Which quantization for my model on my GPU: ``python -m helpers.advise MODEL --gpu L4 --users 20``."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

@@ -4,8 +4,6 @@ Any log, from anywhere, as it came: behind a container's name, a cluster's time,
 imported. ``--json`` prints name, what, evidence, do and read; the name is "unknown" where it is not known.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

@@ -4,8 +4,6 @@ The ratios are those of WCAG 2.2: 4.5:1 for text (1.4.3), 3:1 for what a picture
 that only a colour says (1.4.1).
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator

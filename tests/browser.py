@@ -4,8 +4,6 @@ The server has settings, tokens and workspaces of its own, in a folder that is t
 user's is read. What it serves is a copy of ``notebooks/``, so that running one changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -9,8 +9,6 @@ nbval's own kernel besides. A step that fails ends the run, once those beside it
 go to build/executed/.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

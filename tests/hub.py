@@ -3,8 +3,6 @@
 It answers as the hub does, as far as fetching a model asks: found, not found, gated, an error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

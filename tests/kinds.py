@@ -11,8 +11,6 @@ A narrower CPU than this is had by hiding instructions: from oneDNN and ``helper
 from vLLM by tests/masked. vLLM then loads its build for AVX2, as it does on such a machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import difflib

@@ -4,8 +4,6 @@ The gates need a second opinion. If they asked the sanitizer's rules what is hid
 much would hide it from the gates as well.
 """
 
-from __future__ import annotations
-
 import re
 
 IN_TEXT = r"‹(?P<text>[^‹›\n]*)›"

@@ -6,8 +6,6 @@ its outputs is green with nothing checked. This counts the comparisons as they h
     pytest --nbval --nbval-current-env -p tests.nbval_gate notebooks
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 
 from nbval.plugin import IPyNbCell

@@ -1,7 +1,5 @@
 """A real nginx with the shipped configuration, in front of whatever listens on this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os

@@ -8,8 +8,6 @@ The runner's executed copy takes the kernel's place: each cell is "executed" by 
 that the real kernel sent. Collecting, sanitizing and comparing remain nbval's own.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections import deque

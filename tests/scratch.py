@@ -1,7 +1,5 @@
 """The repository as a stranger gets it: its files copied elsewhere and committed, nothing made here."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -3,8 +3,6 @@
 Each check is tried on something that it must catch, so that one which has gone blind fails here.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The collection reads like a book: a map, pictures that are not stale, a glossary of the words used."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

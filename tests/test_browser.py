@@ -3,8 +3,6 @@
 Slow: a server, a browser, and two notebooks run.
 """
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

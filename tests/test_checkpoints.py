@@ -1,7 +1,5 @@
 """Quantized checkpoints: what is refused, kept and recognised; and one tiny model really quantized."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

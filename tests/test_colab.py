@@ -1,7 +1,5 @@
 """Colab's shape: another folder, another Python environment with older packages, and no helpers to import."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

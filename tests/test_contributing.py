@@ -1,7 +1,5 @@
 """CONTRIBUTING.md, followed to the letter: its blocks are run in a copy of the repository."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ The messages are read out of the installed source, with an 8 for each value. The
 a message that had a name keeps one.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import re

@@ -5,8 +5,6 @@ recorded, or, where the hardware cannot be had, in which source the text was rea
 provokes failures anew with the real engine.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import linecache

@@ -3,8 +3,6 @@
 The engine is in a child of the kernel, as it is on a GPU. Slow: each waits for real engines.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Faults provoked with the real engine: each is named, and leaves the memory back and no process."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ Each case starts from a copy of the repository in a folder of its own, with an e
 no configuration of a user). Needs root, for another user, for another Debian and for cutting the network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The set-up: what it decides, which commands it gives, when it does nothing. No network, no real install."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

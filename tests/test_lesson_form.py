@@ -1,7 +1,5 @@
 """The lessons' form: short prose around code, the subject, small tables, an exercise, folded set-up."""
 
-from __future__ import annotations
-
 import json
 import re
 import statistics

@@ -1,7 +1,5 @@
 """Every link leads somewhere: files, headings, notebooks; and each work outside is named in one place."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

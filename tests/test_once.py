@@ -1,7 +1,5 @@
 """A folder made once: killed at every point, two at once, cut short later, no room left."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """What surrounds the lessons: workflow, hooks, container, one version everywhere, others' licences."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

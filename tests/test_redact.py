@@ -3,8 +3,6 @@
 In texts, in what vLLM says, in the lessons, and in a diagnosis with all that goes with it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """No code but this project's own is run, no archive leaves its place, no secret is written down."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

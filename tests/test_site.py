@@ -1,7 +1,5 @@
 """`make book`: the site builds without a warning, shows what is stored, and needs nothing from elsewhere."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What is wrong with a model's weights is found in their headers, before anything is loaded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

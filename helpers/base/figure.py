@@ -1,7 +1,5 @@
 """What every figure shares: parts and their hatches, axes, and the alternative text."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import html

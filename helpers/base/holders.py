@@ -1,7 +1,5 @@
 """Who holds memory: the processes that the driver or the operating system names."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@
 and the operating system; it imports neither torch nor vLLM.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import functools

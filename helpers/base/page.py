@@ -1,7 +1,5 @@
 """What a page is made of: marks for what was measured, tables, notes, sizes in words."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterable, Mapping
 

@@ -4,8 +4,6 @@ papermill does not check types (``-p max_tokens abc`` runs), and a wrong value t
 after a minute of loading is a minute lost.
 """
 
-from __future__ import annotations
-
 
 class ParameterError(ValueError):
     """A parameter that cannot be used; the message names it, its value and what is allowed."""

@@ -3,8 +3,6 @@
 The next notebook reads what the last one wrote; prose holds no number that a record does not.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -4,8 +4,6 @@ A secret belongs into the environment. What is known from there is removed where
 has the form of a token is removed even if nobody told us.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Both are in one output. A notebook front end that has widgets and a kernel shows
 an untrusted notebook or a headless run shows the picture of the first values.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which quantization for this model on this GPU: one recommendation, and what would overrule it."""
 
-from __future__ import annotations
-
 import html
 import json
 import textwrap

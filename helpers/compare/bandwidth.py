@@ -1,7 +1,5 @@
 """What this machine can move and multiply at most, measured."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

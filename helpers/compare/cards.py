@@ -1,7 +1,5 @@
 """GPUs by their data sheets, and what runs on each generation."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The claims are data (``claims.toml``). Speeds and answers are held against recor
 when they do; what is arithmetic on the log's own figures gets none.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A scheme has one colour, one marker, one line style and one hatch, so that no fi
 alone. Nothing here measures. What cannot be drawn becomes a sentence (``page.Note``), never an empty plot.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 

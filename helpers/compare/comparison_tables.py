@@ -4,8 +4,6 @@ What depends on the machine is wrapped in ``measured``, so that readers can tell
 and the same everywhere; the notebook tests compare everything outside the marks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page

@@ -1,7 +1,5 @@
 """A model as it can be counted: its layout, how it is quantized already, and how far it can be split."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 

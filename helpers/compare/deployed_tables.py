@@ -1,7 +1,5 @@
 """Tables of large models deployed in several ways: what they give alone, together, and behind HTTP."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The answer as a card: GPU class x goal, each cell computed by ``advise``."""
 
-from __future__ import annotations
-
 from helpers.compare.advise import Advice, advise
 from helpers.compare.options import Option
 

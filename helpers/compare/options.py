@@ -8,8 +8,6 @@ is counted over NVLink, as two H200s took for one request; over PCIe, and of pro
 an estimate.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import shlex

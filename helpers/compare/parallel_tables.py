@@ -1,7 +1,5 @@
 """Two GPUs for one model, recorded: one engine on both, or a server on each."""
 
-from __future__ import annotations
-
 import itertools
 from statistics import median
 

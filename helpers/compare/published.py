@@ -1,7 +1,5 @@
 """Figures that others published, as data, each with its source: what a format keeps, and what it gained."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a step took on a GPU beyond what its memory and arithmetic allow, and on what: from records."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

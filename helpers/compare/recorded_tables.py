@@ -1,7 +1,5 @@
 """Tables and figures of what was recorded on a GPU with other settings and kernels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from helpers.base.figure import Figure, bar_axes, label_bar, panels

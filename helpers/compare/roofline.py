@@ -5,8 +5,6 @@ two operations a weight and request. The memory's bandwidth limits the first, th
 second. A step cannot be faster than the slower of the two.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass

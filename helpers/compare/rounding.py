@@ -3,8 +3,6 @@
 Only for looking at; the checkpoints are made by llm-compressor and run by vLLM's kernels.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ What is computed here comes from a model's config and a data sheet; ``reconcile`
 vLLM reported on the machines that records are of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The arguments and the environment of an engine, and why they differ from vLLM's own."""
 
-from __future__ import annotations
-
 import ctypes.util
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """What starting an engine changes in this process: variables, threads, oneDNN. It is put back at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 

@@ -1,7 +1,5 @@
 """The child processes and shared memory of an engine, and how they end with it or with their owner."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing.connection
 import multiprocessing.util

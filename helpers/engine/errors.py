@@ -1,7 +1,5 @@
 """What can go wrong with an engine or a server, and the diagnosis that such an error carries."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -5,8 +5,6 @@ configured), Python prints and progress bars, and file descriptors 1 and 2 (C++ 
 which inherit them). All three are pointed at one file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

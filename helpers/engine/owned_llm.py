@@ -1,7 +1,5 @@
 """``vllm.LLM`` as a ``with open_engine(...)`` block gives it; what is not named here is vLLM's own."""
 
-from __future__ import annotations
-
 import functools
 import time
 

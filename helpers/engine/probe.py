@@ -4,8 +4,6 @@ vLLM mixes ``Probe`` into its worker (``worker_extension_cls``); its methods are
 through ``LLM.collective_rpc``. It computes nothing until it is asked, and changes no result.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 PROBE = "helpers.engine.probe.Probe"  # what open_engine passes to vLLM

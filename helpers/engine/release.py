@@ -1,7 +1,5 @@
 """How an engine's memory comes back, and the proof that it did."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

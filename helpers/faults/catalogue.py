@@ -1,7 +1,5 @@
 """The catalogue of failures: catalogue.toml, checked when it is read, and the look-up in it."""
 
-from __future__ import annotations
-
 import functools
 import re
 import tomllib

@@ -12,8 +12,6 @@ says that the cause is elsewhere, so that a slip in your own cell is never blame
 A log from anywhere, without Python: ``python -m helpers.explain``.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 

@@ -4,8 +4,6 @@ The same message reaches a reader behind many things: the child that wrote it, v
 container's name, a cluster's time, a colour. What is read is the message.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """Where in a log the errors stand, drawn: the first is the cause, those after it pass it on."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 

@@ -1,7 +1,5 @@
 """A diagnosis, as a card in a notebook and as text elsewhere."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -4,8 +4,6 @@
 kinds, or the reader's own `raise`. What a notebook's runner quotes is opened.
 """
 
-from __future__ import annotations
-
 import builtins
 import dis
 import re

@@ -1,7 +1,5 @@
 """What a feature gave: the same requests without and with it, as a table and as a figure of ratios."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from helpers.base.figure import Figure, panels

@@ -1,7 +1,5 @@
 """Speculation, prefix caching, structured output and LoRA, each without and with, in tokens a second."""
 
-from __future__ import annotations
-
 import json
 import random
 import statistics

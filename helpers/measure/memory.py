@@ -1,7 +1,5 @@
 """The bytes an engine's weights and KV cache take."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from helpers.engine.engine import owner_of

@@ -1,7 +1,5 @@
 """The figure of what schemes did to the answers."""
 
-from __future__ import annotations
-
 from helpers.base import page
 from helpers.base.figure import Figure, log_axis, panels
 from helpers.base.page import Note

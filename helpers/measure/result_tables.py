@@ -1,7 +1,5 @@
 """Tables of what was measured: speed, records, answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from helpers.base import page

@@ -4,8 +4,6 @@ What warms up does not count, and nothing comes from a cached prefix: prompts ar
 its prefix cache off. Each figure is the median of several runs, with its spread.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import itertools

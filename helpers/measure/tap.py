@@ -1,7 +1,5 @@
 """One prefill of a window of text, and the figures of its logits."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.engine.engine import Engine

@@ -1,7 +1,5 @@
 """A task with known answers, and how many of them a scheme keeps."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

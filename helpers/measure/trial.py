@@ -3,8 +3,6 @@
 The steps are those that ``01_baseline`` shows one by one; every scheme goes through the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

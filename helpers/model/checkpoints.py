@@ -6,8 +6,6 @@ llm-compressor runs in a process of its own (``python -m helpers.model.quantize`
 changes settings of torch and of the log, and the notebook's kernel has an engine to start afterwards.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.util

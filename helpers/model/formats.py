@@ -5,8 +5,6 @@ quantized already has what its config says, matrix by matrix (``ignore``, ``modu
 groups of layers). The names of methods are those of vLLM 0.32 (vllm/model_executor/layers/quantization).
 """
 
-from __future__ import annotations
-
 import fnmatch
 import math
 import re

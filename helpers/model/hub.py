@@ -1,7 +1,5 @@
 """Models from the hub."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ lesson = check(model=model, batch_sizes=batch_sizes, seconds=seconds, out_dir=ou
 lesson.model, lesson.machine, lesson.out, lesson.engine_args, lesson.batch_sizes
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

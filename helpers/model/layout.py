@@ -6,8 +6,6 @@ layers it is asked what each keeps for a request: keys and values of every token
 compressed cache (MLA), or a state that does not grow. What cannot be told apart is refused, never guessed.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

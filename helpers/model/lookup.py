@@ -6,8 +6,6 @@ no hub and no account), a local folder, a hub name such as ``Qwen/Qwen2.5-1.5B-I
 Only safetensors are accepted: a pickle can run code when it is loaded.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from helpers.model import embedded, hub, shapes, weights

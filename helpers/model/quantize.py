@@ -1,7 +1,5 @@
 """llm-compressor's recipes: programs in ``recipes/`` that the lessons show, run in a process of their own."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """What a quantization scheme is: what it stores, and the ways it runs. ``schemes`` has the entries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 

@@ -6,8 +6,6 @@ first, and the first whose condition holds for the machine is taken. The conditi
 from vLLM 0.32.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from helpers.model.scheme import BF16_ISA, Scheme, SchemeError, Way, cpu, cuda, with_fp8_cache

@@ -8,8 +8,6 @@ For sizing a model that cannot be downloaded. vLLM fills the matrices with rando
 model's; what it writes means nothing, and is refused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

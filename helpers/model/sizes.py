@@ -1,7 +1,5 @@
 """The bytes of a model's weights under each scheme, predicted from its configuration."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from helpers.base.machine import Machine

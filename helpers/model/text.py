@@ -1,7 +1,5 @@
 """The text that calibrates and the text that tests: two halves of Python's own documentation."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 

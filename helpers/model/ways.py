@@ -1,7 +1,5 @@
 """How schemes run on a machine, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from helpers.base.machine import Machine

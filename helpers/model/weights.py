@@ -8,8 +8,6 @@ starts, and answers nonsense.
 Source: the safetensors format, 8 bytes with the length of the header, the header as JSON, the tensors.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Names are those of public compose files, templates and older images. One that me
 taken; one that means something else, or that only vLLM's command line knows, is named in a warning.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 

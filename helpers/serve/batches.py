@@ -10,8 +10,6 @@ each of its actors has one request in flight, a 500 with a JSON body becomes a r
 plain text ends the whole run. A class that ``map_batches`` is given needs no more lines than its settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Work in a process of its own, which says line by line what it found: a load, a part of a recording."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

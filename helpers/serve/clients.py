@@ -6,8 +6,6 @@
 A request is lost only if nobody counts it: here each has an outcome, and each answer is checked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

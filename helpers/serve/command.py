@@ -3,8 +3,6 @@
 What this imports goes into a container with it (notebooks/deploy/kustomization.yaml lists it).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

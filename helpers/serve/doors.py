@@ -4,8 +4,6 @@ The list of routes is the server's own (``/openapi.json``), with those it leaves
 here is looked up in vLLM's source: a new version with a new route shows it.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What can go wrong with a server, and how one stopped."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from helpers.engine.errors import EngineError

@@ -7,8 +7,6 @@ checkpoint and knows no embedded model. It owns what it starts: when the process
 the engine below it ends, too, and when this one is asked to end, the server drains.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -8,8 +8,6 @@ answered, so a slow server is asked less. *Open loop*: requests come at random (
 the server keeps up or not, as users do. The generator runs in a process of its own, on the same machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

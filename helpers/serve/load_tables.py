@@ -1,7 +1,5 @@
 """Tables and figures of a server: what became of requests, what it refused, its load."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from helpers.base import page

@@ -5,8 +5,6 @@ its ``with`` block, however that ended, it and everything it started is gone: a 
 error or Ctrl+C kills it, and if the owner dies the system ends it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

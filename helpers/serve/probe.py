@@ -7,8 +7,6 @@ or is late because it is busy lives all the same: then its own count of tokens m
 what the alert VllmStuck sees while nobody else asks. Standard library alone: it runs in vLLM's image.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,8 +4,6 @@ A prefix cache keeps whole blocks (16 tokens on a GPU, 128 on a CPU), so what is
 prompt of one call begins like one of another: what was kept for an earlier call cannot hit.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 

@@ -1,7 +1,5 @@
 """The queue before servers that are full: how it grows until one more is there, predicted and watched."""
 
-from __future__ import annotations
-
 import time
 
 from helpers.serve.clients import Repeated

@@ -1,7 +1,5 @@
 """Tables and figures of several servers: who gets which request, and how a queue grows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from helpers.base import page

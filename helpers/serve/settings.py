@@ -8,8 +8,6 @@ file, an argument over both. Names that other templates use are taken, or named 
 QUANTIZATION as a variable never says awq: that is the checkpoint's own. As an argument it has one made.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import os

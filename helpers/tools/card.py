@@ -1,7 +1,5 @@
 """Write the card of GPU classes and goals into README, between its marks."""
 
-from __future__ import annotations
-
 from helpers.base.files import ROOT
 from helpers.compare import guide
 

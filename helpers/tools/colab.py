@@ -3,8 +3,6 @@
 It runs in the notebook's own kernel, so it needs the standard library only.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -4,8 +4,6 @@ For models whose weights are not at hand: vLLM fills the matrices with random nu
 config.json of a quantized checkpoint names. Bytes and speed are the real model's, its words mean nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

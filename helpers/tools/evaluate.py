@@ -5,8 +5,6 @@ ask a server of your own in the same way. With a hub, TASKS=gsm8k,ifeval is the 
 there is ``known_answers``, the lessons' own task. All that was asked and answered is kept below OUT.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,8 +8,6 @@ They are no part of the platforms' locks: no other lesson needs them. What does 
 first needed, in seconds, and changes nothing that is there.
 """
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys

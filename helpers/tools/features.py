@@ -5,8 +5,6 @@ engines a scheme: one for the plain runs, the shared prefix and the constrained 
 that carries an adapter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

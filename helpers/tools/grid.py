@@ -1,7 +1,5 @@
 """Engines of large models without weights, each measured alone: the rounds of ``deployments.ROUNDS``."""
 
-from __future__ import annotations
-
 import random
 import re
 import time

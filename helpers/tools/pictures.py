@@ -7,8 +7,6 @@ figure follows within a screen the first cell shows none, and none is made. Stor
 its picture.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

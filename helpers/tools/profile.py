@@ -4,8 +4,6 @@ An executed copy has each cell's seconds, and its outputs say how long vLLM's im
 The rest of a cell counts as what the cell asks for, by the name that it calls.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -6,8 +6,6 @@ measure: meanwhile the others wait for requests, and the GPU is its own. A GPU's
 written as they come, and where one fails the others go on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import pkgutil

@@ -9,8 +9,6 @@ The models are the embedded one (real weights, so its answers are compared, too)
 can be repeated alone; every line names its machine and versions.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -11,8 +11,6 @@ Exit code: 0 all went well, 1 a notebook failed or was skipped, 2 an argument wa
 143 SIGTERM. Several runs at once must be several processes: each ends *all* that was started below it.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

@@ -8,8 +8,6 @@ mixed anew each repeat. Then one of the router's servers is killed in mid-load.
 ``endings`` ends an engine on two GPUs in five ways. A line of ``scale.jsonl`` is written as it is measured.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

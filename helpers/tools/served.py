@@ -5,8 +5,6 @@ and ``vllm bench serve`` can write them. Each server is loaded as ``serve.load``
 open ones at shares of the best rate of those.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import shutil

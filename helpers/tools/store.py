@@ -1,7 +1,5 @@
 """Put a run's outputs into the notebooks themselves, without a trace of when and where they were made."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
