@@ -145,7 +145,7 @@ class Advice:
         alone = max([one, *others], key=lambda o: o.rate(1) * (o.gpus == one.gpus))
         if (ratio := alone.rate(1) / one.rate(1)) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
-        wide = max(n for n in options.GPUS if n <= load.gpus and self.model.heads % n == 0)
+        wide = max(n for n in options.GPUS if n <= load.gpus and self.model.layout.heads % n == 0)
         dense = not self.model.layout.experts  # a mixture's experts run in kernels of their own
         if wide > one.gpus and load.card.nvlink and dense:
             ratio = one.rate(1, gpus=wide) / one.rate(1)
@@ -309,7 +309,7 @@ def advise(
         parameters.number("price, in dollars a day,", price, 0.01, 1e6)
     asked = Load(card(gpu), gpus, context, users, prompts)  # before anything is fetched
     model = counting.counted(lookup.sized(name))
-    load = replace(asked, context=min(context, model.longest))
+    load = replace(asked, context=min(context, model.layout.longest))
     found = options.options(model, load)
     return Advice(model, load, goal, price, found, options.recommended(found, goal, load))
 

@@ -1,11 +1,10 @@
-"""A model as it can be counted: its layout, how it is quantized already, and how far it can be split."""
+"""A model as it can be counted: its layout, and how it is quantized already."""
 
-import json
 from dataclasses import dataclass, replace
 
 from helpers.model import formats, schemes, sizes
 from helpers.model.formats import Quantized
-from helpers.model.layout import Layout, first, full_config
+from helpers.model.layout import Layout
 from helpers.model.model import Model
 from helpers.model.schemes import Scheme
 
@@ -20,19 +19,12 @@ AS_IT_IS = "as_it_is"
 
 @dataclass(frozen=True)
 class Counted:
-    """A model as it can be counted: its layout, how it is quantized already, and how far it can be split.
-
-    ``stored`` are the bytes of a checkpoint that is quantized already, ``longest`` the context it was made
-    for; among more GPUs than ``kv_heads`` the cache is copied, not divided (MLA has one).
-    """
+    """A model as it can be counted; ``stored`` are the bytes of a checkpoint that is quantized already."""
 
     model: Model
     layout: Layout
     quantized: Quantized | None
     stored: int | None
-    heads: int
-    kv_heads: int
-    longest: int
 
     @property
     def names(self) -> list[str]:
@@ -60,14 +52,6 @@ def counted(model: Model) -> Counted:
     Raises:
         LayoutError: it cannot be counted; the message says why.
     """
-    text = (model.folder / "config.json").read_text()
-    config = full_config(text).get_text_config(decoder=True)
-    counts, quantized = sizes.layout(model.folder), formats.quantized(json.loads(text))
+    counts, quantized = sizes.layout(model.folder), formats.quantized(model.config)
     stored = formats.stored_bytes(counts.tensors, quantized.of) if quantized else None
-    heads = first(config, "num_attention_heads", default=1)
-    shared = first(config, "num_key_value_heads", "num_kv_heads", default=heads)
-    single = getattr(config, "kv_lora_rank", None) or (
-        getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
-    )
-    longest = first(config, "max_position_embeddings", default=10_000_000)
-    return Counted(model, counts, quantized, stored, heads, 1 if single else shared, longest)
+    return Counted(model, counts, quantized, stored)

@@ -185,8 +185,8 @@ def _placed(model: Counted, weights: int, value_bytes: int, load: Load) -> tuple
     """The fewest of the GPUs that hold a load, or all of them where those do not; how many would, and what
     it takes of those it is placed on."""
     budgets = {}
-    for gpus in (number for number in GPUS if model.heads % number == 0):
-        copies = gpus / min(gpus, model.kv_heads)
+    for gpus in (number for number in GPUS if model.layout.heads % number == 0):
+        copies = gpus / min(gpus, model.layout.kv_heads)
         budgets[gpus] = sizing.budget(model.layout, weights, value_bytes, load, gpus, copies)
     needs = next((gpus for gpus, one in budgets.items() if one.spare >= 0), None)
     gpus = needs if needs and needs <= load.gpus else max(n for n in budgets if n <= load.gpus)

@@ -6,11 +6,18 @@ layers it is asked what each keeps for a request: keys and values of every token
 compressed cache (MLA), or a state that does not grow. What cannot be told apart is refused, never guessed.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from helpers.base.files import write_whole
+from helpers.model.model import cache_folder
 
 MATRICES = ("linear", "experts")  # the parts that schemes quantize
 
@@ -59,6 +66,8 @@ class Layout:
 
     ``per_token`` of ``experts`` routed experts multiply one token. ``linear`` is what schemes quantize, the
     experts included; all else (embedding, head, norms, biases, routers, towers) they leave in 16 bits.
+    ``longest`` is the context it was made for; among more GPUs than ``kv_heads`` the cache is copied, not
+    divided (MLA has one).
     """
 
     tensors: tuple[Tensor, ...]
@@ -66,6 +75,9 @@ class Layout:
     layers: int = 0
     experts: int = 0
     per_token: int = 0
+    heads: int = 1
+    kv_heads: int = 1
+    longest: int = 0
 
     def count(self, *parts: str) -> int:
         """Weights of these parts together."""
@@ -112,7 +124,30 @@ class Layout:
         )
 
 
-def full_config(text: str):
+@functools.lru_cache(maxsize=64)
+def read(text: str) -> Layout:
+    """Count the model that a ``config.json`` of this text describes.
+
+    transformers takes five seconds to be imported and to build a model, so a layout is kept in the cache.
+
+    Raises:
+        LayoutError: a class that transformers does not have, or layers that cannot be told apart.
+    """
+    counted_by = version("transformers") + Path(__file__).read_text()
+    key = hashlib.sha256((text + counted_by).encode()).hexdigest()[:32]
+    kept = cache_folder() / "layouts" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(kept.read_text())
+        tensors = tuple(Tensor(**one) for one in found.pop("tensors"))
+        return Layout(tensors, tuple(Cache(**one) for one in found.pop("caches")), **found)
+    found = _counted(text)
+    with contextlib.suppress(OSError):  # no room, or no permission: then it is counted again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(asdict(found)))
+    return found
+
+
+def _full_config(text: str):
     """A config's object as transformers has it: every name filled in with its class's default.
 
     Raises:
@@ -139,14 +174,8 @@ def full_config(text: str):
 _WRITES = re.compile(r"ForCausalLM|LMHead|ForConditionalGeneration|ForImageTextToText|CausalLM$")
 
 
-@functools.lru_cache(maxsize=64)
-def read(text: str) -> Layout:
-    """Count the model that a ``config.json`` of this text describes.
-
-    Raises:
-        LayoutError: a class that transformers does not have, or layers that cannot be told apart.
-    """
-    config = full_config(text)
+def _counted(text: str) -> Layout:
+    config = _full_config(text)
     model = _built(config)
     written = config.get_text_config(decoder=True)
     inner = (one for one in model.modules() if one is not model)
@@ -158,7 +187,21 @@ def read(text: str) -> Layout:
         raise LayoutError(
             f"{type(model).__name__} has experts, and its config does not say how many a token takes."
         )
-    return Layout(tensors, _caches(decoder, written), written.num_hidden_layers, experts, per_token)
+    heads = _first(written, "num_attention_heads", default=1)
+    shared = _first(written, "num_key_value_heads", "num_kv_heads", default=heads)
+    single = getattr(written, "kv_lora_rank", None) or (
+        getattr(written, "multi_query", False) and not getattr(written, "new_decoder_architecture", False)
+    )
+    return Layout(
+        tensors=tensors,
+        caches=_caches(decoder, written),
+        layers=written.num_hidden_layers,
+        experts=experts,
+        per_token=per_token,
+        heads=heads,
+        kv_heads=1 if single else shared,
+        longest=_first(written, "max_position_embeddings", default=10_000_000),
+    )
 
 
 def _built(config):
@@ -199,10 +242,10 @@ _CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_top_k", "moe_to
 
 def _routed(config) -> tuple[int, int]:
     """How many routed experts there are in a layer, and how many a token takes."""
-    return first(config, *_EXPERTS), first(config, *_CHOSEN)
+    return _first(config, *_EXPERTS), _first(config, *_CHOSEN)
 
 
-def first(config, *names: str, default: int = 0) -> int:
+def _first(config, *names: str, default: int = 0) -> int:
     """The first of these numbers that a config has, above 0: classes call the same thing differently."""
     found = (getattr(config, name, None) for name in names)
     return next((int(value) for value in found if isinstance(value, int) and value), default)
