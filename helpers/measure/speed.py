@@ -4,8 +4,6 @@ What warms up does not count, and nothing comes from a cached prefix: prompts ar
 its prefix cache off. Each figure is the median of several runs, with its spread.
 """
 
-import contextlib
-import gc
 import itertools
 import random
 import statistics
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 
 from helpers.base import parameters, records
 from helpers.engine.engine import Engine, owner_of
+from helpers.engine.owned_llm import uncollected
 
 MIN_STEPS = 2  # of a timed run
 _numbers = itertools.count()  # for requests' names
@@ -78,22 +77,6 @@ def measure_speed(
 def random_prompts(vocabulary: int, batch: int, tokens: int, rng: random.Random) -> list[dict]:
     """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
     return [{"prompt_token_ids": rng.choices(range(100, vocabulary), k=tokens)} for _ in range(batch)]
-
-
-@contextlib.contextmanager
-def uncollected():
-    """No garbage collection by Python inside, as in ``timeit``.
-
-    With vLLM imported there are 600,000 objects to go through, which stops this process for half a second:
-    more than a run on a fast GPU takes. vLLM's server and its engine's process are kept from it as well.
-    """
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
 
 
 def _decode(
