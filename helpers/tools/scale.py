@@ -158,7 +158,7 @@ def endings(out: Path) -> None:
             owner = psutil.Process(found["pid"])
             family, held = [owner, *owner.children(recursive=True)], gpu_memory_each()
             if how == "a worker killed":
-                family[-1].kill()
+                next(one for one in family if "Worker_TP1" in " ".join(one.cmdline())).kill()
             elif number:
                 owner.send_signal(number)
             else:
