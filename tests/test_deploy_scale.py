@@ -8,7 +8,7 @@ import subprocess
 import yaml
 
 from helpers.serve.router import SOONER
-from helpers.tools import extras
+from helpers.tools import environment, extras
 from tests.test_deploy import FOLDER, PINNED, commented, compose, manifest, seconds
 
 SERVERS = ("vllm-0", "vllm-1")
@@ -53,7 +53,8 @@ def test_images_and_packages_are_pinned():
     lines = scaled()["services"]["router"]["build"]["dockerfile_inline"].splitlines()
     assert PINNED.fullmatch(lines[0].removeprefix("FROM "))
     (version,) = re.findall(r"vllm-router==(\S+)", "\n".join(lines))
-    assert f"\nvllm-router=={version} " in extras.lock("scale").read_text(), "the version that the tests run"
+    lock = environment.lock_of("scale").read_text()
+    assert f"\nvllm-router=={version} " in lock, "the version that the tests run"
 
 
 def test_the_router_understands_its_arguments_and_knows_every_server():

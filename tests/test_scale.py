@@ -174,7 +174,7 @@ def test_fewer_bits_gain_less_where_two_gpus_share_the_reading():
 def test_a_set_up_that_cannot_have_the_packages_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setattr(extras, "lock", lambda group: tmp_path / f"{group}.lock")
+    monkeypatch.setattr(extras, "lock_of", lambda group: tmp_path / f"{group}.lock")
     (tmp_path / "some.lock").write_text(f"ray==0.0.1 --hash=sha256:{64 * '0'}\n")
     with pytest.raises(
         extras.SetupError, match=r"Installing some.lock failed:(.|\n)*ray(.|\n)*PIP_FIND_LINKS"

@@ -53,22 +53,20 @@ def detect_platform() -> str:
     return "cpu"
 
 
-def lock_of(platform: str) -> Path:
-    """Return the lock for ``cpu`` or ``cuda``, wherever the command was started."""
-    return ROOT / f"requirements-{platform}.lock"
+def lock_of(group: str) -> Path:
+    """Return the lock for ``cpu``, ``cuda`` or one of the ``extras``, wherever the command was started."""
+    return ROOT / f"requirements-{group}.lock"
 
 
 def fingerprint(venv: Path, platform: str) -> str:
     """What the environment would be made from: the stamp's text. Cheap, starts no process."""
     pythons = sorted(path.name for path in (root_of(venv) / "lib").glob("python3.*"))
-    return "\n".join(
-        [
-            f"lock {_digest(lock_of(platform))}",
-            f"installer {_digest(Path(__file__))}",
-            f"platform {platform}",
-            f"python {' '.join(pythons)}",
-            f"project {ROOT}\n",
-        ]
+    return (
+        f"lock {_digest(lock_of(platform))}\n"
+        f"installer {_digest(Path(__file__))}\n"
+        f"platform {platform}\n"
+        f"python {' '.join(pythons)}\n"
+        f"project {ROOT}\n"
     )
 
 

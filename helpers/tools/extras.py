@@ -11,15 +11,9 @@ first needed, in seconds, and changes nothing that is there.
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
-from helpers.base.files import ROOT
+from helpers.tools.environment import lock_of
 from helpers.tools.steps import SetupError, tail
-
-
-def lock(group: str) -> Path:
-    """The lock of a group."""
-    return ROOT / f"requirements-{group}.lock"
 
 
 def ensure(group: str) -> None:
@@ -29,10 +23,10 @@ def ensure(group: str) -> None:
         SetupError: with pip's last words.
     """
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r"]
-    done = subprocess.run([*command, lock(group)], capture_output=True, text=True)
+    done = subprocess.run([*command, lock_of(group)], capture_output=True, text=True)
     if done.returncode:
         advice = "Without a network, put their wheels into a folder and name it: PIP_FIND_LINKS=/that/folder."
-        raise SetupError(f"Installing {lock(group).name} failed:\n{tail(done.stderr)}\n{advice}")
+        raise SetupError(f"Installing {lock_of(group).name} failed:\n{tail(done.stderr)}\n{advice}")
     importlib.invalidate_caches()
 
 
