@@ -71,7 +71,7 @@ def test_a_section_that_fails_stops_no_other(capsys):
     assert said.out == "bad 0 s\ngood 0 s\n"
 
 
-def job(name: str, then: str):
+def job(name: str, then: str, logs: str):
     """The work of a process below: what it is, a line, another of another file."""
     yield {"name": name}
     if then == "fails":
@@ -83,7 +83,7 @@ def job(name: str, then: str):
 
 def test_a_round_writes_each_line_with_its_machine_and_goes_on_without_what_fails(tmp_path, capsys):
     jobs = [
-        recording.Job(tmp_path / f"{name}.log", {"way": name}, "tests.test_reference:job", (name, then))
+        recording.Job(name, {"way": name}, "tests.test_reference:job", (name, then))
         for name, then in (("a", "fails"), ("b", "answers"))
     ]
     recording.run_round(jobs, tmp_path / "x/lines.jsonl")

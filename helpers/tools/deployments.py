@@ -40,11 +40,6 @@ class Way:
     format: str | dict | None = None
     args: dict = field(default_factory=dict)
 
-    @property
-    def forced(self) -> bool:
-        """Whether the kernel is another than vLLM would choose."""
-        return bool({"linear_backend", "kernel_config", "attention_backend"} & set(self.args))
-
 
 # By kernel where there is a choice. vLLM's own choice on Hopper is Machete for 4 bits; everywhere else it is
 # Marlin, which is why that is measured here, too.

@@ -33,9 +33,8 @@ def features(out: Path) -> None:
     jobs = []
     for scheme in SCHEMES:
         for kind in ENGINES:
-            logs = out / "logs" / f"{scheme}-{kind}"
             row = {"scheme": scheme, "weights": "real"}
-            jobs.append(Job(logs.with_suffix(".log"), row, f"{__name__}:work", (scheme, kind, str(logs))))
+            jobs.append(Job(f"{scheme}-{kind}", row, f"{__name__}:work", (scheme, kind)))
     run_round(jobs, out / "features.jsonl")
 
 

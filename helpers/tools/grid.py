@@ -30,17 +30,17 @@ def deployments(out: Path, names: list[str] | None = None) -> None:
     """Measure rounds, by default all that this machine has the GPUs for."""
     bandwidth, have = round(copy_bandwidth()), detect().count
     fits = [name for name, runs in ROUNDS.items() if max(run.gpus for run in runs) <= have]
-    for name in names or fits:
+    for which in names or fits:
         begun, jobs = time.monotonic(), []
-        for run in ROUNDS[name]:
-            way, log = WAYS[run.way], f"{run.model}-{slug(run.way)}-{run.gpus}"
+        for run in ROUNDS[which]:
+            way, name = WAYS[run.way], f"{run.model}-{slug(run.way)}-{run.gpus}"
             row = {"model": shapes.TITLES[run.model], "way": run.way, "scheme": way.scheme, "gpus": run.gpus}
             row |= {"weights": "random", "copy_bandwidth": bandwidth}
-            row |= {"chosen_by": "us" if way.forced else "vLLM"}
-            arguments = (*run, str(out / "logs" / log))
-            jobs.append(Job(out / f"logs/{log}.log", row, f"{__name__}:work", arguments, run.gpus))
+            ours = {"linear_backend", "kernel_config", "attention_backend"} & way.args.keys()
+            row |= {"chosen_by": "us" if ours else "vLLM"}
+            jobs.append(Job(name, row, f"{__name__}:work", tuple(run), run.gpus))
         run_round(jobs, out / "deployments.jsonl")
-        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{which}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def work(model: str, way: str, loads: list, gpus: int, logs: str) -> Iterator[dict]:

@@ -72,13 +72,13 @@ def run_parts(parts: dict[str, Callable[[], None]]) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """A process of a round: its log, what each of its lines says, its work and how many GPUs that takes.
+    """A process of a round: its log's name, what its lines say, its work and how many GPUs that takes.
 
-    ``work`` names a generator, ``"helpers.tools.grid:work"``, which is given ``arguments``. Once it is ready
-    it yields what is true of all its lines, then each line, and last ``DONE``.
+    ``work`` names a generator, ``"helpers.tools.grid:work"``, which is given ``arguments`` and a folder for
+    further logs. Once it is ready it yields what is true of all its lines, then each line, and last ``DONE``.
     """
 
-    log: Path
+    name: str
     row: dict
     work: str
     arguments: tuple
@@ -91,7 +91,8 @@ def run_round(jobs: list[Job], file: Path) -> None:
         started = []
         for job in jobs:
             gpus = ",".join(map(str, visible_gpus()[: job.gpus]))  # numbered as the driver does
-            child = Child(f"{__name__}:_work", job.log, job.work, *job.arguments, CUDA_VISIBLE_DEVICES=gpus)
+            logs, asked = str(file.parent / "logs" / job.name), (job.work, *job.arguments)
+            child = Child(f"{__name__}:_work", Path(f"{logs}.log"), *asked, logs, CUDA_VISIBLE_DEVICES=gpus)
             started.append((stack.enter_context(child), stamp() | job.row))
         ready = [(child, row | first) for child, row in started if (first := _said(child))]
         for child, row in ready:

@@ -67,10 +67,9 @@ def served(out: Path) -> None:
     for model, ways in ROUNDS:
         jobs = []
         for way in ways:
-            logs = out / "logs" / f"served-{model}-{slug(way)}"
             row = {"model": shapes.TITLES[model], "weights": "random", "way": way}
             row |= {"scheme": WAYS[way].scheme, "open_s": OPEN_S, **LENGTHS}
-            jobs.append(Job(logs.with_suffix(".log"), row, f"{__name__}:work", (model, way, str(logs))))
+            jobs.append(Job(f"served-{model}-{slug(way)}", row, f"{__name__}:work", (model, way)))
         run_round(jobs, out / "served.jsonl")
 
 
