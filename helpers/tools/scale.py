@@ -29,7 +29,7 @@ from helpers.serve import clients
 from helpers.serve.child import Child
 from helpers.serve.command import free_ports
 from helpers.serve.load import Generator, Objective
-from helpers.serve.owned import start_together
+from helpers.serve.owned import start_in_turn
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools.grid import slug
@@ -98,9 +98,7 @@ def _running(ways: dict[str, Server | Router]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for one in (*servers, *routers):
             stack.callback(one.kill)
-        start_together(*servers)
-        for router in routers:
-            router.start()  # its servers run already
+        start_in_turn(list(servers), routers)
         yield
 
 
