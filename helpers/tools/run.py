@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,23 +69,29 @@ def run_plan(plan: Plan) -> list[Result]:
         print(f"{result.name:{width}}  {result.seconds:7.1f}  {said}", flush=True)
 
     print(f"{'notebook':{width}}  seconds  status", flush=True)
-    with _quiet(), processes.owned_processes() as end_leftovers:
+    with processes.owned_processes() as end_leftovers:
         for notebook in plan.notebooks:
             name, status, error = notebook.path.stem, "failed", ""
             if lacking := [r.name for r in results if r.name in notebook.needs and r.status != "ok"]:
                 finish(Result(name, "skipped", error=f"needs {', '.join(lacking)}"))
                 continue
             at, begun = _Cell(), time.monotonic()
-            bar = {"desc": name, "leave": False} if sys.stdout.isatty() else False
             try:
-                error = _execute(notebook, plan, at, bar)
+                error = _execute(notebook, plan, at)
                 status = "failed" if error else "ok"
             except KeyboardInterrupt:
                 status, error = "interrupted", str(at)
                 raise
             finally:
                 end_leftovers()
-                _remove_secrets(plan, notebook)
+                # A token that a cell printed, or that an exception or vLLM's log quoted, is not kept.
+                kept = [
+                    plan.out / notebook.path.name,
+                    plan.out / RECORDS,
+                    *(plan.out / "logs").rglob("*.log"),
+                ]
+                with contextlib.suppress(OSError):  # a full disk: then the files are as they were
+                    redact.clean(kept)
                 finish(Result(name, status, time.monotonic() - begun, redact.remove(error)))
         if plan.store and all(result.status == "ok" for result in results):
             results[:] = _store(plan, results)
@@ -105,30 +111,24 @@ class _Cell:
         return f"cell {self.number}" if self.number else "before the first cell"
 
 
-def _remove_secrets(plan: Plan, notebook: Notebook) -> None:
-    """A token that a cell printed, or that an exception or vLLM's log quoted, is not kept."""
-    kept = [plan.out / notebook.path.name, plan.out / RECORDS, *(plan.out / "logs").rglob("*.log")]
-    with contextlib.suppress(OSError):  # a full disk: then the files are as they were
-        redact.clean(kept)
-
-
-def _execute(notebook: Notebook, plan: Plan, at: _Cell, bar: dict | bool) -> str:
+def _execute(notebook: Notebook, plan: Plan, at: _Cell) -> str:
     """Run one notebook in a kernel of its own; what went wrong, in a line, or nothing."""
     from papermill import execute_notebook
 
-    with (plan.out / "logs" / f"{notebook.path.stem}.log").open("a", encoding="utf-8") as log:
+    name = notebook.path.stem
+    with (plan.out / "logs" / f"{name}.log").open("a", encoding="utf-8") as log:
         try:
             execute_notebook(
                 notebook.path,
                 plan.out / notebook.path.name,
-                parameters=plan.values[notebook.path.stem],
+                parameters=plan.values[name],
                 cwd=notebook.path.parent,  # as in JupyterLab
                 language="python",
                 kernel_name="python3",
                 kernel_manager_class=_kernel_manager(log),
                 execution_timeout=plan.timeout,
                 on_cell_execute=at,
-                progress_bar=bar,
+                progress_bar={"desc": name, "leave": False} if sys.stdout.isatty() else False,
                 stdout_file=log,
                 stderr_file=log,
             )
@@ -176,18 +176,6 @@ def _kernel_manager(log: TextIO) -> type:
     return ThisPython
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without papermill's, nbclient's and asyncio's logging: the table and the log say what matters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _store(plan: Plan, results: list[Result]) -> list[Result]:
     """Write all outputs into the notebooks, or none if one of them must not be stored."""
 
@@ -220,8 +208,7 @@ def report(plan: Plan) -> str:
     said += [f"copies   {shown(plan.out)}"]
     said += [f"records  {shown(records) if records.exists() else 'none written'}"]
     if plan.store:
-        ok = [result.status == "ok" for result in plan.results]
-        done = all(ok) and len(ok) == len(plan.notebooks)
+        done = [result.status for result in plan.results] == ["ok"] * len(plan.notebooks)
         said += [f"stored   {shown(plan.notebooks[0].path.parent) if done else 'nothing'}"]
     return "\n".join(said)
 
@@ -251,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     def work() -> int:
+        # Without papermill's, nbclient's and asyncio's words: the table and the log say what matters.
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
         try:
             run_plan(plan)
         finally:
