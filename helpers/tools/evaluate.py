@@ -98,24 +98,20 @@ def kept(before: dict[int, float], after: dict[int, float]) -> Recovery:
     return recovery(*(Answers(names, margin) for margin in margins))
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="make evaluate", description=__doc__.partition(":")[0])
-    found.add_argument("--model", default=EMBEDDED, help="embedded, a folder or a hub name")
-    found.add_argument("--tasks", default="known_answers", help="names of lm-eval tasks, with commas")
-    known = ", ".join(BY_SCHEME | FP8_CACHE)
-    found.add_argument("--schemes", default="baseline,fp8,awq", help=f"of {known}; others beside the first")
-    found.add_argument("--limit", type=int, help="items a task, from its beginning")
-    found.add_argument("--chat", action="store_true", help="ask through the model's chat template")
-    found.add_argument("--out", type=Path, help="folder for what was asked and answered")
-    return found
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate, and print the table; 2 where something is wrong, with the reason."""
-    given = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="make evaluate", description=__doc__.partition(":")[0])
+    add, known = parser.add_argument, ", ".join(BY_SCHEME | FP8_CACHE)
+    add("--model", default=EMBEDDED, help="embedded, a folder or a hub name")
+    add("--tasks", default="known_answers", help="names of lm-eval tasks, with commas")
+    add("--schemes", default="baseline,fp8,awq", help=f"of {known}; others beside the first")
+    add("--limit", type=int, help="items a task, from its beginning")
+    add("--chat", action="store_true", help="ask through the model's chat template")
+    add("--out", type=Path, help="folder for what was asked and answered")
+    given = parser.parse_args(arguments)
     schemes, tasks = given.schemes.split(","), given.tasks.split(",")
     if wrong := [scheme for scheme in schemes if scheme not in BY_SCHEME | FP8_CACHE]:
-        print(f"No scheme {wrong[0]!r} here. There are: {', '.join(BY_SCHEME | FP8_CACHE)}.", file=sys.stderr)
+        print(f"No scheme {wrong[0]!r} here. There are: {known}.", file=sys.stderr)
         return 2
     options = ["--limit", str(given.limit)] if given.limit else []
     options += ["--apply_chat_template"] if given.chat else []

@@ -196,26 +196,20 @@ def get_uv(venv: Path) -> None:
     steps.run(f"uv {UV_VERSION}", pip).must()
 
 
-def lock_command(venv: Path, lock: Path, sources: list[str]) -> list[str | Path]:
-    """The uv command that installs the lock as it is, without resolving it again.
-
-    In an environment of our own ``sync``, which also removes what the lock no longer has (pip and uv
-    stay). Somebody else's keeps what is in it.
-    """
-    verb = ["install", "--no-deps", "-r"] if environment.is_foreign(venv) else ["sync"]
-    return [environment.uv_of(venv), "pip", *verb, lock, "--python", environment.python_of(venv), *sources]
-
-
 def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
-    """Install the lock from the configured sources; torch's CPU build, if need be, from its project.
+    """Install the lock as it is, without resolving it again; torch's CPU build, if need be, from its project.
+
+    In an environment of our own by ``sync``, which also removes what the lock no longer has (pip and uv
+    stay). Somebody else's keeps what is in it.
 
     Raises:
         SetupError: with uv's last words.
     """
-    asked = subprocess.run(
-        [environment.python_of(venv), "-m", "pip", "config", "list"], capture_output=True, text=True
-    )
-    command = lock_command(venv, lock, environment.pip_sources(asked.stdout))
+    uv, python = environment.uv_of(venv), environment.python_of(venv)
+    asked = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    verb = ["install", "--no-deps", "-r"] if environment.is_foreign(venv) else ["sync"]
+    sources = environment.pip_sources(asked.stdout)
+    command = [uv, "pip", *verb, lock, "--python", python, *sources]
     if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
         command += cpu_builds_anew(packages)
     if certificates := environment.pip_configuration(asked.stdout).get("cert"):

@@ -152,15 +152,13 @@ def from_text(value: str) -> Any:
 def make_folder(out: str | Path | None, runs: Path) -> Path:
     """Make a run's folder, by default a new one that `latest` then names, or raise Refused."""
     try:
-        if out is not None:
-            folder = Path(out).absolute()
-            (folder / "logs").mkdir(parents=True, exist_ok=True)
-            return folder
-        folder = runs / time.strftime("%Y%m%d-%H%M%S")
-        (folder / "logs").mkdir(parents=True)  # raises for the second of two runs in one second
-        link = runs / f".latest-{os.getpid()}"
-        link.symlink_to(folder.name)
-        link.replace(runs / "latest")  # atomic: there is always a latest run
+        folder = runs / time.strftime("%Y%m%d-%H%M%S") if out is None else Path(out).absolute()
+        # Raises for the second of two runs in one second.
+        (folder / "logs").mkdir(parents=True, exist_ok=out is not None)
+        if out is None:
+            link = runs / f".latest-{os.getpid()}"
+            link.symlink_to(folder.name)
+            link.replace(runs / "latest")  # atomic: there is always a latest run
         return folder
     except OSError as error:
         raise Refused(f"cannot make the run's folder: {error}; name another with --out DIR") from None

@@ -27,7 +27,6 @@ REST = {
     "faults, provoked": r"except \w*Error|except \w*Exception",
     "imports": r"^(from|import) ",
 }
-OTHER = "everything else"
 
 
 def seconds_by_kind(cell) -> Counter:
@@ -38,7 +37,7 @@ def seconds_by_kind(cell) -> Counter:
     if (told := found.total()) > took:  # side by side: each said how long it took
         found = Counter({kind: seconds * took / told for kind, seconds in found.items()})
     fits = (kind for kind, calls in REST.items() if re.search(calls, cell.source, re.MULTILINE))
-    found[next(fits, OTHER)] += max(0.0, took - found.total())
+    found[next(fits, "everything else")] += max(0.0, took - found.total())
     return +found
 
 
