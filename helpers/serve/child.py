@@ -51,7 +51,8 @@ class Child(contextlib.AbstractContextManager):
     def line(self, until: float = float("inf")) -> dict | None:
         """What it says next; None when it has not come by ``until`` (``time.monotonic``) or never will."""
         while b"\n" not in self._rest:
-            ended = self._ended
+            # Its number stays its own until ``end`` has killed its group.
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if select.select([self._read], [], [], 0.0 if ended else 0.5)[0]:
                 if not (more := os.read(self._read, 65536)):
                     return None
@@ -60,11 +61,6 @@ class Child(contextlib.AbstractContextManager):
                 return None
         line, self._rest = self._rest.split(b"\n", 1)
         return json.loads(line)
-
-    @property
-    def _ended(self) -> bool:
-        """Whether it has ended; its number stays its own until ``end`` has killed its group."""
-        return bool(os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
     def end(self) -> None:
         """Kill it and what it started, also where it has ended itself; a second time nothing."""

@@ -133,9 +133,8 @@ class Generator(contextlib.AbstractContextManager):
             with processes.progress(lambda: (len(levels), wanted, "levels of load")):
                 while len(levels) < wanted:
                     if (found := self._child.line()) is None:
-                        log = os.path.relpath(self.log)
-                        cause = f"Cause: {self._child.cause}\nFull log: ‹{log}›"
-                        raise LoadError(f"vllm bench serve failed.\n{cause}")
+                        said = f"Cause: {self._child.cause}\nFull log: ‹{os.path.relpath(self.log)}›"
+                        raise LoadError(f"vllm bench serve failed.\n{said}")
                     levels.append(_level(found))
         except BaseException:  # Ctrl+C above all
             self.close()

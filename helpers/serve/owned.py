@@ -110,8 +110,7 @@ class Owned:
         Raises:
             ServerStartError: the port is taken, the model does not load, or it takes too long.
         """
-        start_in_turn([self])
-        print(self._started())
+        start_together(self)
         return self
 
     def prepare(self) -> None:
@@ -158,14 +157,11 @@ class Owned:
             if self._process.poll() is not None:
                 raise self._diagnosed(ServerStartError, f"The {self.what} did not start.")
             if time.perf_counter() > stop:
-                limit = self.settings.start_timeout
-                raise self._diagnosed(
-                    ServerStartError, f"The {self.what} was not ready within START_TIMEOUT={limit} s."
-                )
+                late = f"The {self.what} was not ready within START_TIMEOUT={self.settings.start_timeout} s."
+                raise self._diagnosed(ServerStartError, late)
             time.sleep(POLL_S)
         try:
-            left = max(1.0, stop - time.perf_counter())
-            client = self.client(timeout=left)
+            client = self.client(timeout=max(1.0, stop - time.perf_counter()))
             client.completions.create(model=self.name, prompt="Hello", max_tokens=1)
         except Exception as error:
             raise self._diagnosed(ServerStartError, f"It is healthy but does not answer: {error}") from error

@@ -156,8 +156,7 @@ class Router(Owned):
     def server(self, place: dict[str, str], port: int = 0, **vllm_args):
         """A further server, not started, in a place that ``places`` gave."""
         own = self.settings.model_copy(update={"server_port": port})
-        args = self.vllm_args | vllm_args
-        return open_server(own, log_dir=self.log_dir, environment=place, **args)
+        return open_server(own, log_dir=self.log_dir, environment=place, **self.vllm_args | vllm_args)
 
     def use(self, policy: str) -> None:
         """Start the router anew with another policy; its servers go on."""
