@@ -93,21 +93,19 @@ def refusals(server) -> list[Refusal]:
     too_long = [{"role": "user", "content": "hello " * (server.args["max_model_len"] + 1)}]
     huge = [{"role": "user", "content": "a" * 10_000_000}]
     malformed = json.dumps(chat).removesuffix("}").encode()
-    wrong_key = {"Authorization": "Bearer wrong"}
+    key = server.headers
     cases = {
-        "no key": {"json": chat, "headers": {}},
-        "wrong key": {"json": chat, "headers": wrong_key},
-        "unknown model": {"json": chat | {"model": "gpt-none"}},
-        "prompt longer than the context": {"json": chat | {"messages": too_long}},
-        "malformed JSON": {"content": malformed, "headers": {"Content-Type": "application/json"}},
-        "max_tokens of -1": {"json": chat | {"max_tokens": -1}},
-        "a body of 10 MB": {"json": chat | {"messages": huge}},
+        "no key": ({}, {"json": chat}),
+        "wrong key": ({"Authorization": "Bearer wrong"}, {"json": chat}),
+        "unknown model": (key, {"json": chat | {"model": "gpt-none"}}),
+        "prompt longer than the context": (key, {"json": chat | {"messages": too_long}}),
+        "malformed JSON": (key | {"Content-Type": "application/json"}, {"content": malformed}),
+        "max_tokens of -1": (key, {"json": chat | {"max_tokens": -1}}),
+        "a body of 10 MB": (key, {"json": chat | {"messages": huge}}),
     }
     found = []
     with httpx.Client(base_url=server.url, timeout=60.0, trust_env=False) as client:
-        for what, request in cases.items():
-            headers = request.pop("headers", {})
-            headers = headers if "key" in what else server.headers | headers
+        for what, (headers, request) in cases.items():
             reply = client.post("/v1/chat/completions", headers=headers, **request)
             found.append(Refusal(what, reply.status_code, clients.message(reply)))
     return found
