@@ -37,22 +37,16 @@ from helpers.tools.served import served
 
 MODELS = ("embedded", "shape:mistral-7b")
 SCHEMES = ("baseline", "fp8", "awq", "fp8_kv", "int8")
-BATCHES = (1, 8, 32, 64, 256)
+BATCHES = (1, 8, 32, 64, 256)  # of which the lessons' engines have CUDA graphs, too
 LONG = 1024  # the other input length, in tokens
 LONG_BATCHES = (1, 8, 64)  # that a lesson's time allows
-# CUDA graphs for the batch sizes that are measured and for no others, and no kernels compiled ahead of the
-# first request: a start then takes seconds less.
-GRAPHS = {
-    "compilation_config": {"cudagraph_capture_sizes": list(BATCHES)},
-    "kernel_config": {"enable_jit_warmup": False},
-}
 
 
 def measure_records(out: Path) -> None:
     """Every model under every scheme: bytes, speed at two input lengths, start and release; answers if it
     has words. What a scheme refuses (a kernel, a model class) is printed and left out.
     """
-    extra = {"protocol": PROTOCOL, "copy_bandwidth": round(copy_bandwidth()), "args": GRAPHS}
+    extra = {"protocol": PROTOCOL, "copy_bandwidth": round(copy_bandwidth())}
     for name in MODELS:
         model, reference = lookup.resolve(name), None
         for scheme in SCHEMES:
@@ -67,7 +61,7 @@ def measure_records(out: Path) -> None:
 def _one(model: Model, scheme: str, reference: Reference | None, out: Path) -> tuple[list[dict], Reference]:
     """A model under a scheme, as the lessons' records have it; the baseline's answers for those after it."""
     compared, recovered, perplexity = None, None, None
-    with open_engine(model, scheme, log_dir=out / "logs", **GRAPHS) as llm:
+    with open_engine(model, scheme, log_dir=out / "logs") as llm:
         engine = llm.engine
         # Nine runs: with three, two recordings of 256 requests differed by more than the schemes do.
         speeds = speed.measure_speed(engine, list(BATCHES), seconds=1.8, runs=9)
