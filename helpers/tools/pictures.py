@@ -8,7 +8,6 @@ its picture.
 """
 
 import base64
-import contextlib
 import json
 from pathlib import Path
 
@@ -17,20 +16,17 @@ from helpers.base.files import ROOT
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def source(notebook: Path) -> bytes:
-    """The PNG among its outputs that is a notebook's picture.
-
-    Raises:
-        ValueError: its first cell shows none, or it has no figure yet; run and store it.
-    """
+def source(notebook: Path) -> bytes | None:
+    """The PNG among its outputs that is a notebook's picture; None if its first cell shows none, or it has no
+    figure yet."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     if "pictures/" not in "".join(cells[0]["source"]):
-        raise ValueError(f"{notebook.name} shows no picture in its first cell")
+        return None
     cells.sort(key=lambda cell: "picture" not in cell["metadata"].get("tags", ()))  # that one first
     for output in (output for cell in cells for output in cell.get("outputs", ())):
         if "image/png" in (data := output.get("data", {})):
             return base64.b64decode("".join(data["image/png"]))
-    raise ValueError(f"{notebook.name} shows no figure; run it and store its outputs")
+    return None
 
 
 def path_of(notebook: Path) -> Path:
@@ -40,8 +36,7 @@ def path_of(notebook: Path) -> Path:
 
 def make(notebook: Path) -> None:
     """Write a notebook's picture, if it shows one."""
-    with contextlib.suppress(ValueError):
-        found = source(notebook)
+    if found := source(notebook):
         path_of(notebook).parent.mkdir(exist_ok=True)
         path_of(notebook).write_bytes(found)
 
