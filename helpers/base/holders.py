@@ -1,6 +1,7 @@
 """Who holds memory: the processes that the driver or the operating system names."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from helpers.base import machine
@@ -35,26 +36,22 @@ def who_holds(machine: Machine) -> list[Holder]:
     return sorted(found, key=lambda holder: -holder.mib)
 
 
-def _gpu_holders() -> list[Holder]:
+def _gpu_holders() -> Iterator[Holder]:
     import pynvml
 
-    found = []
     for index in machine.visible_gpus():
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            found.append(_holder(process.pid, process.usedGpuMemory or 0, f"GPU {index}"))
-    return found
+            yield _holder(process.pid, process.usedGpuMemory or 0, f"GPU {index}")
 
 
-def _cpu_holders() -> list[Holder]:
+def _cpu_holders() -> Iterator[Holder]:
     import psutil
 
-    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile, or another user's
             if process.memory_info().rss > HOLDS and (held := machine.anonymous_memory(process.pid)) > HOLDS:
-                found.append(_holder(process.pid, held, "memory"))
-    return found
+                yield _holder(process.pid, held, "memory")
 
 
 def _holder(pid: int, held: int, where: str) -> Holder:

@@ -158,11 +158,9 @@ def _allowed_isa() -> frozenset[str]:
 def _cgroup_limit() -> list[int]:
     """The container's memory limit in bytes, if there is one."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError):
             text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        return [int(text)] if text.isdigit() else []
+            return [int(text)] if text.isdigit() else []
     return []
 
 

@@ -42,12 +42,7 @@ class Table:
     numbers are; ``texts`` names columns that hold sentences. The first and those are left-aligned.
     """
 
-    def __init__(
-        self,
-        columns: Iterable[str],
-        rows: Iterable[Iterable[object]],
-        texts: Iterable[str] = (),
-    ):
+    def __init__(self, columns: Iterable[str], rows: Iterable[Iterable[object]], texts: Iterable[str] = ()):
         self.columns = list(columns)
         self.rows = [list(row) for row in rows]
         self.texts = set(texts)
@@ -63,23 +58,17 @@ class Table:
         rows.insert(1, ["-" * width for width in widths])
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
-    def _cell(self, column: str, value: object) -> str:
-        side = "left" if column in self.texts else "right"
-        return f'<td style="text-align:{side}">{_html(value)}</td>'
-
     def _repr_html_(self) -> str:
-        left = ' style="text-align:left"'
-        head = "".join(
-            f'<th scope="col"{left if place == 0 or name in self.texts else ""}>{html.escape(name)}</th>'
-            for place, name in enumerate(self.columns)
-        )
-        body = "".join(
-            "<tr>"
-            + f'<th scope="row" style="text-align:left">{_html(row[0])}</th>'
-            + "".join(self._cell(*pair) for pair in zip(self.columns[1:], row[1:], strict=True))
-            + "</tr>"
-            for row in self.rows
-        )
+        left, right = ' style="text-align:left"', ' style="text-align:right"'
+        head = body = ""
+        for place, name in enumerate(self.columns):
+            side = left if place == 0 or name in self.texts else ""
+            head += f'<th scope="col"{side}>{html.escape(name)}</th>'
+        for first, *others in self.rows:
+            body += f'<tr><th scope="row"{left}>{_html(first)}</th>'
+            for name, value in zip(self.columns[1:], others, strict=True):
+                body += f"<td{left if name in self.texts else right}>{_html(value)}</td>"
+            body += "</tr>"
         page = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f"<table{as_it_is(page)}>{page}"
 

@@ -7,7 +7,7 @@ has the form of a token is removed even if nobody told us.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.base import files
@@ -106,23 +106,22 @@ def _notebook(text: str) -> str:
         before = json.dumps(content)
         for cell in content["cells"]:
             if "outputs" in cell:
-                cell["outputs"] = _each(cell["outputs"], remove)
-        papermill = content["metadata"].get("papermill")
-        if papermill:
-            content["metadata"]["papermill"] = _each(papermill, remove)
+                cell["outputs"] = _each_removed(cell["outputs"])
+        if "papermill" in content["metadata"]:
+            content["metadata"]["papermill"] = _each_removed(content["metadata"]["papermill"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return remove(text)  # half a notebook, from a run that was killed while it wrote
     return text if json.dumps(content) == before else json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _each(content, change: Callable[[str], str]):
-    """The same lists and dicts with each text changed."""
+def _each_removed(content):
+    """The same lists and dicts with secrets removed from each text."""
     if isinstance(content, str):
-        return change(content)
+        return remove(content)
     if isinstance(content, list):
-        return [_each(part, change) for part in content]
+        return [_each_removed(part) for part in content]
     if isinstance(content, dict):
-        return {name: _each(part, change) for name, part in content.items()}
+        return {name: _each_removed(part) for name, part in content.items()}
     return content
 
 

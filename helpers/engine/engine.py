@@ -36,13 +36,6 @@ from helpers.base.machine import Machine, detect
 from helpers.engine import arguments, borrowed, children, errors, logfile, owned_llm, release
 from helpers.engine.borrowed import Settings
 from helpers.engine.children import Belongings
-from helpers.engine.errors import (
-    EngineClosedError,
-    EngineDiedError,
-    EngineError,
-    EngineStartError,
-    MemoryHeldError,
-)
 from helpers.engine.logfile import CHATTY, LogFile
 from helpers.engine.release import MemoryWatch, Release, Released
 from helpers.faults import log
@@ -98,12 +91,7 @@ def open_engine(
     """
     machine = detect()
     resolved, checkpoint, way = resolve_checkpoint(model, scheme, machine, checkpoint)
-    args = {
-        "model": str(checkpoint.folder),
-        **arguments.default_args(machine, resolved),
-        **way.args,
-        **llm_args,
-    }
+    args = {"model": str(checkpoint.folder)} | arguments.default_args(machine, resolved) | way.args | llm_args
     arguments.check_gpus(machine, args.get("tensor_parallel_size", 1))
     in_process = machine.kind == "cpu" and not in_child
     return Engine(resolved, checkpoint, scheme, way, machine, args, Path(log_dir), in_process)
@@ -169,8 +157,8 @@ class Engine:
             raise self._closed()
         return self._llm
 
-    def _closed(self) -> EngineClosedError:
-        return EngineClosedError(f"This engine ({self.scheme}) is {self._finished}.")
+    def _closed(self) -> errors.EngineClosedError:
+        return errors.EngineClosedError(f"This engine ({self.scheme}) is {self._finished}.")
 
     @property
     def code(self) -> str:
@@ -185,8 +173,7 @@ class Engine:
     @property
     def kernels(self) -> list[str]:
         """The kernels vLLM says it chose for the quantized layers, each once; empty where it says nothing."""
-        found = re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", self.log_text)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(re.findall(r"(?:Selected|Using) (\w*Kernel\w*) for ", self.log_text)))
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -238,7 +225,7 @@ class Engine:
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
-            raise self._diagnosed(EngineDiedError, sentence.capitalize(), error) from None
+            raise self._diagnosed(errors.EngineDiedError, sentence.capitalize(), error) from None
         if self._llm is None:  # dropped requests end as if they were done: half an answer is none
             raise self._closed()
 
@@ -263,7 +250,7 @@ class Engine:
         """Start it; the block gets the ``vllm.LLM``, whose ``engine`` is this."""
         global _open
         if _open is not None:
-            raise EngineError(
+            raise errors.EngineError(
                 f"An engine ({_open.scheme}) is still open in this process and holds its memory. "
                 "Leave its with block first: two engines at once is how the second runs out of memory."
             )
@@ -280,7 +267,9 @@ class Engine:
             self._finished = f"finished: it did not start. {ANEW}"
             self._let_go_despite(error)
             if isinstance(error, Exception):
-                raise self._diagnosed(EngineStartError, "vLLM could not start the engine", error) from None
+                raise self._diagnosed(
+                    errors.EngineStartError, "vLLM could not start the engine", error
+                ) from None
             raise
         finally:
             if self._finished:
@@ -318,7 +307,7 @@ class Engine:
         imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
 
-    def _diagnosed(self, kind: type[EngineError], sentence: str, error: Exception) -> EngineError:
+    def _diagnosed(self, kind: type[errors.EngineError], sentence: str, error: Exception) -> Exception:
         """An error that says what happened, why, who holds the memory, and what to do.
 
         Python is not to show vLLM's own beside it, which may quote a secret: of what is not known the report
@@ -363,7 +352,7 @@ class Engine:
                 self._shut_down()
             self.release = self.memory.wait_until_back(held, begun)
             if self.memory.too_much(self.release):
-                raise MemoryHeldError(self.memory.held_message(self.release, self.scheme))
+                raise errors.MemoryHeldError(self.memory.held_message(self.release, self.scheme))
 
     def _shut_down(self) -> None:
         """End vLLM and what refers to it. A child's memory goes with its process, which vLLM asks to end and

@@ -40,11 +40,7 @@ def read_log(path: Path | None) -> str:
 
 
 def diagnosed(
-    kind: type[EngineError],
-    sentence: str,
-    log_file: Path,
-    error: Exception | None,
-    otherwise: str,
+    kind: type[EngineError], sentence: str, log_file: Path, error: Exception | None, otherwise: str
 ) -> EngineError:
     """An error that says what happened, why in the log's own words, what to do, and where the log is.
 

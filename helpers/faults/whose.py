@@ -19,16 +19,7 @@ _MACHINERY = ("vllm", "torch", "transformers", "llmcompressor", "compressed_tens
               "safetensors", "openai", "triton", "flashinfer", "ray")  # fmt: skip
 _PACKAGES = ("site-packages", "dist-packages")  # the second on Debian, and so on Colab
 # Errors whose message is a name or a key of the line that raised them, or nothing.
-_SLIPS = (
-    "KeyError",
-    "IndexError",
-    "NameError",
-    "UnboundLocalError",
-    "AttributeError",
-    "SyntaxError",
-    "MemoryError",
-    "ZeroDivisionError",
-)
+_SLIPS = (LookupError, NameError, AttributeError, SyntaxError, MemoryError, ZeroDivisionError)
 
 
 def frames(error: BaseException | None) -> list[traceback.FrameSummary]:
@@ -97,7 +88,7 @@ def made_up(error: BaseException) -> bool:
     if error.__context__ is not None and before(error) is None:
         return False
     readers = bool(readers_line(error)) and not of_machinery(error)
-    return readers and (_raised(error) or type(error).__name__ in _SLIPS)
+    return readers and (_raised(error) or isinstance(error, _SLIPS))
 
 
 def before(error: BaseException) -> BaseException | None:
@@ -133,13 +124,15 @@ def cell_of(text: str, by_raise: bool = False) -> str | None:
     if last is None:
         return None
     name = log.named(lines[last]).partition(":")[0]
+    kind = getattr(builtins, name, None)
     places = [line for line in lines[:last] if _PLACE.match(line)]
-    if not isinstance(getattr(builtins, name, None), type) or not places or not _CELL.match(places[-1]):
+    if not isinstance(kind, type) or not places or not _CELL.match(places[-1]):
         return None
     if re.search(r"[/\\](?:vllm|torch|transformers|helpers)[/\\]", "\n".join(places)):
         return None
     at = re.findall(r"-+> ?\d+ (.+)", "\n".join(lines[:last]))
-    if by_raise and name not in _SLIPS and not (at and re.match(r"raise\b|assert\b", at[-1].strip())):
+    source = at[-1].strip() if at else ""
+    if by_raise and not issubclass(kind, _SLIPS) and not re.match(r"raise\b|assert\b", source):
         return None
-    line = f", `{at[-1].strip()}`" if at else ""
+    line = f", `{source}`" if source else ""
     return f"{name} in a cell of the notebook{line}: vLLM has no part in it."

@@ -1,6 +1,5 @@
 """Models from the hub."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,24 +16,16 @@ def from_hub(name: str, wanted: Sequence[str] = WANTED, kind: str = "hub") -> Mo
     Raises:
         ModelError: the hub cannot be reached, or has no such model.
     """
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    with _explained(name):
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
-    return Model(name, repository.split("/")[1], folder, kind, revision=folder.name)
-
-
-@contextlib.contextmanager
-def _explained(name: str):
-    """What the hub's client raises inside, as a ``ModelError`` that says why and what to do."""
     import httpx
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    repository, _, revision = name.partition("@")
     try:
-        yield
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (OSError, httpx.TransportError, HFValidationError) as error:
         raise ModelError(_why_not(name, error)) from error
+    return Model(name, repository.split("/")[1], folder, kind, revision=folder.name)
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -23,12 +23,7 @@ BASELINE = Scheme(
         Way("BF16 tensor cores", cuda(8.0), "The GPU multiplies BF16 natively.", _BF16),
         Way("FP16 tensor cores", cuda(7.5, 8.0), "Turing multiplies FP16 but not BF16.", _FP16),
         Way("BF16 with AMX tiles", cpu("amx_bf16"), "The CPU has BF16 matrix units.", _BF16),
-        Way(
-            "BF16 with AVX-512",
-            cpu("avx512_bf16", "avx512f"),
-            "oneDNN has BF16 kernels for AVX-512.",
-            _BF16,
-        ),
+        Way("BF16 with AVX-512", cpu(*BF16_ISA), "oneDNN has BF16 kernels for AVX-512.", _BF16),
         Way(
             "FP32, weights widened once",
             cpu(),
