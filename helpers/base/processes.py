@@ -202,9 +202,8 @@ def _main(owner: str, grace_s: str, *command: str) -> int:
 
 def watched() -> bool:
     """Whether a person is likely watching: a terminal, or a notebook that is not run headless."""
-    if os.environ.get("TUTORIAL_HEADLESS"):
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    headless = bool(os.environ.get("TUTORIAL_HEADLESS"))
+    return not headless and ("ipykernel" in sys.modules or sys.stderr.isatty())
 
 
 if __name__ == "__main__":

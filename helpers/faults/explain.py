@@ -49,7 +49,9 @@ def explain(error: BaseException | None = None, log: str = "", machine: Machine 
     seen = Seen("", 0, read, _where(chain), held, whose.readers_line(error))
     hit = _lookup(asked, logs.error_lines(read), seen, logs.root_cause(read))
     if hit and not whose.cell_of(read, by_raise=True):
-        return _known(hit, held, log)
+        trace = logs.first_traceback(log) if hit.entry.name == "engine-died" else ""
+        told = held if hit.entry.memory else None
+        return Report(hit.entry.name, hit.what, hit.evidence, hit.do, hit.entry.read, told, trace, log)
     if error is not None and not elsewhere and type(error).__module__.startswith("helpers."):
         return Report("ours", str(error), said[0], raw_log=log)
     first = logs.first_error(read) or (said[0] if said else "")
@@ -63,11 +65,11 @@ def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -
 
     Where a log has its cause, an echo says something itself only by an exit code.
     """
-    lines = logs.said(lines)
-    hit = catalogue.lookup(seen.of(logs.specific(asked) + logs.specific(lines)))
+    lines = asked + logs.said(lines)
+    hit = catalogue.lookup(seen.of([line for line in lines if not logs.is_echo(line)]))
     if hit and hit.entry.tier != "last":
         return hit
-    echoes = [line for line in asked + lines if cause is None or logs.SIGNALLED.search(line)]
+    echoes = [line for line in lines if cause is None or logs.SIGNALLED.search(line)]
     return hit or catalogue.lookup(seen.of(echoes))
 
 
@@ -77,13 +79,6 @@ def _held(machine: Machine | None) -> tuple[Holder, ...]:
         return tuple(holders.who_holds(machine or detect()))
     except Exception:
         return ()
-
-
-def _known(hit: catalogue.Hit, held: tuple[Holder, ...] | None, log: str) -> Report:
-    entry = hit.entry
-    trace = logs.first_traceback(log) if entry.name == "engine-died" else ""
-    told = held if entry.memory else None
-    return Report(entry.name, hit.what, hit.evidence, hit.do, entry.read, told, trace, log)
 
 
 def _unknown(error, first: str, read: str, held: tuple[Holder, ...] | None, log: str) -> Report:

@@ -158,11 +158,6 @@ def is_echo(line: str) -> bool:
     return any(echo in line for echo in ECHOES)
 
 
-def specific(lines: list[str]) -> list[str]:
-    """The lines that are no echoes."""
-    return [line for line in lines if not is_echo(line)]
-
-
 def named(line: str) -> str | None:
     """A traceback's last line as ``Name: message``, without the name's module; or nothing."""
     found = _ERROR.match(line.strip())

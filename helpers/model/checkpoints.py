@@ -63,13 +63,9 @@ def make(
             f"{recipe}. Give the 16-bit model it was made from."
         )
     if model.shape_only:
-        size = _group_size(model, recipe, group_size)
-        return shapes.reshaped(
-            model, recipe, {"quantization_config": quantize.quantization_config(recipe, size)}
-        )
-    settings = _settings(model, recipe, group_size)
-    if script:
-        settings["script"] = Path(script).read_text(encoding="utf-8")
+        stored = quantize.quantization_config(recipe, _group_size(model, recipe, group_size))
+        return shapes.reshaped(model, recipe, {"quantization_config": stored})
+    settings = _settings(model, recipe, group_size, script)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     title = f"{model.title}-{recipe}" + (f"-g{settings['group_size']}" if settings["group_size"] else "")
     folder = cache_folder() / f"{title}-{key}"
@@ -126,7 +122,7 @@ def recognise(folder: Path) -> str | None:
     return found and (schemes.scheme(found.kind).recipe or found.kind)
 
 
-def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
+def _settings(model: Model, recipe: str, group_size: int | None, script: str | Path | None) -> dict:
     """Everything that decides what the checkpoint holds; refuse here what llm-compressor cannot do."""
     kind, calibration = machine.detect().kind, None
     if RECIPES[recipe].scaling:
@@ -135,7 +131,7 @@ def _settings(model: Model, recipe: str, group_size: int | None) -> dict:
         calibration = {"text": text.calibration_text()[1], **effort}
     return {
         "recipe": recipe,
-        "script": quantize.script(recipe),
+        "script": Path(script).read_text(encoding="utf-8") if script else quantize.script(recipe),
         "source": _identity(model),
         "calibration": calibration,
         "group_size": _group_size(model, recipe, group_size),

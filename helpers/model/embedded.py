@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -97,6 +96,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--dequantize"]:
         processes.end_with(int(sys.argv[2]))  # who would use the result if the parent is gone?
         _dequantize(Path(sys.argv[3]), Path(sys.argv[4]))
-    elif not ready():
-        begun = time.perf_counter()
-        print(f"Embedded model prepared in {prepare()} ({time.perf_counter() - begun:.0f} s)")
+    else:
+        print(f"Embedded model prepared in {prepare()}")

@@ -11,8 +11,6 @@ from pathlib import Path
 from helpers.base import processes
 from helpers.base.files import MANIFEST
 
-SCRIPTS = Path(__file__).parent / "recipes"
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,7 +62,7 @@ def known_classes(recipe: str) -> set[str]:
 
 def script(recipe: str) -> str:
     """The program that a lesson shows, which makes a checkpoint: ``python fp8.py SOURCE TARGET ...``."""
-    return (SCRIPTS / f"{recipe}.py").read_text(encoding="utf-8")
+    return Path(__file__).with_name("recipes").joinpath(f"{recipe}.py").read_text(encoding="utf-8")
 
 
 def child_main(owner: int, source: Path, target: Path, settings: dict) -> None:
