@@ -60,10 +60,9 @@ def panels(columns: int = 1, size: tuple[float, float] = (7, 4), rows: int = 1):
 
 def batch_axis(axes, batches: Sequence[int]) -> None:
     """A logarithmic axis of batch sizes, each of them named."""
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="batch size (requests at once)")
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
-    axes.set_xlabel("batch size (requests at once)")
     axes.grid(alpha=0.3, which="major")
 
 

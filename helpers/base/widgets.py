@@ -69,9 +69,17 @@ _WIDE = {"description_width": "14em"}
 
 
 class Explorer:
-    """``draw(**values)`` with a control for each value; see ``explore``."""
+    """Shows what ``draw`` returns, a figure or a note, with controls for its arguments.
 
-    def __init__(self, draw: Callable, controls: dict[str, Slider | Choice]):
+    A ``ValueError`` that ``draw`` raises becomes a sentence in the picture's place.
+
+    Raises:
+        ValueError: a control without a label, which who does not see the page could not tell from others.
+    """
+
+    def __init__(self, draw: Callable, /, **controls: Slider | Choice):
+        if nameless := [name for name, control in controls.items() if not control.label.strip()]:
+            raise ValueError(f"A control needs a label: {', '.join(nameless)}.")
         self.draw, self.controls = draw, controls
         self.first = self._drawn({name: control.value for name, control in controls.items()})
 
@@ -113,17 +121,7 @@ class Explorer:
         return ipywidgets.VBox([*rows.values(), picture])
 
 
-def explore(draw: Callable, **controls: Slider | Choice) -> Explorer:
-    """Show what ``draw`` returns, a figure or a note, with controls for its arguments.
-
-    A ``ValueError`` that ``draw`` raises becomes a sentence in the picture's place.
-
-    Raises:
-        ValueError: a control without a label, which who does not see the page could not tell from others.
-    """
-    if nameless := [name for name, control in controls.items() if not control.label.strip()]:
-        raise ValueError(f"A control needs a label: {', '.join(nameless)}.")
-    return Explorer(draw, controls)
+explore = Explorer
 
 
 def _live() -> bool:

@@ -186,9 +186,8 @@ def first_error(log: str) -> str | None:
         lambda level, said: level in _LOUD and not said.startswith(("Traceback", "File ")),
         lambda level, said: _WORDS.search(said) and not said.startswith(("File ", "raise ", "except ")),
     ):
-        for level, said in told:
-            if wanted(level, said):
-                return said
+        if found := next((said for level, said in told if wanted(level, said)), None):
+            return found
     return next((said.strip() for said in error_lines(log) if is_echo(said)), None)
 
 
