@@ -52,10 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
     except (ModelError, ValueError) as error:
-        print(
-            json.dumps({"refused": str(error)}) if as_json else error,
-            file=sys.stdout if as_json else sys.stderr,
-        )
+        refusal = json.dumps({"refused": str(error)}) if as_json else error
+        print(refusal, file=sys.stdout if as_json else sys.stderr)
         return 2
     print(json.dumps(answer.as_json(), indent=1) if as_json else answer)
     if answer.chosen and not as_json:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helpers.base import parameters, records
-from helpers.engine.engine import Engine, owner_of
+from helpers.engine.engine import owner_of
 from helpers.engine.owned_llm import uncollected
 
 MIN_STEPS = 2  # of a timed run
@@ -58,14 +58,23 @@ def measure_speed(
     of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
     at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
     """
-    engine = owner_of(llm)
-    rng = random.Random(0)
-    results = []
+    engine, rng, results = owner_of(llm), random.Random(0), []
+    longest = engine.args["max_model_len"] - prompt_tokens
+    if longest <= MIN_STEPS:
+        raise parameters.ParameterError(
+            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers."
+        )
+
+    def decode(batch: int, tokens: int, seconds: float) -> tuple[float, list[float]]:
+        prompts = random_prompts(engine.model.config["vocab_size"], batch, tokens, rng)
+        with engine.guarded():
+            return decode_prompts(engine.llm, prompts, seconds, longest)
+
     for batch in parameters.checked("batch_sizes", batch_sizes):
-        _decode(engine, batch, prompt_tokens=2, seconds=0.0, rng=rng)
+        decode(batch, 2, 0.0)
         rates, firsts, all_first = [], [], []
         for _ in range(runs):
-            rate, ttft = _decode(engine, batch, prompt_tokens, seconds / runs, rng)
+            rate, ttft = decode(batch, prompt_tokens, seconds / runs)
             rates.append(rate)
             firsts += ttft
             all_first.append(max(ttft))
@@ -77,20 +86,6 @@ def measure_speed(
 def random_prompts(vocabulary: int, batch: int, tokens: int, rng: random.Random) -> list[dict]:
     """Prompts of random tokens, as vLLM takes them: no two begin alike, so none is found in a cache."""
     return [{"prompt_token_ids": rng.choices(range(100, vocabulary), k=tokens)} for _ in range(batch)]
-
-
-def _decode(
-    engine: Engine, batch: int, prompt_tokens: int, seconds: float, rng: random.Random
-) -> tuple[float, list[float]]:
-    """Run one batch for ``seconds`` after its first tokens; return tokens/s and each request's TTFT in s."""
-    longest = engine.args["max_model_len"] - prompt_tokens
-    if longest <= MIN_STEPS:
-        raise parameters.ParameterError(
-            f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers."
-        )
-    prompts = random_prompts(engine.model.config["vocab_size"], batch, prompt_tokens, rng)
-    with engine.guarded():
-        return decode_prompts(engine.llm, prompts, seconds, longest)
 
 
 @uncollected()

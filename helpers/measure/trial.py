@@ -122,18 +122,6 @@ def run(
     return Trial(reply, memory, compared, recovered)
 
 
-def _baseline(
-    model: Model, tokens: int, batch_sizes: list[int], seconds: float, out: Path, **llm_args
-) -> None:
-    """Measure the baseline, append its records, and keep the reference that every scheme is compared with."""
-    engine = open_engine(model, "baseline", log_dir=out / "logs", **llm_args)
-    with engine:
-        speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
-        memory = measure_memory(engine)
-        reference = divergence.keep_reference(engine, out / "reference", tokens)
-    records.append(out / "records.jsonl", as_rows(engine, speeds, memory, perplexity=reference.perplexity))
-
-
 def complete(
     model: Model,
     names: Iterable[str],
@@ -154,17 +142,22 @@ def complete(
     rows, notes = records.of(records.read(file)[0], model.title, machine)
     have = {row["scheme"] for row in rows}
     missing = [name for name in names if name not in have]
-    same = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
+    started = {"log_dir": out / "logs", **llm_args}
+    asked = {"question": question, "batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
     if "baseline" in missing:
-        _baseline(model, quality_tokens, **same)
         missing.remove("baseline")
+        engine = open_engine(model, "baseline", **started)
+        with engine:
+            speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
+            memory = measure_memory(engine)
+            reference = divergence.keep_reference(engine, out / "reference", quality_tokens)
+        records.append(file, as_rows(engine, speeds, memory, perplexity=reference.perplexity))
     for name in missing:
         try:
             schemes.scheme(name).way(machine)
-            reference = divergence.reference_of(  # made once, then as it is kept
-                model, out / "reference", quality_tokens, log_dir=out / "logs", **llm_args
-            )
-            run(model, name, reference, question=question, **same)
+            # Made once, then as it is kept.
+            reference = divergence.reference_of(model, out / "reference", quality_tokens, **started)
+            run(model, name, reference, **asked)
         except (SchemeError, ModelError, EngineStartError, EngineDiedError) as error:
             notes.append(f"{name} is not measured here: {error}")
     good, bad = records.read(file)
