@@ -14,7 +14,7 @@ def test_every_line_has_a_source_its_conditions_and_figures_that_can_be():
         assert name in schemes.EVERY
         assert line.says
         assert line.source or not line.loss
-    for line in published.gained():
+    for line in published.figures()["speed"]:
         assert line["source"]
         assert line["conditions"]
         assert line["scheme"] in schemes.EVERY
@@ -34,7 +34,7 @@ def estimate(line, batch):
 
 def test_an_l4_does_what_was_estimated_for_it():
     """The seed's own GPU and model, by somebody else: the estimate is carried over from the H200."""
-    (line,) = (line for line in published.gained() if line["card"] == "L4")
+    (line,) = (line for line in published.figures()["speed"] if line["card"] == "L4")
     for batch in (line["batch"], line["to_batch"]):
         assert estimate(line, batch).together.ratio == pytest.approx(line["ratio"], rel=0.15)
     assert estimate(line, 8).per_s == pytest.approx(452.3, rel=0.15)  # the most it gave, from the same page
@@ -42,6 +42,6 @@ def test_an_l4_does_what_was_estimated_for_it():
 
 def test_what_is_published_of_other_cards_is_above_the_estimate_by_less_than_a_third():
     """Another engine on the 4090, GPTQ on the H100: the estimate is the more careful of the two."""
-    for line in published.gained():
+    for line in published.figures()["speed"]:
         if "shape" in line and line["card"] != "L4":
             assert 1 <= line["ratio"] / estimate(line, line["batch"]).alone.ratio < 1.34, line

@@ -242,7 +242,7 @@ class Advice:
             found.append("A mixture of experts is estimated by dense models' kernels: 91 has measured ones.")
         if "nvfp4" in names:
             found.append("NVFP4 was not timed on a Blackwell: beyond the roofline it is counted as FP8.")
-        for line in published.gained():
+        for line in published.figures()["speed"]:
             if line["scheme"] in names and published.of(line, load.card.name):
                 said = "{ratio:.1f} times, {model}, {source}; {conditions}.".format_map(line)
                 found.append(f"Published of {line['scheme']} there: {said}")

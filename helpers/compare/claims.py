@@ -46,11 +46,10 @@ CLAIMS = tuple(
 
 @dataclass(frozen=True)
 class Finding:
-    """The evidence in words, the verdict, and whether this machine's measurements are part of it."""
+    """The evidence in words, and the verdict."""
 
     evidence: str
     verdict: str
-    measured: bool = False
 
 
 def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, Finding]:
@@ -85,8 +84,8 @@ def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     for place, _, one in _gains(rows, claim.scheme):
         places.setdefault(place, []).append(one.ratio)
     if not places:
-        return Finding(f"No record of {claim.scheme} running as itself", OPEN, measured=True)
-    for line in published.gained():
+        return Finding(f"No record of {claim.scheme} running as itself", OPEN)
+    for line in published.figures()["speed"]:
         if line["scheme"] == claim.scheme and "shape" in line:
             places[f"published, {line['model']} on {line['card']}"] = [line["ratio"]]
     spreads = []
@@ -97,7 +96,7 @@ def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     short = [1 - 1 / ratio < (1 - 2 * SAME) * (1 - 1 / claim.claimed) for ratio in every]
     reached = max(every) >= claim.claimed and not any(short)
     text = f"{claim.evidence}, baseline = 1: {'; '.join(spreads)}"
-    return Finding(text, HOLDS if reached else FALSE if all(short) else PARTLY, measured=True)
+    return Finding(text, HOLDS if reached else FALSE if all(short) else PARTLY)
 
 
 def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
@@ -107,7 +106,7 @@ def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
         for _, case, one in _gains(rows, name) if scheme.weight_bits < 16 else ():
             best[case] = max(one, best.get(case, one), key=lambda gain: (gain.side, gain.ratio))
     if not best:
-        return Finding("No quantized weights were measured beside a baseline", OPEN, measured=True)
+        return Finding("No quantized weights were measured beside a baseline", OPEN)
     sides = [one.side for one in best.values()]
     won, lost, level = sides.count(1), sides.count(-1), sides.count(0)
     text = (
@@ -115,7 +114,7 @@ def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
         f"batch), was slower in {lost}, within {SAME:.0%} or their runs in {level}. "
         "Of answers that says nothing"
     )
-    return Finding(text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY, measured=True)
+    return Finding(text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY)
 
 
 def _accuracy(claim: Claim, model: Model, rows: list[dict]) -> Finding:
@@ -124,11 +123,11 @@ def _accuracy(claim: Claim, model: Model, rows: list[dict]) -> Finding:
     rows = [row for row in rows if row["model"] == model.title]
     kept = dict.fromkeys(f"{result_tables.kept(row)} on {row['device']}" for row in rows)
     if not kept:
-        return Finding(f"{claim.evidence}. Not measured here", OPEN, measured=True)
+        return Finding(f"{claim.evidence}. Not measured here", OPEN)
     size = sizes.layout(model.folder).total
     text = f"{claim.evidence}. Kept by a model of {size / 1e6:,.0f}M weights: {'; '.join(kept)}"
     lost = any(row.get("recovery_high", row["recovery"] + SAME) < 1 for row in rows)
-    return Finding(text, PARTLY if lost else HOLDS, measured=True)
+    return Finding(text, PARTLY if lost else HOLDS)
 
 
 def table(found: dict[Claim, Finding], *sections: str) -> Table:
@@ -141,7 +140,7 @@ def table(found: dict[Claim, Finding], *sections: str) -> Table:
         if not claim.where.startswith(sections or ""):
             continue
         cells = [finding.verdict, finding.evidence]
-        rows.append([claim.said, claim.where, *(map(page.measured, cells) if finding.measured else cells)])
+        rows.append([claim.said, claim.where, *(map(page.measured, cells) if claim.check else cells)])
     columns = ["you may have read", "in the log's", "verdict", "evidence"]
     return Table(columns, rows, texts=columns)
 

@@ -68,7 +68,9 @@ def served(rows: list[dict], price_per_day: float) -> Table:
         loads.setdefault((row["model"], row["way"], row.get("measured_at", "")), []).append(row)
     lines = []
     for (model, way, _), of in loads.items():
-        best = _best(of)
+        # Below the best that was ever answered: from there a queue grows for as long as the load lasts.
+        kept = [row for row in of if row["share"] < 1 and row["kept"]["prompt"] >= KEEPS]
+        best = kept[-1] if kept else None  # rates climb
         more = [row for row in of if row["rate"] > (best["rate"] if best else 0)]
         next_ = f"{more[0]['rate']:.1f} ({more[0]['kept']['prompt']:.0%})" if more else "-"
         cells = ["-", next_, "-", "-", "-"]
@@ -81,10 +83,3 @@ def served(rows: list[dict], price_per_day: float) -> Table:
     heads = ["model, way", "requests/s kept", "next tried (kept)"]
     heads += ["TTFT, 95 %", "TPOT, 95 %", "a million written"]
     return Table(heads, [cells for _, _, cells in sorted(lines, key=lambda line: line[:2])])
-
-
-def _best(of: list[dict]) -> dict | None:
-    """The highest rate that kept the objective, below the best that was ever answered, where a queue grows
-    for as long as the load lasts; None if none did. Rates climb."""
-    kept = [row for row in of if row["share"] < 1 and row["kept"]["prompt"] >= KEEPS]
-    return kept[-1] if kept else None

@@ -213,7 +213,7 @@ def _served(model: Counted, rule: Scheme, way: Way, gpus: int, load: Load) -> di
     if load.users > MOST_AT_ONCE:
         args["max_num_seqs"] = load.users
     if base != AS_IT_IS and rule.needs_checkpoint:
-        file = published.checkpoints().get(name, {}).get(base)
+        file = published.figures()["checkpoints"].get(name, {}).get(base)
         return {"serves": file or f"./{model.model.title}-{base}", "args": args, "to_make": not file}
     return {"serves": name, "args": ({"revision": revision} if revision else {}) | args}
 
@@ -301,9 +301,8 @@ def recommended(found: list[Option], goal: str, load: Load) -> Option | None:
     if goal == "quality" or (goal == "fit" and holding):
         ways = [one for one in ways if one.kept.loss == ways[0].kept.loss]
     for place, one in enumerate(ways):
-        if not any(
-            score(other, goal) >= _enough(one, other) * score(one, goal) for other in ways[place + 1 :]
-        ):
+        rivals = ways[place + 1 :]
+        if all(score(other, goal) < _enough(one, other) * score(one, goal) for other in rivals):
             return one
     return None
 

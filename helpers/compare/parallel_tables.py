@@ -74,16 +74,13 @@ def ways(rows: list[dict]) -> Figure:
     for way, (colour, marker, name, beside) in LOOKS.items():
         if beside is None:
             continue
-        points = {
-            clients: (
-                1 / median(row["tpot_s"] for row in level),
-                median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"],
-            )
-            for clients, level in loads[way].items()
-        }
+        points = {}
+        for clients, level in loads[way].items():
+            user = 1 / median(row["tpot_s"] for row in level)
+            gpu = median(row["output_tokens_per_s"] for row in level) / level[0]["gpus"]
+            points[clients] = user, gpu
+            axes.annotate(f"{clients}", (user, gpu), beside, textcoords="offset points", color=colour)
         axes.plot(*zip(*points.values(), strict=True), color=colour, marker=marker, label=name)
-        for clients, point in points.items():
-            axes.annotate(f"{clients}", point, beside, textcoords="offset points", color=colour)
         told = ", ".join(f"{user:.0f} and {gpu:,.0f} at {n} clients" for n, (user, gpu) in points.items())
         said.append(f"{name}: {told}")
     axes.set(xlabel="tokens/s for each user (right: faster)", xlim=(0, 340))

@@ -26,13 +26,12 @@ def steps(model: str = MODEL) -> dict[str, dict]:
     """By way a model's step of one request after a prompt of 16 tokens: its kernels' microseconds, and
     ``step_us``, the same without the profiler."""
     found, _ = records.recorded(REFERENCE, "steps.jsonl", ("model", "way", "batch", "longest"))
-    timed = decoded(records.deployments())
-    rows = [
-        timed[model, row["way"], 1][1] | row
-        for row in found
-        if (row["model"], row["batch"]) == (model, 1) and (model, row["way"], 1) in timed
-    ]
-    return {row["way"]: row | {"step_us": 1e6 / row["output_tokens_per_s"]} for row in rows}
+    timed, steps_ = decoded(records.deployments()), {}
+    for row in found:
+        same = timed.get((model, row["way"], 1))
+        if same and (row["model"], row["batch"]) == (model, 1):
+            steps_[row["way"]] = same[1] | row | {"step_us": 1e6 / same[1]["output_tokens_per_s"]}
+    return steps_
 
 
 def decoded(rows: list[dict]) -> dict[tuple[str, str, int], dict[int, dict]]:
