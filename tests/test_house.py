@@ -23,7 +23,7 @@ CORE = re.findall(
     re.search(r"core, in reading order(.*?)\n\n", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1],
 )
 CORE_LINES = 2460  # 2,030 of them without what happens to processes and interrupts
-CODE_LINES = 9500  # of the package and of its tests each, as cloc counts: no blank line, comment or docstring
+CODE_LINES = {"helpers": 9750, "tests": 9500}  # without blank lines, comments and docstrings
 
 
 def modules() -> list[Path]:
@@ -121,9 +121,9 @@ def code_lines(path: Path) -> int:
     return len({line for one in tokens for line in range(one.start[0], one.end[0] + 1)} - text)
 
 
-@pytest.mark.parametrize("folder", ["helpers", "tests"])
+@pytest.mark.parametrize("folder", CODE_LINES)
 def test_the_whole_stays_small(folder):
-    assert sum(map(code_lines, (ROOT / folder).rglob("*.py"))) <= CODE_LINES
+    assert sum(map(code_lines, (ROOT / folder).rglob("*.py"))) <= CODE_LINES[folder]
 
 
 def test_no_module_imports_torch_or_vllm_before_it_is_used():
