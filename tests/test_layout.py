@@ -1,6 +1,8 @@
 """What configs say of a model's weights and cache, held against published totals and hand-worked formats."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,21 @@ def test_conv1d_matrices_are_matrices():
     counts = read(PUBLISHED["gpt2"]["config"])
     assert counts.widths == (768, 3072)
     assert counts.linear == 12 * 12 * 768**2
+
+
+def test_a_layout_is_kept_and_counted_again_where_its_file_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTORIAL_CACHE", str(tmp_path))
+    layout.read.cache_clear()
+    counted = read(LLAMA)
+    code = (
+        "import sys\nfrom helpers.model import layout\nprint(layout.read(sys.argv[1]).total)\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, json.dumps(LLAMA)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(said) == counted.total
+    (kept,) = tmp_path.glob("layouts/*.json")
+    kept.write_text(kept.read_text()[:100])
+    layout.read.cache_clear()
+    assert read(LLAMA) == counted
+    layout.read.cache_clear()
