@@ -61,7 +61,8 @@ class Owned:
         """Return an ``openai.OpenAI`` for it; it does not retry, so that you see every failure."""
         import openai
 
-        same = {"api_key": self.settings.api_key, "http_client": self._http}
+        # Its own: who closes it, closes nothing of this object's. No proxy, as in _http.
+        same = {"api_key": self.settings.api_key, "http_client": openai.DefaultHttpxClient(trust_env=False)}
         return openai.OpenAI(base_url=f"{self.url}/v1", timeout=timeout, max_retries=0, **same)
 
     def get(self, path: str, timeout_s: float = 10.0):
