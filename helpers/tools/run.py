@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -116,7 +117,11 @@ def _execute(notebook: Notebook, plan: Plan, at: _Cell) -> str:
     from papermill import execute_notebook
 
     name = notebook.path.stem
-    with (plan.out / "logs" / f"{name}.log").open("a", encoding="utf-8") as log:
+    # Sockets that are files of a folder of its own: of ports, two runs at once may choose the same one.
+    with (
+        (plan.out / "logs" / f"{name}.log").open("a", encoding="utf-8") as log,
+        tempfile.TemporaryDirectory() as sockets,
+    ):
         try:
             execute_notebook(
                 notebook.path,
@@ -125,7 +130,7 @@ def _execute(notebook: Notebook, plan: Plan, at: _Cell) -> str:
                 cwd=notebook.path.parent,  # as in JupyterLab
                 language="python",
                 kernel_name="python3",
-                kernel_manager_class=_kernel_manager(log),
+                kernel_manager_class=_kernel_manager(log, sockets),
                 execution_timeout=plan.timeout,
                 on_cell_execute=at,
                 progress_bar={"desc": name, "leave": False} if sys.stdout.isatty() else False,
@@ -150,7 +155,7 @@ def _last_words(error: Exception, timeout: int) -> str:
     return f"{name}: " + redact.remove(str(getattr(error, "evalue", error)).strip().rpartition("\n")[2])
 
 
-def _kernel_manager(log: TextIO) -> type:
+def _kernel_manager(log: TextIO, sockets: str) -> type:
     """A manager whose `python3` is this interpreter, whatever a user's own kernelspecs say.
 
     Without folders to look in, jupyter_client falls back to ipykernel's built-in specification,
@@ -169,6 +174,7 @@ def _kernel_manager(log: TextIO) -> type:
         def __init__(self, **options: Any):
             specs = KernelSpecManager(kernel_dirs=[])
             super().__init__(**options, kernel_spec_manager=specs, shutdown_wait_time=SHUTDOWN_S)
+            self.transport, self.connection_file = "ipc", f"{sockets}/kernel.json"
 
         async def start_kernel(self, **options: Any) -> None:
             await super().start_kernel(**options, env=environment, stdout=log, stderr=log)
