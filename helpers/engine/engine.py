@@ -259,7 +259,7 @@ class Engine:
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
             self._log = LogFile(self.log_file)
             self._settings = Settings()
-            self.memory.start()  # for a start that fails before vLLM is imported; `_start` notes it again
+            self.memory.start()
         try:
             _open = self
             self._start()
@@ -280,11 +280,13 @@ class Engine:
         global _first
         os.environ |= arguments.environment(self.in_process, self.machine, self.args)
         with logfile.starting(self.log_file), self._log.capturing():
-            try:
-                self.import_s = 0.0 if "vllm" in sys.modules else owned_llm.import_vllm()
-            finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
-                self.memory.start(_first)
-            _first = False
+            self.import_s = 0.0
+            if "vllm" not in sys.modules:
+                try:
+                    self.import_s = owned_llm.import_vllm()
+                finally:  # what the import leaves is no engine's, also where Ctrl+C waited for its end
+                    self.memory.start()
+            self.memory.first, _first = _first, False
             self._settings.save_threads()
             self._log.follow(*CHATTY)  # their handlers were bound when they were imported
             begun = time.perf_counter()
