@@ -73,11 +73,10 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
         opened(tmp_path)
 
 
-def test_servers_are_dealt_cores_or_gpus_of_their_own(monkeypatch):
+def test_servers_are_dealt_a_share_of_the_cores_or_gpus_of_their_own(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 6, 7, 9})
     here = replace(detect(), kind="cpu")
-    bind = "VLLM_CPU_OMP_THREADS_BIND"
-    assert places(here, 2) == [{bind: "3,5"}, {bind: "6,7"}]
+    assert places(here, 2) == [{"OMP_NUM_THREADS": "2"}] * 2
     monkeypatch.setattr(router, "visible_gpus", lambda: [0, 1, 2, 3])
     there = replace(detect(), kind="cuda", count=4)
     assert places(there, 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]

@@ -464,7 +464,7 @@ def test_behind_the_proxy_faults_cost_only_what_they_must(tmp_path, monkeypatch)
 def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
     """A rolling SIGTERM while requests come, with the shipped nginx.conf: the other server answers."""
     key = "k" * settings.LEAST_KEY
-    own = places(detect(), 2)  # on one core, the server that works would starve the one that starts
+    own = places(detect(), 2)
     servers = [open_server(small(vllm_api_key=key), log_dir=tmp_path, environment=place) for place in own]
     try:
         start_together(*servers)

@@ -88,7 +88,7 @@ def check_policy(policy: str) -> None:
 
 
 def places(machine: Machine, count: int, each: int = 1) -> list[dict[str, str]]:
-    """Deal cores or GPUs out to servers: the variables that give each its own.
+    """Deal cores or GPUs out to servers: the variables that give each its share.
 
     Args:
         each: GPUs a server (``tensor_parallel_size``).
@@ -106,9 +106,10 @@ def places(machine: Machine, count: int, each: int = 1) -> list[dict[str, str]]:
             f"servers={count} needs {needed} {there}; this machine shows {len(units)}. Replicas add capacity "
             "only with hardware of their own: ask for fewer."
         )
-    variable = "CUDA_VISIBLE_DEVICES" if gpus else "VLLM_CPU_OMP_THREADS_BIND"
-    dealt = [units[at * share : (at + 1) * share] for at in range(count)]
-    return [{variable: ",".join(map(str, part))} for part in dealt]
+    if gpus:
+        dealt = [units[at * share : (at + 1) * share] for at in range(count)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(map(str, part))} for part in dealt]
+    return [{"OMP_NUM_THREADS": str(share)}] * count  # not bound: a server that starts takes what is idle
 
 
 class Router(Owned):

@@ -9,6 +9,7 @@ How it starts, drains and ends is in ``owned``. Its log goes to ``server.log_fil
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -102,8 +103,14 @@ class Server(Owned):
         return [sys.executable, "-c", START, *flags(self.args)]
 
     def _environment(self) -> dict[str, str]:
-        compiling = arguments.compiling(detect(), self.args)
-        return server_environment(self.settings) | compiling | self.environment
+        machine = detect()
+        found = server_environment(self.settings) | arguments.compiling(machine, self.args)
+        if machine.kind == "cpu" and self.args.get("tensor_parallel_size", 1) == 1:
+            # The model runs in the engine's process, as in open_engine: one less imports vLLM, and a start
+            # takes two thirds of the time. vLLM then binds no threads, and would compute with one.
+            found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+        return found | self.environment
 
     def _started(self) -> str:
         return (
