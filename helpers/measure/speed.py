@@ -15,7 +15,6 @@ from helpers.base import parameters, records
 from helpers.engine.engine import owner_of
 from helpers.engine.owned_llm import uncollected
 
-MIN_STEPS = 2  # of a timed run
 _numbers = itertools.count()  # for requests' names
 
 
@@ -56,11 +55,11 @@ def measure_speed(
 
     A time budget, not a token count: ``seconds`` of decoding a batch size, split over ``runs`` runs
     of fresh random prompts of ``prompt_tokens`` tokens, so that a slow path stays short. A run takes
-    at least ``MIN_STEPS`` steps. A short run with tiny prompts comes first and does not count.
+    at least one step. A short run with tiny prompts comes first and does not count.
     """
     engine, rng, results = owner_of(llm), random.Random(0), []
     longest = engine.args["max_model_len"] - prompt_tokens
-    if longest <= MIN_STEPS:
+    if longest < 2:
         raise parameters.ParameterError(
             f"Prompts of {prompt_tokens} tokens leave no room in max_model_len for answers."
         )
@@ -126,10 +125,9 @@ def decode_prompts(
             f"A batch of {len(prompts)} does not run at once here: some answers ended before the last began."
         )
     decoding()
-    tokens, steps, started = 0, 0, time.perf_counter()
-    while core.has_unfinished_requests() and (steps < MIN_STEPS or now - started < seconds):
+    tokens, started = 0, time.perf_counter()
+    while core.has_unfinished_requests() and (not tokens or now - started < seconds):
         outputs, now = core.step(), time.perf_counter()
-        steps += 1
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
     core.abort_request(names)
     return tokens / (now - started), list(ttft.values())
