@@ -6,7 +6,7 @@ when they do; what is arithmetic on the log's own figures gets none.
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.base import page, records
@@ -44,27 +44,20 @@ CLAIMS = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The evidence in words, and the verdict."""
-
-    evidence: str
-    verdict: str
-
-
-def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, Finding]:
-    """Check every claim; the order is the log's.
+def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, Claim]:
+    """Check every claim: by claim the same with the evidence and the verdict that it has now, in the log's
+    order.
 
     Args:
         rows: the model's records on this machine; ``others`` are of other machines or cited.
     """
     checks = {"accuracy": _accuracy, "speed": _speed, "always": _always}
-    return {
-        claim: checks[claim.check](claim, model, rows + others)
-        if claim.check
-        else Finding(claim.evidence, claim.verdict)
-        for claim in CLAIMS
-    }
+    found = {claim: claim for claim in CLAIMS}
+    for claim in CLAIMS:
+        if claim.check:
+            evidence, verdict = checks[claim.check](claim, model, rows + others)
+            found[claim] = replace(claim, evidence=evidence, verdict=verdict)
+    return found
 
 
 def _gains(rows: list[dict], scheme: str) -> Iterator[tuple[str, tuple, Times]]:
@@ -74,7 +67,7 @@ def _gains(rows: list[dict], scheme: str) -> Iterator[tuple[str, tuple, Times]]:
             yield f"{its[0]['model']} on {its[0]['device']}", (origin, batch), one
 
 
-def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
+def _speed(claim: Claim, _model: Model, rows: list[dict]) -> tuple[str, str]:
     """Whether gains, measured or published, reach a claimed one.
 
     What saves nine tenths of the time that is claimed to be saved is too close to count for either side, so
@@ -84,7 +77,7 @@ def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     for place, _, one in _gains(rows, claim.scheme):
         places.setdefault(place, []).append(one.ratio)
     if not places:
-        return Finding(f"No record of {claim.scheme} running as itself", OPEN)
+        return f"No record of {claim.scheme} running as itself", OPEN
     for line in published.figures()["speed"]:
         if line["scheme"] == claim.scheme and "shape" in line:
             places[f"published, {line['model']} on {line['card']}"] = [line["ratio"]]
@@ -96,17 +89,17 @@ def _speed(claim: Claim, _model: Model, rows: list[dict]) -> Finding:
     short = [1 - 1 / ratio < (1 - 2 * SAME) * (1 - 1 / claim.claimed) for ratio in every]
     reached = max(every) >= claim.claimed and not any(short)
     text = f"{claim.evidence}, baseline = 1: {'; '.join(spreads)}"
-    return Finding(text, HOLDS if reached else FALSE if all(short) else PARTLY)
+    return text, HOLDS if reached else FALSE if all(short) else PARTLY
 
 
-def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
+def _always(_claim: Claim, _model: Model, rows: list[dict]) -> tuple[str, str]:
     """In how many cases weights of fewer bits were faster than 16, beyond what the runs differ by."""
     best: dict[tuple, Times] = {}
     for name, scheme in SCHEMES.items():
         for _, case, one in _gains(rows, name) if scheme.weight_bits < 16 else ():
             best[case] = max(one, best.get(case, one), key=lambda gain: (gain.side, gain.ratio))
     if not best:
-        return Finding("No quantized weights were measured beside a baseline", OPEN)
+        return "No quantized weights were measured beside a baseline", OPEN
     sides = [one.side for one in best.values()]
     won, lost, level = sides.count(1), sides.count(-1), sides.count(0)
     text = (
@@ -114,23 +107,23 @@ def _always(_claim: Claim, _model: Model, rows: list[dict]) -> Finding:
         f"batch), was slower in {lost}, within {SAME:.0%} or their runs in {level}. "
         "Of answers that says nothing"
     )
-    return Finding(text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY)
+    return text, HOLDS if won == len(best) else FALSE if lost == len(best) else PARTLY
 
 
-def _accuracy(claim: Claim, model: Model, rows: list[dict]) -> Finding:
+def _accuracy(claim: Claim, model: Model, rows: list[dict]) -> tuple[str, str]:
     """Whether a record of this model, here or elsewhere, says that answers are lost."""
     rows = [row for row in rows if row["scheme"] in ("fp8", "fp8_file") and row.get("recovery")]
     rows = [row for row in rows if row["model"] == model.title]
     kept = dict.fromkeys(f"{result_tables.kept(row)} on {row['device']}" for row in rows)
     if not kept:
-        return Finding(f"{claim.evidence}. Not measured here", OPEN)
+        return f"{claim.evidence}. Not measured here", OPEN
     size = sizes.layout(model.folder).total
     text = f"{claim.evidence}. Kept by a model of {size / 1e6:,.0f}M weights: {'; '.join(kept)}"
     lost = any(row.get("recovery_high", row["recovery"] + SAME) < 1 for row in rows)
-    return Finding(text, PARTLY if lost else HOLDS)
+    return text, PARTLY if lost else HOLDS
 
 
-def table(found: dict[Claim, Finding], *sections: str) -> Table:
+def table(found: dict[Claim, Claim], *sections: str) -> Table:
     """The ledger as a table, of claims whose place begins with one of ``sections`` (all without any).
 
     What this machine's records decide is marked as measured.
