@@ -1,6 +1,8 @@
 """Quality: the figures against other ways to compute them, the tap against vLLM, the task's items."""
 
+import contextlib
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,12 +205,22 @@ def test_another_text_or_tokenizer_is_refused(reference, tmp_path, monkeypatch):
         reference.check(engine)
 
 
-def test_a_reference_that_is_missing_or_cut_short_says_so(tmp_path):
-    with pytest.raises(QualityError, match=r"no complete reference in nowhere.*Run the baseline"):
-        divergence.load_reference(tmp_path / "nowhere")
-    (tmp_path / "reference.json").write_text('{"model": "half')
-    with pytest.raises(QualityError, match="no complete reference"):
-        divergence.load_reference(tmp_path)
+def test_a_reference_is_taken_where_it_is_whole_and_else_made_anew(reference, tmp_path, monkeypatch):
+    model = model_module.Model("base", "base", tmp_path / "base", "local")
+    monkeypatch.setattr(divergence, "open_engine", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(divergence, "keep_reference", lambda *_: "anew")
+    kept, file = tmp_path / "reference.json", reference.file
+    assert divergence.reference_of(model, tmp_path, 100) == "anew"
+    np.save(file, np.zeros((90, 1001), np.float16))
+    kept.write_text(json.dumps(asdict(reference) | {"file": file.name}))
+    assert divergence.reference_of(model, tmp_path, 100) == reference
+    assert divergence.reference_of(model, tmp_path, 200) == "anew", "of half the text"
+    assert divergence.reference_of(a_model(tmp_path / "other", seed=1), tmp_path, 100) == "anew"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert divergence.reference_of(model, tmp_path, 100) == "anew"
+    np.save(file, np.zeros((90, 1001), np.float16))
+    kept.write_text('{"model": "half')
+    assert divergence.reference_of(model, tmp_path, 100) == "anew"
 
 
 def test_windows_that_do_not_fit_say_so(tmp_path):
@@ -243,7 +255,7 @@ def test_the_tap_agrees_with_vllm_and_a_second_engine_with_the_first(small, tmp_
         assert kept.nll == pytest.approx(own, abs=1e-2)
     engine = open_engine(**small)
     with engine:
-        found = divergence.compare(engine, divergence.load_reference(tmp_path))
+        found = divergence.compare(engine, divergence.reference_of(engine.model, tmp_path, 128))
         again = task.answer(engine)
     assert abs(found.kl_mean) < 1e-4
     assert found.top1 == 1

@@ -153,33 +153,20 @@ def keep_reference(llm, folder: str | Path, tokens: int = 4096, window: int = 51
 
 
 def reference_of(model: Model, folder: str | Path, tokens: int = 4096, **engine_args) -> Reference:
-    """Return the model's reference from ``folder``, or start a baseline engine and make it."""
-    with contextlib.suppress(QualityError):
-        kept = load_reference(folder)
+    """Return the model's reference from ``folder``, or start a baseline engine and make it.
+
+    What is there and incomplete, or of another model or text, is made anew.
+    """
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads((Path(folder) / "reference.json").read_text())
+        found |= {"file": Path(folder) / found["file"], "answers": Answers(**found["answers"])}
+        np.load(found["file"], mmap_mode="r")  # whole, or this raises
+        kept = Reference(**found)
         enough = len(kept.ids) >= tokens // kept.window * kept.window
         if enough and kept.text == held_out_text()[1] and _same(kept.identity, _identity(model)):
             return kept
     with open_engine(model, **engine_args) as llm:
         return keep_reference(llm, folder, tokens)
-
-
-def load_reference(folder: str | Path) -> Reference:
-    """Read what ``keep_reference`` left.
-
-    Raises:
-        QualityError: there is none, or it is incomplete.
-    """
-    folder = Path(folder)
-    try:
-        kept = json.loads((folder / "reference.json").read_text())
-        kept |= {"file": folder / kept["file"], "answers": Answers(**kept["answers"])}
-        np.load(kept["file"], mmap_mode="r")  # whole, or this raises
-        return Reference(**kept)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise QualityError(
-            f"There is no complete reference in {folder.name} ({type(error).__name__}). Run the baseline's "
-            "notebook first: it keeps one."
-        ) from error
 
 
 def _identity(model: Model) -> dict:
