@@ -100,10 +100,10 @@ def test_bytes_held_are_those_of_the_file_with_what_the_machine_adds():
     counts, held = layout(folder), held_weights_bytes
     for name in ("baseline", "awq", "int8", "fp8"):
         added = held(name, folder, avx512) - predicted_weights_bytes(name, folder)
-        assert added == 2 * 2 * counts.embedding
+        assert added == 2 * 2 * counts.count("embedding")
     assert held("fp8", folder, avx2) == predicted_weights_bytes("fp8", folder)
     assert held("baseline", folder, gpu(8.9)) == predicted_weights_bytes("baseline", folder)
-    widened = 4 * (counts.total + 2 * counts.embedding)
+    widened = 4 * (counts.total + 2 * counts.count("embedding"))
     assert held("baseline", folder, avx2) == held("awq", folder, avx2) == widened
     # Machete's zero points: two bytes a group where the file has half a one.
     assert held("awq", folder, gpu(9.0)) - held("awq", folder, gpu(8.0)) == 1.5 * counts.linear / 64
@@ -138,6 +138,6 @@ def test_the_layout_is_that_of_the_file():
     counts = layout(folder)
     assert counts.total == sum(sizes.values())
     assert counts.linear == sum(size for name, size in sizes.items() if "_proj" in name)
-    assert counts.embedding == sizes["model.embed_tokens.weight"]
-    assert counts.head == 0
+    assert counts.count("embedding") == sizes["model.embed_tokens.weight"]
+    assert counts.count("head") == 0
     assert predicted_weights_bytes("baseline", folder) == 2 * counts.total

@@ -63,7 +63,7 @@ def share_of_bound(row: dict) -> float:
 def reading_us(row: dict) -> float:
     """Microseconds that reading a dense model's weights takes at the bandwidth measured beside it; of the
     embedding table a token reads a row."""
-    embedding = 2 * sizes.layout(sizing.known_models()[row["model"]].folder).embedding
+    embedding = 2 * sizes.layout(sizing.known_models()[row["model"]].folder).count("embedding")
     return 1e6 * (row["weights_bytes"] - embedding) / row["copy_bandwidth"]
 
 

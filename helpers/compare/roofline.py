@@ -73,7 +73,7 @@ def step(model: Model, scheme: str, machine: Machine | None = None) -> Step:
 def step_of(counts: Layout, format_of, value_bytes: int, plain: int = 2) -> Step:
     """A step of a model whose matrices are stored as ``format_of`` says, tensor by tensor."""
     # A table that is no head is looked up, not multiplied; a tower only reads pictures.
-    idle = ("tower", "embedding") if counts.head else ("tower",)
+    idle = ("tower", "embedding") if counts.count("head") else ("tower",)
     used = [one for one in counts.tensors if one.part not in idle]
     experts = formats.stored_bytes((one for one in used if one.part == "experts"), format_of, plain)
     left_out = 1 - counts.touched(1)

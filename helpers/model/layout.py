@@ -31,9 +31,10 @@ class Tensor:
     """One tensor: its name in transformers, the part it belongs to, and its shape.
 
     ``part`` is ``linear`` (a matrix of the blocks), ``experts`` (a matrix an expert: ``copies`` of them in
-    one tensor), ``embedding``, ``head``, ``tower`` (whatever reads pictures or sound) or ``other``: norms,
-    biases, routers, convolutions. ``outputs`` and ``width`` are a matrix's two sides, its output channels and
-    its input width.
+    one tensor), ``embedding`` (the token table), ``head`` (the output matrix, of which there is none where it
+    is the token table again), ``tower`` (whatever reads pictures or sound) or ``other``: norms, biases,
+    routers, convolutions. ``outputs`` and ``width`` are a matrix's two sides, its output channels and its
+    input width.
     """
 
     name: str
@@ -87,16 +88,6 @@ class Layout:
     def linear(self) -> int:
         """Weights of all matrices that schemes quantize."""
         return self.count(*MATRICES)
-
-    @functools.cached_property
-    def embedding(self) -> int:
-        """Weights of the token table."""
-        return self.count("embedding")
-
-    @functools.cached_property
-    def head(self) -> int:
-        """Weights of the output matrix; 0 where it is the token table again."""
-        return self.count("head")
 
     @functools.cached_property
     def total(self) -> int:

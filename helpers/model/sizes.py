@@ -83,7 +83,8 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     scheme, counts = schemes.scheme(scheme_name), layout(folder)
     way = scheme.way(machine)
     stored = stored_bytes(counts.tensors, format_of(scheme, counts, way), way.plain_bytes)
-    kept_twice = counts.embedding + (counts.head or counts.embedding) if _repacks(machine, way) else 0
+    table, head = counts.count("embedding"), counts.count("head")
+    kept_twice = table + (head or table) if _repacks(machine, way) else 0
     return stored + way.plain_bytes * kept_twice
 
 
