@@ -11,7 +11,6 @@ import textwrap
 
 from helpers.compare.advise import GOALS, PROMPTS, advise
 from helpers.compare.cards import CARDS, FOUR
-from helpers.model.model import ModelError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Counting {asked['model']} from its config ...", file=sys.stderr)
     try:
         answer = advise(asked.pop("model"), asked.pop("gpu"), **asked)
-    except (ModelError, ValueError) as error:
+    except ValueError as error:  # the helpers' errors say what cannot be, and why
         refusal = json.dumps({"refused": str(error)}) if as_json else error
         print(refusal, file=sys.stdout if as_json else sys.stderr)
         return 2

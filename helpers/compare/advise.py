@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from helpers.base import parameters
 from helpers.base.machine import GIB
-from helpers.base.page import Note, Table, as_it_is
+from helpers.base.page import Table, as_it_is
 from helpers.base.widgets import Choice, Explorer, Slider, explore
 from helpers.compare import cards, counting, options, published
 from helpers.compare.cards import CARDS, SizingError, card
@@ -16,7 +16,6 @@ from helpers.compare.counting import AS_IT_IS, FP8_CACHE, Counted
 from helpers.compare.options import Gain, Option
 from helpers.compare.sizing import UTILIZATION, Load
 from helpers.model import lookup, shapes
-from helpers.model.model import ModelError
 from helpers.serve.settings import Settings
 
 GOALS = ("fit", "latency", "throughput", "quality")
@@ -330,10 +329,7 @@ def explorer(
     name = next((title for title in CARDS if title == cards.card(gpu).name), gpu)
 
     def draw(of, on, tokens, requests, aim):
-        try:
-            return advise(of, on, gpus=gpus, context=tokens, users=requests, goal=aim, price=price)
-        except ModelError as error:  # no such folder, no network: a sentence, as for every other refusal
-            return Note(error)
+        return advise(of, on, gpus=gpus, context=tokens, users=requests, goal=aim, price=price)
 
     return explore(
         draw,

@@ -16,7 +16,7 @@ TITLE = "SmolLM2-135M-Instruct"  # the embedded one
 GPU_DEFAULT = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
-class ModelError(RuntimeError):
+class ModelError(ValueError):
     """A model that cannot be had or must not be loaded; the message says why and what to do."""
 
 
