@@ -15,7 +15,7 @@ import pytest
 from helpers.base import files, machine, processes
 from helpers.base.files import ROOT
 from helpers.compare import rounding
-from helpers.model import checkpoints, lookup, quantize, shapes
+from helpers.model import checkpoints, lookup, quantize
 from helpers.model.checkpoints import CheckpointError
 from helpers.model.embedded import prepare
 from helpers.model.model import Model
@@ -263,7 +263,7 @@ def test_a_real_awq_is_scaled_rounded_and_packed(embedded, tmp_path):
     assert [checkpoints.recognise(made.folder) for made in (awq, plain)] == ["awq", "awq"]
     layer, norm = "model.layers.0.mlp.up_proj", "model.layers.0.post_attention_layernorm.weight"
     assert rounding.anatomy(awq.folder, layer)["weight_packed"] == ((192, 8), "int32", 192 * 64 // 2)
-    shape = checkpoints.make(shapes.shape(str(source.folder)), "awq")
+    shape = checkpoints.make(lookup.sized(str(source.folder)), "awq")
     assert checkpoints.recognise(shape.folder) == "awq"
     said, real = (model.config["quantization_config"] for model in (shape, awq))
     kept = ("ignore", "format", "quant_method", "quantization_status")

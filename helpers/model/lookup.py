@@ -18,11 +18,10 @@ def resolve(name: str = EMBEDDED) -> Model:
     Raises:
         ModelError: no such folder or hub model, no network, or weights in another form than safetensors.
     """
-    _refuse_empty(name)
     if name == EMBEDDED:
         return Model(name, TITLE, embedded.prepare(), EMBEDDED)
     if name.startswith(f"{SHAPE}:"):
-        return shapes.shape(name.partition(":")[2])
+        return replace(sized(name), name=name)
     path = shapes.at_home(name)
     if path.is_dir():
         return _checked(Model(name, path.resolve().name, path.resolve(), "local"))
@@ -37,7 +36,6 @@ def sized(name: str) -> Model:
     Raises:
         ModelError: there is no such folder, shape or hub model, or it has no config that can be read.
     """
-    _refuse_empty(name)
     if name == EMBEDDED:
         return resolve(name)
     path = shapes.at_home(name.removeprefix(f"{SHAPE}:"))
@@ -46,11 +44,6 @@ def sized(name: str) -> Model:
     if known := shapes.known_as(name.removeprefix(f"{SHAPE}:")):
         return replace(shapes.shape(known), name=shapes.HUB[known])
     return _readable(hub.from_hub(_hub_name(name), ["config.json"], SHAPE))
-
-
-def _refuse_empty(name) -> None:
-    if not isinstance(name, str) or not name.strip():
-        raise ModelError(f"model must be 'embedded', a folder, a hub name or a shape, not {name!r}.")
 
 
 def _hub_name(name: str) -> str:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from helpers.model import model
-from helpers.model.model import SHAPE, Model, ModelError
+from helpers.model.model import SHAPE, Model
 
 # A shape's title, the hub's name of a model of that shape, which a server is started with, and its config.
 _KNOWN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -29,20 +29,8 @@ def at_home(name: str) -> Path:
 
 
 def shape(name: str) -> Model:
-    """Return a model without weights: one of ``shapes.CONFIGS``, or that of a folder's ``config.json``.
-
-    Raises:
-        ModelError: neither a known name nor a folder with a config.
-    """
-    if name in CONFIGS:
-        return _shape_folder(f"{SHAPE}:{name}", TITLES[name], CONFIGS[name])
-    config = at_home(name) / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"There is no shape {name!r}. There are: {', '.join(CONFIGS)}; or name a folder with a "
-            "config.json."
-        )
-    return _shape_folder(f"{SHAPE}:{name}", config.parent.resolve().name, json.loads(config.read_text()))
+    """Return a model without weights: one of ``shapes.CONFIGS``."""
+    return _shape_folder(f"{SHAPE}:{name}", TITLES[name], CONFIGS[name])
 
 
 def reshaped(model: Model, suffix: str, quantization: dict) -> Model:
