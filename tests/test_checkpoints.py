@@ -53,15 +53,16 @@ def made(monkeypatch) -> list[dict]:
     """A stand-in for the child process: writes two files, and notes the settings it was given."""
     settings = []
 
-    def run_child(arguments: list[str], log: Path) -> None:
-        settings.append(json.loads(arguments[2]))
+    def run_child(command: list[str], *_) -> int:
+        settings.append(json.loads(command[-1]))
         time.sleep(0.05)
-        target = Path(arguments[1])
+        target = Path(command[-2])
         target.mkdir()
         (target / "config.json").write_text("{}")
         (target / "model.safetensors").write_bytes(NO_WEIGHTS)
+        return 0
 
-    monkeypatch.setattr(checkpoints, "_run_child", run_child)
+    monkeypatch.setattr(processes, "run_logged", run_child)
     return settings
 
 

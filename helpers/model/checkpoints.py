@@ -179,13 +179,9 @@ def _check_class(model: Model, recipe: str) -> None:
 
 def _make(source: Path, kept: Path, settings: dict, folder: Path, _scratch: Path) -> dict:
     """Make the checkpoint in ``folder``; its log lies beside the place where it will be kept."""
-    begun = time.perf_counter()
-    _run_child([str(source), str(folder), json.dumps(settings)], kept.with_name(f"{kept.name}.log"))
-    return {"settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
-
-
-def _run_child(arguments: list[str], log: Path) -> None:
-    command = [sys.executable, "-m", "helpers.model.quantize", str(os.getpid()), *arguments]
+    begun, log = time.perf_counter(), kept.with_name(f"{kept.name}.log")
+    arguments = [str(os.getpid()), str(source), str(folder), json.dumps(settings)]
+    command = [sys.executable, "-m", "helpers.model.quantize", *arguments]
     # All it needs is on this disk: no look at the hub, which only costs time where there is none.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     code = processes.run_logged(command, log, environment, functools.partial(_layers_done, log))
@@ -195,6 +191,7 @@ def _run_child(arguments: list[str], log: Path) -> None:
         if code < 0:
             cause = f"it was killed by signal {-code}; 9 is often the system, out of memory"
         raise CheckpointError(f"llm-compressor failed.\nCause: {cause or 'not said'}\nFull log: {log}")
+    return {"settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def _layers_done(log: Path) -> tuple[int, int, str]:
