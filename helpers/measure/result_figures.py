@@ -11,9 +11,7 @@ def quality(rows: list[dict]) -> Figure | Note:
     """Draw what each scheme did to the answers against the size of its weights; lower left is better."""
     result_tables.one_origin(rows)
     compared = [row for row in rows if row.get("kl_mean")]
-    points: dict[str, dict] = {}
-    for row in sorted(compared, key=lambda row: [*EVERY].index(row["scheme"])):
-        points.setdefault(row["scheme"], row)
+    points = {row["scheme"]: row for row in sorted(compared, key=lambda row: [*EVERY].index(row["scheme"]))}
     if not points:
         return Note(
             "No scheme's answers were compared with the baseline's here, so there is nothing to draw."
