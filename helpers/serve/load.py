@@ -62,8 +62,6 @@ class Level:
     ttft_p95_s: float
     tpot_s: float
     tpot_p95_s: float
-    itl_s: float
-    itl_p95_s: float
     e2e_s: float
 
     @property
@@ -116,7 +114,7 @@ class Generator(contextlib.AbstractContextManager):
             "random_output_len": output_tokens,
             "temperature": 0,
             "goodput": [f"ttft:{objective.ttft_ms}", f"tpot:{objective.tpot_ms}"],
-            "percentile_metrics": "ttft,tpot,itl,e2el",
+            "percentile_metrics": "ttft,tpot,e2el",
             "metric_percentiles": "95",
             "disable_tqdm": True,
         }
@@ -163,8 +161,8 @@ def _level(found: dict) -> Level:
         goodput=found["request_goodput"],
         output_tokens_per_s=found["output_throughput"],
         e2e_s=found["median_e2el_ms"] / 1e3,
-        **{f"{name}_s": found[f"median_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
-        **{f"{name}_p95_s": found[f"p95_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
+        **{f"{name}_s": found[f"median_{name}_ms"] / 1e3 for name in ("ttft", "tpot")},
+        **{f"{name}_p95_s": found[f"p95_{name}_ms"] / 1e3 for name in ("ttft", "tpot")},
     )
 
 
