@@ -46,7 +46,7 @@ def rows() -> list[dict]:
 
 def levels(scale: float) -> list[Level]:
     """Levels of load as a server with two cores gives them, ``scale`` times as fast."""
-    times = {"ttft_s": 0.2, "tpot_s": 0.08, "tpot_p95_s": 0.1, "itl_s": 0.1, "itl_p95_s": 0.2, "e2e_s": 1.4}
+    times = {"ttft_s": 0.2, "tpot_s": 0.08, "tpot_p95_s": 0.1, "e2e_s": 1.4}
     rest = {"completed": 9, "failed": 0, "seconds": 8.0} | times
     closed = [
         Level(n, None, None, requests_per_s=scale * n**0.5, goodput=scale * n**0.4, ttft_p95_s=0.1 * n,

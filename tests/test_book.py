@@ -103,7 +103,7 @@ PICTURED = [path for path in NOTEBOOKS if f'src="pictures/{path.stem}.png"' in f
 @pytest.mark.parametrize("path", PICTURED, ids=lambda path: path.stem)
 def test_a_picture_is_small_and_that_of_the_stored_output(path):
     picture = pictures.path_of(path).read_bytes()
-    assert picture == pictures.source(path), "run `python -m helpers.tools.pictures`"
+    assert picture == pictures.source(path), f"run `make notebooks NOTEBOOKS={path.stem}`"
     assert len(picture) < 100_000
 
 

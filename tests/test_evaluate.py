@@ -36,7 +36,7 @@ def test_items_are_compared_in_pairs(tmp_path):
     kept = evaluate.kept(found["baseline"]["gsm8k"], found["fp8"]["gsm8k"])
     assert (kept.ratio, kept.lost, kept.gained, kept.items) == (1.0, 1, 1, 4)
     assert kept.low < 1 < kept.high
-    _, before, after = evaluate.table(found)
+    _, _, before, after = evaluate.table(found).aligned().splitlines()
     assert before.split() == ["gsm8k", "baseline", "4", "75.0%"]
     assert after.split()[:5] == ["gsm8k", "fp8", "4", "75.0%", "1.00"]
 

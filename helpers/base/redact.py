@@ -82,12 +82,11 @@ def remove(text: str) -> str:
     return text
 
 
-def clean(paths: Iterable[Path]) -> list[Path]:
-    """Remove secrets from notebooks' outputs, logs and records; return the files that held one.
+def clean(paths: Iterable[Path]) -> None:
+    """Remove secrets from notebooks' outputs, logs and records.
 
     A file is replaced at once or not at all. Of a notebook only outputs change: its code is the reader's.
     """
-    held = []
     for path in paths:
         if path.is_symlink() or not path.is_file():
             continue
@@ -95,8 +94,6 @@ def clean(paths: Iterable[Path]) -> list[Path]:
         shown = _notebook(text) if path.suffix == ".ipynb" else remove(text)
         if shown != text:
             files.write_whole(path, shown)
-            held.append(path)
-    return held
 
 
 def _notebook(text: str) -> str:

@@ -4,7 +4,6 @@ Both are in one output. A notebook front end that has widgets and a kernel shows
 an untrusted notebook or a headless run shows the picture of the first values.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -100,7 +99,7 @@ class Explorer:
 
             data["image/png"] = base64.b64encode(self.first.png).decode()
             metadata["image/png"] = {"alt": self.first.alt}
-        if _live():
+        if processes.watched():
             data[VIEW] = self.live()._repr_mimebundle_()[VIEW]
         return data, metadata
 
@@ -122,8 +121,3 @@ class Explorer:
 
 
 explore = Explorer
-
-
-def _live() -> bool:
-    """Whether somebody may be there to move a slider: a kernel that is not run headless."""
-    return "ipykernel" in sys.modules and processes.watched()

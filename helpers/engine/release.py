@@ -87,15 +87,13 @@ def one_heap() -> None:
     held for ever. The heaps that there are already stay in use, so this comes before vLLM.
     """
     arena_max = -8  # M_ARENA_MAX in glibc's malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
+    ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
 
 
 def give_back_garbage() -> None:
     """Collect garbage and give freed heap pages back to the operating system (glibc keeps them otherwise)."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def first_error(log: str) -> str | None:
 
 
 def _of_pydantic(said: str, below: list[str]) -> str:
-    """What pydantic says on the line below "1 validation error for ...", which is the cause."""
+    """What pydantic says below "1 validation error for ...", which is the cause."""
     name, _, text = said.partition(": ")
     if not re.match(r"\d+ validation errors? for ", text):
         return said
@@ -202,10 +202,8 @@ def _of_pydantic(said: str, below: list[str]) -> str:
 
 def short(error: BaseException) -> str:
     """Return ``Name: message`` without what pydantic adds around the sentence that matters."""
-    said = str(error)
-    if found := re.search(r"Value error, (.*?) \[type=", said, re.DOTALL):
-        said = found[1]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    name, said = type(error).__name__, str(error)
+    return _of_pydantic(f"{name}: {said}", said.splitlines()) if said else name
 
 
 def first_traceback(log: str) -> str:

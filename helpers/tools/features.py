@@ -10,7 +10,6 @@ from pathlib import Path
 
 from helpers.engine.engine import open_engine
 from helpers.measure import features as measured
-from helpers.model import checkpoints, lookup, schemes
 from helpers.model.model import EMBEDDED
 from helpers.tools.recording import DONE, Job, run_round, sharing
 
@@ -27,10 +26,7 @@ SAME = sharing(6 * 2**30, [1, 8, *range(16, 257, 16)]) | {"disable_log_stats": F
 
 def features(out: Path) -> None:
     """Every engine's features; a line each, as they come."""
-    for scheme in SCHEMES:  # once, before engines of the same scheme would make it beside each other
-        if recipe := schemes.scheme(scheme).recipe:
-            checkpoints.make(lookup.resolve(EMBEDDED), recipe)
-    jobs = []
+    jobs = []  # of a scheme's engines the first makes its checkpoint, and the others wait for it
     for scheme in SCHEMES:
         for kind in ENGINES:
             row = {"scheme": scheme, "weights": "real"}

@@ -1,7 +1,5 @@
 """The notebooks' pictures, which their first cells and the README show, and none can be stale.
 
-    python -m helpers.tools.pictures            write notebooks/pictures/<notebook>.png anew
-
 A notebook's picture is the stored figure of the cell tagged "picture", or its first figure. Where that
 figure follows within a screen the first cell shows none, and none is made. Storing a notebook's outputs makes
 its picture.
@@ -10,10 +8,6 @@ its picture.
 import base64
 import json
 from pathlib import Path
-
-from helpers.base.files import ROOT
-
-NOTEBOOKS = ROOT / "notebooks"
 
 
 def source(notebook: Path) -> bytes | None:
@@ -39,8 +33,3 @@ def make(notebook: Path) -> None:
     if found := source(notebook):
         path_of(notebook).parent.mkdir(exist_ok=True)
         path_of(notebook).write_bytes(found)
-
-
-if __name__ == "__main__":
-    for path in sorted(NOTEBOOKS.glob("[!.]*.ipynb")):
-        make(path)

