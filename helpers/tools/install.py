@@ -208,11 +208,15 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
     uv, python = environment.uv_of(venv), environment.python_of(venv)
     asked = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
     verb = ["install", "--no-deps", "-r"] if environment.is_foreign(venv) else ["sync"]
-    sources = environment.pip_sources(asked.stdout)
-    command = [uv, "pip", *verb, lock, "--python", python, *sources]
+    command = [uv, "pip", *verb, lock, "--python", python]
+    pip = environment.pip_configuration(asked.stdout)  # uv does not read it
+    for place in pip.get("find-links", "").split():
+        command += ["--find-links", place]
+    if "index-url" in pip:
+        command += ["--default-index", pip["index-url"]]
     if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
         command += cpu_builds_anew(packages)
-    if certificates := environment.pip_configuration(asked.stdout).get("cert"):
+    if certificates := pip.get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", certificates)  # of a proxy, say: uv has another name for it
     done = steps.run(f"packages of {lock.name}", command)
     torch_is_missing = "No solution found" in done.output and re.search(r"\btorch==", done.output)
