@@ -214,8 +214,10 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
         command += ["--find-links", place]
     if "index-url" in pip:
         command += ["--default-index", pip["index-url"]]
-    if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
-        command += cpu_builds_anew(packages)
+    if platform == "cuda":
+        # After a set-up for the CPU: to uv that build of torch, 2.13.0+cpu, is the 2.13.0 of the lock.
+        for build in sorted(packages.glob("torch*-*+cpu.dist-info")):
+            command += ["--reinstall-package", build.name.partition("-")[0]]
     if certificates := pip.get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", certificates)  # of a proxy, say: uv has another name for it
     done = steps.run(f"packages of {lock.name}", command)
@@ -231,12 +233,6 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
                 "Python in a folder and name it: `PIP_FIND_LINKS=/that/folder make setup`."
             )
     done.must("Check the network and the disk, then run it again: what is downloaded is kept.")
-
-
-def cpu_builds_anew(packages: Path) -> list[str]:
-    """Options to install anew what is there in its CPU build: torch, after a set-up for the CPU."""
-    there = sorted({path.name.partition("-")[0] for path in packages.glob("torch*-*+cpu.dist-info")})
-    return [option for name in there for option in ("--reinstall-package", name)]
 
 
 def install_project(venv: Path) -> None:
