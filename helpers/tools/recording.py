@@ -39,7 +39,7 @@ def sharing(cache_bytes: int, batches: Iterable[int]) -> dict:
 def write(path: Path, row: dict) -> None:
     """Append a line to a recording's file, with how, on which machine and when it was measured; print it."""
     row = {"protocol": PROTOCOL, **records.stamp(detect()), **row}
-    records.append(path, [row], ("device", "vllm", "protocol"))
+    records.append(path, [row], fields=())
     print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
 
 
