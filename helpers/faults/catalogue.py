@@ -66,8 +66,9 @@ class Hit(NamedTuple):
     line: int
 
 
-def lookup(seen: Seen) -> Hit | None:
-    """Return what explains ``seen.text``: of what matches the most special, earliest in the text."""
+def lookup(lines: list[str], known: Seen) -> Hit | None:
+    """Return what explains lines: of what matches the most special, earliest among them."""
+    seen = replace(known, text="\n".join(lines))
     for tier in TIERS:
         asked = [entry for entry in entries() if entry.tier == tier]
         asked = [one for one in asked if not one.where or re.search(one.where, seen.where + seen.text)]

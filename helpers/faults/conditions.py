@@ -4,13 +4,11 @@ A function gets what the pattern found and what was seen, and returns facts for 
 None where the entry is not the diagnosis. `by = "full:weights"` passes an argument. Sizes are in GiB.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from helpers.faults.report import cut
 
@@ -33,10 +31,6 @@ class Seen:
     where: str = ""
     holders: Sequence | None = None
     reader: str = ""
-
-    def of(self, lines: list[str]) -> Seen:
-        """The same, with other lines to search."""
-        return replace(self, text="\n".join(lines))
 
     @property
     def line(self) -> str:

@@ -66,11 +66,11 @@ def _lookup(asked: list[str], lines: list[str], seen: Seen, cause: str | None) -
     Where a log has its cause, an echo says something itself only by an exit code.
     """
     lines = asked + logs.said(lines)
-    hit = catalogue.lookup(seen.of([line for line in lines if not logs.is_echo(line)]))
+    hit = catalogue.lookup([line for line in lines if not logs.is_echo(line)], seen)
     if hit and hit.entry.tier != "last":
         return hit
     echoes = [line for line in lines if cause is None or logs.SIGNALLED.search(line)]
-    return hit or catalogue.lookup(seen.of(echoes))
+    return hit or catalogue.lookup(echoes, seen)
 
 
 def _held(machine: Machine | None) -> tuple[Holder, ...]:

@@ -23,7 +23,8 @@ class Report:
     ``name`` is the catalogue's, or ``own-code`` (the reader's cell, or a library that it called), ``ours``
     (an error of these helpers, whose message says it all) or ``unknown``.
     ``holders`` are shown where memory is part of the answer.
-    ``trace`` is the root traceback where the cause is not known. Secrets are removed from all of it.
+    ``trace`` is the root traceback where the cause is not known. Secrets are removed from all of it; from
+    ``raw_log``, which may be long, when ``bundle`` writes it.
     """
 
     name: str
@@ -39,11 +40,6 @@ class Report:
         self.what, self.do = redact.redact(self.what), tuple(map(redact.redact, self.do))
         self.evidence = cut(redact.redact(self.evidence))
         self.trace = redact.redact(self.trace[-2 * LONGEST_TRACE :])[-LONGEST_TRACE:]
-
-    @property
-    def log(self) -> str:
-        """The whole log, secrets removed: for a long one that takes a while, so it is done when asked for."""
-        return redact.redact(self.raw_log)
 
     def __str__(self) -> str:
         first, _, rest = self.advice.partition("\n")
@@ -100,7 +96,7 @@ class Report:
             "machine": machine.detect().facts(),
             "settings": settings,
         }
-        files = {"report.txt": str(self), "facts.json": json.dumps(facts, indent=1), "log.txt": self.log}
+        files = {"report.txt": str(self), "facts.json": json.dumps(facts, indent=1), "log.txt": self.raw_log}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, text in files.items():
                 archive.writestr(name, redact.redact(text))

@@ -183,20 +183,19 @@ class Asker:
         """One row, asked until it is answered or its attempts are used up."""
         import openai
 
-        row, response, problem = json.loads(line), None, ""
+        row, response, problem = json.loads(line), None, None
         try:
             for _ in range(ATTEMPTS):
                 body = self.client.post(row["url"], body=row["body"], cast_to=httpx.Response).json()
                 if all(choice.get("finish_reason") != "abort" for choice in body["choices"]):
-                    response = {"status_code": 200, "body": body}
+                    response, problem = {"status_code": 200, "body": body}, None
                     break
                 problem = "the server gave the answer up (abort)"
         except openai.APIStatusError as error:
             problem = f"{error.status_code}: {error.response.text[:300]}"
         except openai.APIConnectionError as error:
             problem = type(error).__name__
-        error = None if response else problem
-        return json.dumps({"custom_id": row["custom_id"], "response": response, "error": error})
+        return json.dumps({"custom_id": row["custom_id"], "response": response, "error": problem})
 
 
 def main() -> None:

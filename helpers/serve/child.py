@@ -37,7 +37,7 @@ class Child(contextlib.AbstractContextManager):
                 process_group=0,  # and no session: see serve.owned
             )  # fmt: skip
         os.close(write)
-        self._rest = b""
+        self._rest, self.ended = b"", False
 
     def __exit__(self, *_) -> None:
         self.end()
@@ -64,7 +64,7 @@ class Child(contextlib.AbstractContextManager):
 
     def end(self) -> None:
         """Kill it and what it started, also where it has ended itself; a second time nothing."""
-        if self._read is None:
+        if self.ended:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ class Child(contextlib.AbstractContextManager):
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         os.close(self._read)
-        self._read = None
+        self.ended = True
 
     @property
     def cause(self) -> str:

@@ -8,7 +8,6 @@ answered, so a slow server is asked less. *Open loop*: requests come at random (
 the server keeps up or not, as users do. The generator runs in a process of its own, on the same machine.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -71,15 +70,14 @@ class Level:
         return self.goodput / self.requests_per_s * self.completed / sent if self.requests_per_s else 0.0
 
 
-class Generator(contextlib.AbstractContextManager):
+class Generator(Child):
     """The load's process: it imports vLLM from the moment it is made, while you do something else.
 
     It ends with its ``with`` block, by ``close`` or with this process.
     """
 
     def __init__(self, log_dir: str | Path):
-        self.log = logfile.new_log_file(Path(log_dir), "bench")
-        self._child: Child | None = Child("helpers.serve.load:work", self.log)
+        super().__init__("helpers.serve.load:work", logfile.new_log_file(Path(log_dir), "bench"))
 
     def bench(
         self,
@@ -124,28 +122,22 @@ class Generator(contextlib.AbstractContextManager):
         job = {"environment": environment, "same": same, "seconds": seconds}
         job |= {"concurrencies": concurrencies, "shares": shares}
         levels, wanted = [], len(concurrencies) + len(shares)
-        if self._child is None:  # after an error, or Ctrl+C
-            self._child = Child("helpers.serve.load:work", self.log)
+        if self.ended:  # after an error, or Ctrl+C
+            super().__init__("helpers.serve.load:work", self.log)
         try:
-            self._child.tell(**job)
+            self.tell(**job)
             with processes.progress(lambda: (len(levels), wanted, "levels of load")):
                 while len(levels) < wanted:
-                    if (found := self._child.line()) is None:
-                        said = f"Cause: {self._child.cause}\nFull log: ‹{os.path.relpath(self.log)}›"
+                    if (found := self.line()) is None:
+                        said = f"Cause: {self.cause}\nFull log: ‹{os.path.relpath(self.log)}›"
                         raise LoadError(f"vllm bench serve failed.\n{said}")
                     levels.append(_level(found))
         except BaseException:  # Ctrl+C above all
-            self.close()
+            self.end()
             raise
         return levels
 
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
-
-    def __exit__(self, *_) -> None:
-        self.close()
+    close = Child.end  # as the lessons call it
 
 
 def _level(found: dict) -> Level:

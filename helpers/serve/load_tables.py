@@ -58,10 +58,7 @@ def load(rows: list) -> Figure:
     right.plot(counts, [level.ttft_s * 1e3 for level in loops], **look("baseline"))
     right.set(title="One user waits", ylabel="TTFT, ms")
     for axes in (left, right):
-        axes.set_xticks(counts)
-        axes.set_xlim(0, None)
-        axes.set_ylim(0, None)
-        axes.set_xlabel("clients at once")
+        axes.set(xticks=counts, xlim=(0, None), ylim=(0, None), xlabel="clients at once")
         axes.grid(alpha=0.3)
     words = "; ".join(
         f"{row.output_tokens_per_s:,.0f} tok/s and {row.ttft_s * 1e3:,.0f} ms for {row.concurrency}"

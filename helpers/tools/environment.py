@@ -165,15 +165,3 @@ def pip_configuration(listing: str) -> dict[str, str]:
             if key.startswith(section):
                 found[key[len(section) :]] = value.strip("'\"").replace("\\n", "\n")
     return found
-
-
-def pip_sources(listing: str) -> list[str]:
-    """Translate ``pip config list`` to options for uv, which does not read pip's configuration.
-
-    Only what says where packages are: ``find-links`` (all of them) and ``index-url``.
-    """
-    found = pip_configuration(listing)
-    options = [text for place in found.get("find-links", "").split() for text in ("--find-links", place)]
-    if "index-url" in found:
-        options += ["--default-index", found["index-url"]]
-    return options

@@ -208,11 +208,17 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
     uv, python = environment.uv_of(venv), environment.python_of(venv)
     asked = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
     verb = ["install", "--no-deps", "-r"] if environment.is_foreign(venv) else ["sync"]
-    sources = environment.pip_sources(asked.stdout)
-    command = [uv, "pip", *verb, lock, "--python", python, *sources]
-    if platform == "cuda":  # to uv a CPU build, 2.13.0+cpu, is the 2.13.0 of the lock
-        command += cpu_builds_anew(packages)
-    if certificates := environment.pip_configuration(asked.stdout).get("cert"):
+    command = [uv, "pip", *verb, lock, "--python", python]
+    pip = environment.pip_configuration(asked.stdout)  # uv does not read it
+    for place in pip.get("find-links", "").split():
+        command += ["--find-links", place]
+    if "index-url" in pip:
+        command += ["--default-index", pip["index-url"]]
+    if platform == "cuda":
+        # After a set-up for the CPU: to uv that build of torch, 2.13.0+cpu, is the 2.13.0 of the lock.
+        for build in sorted(packages.glob("torch*-*+cpu.dist-info")):
+            command += ["--reinstall-package", build.name.partition("-")[0]]
+    if certificates := pip.get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", certificates)  # of a proxy, say: uv has another name for it
     done = steps.run(f"packages of {lock.name}", command)
     torch_is_missing = "No solution found" in done.output and re.search(r"\btorch==", done.output)
@@ -227,12 +233,6 @@ def install_lock(venv: Path, platform: str, lock: Path, packages: Path) -> None:
                 "Python in a folder and name it: `PIP_FIND_LINKS=/that/folder make setup`."
             )
     done.must("Check the network and the disk, then run it again: what is downloaded is kept.")
-
-
-def cpu_builds_anew(packages: Path) -> list[str]:
-    """Options to install anew what is there in its CPU build: torch, after a set-up for the CPU."""
-    there = sorted({path.name.partition("-")[0] for path in packages.glob("torch*-*+cpu.dist-info")})
-    return [option for name in there for option in ("--reinstall-package", name)]
 
 
 def install_project(venv: Path) -> None:

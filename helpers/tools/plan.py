@@ -1,7 +1,5 @@
 """What a run of the notebooks was asked for, checked before it starts."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -36,6 +34,16 @@ class Notebook:
 
 
 @dataclass(frozen=True)
+class Result:
+    """How one notebook went. `status` is ok, failed, skipped or interrupted."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A checked request: what runs, with which values (by notebook), where its files go, and how it went."""
 
@@ -45,16 +53,6 @@ class Plan:
     timeout: int
     store: bool
     results: list[Result] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one notebook went. `status` is ok, failed, skipped or interrupted."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    error: str = ""
 
 
 def plan_run(

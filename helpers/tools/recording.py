@@ -25,11 +25,6 @@ DONE = {"done": True}  # a job's last line
 PATIENCE_S = 600  # a process that says nothing for that long is given up
 
 
-def stamp() -> dict:
-    """What every line carries: how it was measured, with which machine and versions."""
-    return {"protocol": PROTOCOL, **records.stamp(detect())}
-
-
 def sharing(cache_bytes: int, batches: Iterable[int]) -> dict:
     """Arguments of an engine or a server that shares its GPU: its cache's size, CUDA graphs for what is asked
     of it, and no kernels compiled ahead of the first request, for a shorter start."""
@@ -42,8 +37,9 @@ def sharing(cache_bytes: int, batches: Iterable[int]) -> dict:
 
 
 def write(path: Path, row: dict) -> None:
-    """Append a line to a recording's file and print it."""
-    records.append(path, [row], ("device", "vllm", "protocol"))
+    """Append a line to a recording's file, with how, on which machine and when it was measured; print it."""
+    row = {"protocol": PROTOCOL, **records.stamp(detect()), **row}
+    records.append(path, [row], fields=())
     print(json.dumps(row, ensure_ascii=False)[:400], flush=True)
 
 
@@ -84,7 +80,7 @@ def run_round(jobs: list[Job], file: Path) -> None:
             gpus = ",".join(map(str, visible_gpus()[: job.gpus]))  # numbered as the driver does
             logs, asked = str(file.parent / "logs" / job.name), (job.work, *job.arguments)
             child = Child(f"{__name__}:_work", Path(f"{logs}.log"), *asked, logs, CUDA_VISIBLE_DEVICES=gpus)
-            started.append((stack.enter_context(child), stamp() | job.row))
+            started.append((stack.enter_context(child), job.row))
         ready = [(child, row | first) for child, row in started if (first := _said(child))]
         for child, row in ready:
             child.tell(go=True)

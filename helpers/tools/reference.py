@@ -32,7 +32,7 @@ from helpers.tools import scale
 from helpers.tools.deployments import ROUNDS
 from helpers.tools.features import features
 from helpers.tools.grid import deployments
-from helpers.tools.recording import run_parts, stamp, write
+from helpers.tools.recording import run_parts, write
 from helpers.tools.served import served
 
 MODELS = ("embedded", "shape:mistral-7b")
@@ -73,7 +73,7 @@ def _one(model: Model, scheme: str, reference: Reference | None, out: Path) -> t
         elif reference is not None:
             compared = divergence.compare(engine, reference)
             recovered = task.recovery(reference.answers, task.answer(engine))
-    write(out / "swaps.jsonl", stamp() | _swap(engine))
+    write(out / "swaps.jsonl", _swap(engine))
     rows = trial.as_rows(engine, speeds, memory, perplexity=perplexity, quality=compared, recovery=recovered)
     return rows, reference
 

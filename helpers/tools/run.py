@@ -95,7 +95,7 @@ def run_plan(plan: Plan) -> list[Result]:
                     redact.clean(kept)
                 finish(Result(name, status, time.monotonic() - begun, redact.remove(error)))
         if plan.store and all(result.status == "ok" for result in results):
-            results[:] = _store(plan, results)
+            _store(plan)
     return results
 
 
@@ -182,21 +182,19 @@ def _kernel_manager(log: TextIO, sockets: str) -> type:
     return ThisPython
 
 
-def _store(plan: Plan, results: list[Result]) -> list[Result]:
-    """Write all outputs into the notebooks, or none if one of them must not be stored."""
-
-    texts, checked = {}, []
-    for notebook, result in zip(plan.notebooks, results, strict=True):
+def _store(plan: Plan) -> None:
+    """Write all outputs into the notebooks, or none if one of them must not be stored: its result says so."""
+    texts = {}
+    for at, notebook in enumerate(plan.notebooks):
+        executed = plan.out / notebook.path.name
         try:
-            executed = plan.out / notebook.path.name
             texts[notebook.path] = store.stored_text(notebook.path, notebook.text, executed)
         except ValueError as error:
-            result = replace(result, status="failed", error=f"not stored: {error}")
-        checked.append(result)
-    for path, text in texts.items() if len(texts) == len(results) else ():
-        files.write_whole(path, text)
-        pictures.make(path)
-    return checked
+            plan.results[at] = replace(plan.results[at], status="failed", error=f"not stored: {error}")
+    if len(texts) == len(plan.notebooks):
+        for path, text in texts.items():
+            files.write_whole(path, text)
+            pictures.make(path)
 
 
 # ---- what is shown

@@ -33,7 +33,7 @@ from helpers.serve.owned import start_in_turn
 from helpers.serve.router import SOONER, Router, places
 from helpers.serve.server import Server
 from helpers.tools.grid import slug
-from helpers.tools.recording import sharing, stamp, write
+from helpers.tools.recording import sharing, write
 from helpers.tools.served import server, worded
 
 LENGTHS = {"input_tokens": 512, "output_tokens": 128}
@@ -63,8 +63,8 @@ def serving(out: Path) -> None:
     with _running(ways):
         shape = {"model": model.title, "scheme": "baseline", "kv_cache_bytes_a_gpu": KV_BYTES}
         _load(ways, out, shape, FULL)
-        write(out / "scale.jsonl", stamp() | _killed(router))
-    write(out / "scale.jsonl", stamp() | {"what": "memory", "before_bytes": before, **_left([], before)})
+        write(out / "scale.jsonl", _killed(router))
+    write(out / "scale.jsonl", {"what": "memory", "before_bytes": before, **_left([], before)})
 
 
 def large(out: Path) -> None:
@@ -117,7 +117,7 @@ def _load(ways: dict[str, Server | Router], out: Path, shape: dict, full: int) -
                 for level in generator.bench(ways[way], **asked):
                     if repeat:
                         found = asdict(level) | {"clients": level.concurrency}
-                        write(out / "scale.jsonl", stamp() | row | found)
+                        write(out / "scale.jsonl", row | found)
 
 
 def _killed(router: Router) -> dict:
@@ -165,7 +165,7 @@ def endings(out: Path) -> None:
             child.line()  # until it has ended
             row |= _left(family, before)
         row |= {"processes": len(family), "before_bytes": before, "held_bytes": held}
-        write(out / "scale.jsonl", stamp() | row)
+        write(out / "scale.jsonl", row)
 
 
 def _left(family: list[psutil.Process], before: tuple[int, ...]) -> dict:
