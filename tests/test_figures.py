@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.base.figure import HATCHES, Figure
+from helpers.base.figure import Figure
 from helpers.base.machine import GIB
 from helpers.base.page import Note
 from helpers.compare import cards, comparison_figures, roofline
@@ -70,7 +70,8 @@ def test_schemes_differ_without_colour():
     looks = [schemes.look(name) for name in schemes.EVERY]
     assert len({look["marker"] for look in looks}) == len(looks)
     assert len({look["color"] for look in looks}) == len(looks)
-    assert len({*HATCHES.values()}) == len(HATCHES)
+    hatches = [hatch for _, _, hatch in comparison_figures.PARTS.values()]
+    assert len({*hatches}) == len(hatches)
     assert schemes.look("unheard of")["marker"] not in {look["marker"] for look in looks}
 
 

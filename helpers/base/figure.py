@@ -1,4 +1,4 @@
-"""What every figure shares: parts and their hatches, axes, and the alternative text."""
+"""What every figure shares: axes, names of lines and bars, and the alternative text."""
 
 import base64
 import functools
@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 DPI = 200  # twice a notebook's pixels: sharp on any screen
 DOTTED = (0, (1, 2))
-HATCHES = {"weights": "", "KV cache": "//", "rest": ".."}
-PARTS = {"weights": "#0072B2", "KV cache": "#AD7A00", "rest": "#808080"}
 
 
 class Figure:
@@ -118,6 +116,3 @@ def label_bar(axes, x: float, y: float, text: str) -> None:
     """A text to the right of a bar's end, readable across whatever line it meets."""
     white = {"color": "white", "pad": 0.5}
     axes.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", bbox=white, zorder=3)
-
-
-BOUND = "#555555"  # what limits a speed

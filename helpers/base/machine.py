@@ -179,10 +179,8 @@ def gpu_memory_each() -> tuple[int, ...]:
 
 def anonymous_memory(pid: int | str = "self") -> int:
     """Bytes of memory a process holds that no file backs: its heap, its tensors. Linux only."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/{pid}/smaps_rollup has no Anonymous line")
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)[1]) * 1024
 
 
 def now() -> str:

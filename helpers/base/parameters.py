@@ -43,7 +43,15 @@ def whole_list(name: str, value: object, low: int, high: int) -> list[int]:
     return numbers
 
 
-# What a lesson's parameters may be, by name: bounds of a number or of each number of a list, or any text.
+def yes_or_no(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
+# What a lesson's parameters may be: by what checks them and by name the bounds of a number, or of each number
+# of a list; texts, and what is True or False, have none.
 LIMITS = {
     whole: {
         "max_tokens": (1, 1024), "prompt_tokens": (1, 1024),
@@ -60,9 +68,9 @@ LIMITS = {
         "ttft_ms": (1, 600_000), "tpot_ms": (1, 600_000), "interrupt_after": (0.1, 60),
     },
     whole_list: {"batch_sizes": (1, 1024), "levels": (1, 1024), "shares": (1, 400)},
+    yes_or_no: {"short": (), "quick_look": ()},
+    text: {"model": (), "question": (), "out_dir": (), "gpu": (), "goal": ()},
 }  # fmt: skip
-YES_OR_NO = ("short", "quick_look")
-TEXTS = ("model", "question", "out_dir", "gpu", "goal")
 
 
 def checked(name: str, value: object) -> int | float | str | list[int]:
@@ -71,12 +79,6 @@ def checked(name: str, value: object) -> int | float | str | list[int]:
     Raises:
         ParameterError: it is not, or no lesson has such a parameter.
     """
-    if name in TEXTS:
-        return text(name, value)
-    if name in YES_OR_NO:
-        if not isinstance(value, bool):
-            raise ParameterError(f"{name} must be True or False, not {value!r}.")
-        return value
     for check, bounds in LIMITS.items():
         if name in bounds:
             return check(name, value, *bounds[name])

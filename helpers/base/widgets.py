@@ -94,11 +94,8 @@ class Explorer:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = {"text/plain": repr(self), "text/html": self.first._repr_html_()}, {}
-        if hasattr(self.first, "png"):
-            import base64
-
-            data["image/png"] = base64.b64encode(self.first.png).decode()
-            metadata["image/png"] = {"alt": self.first.alt}
+        if hasattr(self.first, "_repr_png_"):
+            data["image/png"], metadata["image/png"] = self.first._repr_png_()
         if processes.watched():
             data[VIEW] = self.live()._repr_mimebundle_()[VIEW]
         return data, metadata

@@ -9,19 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from helpers.base.figure import (
-    BOUND,
-    DOTTED,
-    HATCHES,
-    PARTS,
-    Figure,
-    bar_axes,
-    batch_axis,
-    label_bar,
-    log_axis,
-    name_ends,
-    panels,
-)
+from helpers.base.figure import DOTTED, Figure, bar_axes, batch_axis, label_bar, log_axis, name_ends, panels
 from helpers.base.machine import GIB
 from helpers.base.page import Note
 from helpers.compare import rounding
@@ -29,6 +17,8 @@ from helpers.measure.result_tables import titled
 from helpers.model.schemes import look
 
 # -- 01 to 03 -----------------------------------------------------------------------------------
+
+BOUND = "#555555"  # what limits a speed
 
 
 def roofline(speeds_, bound_tokens_per_s: float, most_tokens_per_s: float) -> Figure:
@@ -124,6 +114,11 @@ def outliers(before, scales, name: str) -> Figure:
 # -- 00: does it fit ----------------------------------------------------------------------------
 
 
+PARTS = {  # of a budget, by its field: what readers call it, its colour and its hatch
+    "weights": ("weights", "#0072B2", ""),
+    "kv_cache": ("KV cache", "#AD7A00", "//"),
+    "rest": ("rest", "#808080", ".."),
+}
 FITS = {"fits": "#00563F", "close": "#7A5600", "no": "black"}
 
 
@@ -139,9 +134,9 @@ def fits(budgets: Mapping[str, object], title: str) -> Figure | Note:
     figure, [[axes]] = panels(size=(8, 1.6 + 0.5 * len(budgets)))
     across, names = axes.get_yaxis_transform(), list(budgets)
     left = np.zeros(len(drawn))
-    for part, field in {"weights": "weights", "KV cache": "kv_cache", "rest": "rest"}.items():
+    for field, (part, colour, hatch) in PARTS.items():
         width = np.array([getattr(one, field) / GIB for one in drawn.values()])
-        style = {"color": PARTS[part], "hatch": HATCHES[part], "edgecolor": "white"}
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white"}
         axes.barh([names.index(name) for name in drawn], width, left=left, label=part, **style)
         left += width
     for place, one in enumerate(budgets.values()):

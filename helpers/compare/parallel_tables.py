@@ -87,8 +87,7 @@ def ways(rows: list[dict]) -> Figure:
     axes.set(ylabel="tokens/s for each GPU (up: cheaper)", ylim=(-400, None))
     axes.legend(frameon=False, title="numbers: clients")
     device = loads["one"][1][0]["device"]
-    alt = f"Tokens a second for each user, and for each GPU, on {device}. " + "; ".join(said)
-    return Figure(figure, alt + ".")
+    return Figure(figure, f"Tokens a second for each user, and for each GPU, on {device}. {'; '.join(said)}.")
 
 
 def _loads(rows: list[dict], model: str) -> dict[str, dict[int, list[dict]]]:

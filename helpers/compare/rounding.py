@@ -115,5 +115,4 @@ def awq_scales(original: Path, quantized: Path, norm: str) -> np.ndarray:
         norm: the normalisation's weight, such as ``model.layers.9.post_attention_layernorm.weight``;
             it is stored in 16 bits on both sides, so the ratio is the scale.
     """
-    before, after = (tensor(folder, norm) for folder in (original, quantized))
-    return before / after
+    return tensor(original, norm) / tensor(quantized, norm)

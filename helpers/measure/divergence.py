@@ -244,7 +244,6 @@ def control(reference: Reference, model: str | Model = EMBEDDED, **llm_args) -> 
         widened = schemes.scheme("baseline").way(machine).args["dtype"] == "float32"
         beside, args = 0, {"dtype": "bfloat16" if widened else "float32"}
         windows = max(1, len(reference.ids) // reference.window // 4) if widened else None
-    engine = open_engine(model, **args | llm_args)
-    with engine:
-        quality = compare(engine, reference, beside=beside, windows=windows)
-        return quality, task.recovery(reference.answers, task.answer(engine))
+    with open_engine(model, **args | llm_args) as llm:
+        quality = compare(llm, reference, beside=beside, windows=windows)
+        return quality, task.recovery(reference.answers, task.answer(llm))

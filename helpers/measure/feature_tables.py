@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from helpers.base.figure import Figure, panels
-from helpers.base.page import Note, Table, measured
+from helpers.base.page import Table, measured
 from helpers.model import schemes
 
 # By feature, the field that says whether it was on, and what tables call it.
@@ -86,14 +86,12 @@ def _by_load(rows: Sequence[Mapping]) -> dict[tuple[str, int], dict[str, tuple[M
     return found
 
 
-def ratios(rows: Sequence[Mapping], title: str, titles: Mapping[str, str]) -> Figure | Note:
+def ratios(rows: Sequence[Mapping], title: str, titles: Mapping[str, str]) -> Figure:
     """Draw each feature's ratio in each scheme as a dot, and what the slowest and fastest runs allow."""
     found = {
         f"{feature}, {users} user" + "s" * (users > 1): {scheme: times(*pair) for scheme, pair in of.items()}
         for (feature, users), of in _by_load(rows).items()
     }
-    if not found:
-        return Note("No feature was measured both without and with: there is no ratio to draw.")
     figure, [[axes]] = panels(size=(8, 1.4 + 0.44 * len(found)))
     axes.axvline(1, color="black", linewidth=1)
     for at, (scheme, title_) in enumerate(titles.items()):

