@@ -12,7 +12,7 @@ from helpers.model.model import TITLE
 from helpers.model.schemes import EVERY, Scheme
 from tests.test_records import row
 
-ASKED = {"question": "Why?", "batch_sizes": [1], "seconds": 0.1, "quality_tokens": 512}
+ASKED = {"batch_sizes": [1], "seconds": 0.1, "quality_tokens": 512}
 
 
 def here(scheme, **changed):

@@ -1,4 +1,4 @@
-"""One scheme, tried whole: started, asked, timed, weighed, compared with the baseline, released, recorded.
+"""One scheme, tried whole: started, timed, weighed, compared with the baseline, released, recorded.
 
 The steps are those that ``01_baseline`` shows one by one; every scheme goes through the same.
 """
@@ -78,9 +78,8 @@ def as_rows(
 
 @dataclass(frozen=True)
 class Trial:
-    """What one scheme gave: the answer to the question (vLLM's ``RequestOutput``), and what was measured."""
+    """What one scheme gave."""
 
-    reply: object
     memory: Memory
     divergence: Quality
     recovery: Recovery
@@ -91,8 +90,6 @@ def run(
     scheme: str,
     reference: Reference,
     *,
-    question: str,
-    max_tokens: int = 40,
     batch_sizes: list[int],
     seconds: float,
     out: Path,
@@ -107,21 +104,19 @@ def run(
     """
     engine = open_engine(model, scheme, log_dir=out / "logs", **llm_args)
     with engine:
-        reply = engine.ask(question, max_tokens)
         speeds = speed.measure_speed(engine, batch_sizes, seconds=seconds)
         memory = measure_memory(engine)
         compared = divergence.compare(engine, reference)
         recovered = task.recovery(reference.answers, task.answer(engine))
     rows = as_rows(engine, speeds, memory, quality=compared, recovery=recovered)
     records.append(out / "records.jsonl", rows)
-    return Trial(reply, memory, compared, recovered)
+    return Trial(memory, compared, recovered)
 
 
 def complete(
     model: Model,
     names: Iterable[str],
     *,
-    question: str,
     batch_sizes: list[int],
     seconds: float,
     quality_tokens: int,
@@ -138,7 +133,7 @@ def complete(
     have = {row["scheme"] for row in rows}
     missing = [name for name in names if name not in have]
     started = {"log_dir": out / "logs", **llm_args}
-    asked = {"question": question, "batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
+    asked = {"batch_sizes": batch_sizes, "seconds": seconds, "out": out, **llm_args}
     if "baseline" in missing:
         missing.remove("baseline")
         engine = open_engine(model, "baseline", **started)
