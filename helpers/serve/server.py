@@ -15,6 +15,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 from helpers.base.machine import detect
 from helpers.engine import arguments, engine
 from helpers.model.model import EMBEDDED, Model
@@ -107,9 +109,11 @@ class Server(Owned):
         found = server_environment(self.settings) | arguments.compiling(machine, self.args)
         if machine.kind == "cpu" and self.args.get("tensor_parallel_size", 1) == 1:
             # The model runs in the engine's process, as in open_engine: one less imports vLLM, and a start
-            # takes two thirds of the time. vLLM then binds no threads, and would compute with one.
+            # takes two thirds of the time. vLLM then deals out no threads. As by its rule, a core is left to
+            # the process that answers HTTP.
+            cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
             found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+            found.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
         return found | self.environment
 
     def _started(self) -> str:
