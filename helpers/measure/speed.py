@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from helpers.base import parameters, records
 from helpers.engine.engine import owner_of
+from helpers.engine.owned_llm import uncollected
 
 _numbers = itertools.count()  # for requests' names
 
@@ -86,6 +87,7 @@ def random_prompts(vocabulary: int, batch: int, tokens: int, rng: random.Random)
     return [{"prompt_token_ids": rng.choices(range(100, vocabulary), k=tokens)} for _ in range(batch)]
 
 
+@uncollected()
 def decode_prompts(
     llm,
     prompts: list[dict],
