@@ -88,7 +88,7 @@ def test_vllm_finds_the_cache_that_the_formula_predicts(engine):
 
 def test_what_cannot_be_measured_is_refused(engine):
     with pytest.raises(ParameterError, match="leave no room"):
-        measure_speed(engine, [1], prompt_tokens=510)
+        measure_speed(engine, [1], prompt_tokens=511)
     with pytest.raises(ValueError, match="batch_sizes"):
         measure_speed(engine, [0])
     with pytest.raises(ParameterError, match="ended before the last began"):  # with their first token
