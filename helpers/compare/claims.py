@@ -45,8 +45,7 @@ CLAIMS = tuple(
 
 
 def findings(model: Model, rows: list[dict], others: list[dict]) -> dict[Claim, Claim]:
-    """Check every claim: by claim the same with the evidence and the verdict that it has now, in the log's
-    order.
+    """Return each claim with the evidence and the verdict that it has now; the order is the log's.
 
     Args:
         rows: the model's records on this machine; ``others`` are of other machines or cited.

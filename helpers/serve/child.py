@@ -37,10 +37,10 @@ class Child(contextlib.AbstractContextManager):
                 process_group=0,  # and no session: see serve.owned
             )  # fmt: skip
         os.close(write)
-        self._rest, self.ended = b"", False
+        self._rest, self.closed = b"", False
 
     def __exit__(self, *_) -> None:
-        self.end()
+        self.close()
 
     def tell(self, **what) -> None:
         """Give it a line; one that has died does not read it, and says no more either."""
@@ -51,7 +51,7 @@ class Child(contextlib.AbstractContextManager):
     def line(self, until: float = float("inf")) -> dict | None:
         """What it says next; None when it has not come by ``until`` (``time.monotonic``) or never will."""
         while b"\n" not in self._rest:
-            # Its number stays its own until ``end`` has killed its group.
+            # Its number stays its own until ``close`` has killed its group.
             ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if select.select([self._read], [], [], 0.0 if ended else 0.5)[0]:
                 if not (more := os.read(self._read, 65536)):
@@ -62,9 +62,9 @@ class Child(contextlib.AbstractContextManager):
         line, self._rest = self._rest.split(b"\n", 1)
         return json.loads(line)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill it and what it started, also where it has ended itself; a second time nothing."""
-        if self.ended:
+        if self.closed:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ class Child(contextlib.AbstractContextManager):
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         os.close(self._read)
-        self.ended = True
+        self.closed = True
 
     @property
     def cause(self) -> str:

@@ -122,7 +122,7 @@ class Generator(Child):
         job = {"environment": environment, "same": same, "seconds": seconds}
         job |= {"concurrencies": concurrencies, "shares": shares}
         levels, wanted = [], len(concurrencies) + len(shares)
-        if self.ended:  # after an error, or Ctrl+C
+        if self.closed:  # after an error, or Ctrl+C
             super().__init__("helpers.serve.load:work", self.log)
         try:
             self.tell(**job)
@@ -133,11 +133,9 @@ class Generator(Child):
                         raise LoadError(f"vllm bench serve failed.\n{said}")
                     levels.append(_level(found))
         except BaseException:  # Ctrl+C above all
-            self.end()
+            self.close()
             raise
         return levels
-
-    close = Child.end  # as the lessons call it
 
 
 def _level(found: dict) -> Level:

@@ -87,7 +87,7 @@ def run_round(jobs: list[Job], file: Path) -> None:
             while (found := _said(child)) and found != DONE:
                 write(file.with_stem(found.pop("file", file.stem)), row | found)
                 child.tell(go=True)
-            child.end()
+            child.close()
 
 
 def _said(child: Child) -> dict | None:
@@ -95,7 +95,7 @@ def _said(child: Child) -> dict | None:
     found = child.line(time.monotonic() + PATIENCE_S)
     if found is None:
         print(f"{child.log.name}: {child.cause}", flush=True)
-        child.end()
+        child.close()
     return found
 
 
