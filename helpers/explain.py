@@ -25,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Explain one log; 2 where there is none, 0 otherwise."""
     about = (__doc__ or "").partition("\n\n")[2]
     parser = argparse.ArgumentParser("python -m helpers.explain", description=about)
-    parser.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="a log; - or none: standard input"
-    )
+    parser.add_argument("file", nargs="?", default="-", help="a log; - or none: standard input")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
     if options.file == "-" and sys.stdin.isatty():

@@ -106,6 +106,14 @@ def nothing_left(tmp_path):
     assert not left
 
 
+def ask(engine, question: str, max_tokens: int = 20) -> str:
+    """What an engine's instruct model answers, greedily."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
+    return engine.llm.chat([{"role": "user", "content": question}], params)[0].outputs[0].text
+
+
 def named(error: BaseException, name: str):
     """Insist on an error's diagnosis; return the report."""
     report = explain.explain(error)

@@ -18,22 +18,18 @@ from helpers.engine.release import LEFT_FIRST, MemoryWatch
 from helpers.measure.speed import measure_speed
 from helpers.model import embedded, lookup, schemes, shapes
 from helpers.model.model import ModelError
-from tests.conftest import SWAP, children, named
+from tests.conftest import SWAP, ask, children, named
 
 CAPITAL = "What is the capital of France? Answer with one word."
-
-
-def text_of(output) -> str:
-    return output.outputs[0].text
 
 
 def test_it_answers_and_the_memory_comes_back(small, memory_back, capfd):
     engine = open_engine(**small)
     with engine:
-        answer = engine.ask(CAPITAL, 20)
+        answer = ask(engine, CAPITAL)
         held = anonymous_memory()
         log, tokens = engine.log_text, engine.kv_cache_tokens
-    assert "Paris" in text_of(answer)
+    assert "Paris" in answer
     assert held - sum(engine.release.after) > 500 * MIB, (
         "weights and KV cache take more than 500 MiB while open"
     )
@@ -88,7 +84,7 @@ def test_a_shape_is_timed_and_weighed_and_asked_nothing(small, memory_back, tmp_
         (speed,) = measure_speed(engine, [2], seconds=0.1, runs=1)
         assert speed.output_tokens_per_s > 0
         with pytest.raises(ModelError, match="would mean nothing"):
-            engine.ask(CAPITAL)
+            ask(engine, CAPITAL)
     assert "load_format='dummy'" in engine.code
 
 
@@ -116,7 +112,7 @@ def test_on_a_gpu_a_lesson_starts_with_few_graphs_which_hold_its_batch_sizes():
 def test_an_error_in_the_block_comes_out_and_leaves_nothing(small, memory_back):
     engine = open_engine(**small)
     with pytest.raises(ZeroDivisionError) as caught, engine:
-        engine.ask(CAPITAL, 2)
+        ask(engine, CAPITAL, 2)
         _ = 1 / 0
     named(caught.value, "own-code")
 
@@ -138,7 +134,7 @@ def test_two_at_once_are_refused_the_first_goes_on_and_says_when_it_is_released(
         with pytest.raises(EngineError, match="still open") as caught, open_engine(**small):
             pass
         named(caught.value, "engine-open")
-        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+        assert "Paris" in ask(engine, CAPITAL)
         kept = engine.llm
     for use in (lambda: engine.llm, lambda: engine.llm.generate(["x"]), lambda: kept.generate(["x"])):
         with pytest.raises(EngineClosedError, match="with block has ended") as caught:
@@ -171,12 +167,12 @@ def test_an_interrupt_while_generating_finishes_the_engine(small, memory_back):
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            engine.ask("Tell a long story.", 400)
+            ask(engine, "Tell a long story.", 400)
         with pytest.raises(EngineClosedError, match="interrupted"):
-            engine.ask(CAPITAL)
+            ask(engine, CAPITAL)
     engine = open_engine(**small)
     with engine:
-        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+        assert "Paris" in ask(engine, CAPITAL)
 
 
 def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, memory_back, monkeypatch):
@@ -191,7 +187,7 @@ def test_an_interrupt_late_in_the_start_leaves_vllms_caches_as_they_were(small, 
             pass
     engine = open_engine(**small)
     with engine:
-        assert "Paris" in text_of(engine.ask(CAPITAL, 20))
+        assert "Paris" in ask(engine, CAPITAL)
 
 
 @pytest.mark.parametrize("where", ["in this process", pytest.param("in a child", marks=pytest.mark.slow)])

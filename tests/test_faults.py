@@ -25,7 +25,7 @@ from helpers.engine.errors import EngineClosedError, EngineDiedError, EngineErro
 from helpers.engine.release import settled_memory
 from helpers.faults import explain
 from helpers.model import embedded
-from tests.conftest import SWAP, children, left_behind, named, shared_memory
+from tests.conftest import SWAP, ask, children, left_behind, named, shared_memory
 
 MACHINE = machine.detect()
 ANY = Exception  # which one is vLLM's affair; what is made of it is asserted
@@ -174,7 +174,7 @@ def test_a_disk_without_room_for_the_log_is_named_and_the_next_engine_starts(sma
     assert settled_memory() - before < SWAP
     named(caught.value, "disk-full")
     with engine.open_engine(**small) as open_:
-        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in ask(open_.engine, CAPITAL)
 
 
 SECRET = "planted-5ecret-value"
@@ -227,7 +227,7 @@ class TestWhatARunningEngineIsGiven:
         assert not running.llm.llm_engine.has_unfinished_requests(), (
             "a refused batch left requests in the queue"
         )
-        assert "Paris" in running.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in ask(running, CAPITAL)
 
 
 def test_leaving_the_block_while_requests_are_still_running(small, memory_back):
@@ -282,7 +282,7 @@ def test_a_base_model_in_a_path_with_spaces_from_where_nothing_can_be_written(
     folder = changed_copy(change, tmp_path / "a möbel & a space")
     monkeypatch.chdir("/proc")
     with pytest.raises(ANY) as caught, engine.open_engine(str(folder), **small) as open_:
-        assert open_.engine.ask("The capital of France is", 5).outputs[0].text  # ask knows what to do with it
+        assert open_.generate(["The capital of France is"])[0].outputs[0].text
         open_.chat([{"role": "user", "content": "Hello"}])
     name = explain.explain(caught.value).name
     assert name == "no-chat-template"
@@ -297,7 +297,7 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
     with pytest.raises(EngineDiedError) as caught, engine.open_engine(**small, in_child=True) as open_:
         child = open_.llm_engine.engine_core.resources.engine_manager.processes[0]
         threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL)).start()
-        open_.engine.ask("Tell a long story.", 400)
+        ask(open_.engine, "Tell a long story.", 400)
     report, left, processes = caught.value.report, settled_memory() - held, children() - before
     assert report.name == "killed", report
     assert "exit code -9" in str(caught.value)
@@ -305,7 +305,7 @@ def test_an_engine_killed_in_mid_generation_is_named_leaves_nothing_and_the_next
     assert left < SWAP
     assert not left_behind(shared)
     with engine.open_engine(**small) as open_:
-        assert "Paris" in open_.engine.ask(CAPITAL, 20).outputs[0].text
+        assert "Paris" in ask(open_.engine, CAPITAL)
 
 
 def test_an_engine_that_the_system_refuses_memory_is_named_and_leaves_nothing(small, warm):

@@ -23,7 +23,7 @@ CORE = re.findall(
     re.search(r"core, in reading order(.*?)\n\n", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1],
 )
 CORE_LINES = 2460  # 2,030 of them without what happens to processes and interrupts
-CODE_LINES = {"helpers": 9600, "tests": 9550}  # without blank lines, comments and docstrings
+CODE_LINES = {"helpers": 9545, "tests": 9535}  # without blank lines, comments and docstrings
 
 
 def modules() -> list[Path]:

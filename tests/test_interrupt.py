@@ -19,6 +19,7 @@ from tests.conftest import SWAP, left_behind, shared_memory
 
 OPENING = """
 import os
+from tests.conftest import ask
 from helpers.engine import release as room
 from helpers.engine.engine import open_engine
 small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs!r})
@@ -26,7 +27,7 @@ small = dict(max_model_len=512, kv_cache_memory_bytes=256 * 2**20, log_dir={logs
 AGAIN = """
 engine = open_engine(**small)
 with engine:
-    print(engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text)
+    print(ask(engine, "What is the capital of France? Answer with one word."))
 print("SETTLED", room.settled_memory())
 """
 FIRST = f"""{AGAIN}
@@ -103,7 +104,7 @@ class Kernel:
 
 GENERATING = (
     "engine = open_engine(**small)\nwith engine:\n"
-    '    print("GO", flush=True)\n    engine.ask("Tell a story.", 400)'
+    '    print("GO", flush=True)\n    ask(engine, "Tell a story.", 400)'
 )
 LOADING = 'print("GO", flush=True)\nengine = open_engine(**small)\nwith engine:\n    print("LOADED")'
 RELEASING = 'engine = open_engine(**small)\nwith engine:\n    pass\nprint("PAST")'

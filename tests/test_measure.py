@@ -17,7 +17,7 @@ from helpers.engine.engine import open_engine
 from helpers.measure.memory import measure_memory
 from helpers.measure.speed import decode_prompts, measure_speed, random_prompts
 from helpers.model import lookup, sizes
-from tests.conftest import SMALL
+from tests.conftest import SMALL, ask
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_no_garbage_collection_stops_the_clock(engine, monkeypatch):
 def test_nothing_is_left_queued_by_a_measurement(engine):
     measure_speed(engine, [2], seconds=0.1)
     assert not engine.llm.llm_engine.has_unfinished_requests()
-    assert "Paris" in engine.ask("What is the capital of France? Answer with one word.", 20).outputs[0].text
+    assert "Paris" in ask(engine, "What is the capital of France? Answer with one word.")
 
 
 def test_memory_is_what_the_process_took(engine):

@@ -165,7 +165,7 @@ def test_each_notebook_gets_its_parameters_as_yaml_reads_them(folder, tmp_path):
         asked = plan.plan_run(
             ["notebooks/02_b.ipynb", "01_a"],
             out=tmp_path / "there",
-            parameters={name: plan.from_text(text) for name, text in texts.items()},
+            parameters=plan.parameters(None, texts.items()),
             notebooks=folder,
         )
         results = run.run_plan(asked)
@@ -393,12 +393,12 @@ def test_the_seeds_models_are_parameter_sets_that_the_notebooks_know():
     for path in sets:
         for name in ("00_start_here", "01_baseline"):
             known = plan._read(ROOT / "notebooks" / f"{name}.ipynb").parameters
-            assert set(plan.from_file(str(path))) <= set(known)
+            assert set(plan.parameters(str(path))) <= set(known)
 
 
 def test_a_file_that_holds_no_parameters_is_refused(tmp_path, capsys):
     (tmp_path / "set.yaml").write_text("steps: 3\nmodel: a\n")
-    assert plan.from_file(str(tmp_path / "set.yaml")) == {"steps": 3, "model": "a"}
+    assert plan.parameters(str(tmp_path / "set.yaml")) == {"steps": 3, "model": "a"}
     for text in ("- 1\n", "a: [\n"):
         (tmp_path / "bad.yaml").write_text(text)
         assert run.main(["-f", str(tmp_path / "bad.yaml")]) == 2

@@ -181,22 +181,6 @@ class Engine:
         cache = self.llm.llm_engine.vllm_config.cache_config
         return cache.num_gpu_blocks * cache.block_size
 
-    def ask(self, question: str, max_tokens: int = 100):
-        """Answer one question greedily; return vLLM's ``RequestOutput``.
-
-        An instruct model gets its chat template; a base model gets the bare text to continue.
-
-        Raises:
-            ModelError: the model has no weights.
-        """
-        self.model.check_words()
-        from vllm import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        if self.model.has_chat_template:
-            return self.llm.chat([{"role": "user", "content": question}], params)[0]
-        return self.llm.generate([question], params)[0]
-
     @contextlib.contextmanager
     def guarded(self):
         """Work with the engine inside: after an interrupt or its process's death it is finished, and says so.

@@ -40,9 +40,9 @@ RECIPES = {
 }
 
 # Samples x tokens of calibration, and how many strengths of scaling AWQ tries for each layer. On a CPU
-# less than llm-compressor's 20 strengths on 16 x 256 tokens, which took six minutes on two cores.
+# a quarter of llm-compressor's 20 strengths: the embedded model's mean KL is 0.153 nats (10: 0.150).
 EFFORT = {
-    "cpu": {"samples": 8, "tokens": 256, "strengths": 10},
+    "cpu": {"samples": 8, "tokens": 256, "strengths": 5},
     "cuda": {"samples": 128, "tokens": 512, "strengths": 20},
 }
 

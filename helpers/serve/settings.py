@@ -18,16 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pydantic
 from dotenv import dotenv_values
-from pydantic import (
-    AfterValidator,
-    Field,
-    IPvAnyAddress,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from helpers.serve import aliases
@@ -39,7 +32,7 @@ LEAST_KEY = 16  # characters of an API key; a generated one has 43
 
 EMBEDDED = "embedded"  # the model that comes with the lessons; this module runs without them, too
 
-_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Name = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class SettingsError(ValueError):
@@ -71,7 +64,7 @@ class Settings(BaseSettings):
     max_model_len: int = Field(2048, ge=16, le=1_048_576, description="tokens of prompt and answer together")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests that run at once; others wait")
     served_model_name: _Name | None = Field(None, description="what clients call it; else its own name")
-    server_host: Annotated[IPvAnyAddress, AfterValidator(str)] = Field(
+    server_host: Annotated[pydantic.IPvAnyAddress, pydantic.AfterValidator(str)] = Field(
         "127.0.0.1", description="address to listen on"
     )
     server_port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
@@ -101,7 +94,7 @@ class Settings(BaseSettings):
     )
     hf_token: SecretStr | None = Field(None, description="for gated models on the hub")
 
-    @field_validator("vllm_api_key")
+    @pydantic.field_validator("vllm_api_key")
     @classmethod
     def _sendable(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[!-~]*", key.get_secret_value()):
@@ -154,7 +147,7 @@ def load(env_file: str | Path | None = ".env", **values) -> Settings:
         values = values | {"quantization": "none"}
     try:
         found = Settings(_env_file=env_file, _secrets_dir=os.environ.get("SECRETS_DIR"), **taken | values)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         # What a default could not follow from has an error of its own.
         wrong = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         problems += [_sentence(problem) for problem in wrong]

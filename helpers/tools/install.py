@@ -43,12 +43,8 @@ IMPORTED = (
 
 def main(argv: list[str] | None = None) -> int:
     """Bring the environment up to date; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python3 -m helpers.tools.install", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument(
-        "--venv", default=".venv", help="environment to make, or an existing one (conda's too)"
-    )
+    parser = argparse.ArgumentParser("python3 -m helpers.tools.install", description=__doc__.split("\n")[0])
+    parser.add_argument("--venv", default=".venv", help="environment to make, or one there is (conda's too)")
     parser.add_argument("--platform", default="auto", choices=("auto", "cpu", "cuda"))
     options = parser.parse_args(argv)
     # make's SIGTERM must end the children as Ctrl+C does.
@@ -75,9 +71,7 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
         SetupError: an unsupported system or Python, a folder that is no environment, a failed step.
     """
     if not venv.strip():
-        raise SetupError(
-            "--venv is empty. If it came from $CONDA_PREFIX, activate the conda environment first."
-        )
+        raise SetupError("--venv is empty. If it is $CONDA_PREFIX, activate the conda environment first.")
     folder = Path(venv).absolute()
     if environment.is_current(folder, platform) and embedded.ready():
         return
@@ -156,9 +150,7 @@ def make_venv(venv: Path) -> None:
     check_python(sys.version_info, sys.executable)
     if venv.exists():
         if not (venv / OWN).exists() and any(venv.iterdir()):
-            raise SetupError(
-                f"{venv} exists and is no Python environment. Remove it or name another: VENV=..."
-            )
+            raise SetupError(f"{venv} is no Python environment. Remove it, or name another: VENV=...")
         shutil.rmtree(venv)
     # Before Python's own files: what is found half-made is known to be ours, and made anew.
     venv.mkdir(parents=True)

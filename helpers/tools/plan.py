@@ -123,26 +123,26 @@ def _values(chosen: list[Notebook], parameters: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def from_file(path: str | None) -> dict[str, Any]:
-    """A parameter set: names and values in YAML, as papermill's own -f takes them."""
-    if path is None:
-        return {}
+def parameters(file: str | None, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """A set in YAML, as papermill's -f takes it; pairs of name and value win over it."""
+    found = {}
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if file is not None:
+            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise Refused(f"cannot read the parameters in {path}: {error}") from None
+        raise Refused(f"cannot read the parameters in {file}: {error}") from None
     if not isinstance(found, dict):
-        raise Refused(f"{path} has no lines of the form `name: value`")
-    return {str(name): value for name, value in found.items()}
+        raise Refused(f"{file} has no lines of the form `name: value`")
+    return {str(name): value for name, value in found.items()} | {name: _typed(text) for name, text in pairs}
 
 
-def from_text(value: str) -> Any:
+def _typed(text: str) -> Any:
     """A value of the command line: a number, True or False as YAML reads it, else the text as it is."""
     try:
-        read = yaml.safe_load(value)
+        read = yaml.safe_load(text)
     except yaml.YAMLError:
-        return value
-    return read if isinstance(read, int | float) else value
+        return text
+    return read if isinstance(read, int | float) else text
 
 
 def make_folder(out: str | Path | None, runs: Path) -> Path:

@@ -66,9 +66,7 @@ def table(by_lesson: dict[str, Counter]) -> Table:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of a run's folder; 2 where it holds no executed copy."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.tools.profile", description="Where a run's time went."
-    )
+    parser = argparse.ArgumentParser("python -m helpers.tools.profile", description=__doc__.partition(":")[0])
     parser.add_argument("folder", type=Path, help="a folder of executed notebooks, such as runs/latest")
     folder = parser.parse_args(arguments).folder
     if not (found := {name: of for name, of in profile(folder).items() if of}):

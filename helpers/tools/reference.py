@@ -102,9 +102,7 @@ SEVERAL = {"serving": scale.serving, "large": scale.large, "endings": scale.endi
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.tools.reference", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser("python -m helpers.tools.reference", description=__doc__.split("\n")[0])
     every, several = SECTIONS | SEVERAL, ", ".join(SEVERAL)
     told = f"of {', '.join(SECTIONS)} (default: these), and on two GPUs or more of {several}"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=told)

@@ -28,18 +28,7 @@ from typing import Any, TextIO
 from helpers.base import files, processes, redact
 from helpers.base.records import append
 from helpers.tools import pictures, store
-from helpers.tools.plan import (
-    CELL_TIMEOUT_S,
-    NOTEBOOKS,
-    Notebook,
-    Plan,
-    Refused,
-    Result,
-    from_file,
-    from_text,
-    plan_run,
-    shown,
-)
+from helpers.tools.plan import CELL_TIMEOUT_S, Notebook, Plan, Refused, Result, parameters, plan_run, shown
 
 RECORDS, RESULTS = "records.jsonl", "results.jsonl"
 
@@ -166,7 +155,7 @@ def _kernel_manager(log: TextIO, sockets: str) -> type:
 
     environment = os.environ | KERNEL_ENVIRONMENT
     # The notebooks import the very helpers that run them, also where those are not installed.
-    paths = [str(NOTEBOOKS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(files.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # it would make each run compile what no set-up did
 
@@ -219,9 +208,7 @@ def report(plan: Plan) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (see the top of this file)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.tools.run", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser("python -m helpers.tools.run", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="NOTEBOOK", help="such as 01_baseline (default: all)")
     add("--out", metavar="DIR", help="the folder of copies, records and logs (default: runs/<time>)")
@@ -230,12 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-f", dest="file", metavar="FILE", help="a YAML file of such values; -p wins over it")
     add("--store", action="store_true", help="keep the outputs in the notebooks themselves")
     add("--timeout", type=int, default=CELL_TIMEOUT_S, metavar="SECONDS", help="for one cell (%(default)s)")
-    add("--notebooks", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
+    add("--notebooks", type=Path, default=files.ROOT / "notebooks", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     given["notebooks"] = given["notebooks"].absolute()
     try:
-        pairs = {name: from_text(value) for name, value in given["parameters"]}
-        given["parameters"] = from_file(given.pop("file")) | pairs
+        given["parameters"] = parameters(given.pop("file"), given["parameters"])
         plan = plan_run(**given)
     except Refused as refused:
         print(f"helpers.tools.run: {refused}", file=sys.stderr)
