@@ -143,11 +143,11 @@ def everything(run: Run, slow: bool = False) -> None:
     else:
         quick = ("-m", "not slow", "--durations=25")
         once = ("helpers.tools.run", "06_production", "--out", str(BUILD / "short"), *words(ONCE))
-        run.beside(
+        run.beside(  # the longest first, so that both halves end together
             ("notebooks", (*executed, *words(SHORT)), HEADLESS),
             ("tests of engines", ("pytest", *tests(ENGINES), *quick), {}),
-            ("tests of a server", ("pytest", *tests(SERVERS), *quick), {}),
             ("other tests", ("pytest", "tests", *without(FILES + ENGINES + SERVERS + WHOLE), *quick), {}),
+            ("tests of a server", ("pytest", *tests(SERVERS), *quick), {}),
             ("06, one server", once, HEADLESS),
         )
         run("tests of two servers", "pytest", *tests(WHOLE), *quick)

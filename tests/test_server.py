@@ -45,7 +45,7 @@ def small(**more) -> Settings:
 def server(tmp_path_factory):
     """One server for the tests of this file; the last of them stop it under load."""
     folder = tmp_path_factory.mktemp("logs")
-    few = small(max_answer_tokens=256, max_num_seqs=8)  # which few clients fill
+    few = small(max_answer_tokens=128, max_num_seqs=8)  # which few clients fill
     with open_server(few, log_dir=folder, disable_fastapi_docs=False) as server:
         yield server
 
@@ -220,14 +220,14 @@ def test_models_are_listed_through_the_proxy(server, tmp_path):
 def test_no_answer_is_longer_than_the_cap_whatever_is_asked_for(server):
     story, more = [{"role": "user", "content": "Tell a story."}], {"ignore_eos": True}
     reply = server.client().chat.completions.create(
-        model=server.name, messages=story, extra_body=more, max_tokens=400
+        model=server.name, messages=story, extra_body=more, max_tokens=200
     )
-    assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (256, "length")
+    assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (128, "length")
 
 
 def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     # Answers so long that none ends before the last request comes, on a busy machine, too.
-    with clients.crowd(server, clients.long(20, 96), concurrency=20) as crowd:
+    with clients.crowd(server, clients.long(20, 64), concurrency=20) as crowd:
         outcomes = crowd.outcomes()
     found = clients.count(outcomes)
     assert (found["answered"], found["refused"]) == (16, 4), found
@@ -235,7 +235,7 @@ def test_a_full_server_refuses_at_once_and_one_request_cannot_fill_it(server):
     assert {outcome.status for outcome in refused} == {503}
     answered = [outcome.seconds for outcome in outcomes if outcome.how == "answered"]
     assert max(outcome.seconds for outcome in refused) < min(answered)
-    with clients.crowd(server, clients.streamed(clients.long(20, 96)), concurrency=20) as crowd:
+    with clients.crowd(server, clients.streamed(clients.long(20, 64)), concurrency=20) as crowd:
         outcomes = crowd.outcomes()
     found = {(outcome.how, outcome.status) for outcome in outcomes if outcome.how != "answered"}
     assert clients.count(outcomes)["answered"] == 16
@@ -330,7 +330,7 @@ def test_a_crowd_that_was_too_quick_is_told_so_at_once(server):
 
 def test_a_stop_under_load_loses_nothing(server):
     # Answers long enough that all are still being written when it is stopped, on a fast machine, too.
-    with clients.crowd(server, clients.long(8, 256), concurrency=8) as crowd:
+    with clients.crowd(server, clients.long(8, 128), concurrency=8) as crowd:
         crowd.wait_until_running(8)
         crowd.wait_until_writing()
         processes = server.processes()
