@@ -74,10 +74,10 @@ def _dequantize_in_child(gguf: Path, folder: Path) -> None:
 def _dequantize(gguf_file: Path, folder: Path) -> None:
     """Write the GGUF's weights as a BF16 safetensors folder with tokenizer and chat template."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
     source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(**source)  # the Auto class reads the file twice
     # The GGUF names <|im_start|> as the end of text; the model ends its turns with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     model = AutoModelForCausalLM.from_pretrained(
