@@ -149,10 +149,14 @@ def test_it_can_be_entered_again_with_a_log_of_its_own_and_leaves_this_process_a
         threads = torch.get_num_threads(), torch.set_num_threads
         return dict(os.environ), os.sched_getaffinity(0), *threads
 
-    engine, logs, before = open_engine(**small), [], of_this_process()
+    engine, logs, kept, before = open_engine(**small), [], None, of_this_process()
     for _ in range(2):
-        with engine:
-            pass
+        with engine as llm:
+            if kept:  # what is kept of the first does not lead to the second
+                with pytest.raises(EngineClosedError):
+                    kept.generate(["x"])
+            assert engine.release is None
+        kept = llm
         logs.append(engine.log_text)
     assert of_this_process() == before
     for log in logs:  # vLLM says some things once a process; here once an engine

@@ -262,6 +262,8 @@ def test_leaving_the_block_while_a_thread_is_still_generating(small, memory_back
         thread = threading.Thread(target=generate, args=(llm,), daemon=True)
         thread.start()
         time.sleep(0.5)
+    release = llm.engine.release
+    assert sum(release.held) - sum(release.after) > 500 * MIB, "an engine of its own process is weighed, too"
     thread.join(30)
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [EngineClosedError], raised

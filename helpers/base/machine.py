@@ -178,9 +178,11 @@ def gpu_memory_each() -> tuple[int, ...]:
 
 
 def anonymous_memory(pid: int | str = "self") -> int:
-    """Bytes of memory a process holds that no file backs: its heap, its tensors. Linux only."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)[1]) * 1024
+    """Bytes of memory a process holds that no file backs: its heap, its tensors; 0 once it has ended."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return int(re.search(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)[1]) * 1024
+    return 0
 
 
 def now() -> str:

@@ -20,7 +20,7 @@ class Belongings:
     """Child processes and shared memory that came with an engine, so that they can go with it."""
 
     def __init__(self):
-        self._processes: list = []
+        self.processes: list[psutil.Process] = []
         self._shared: set[Path] = set()
 
     @contextlib.contextmanager
@@ -34,25 +34,25 @@ class Belongings:
             for child in set(me.children()) - old_processes:
                 with contextlib.suppress(psutil.Error):  # it has ended
                     if _is_ours(child):
-                        self._processes += [child, *child.children(recursive=True)]
+                        self.processes += [child, *child.children(recursive=True)]
             self._shared = set(folder.glob("*")) - old_shared
 
     def end(self) -> None:
         """End the processes that are still there and unlink shared memory that nobody maps any more."""
-        for process in self._processes:
+        for process in self.processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        stubborn = psutil.wait_procs(self._processes, timeout=ENGINE_PATIENCE_S)[1]
+        stubborn = psutil.wait_procs(self.processes, timeout=ENGINE_PATIENCE_S)[1]
         for process in stubborn:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(stubborn, timeout=ENGINE_PATIENCE_S)
+        _, still_there = psutil.wait_procs(stubborn, timeout=ENGINE_PATIENCE_S)
         multiprocessing.active_children()  # reaps those that have ended
         for path in self._shared:
             with contextlib.suppress(OSError):  # its owner took it away meanwhile
                 if _an_engines(path) and not _mapped(path):
                     path.unlink()
-        self._processes, self._shared = [], set()
+        self.processes, self._shared = still_there, set()
 
 
 def _is_ours(child: psutil.Process) -> bool:

@@ -23,6 +23,7 @@ What Ctrl+C does in each phase:
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -138,11 +139,11 @@ class Engine:
     runner: weakref.ref | None = None  # vLLM's, in this process: it has the weights and the cache
 
     def __post_init__(self):
-        self.memory = MemoryWatch(self.machine)
-        self._llm = None
         self._children = Belongings()
+        self.memory = MemoryWatch(self.machine, self._children)
+        self._llm = None
         self._end_watch = lambda: None  # of the engine's process, if it has one
-        self._finished: str | None = "not started. Use it in a with block"
+        self._closed_because: str | None = "not started. Use it in a with block"  # None while open
 
     # -- using it -------------------------------------------------------------------------------
 
@@ -153,12 +154,12 @@ class Engine:
         Raises:
             EngineClosedError: before the block, after it, or after an interrupt.
         """
-        if self._finished:
+        if self._closed_because:
             raise self._closed()
         return self._llm
 
     def _closed(self) -> errors.EngineClosedError:
-        return errors.EngineClosedError(f"This engine ({self.scheme}) is {self._finished}.")
+        return errors.EngineClosedError(f"This engine ({self.scheme}) is {self._closed_because}.")
 
     @property
     def code(self) -> str:
@@ -191,12 +192,12 @@ class Engine:
             EngineClosedError: it is finished, or was released meanwhile by another thread.
             EngineDiedError: its process ended, with the cause.
         """
-        if self._finished:
+        if self._closed_because:
             raise self._closed()
         try:
             yield
         except KeyboardInterrupt:
-            self._finished = f"finished: it was interrupted while it worked. {ANEW}"
+            self._closed_because = f"finished: it was interrupted while it worked. {ANEW}"
             self.abort()
             raise
         except Exception as error:
@@ -205,7 +206,7 @@ class Engine:
                 raise self._closed() from None
             if type(error).__name__ != "EngineDeadError":  # vLLM's; imported, it would import vLLM here
                 raise
-            self._finished = f"finished: its process ended while it worked. {ANEW}"
+            self._closed_because = f"finished: its process ended while it worked. {ANEW}"
             codes = ", ".join(map(str, self._exit_codes())) or "unknown"
             sentence = f"the engine's process ended while it worked, exit code {codes}"
             error.add_note(sentence)
@@ -243,12 +244,13 @@ class Engine:
             self.log_file = logfile.new_log_file(self.log_dir, self.scheme)
             self._log = LogFile(self.log_file)
             self._settings = Settings()
+            self.release = self.loading_bytes = self.runner = None  # of the block before this
             self.memory.start()
         try:
             _open = self
             self._start()
         except BaseException as error:
-            self._finished = f"finished: it did not start. {ANEW}"
+            self._closed_because = f"finished: it did not start. {ANEW}"
             self._let_go_despite(error)
             if isinstance(error, Exception):
                 raise self._diagnosed(
@@ -256,7 +258,7 @@ class Engine:
                 ) from None
             raise
         finally:
-            if self._finished:
+            if self._closed_because:
                 _open = None
         return self._llm
 
@@ -288,7 +290,7 @@ class Engine:
                     self._end_watch = children.wake_on_death(self._llm.llm_engine.engine_core)
         self._log.follow(*CHATTY)  # and bound anew if building the engine configured logging again
         self.start_s = time.perf_counter() - begun
-        self._finished = None
+        self._closed_because = None
         self._settings.engine_started()
         imported = f" (importing vLLM took ‹{self.import_s:.1f} s› before)" if self.import_s else ""
         print(f"vLLM is ready after ‹{self.start_s:.1f} s›{imported}. Its log: ‹{self.log_file.name}›")
@@ -308,7 +310,7 @@ class Engine:
 
     def __exit__(self, kind, error, tb) -> None:
         global _open
-        self._finished = f"finished: its with block has ended. {ANEW}"
+        self._closed_because = f"finished: its with block has ended. {ANEW}"
         try:
             if error is None:
                 self._let_go(None)
@@ -335,6 +337,7 @@ class Engine:
                 with contextlib.suppress(Exception):  # a GPU that is lost is no reason to keep the rest
                     held = self.memory.in_use()
                 release.clear_frames(error)
+                gc.unfreeze()  # what was frozen as it started is looked through again
                 self._shut_down()
             self.release = self.memory.wait_until_back(held, begun)
             if self.memory.too_much(self.release):
@@ -354,7 +357,7 @@ class Engine:
                 torn_down = True
             children.wake(core.engine_core)  # another thread may still wait for what will not come
             for name in vars(kept):  # an `llm` that somebody keeps holds nothing, and says so
-                setattr(kept, name, Released(self))
+                setattr(kept, name, Released(str(self._closed())))
             kept.engine = self
         if self.in_process:
             release.empty_runner(self.runner and self.runner())

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from helpers.base.holders import who_holds
 from helpers.base.machine import MIB, Machine, anonymous_memory, gpu_memory_each
+from helpers.engine.children import Belongings
+from helpers.engine.errors import EngineClosedError
 
 DEADLINE_S = 30.0  # how long released memory may take to come back before that is an error
 NEGLIGIBLE = 4 * MIB  # nobody waits for the last of these
@@ -72,7 +74,6 @@ def forget_caches() -> None:
         for name in names:
             if kept := getattr(sys.modules.get(module), name, None):
                 kept.clear()
-    gc.unfreeze()  # or those from before the engine would not be found
     for found in gc.get_objects():
         if type(found) is functools._lru_cache_wrapper:
             module = getattr(found, "__module__", None) or ""
@@ -100,8 +101,8 @@ def give_back_garbage() -> None:
 class Release:
     """What a release gave back, in bytes; a figure for each GPU, or one for a CPU.
 
-    ``before`` and ``after`` were in use before the engine and after its release (this process's
-    anonymous memory on a CPU, the driver's count on a GPU), ``held`` while it was open.
+    ``before`` and ``after`` were in use before the engine and after its release (anonymous memory of this
+    process and the engine's on a CPU, the driver's count on a GPU), ``held`` while it was open.
     ``first`` marks the first engine in this process, which leaves lazily imported modules behind.
     """
 
@@ -129,18 +130,18 @@ class Release:
 
 
 class MemoryWatch:
-    """Memory in use before, while and after an engine: of each GPU, or of this process."""
+    """Memory in use before, while and after an engine: of each GPU, or of this process and the engine's."""
 
-    def __init__(self, machine: Machine):
-        self._machine = machine
+    def __init__(self, machine: Machine, children: Belongings):
+        self._machine, self._children = machine, children
         self.before: tuple[int, ...] = ()
         self.first = False
 
     def start(self) -> None:
         """Note what is in use without the engine: garbage and freed heap pages are given back first.
 
-        What is left then is no garbage until the release. vLLM looks for garbage six times while it starts,
-        and 600,000 of its own objects take half a second each time.
+        What is left is frozen until the release, which spares vLLM's start some seconds: it collects garbage
+        six times, and going through 600,000 objects of its own import takes half a second each time.
         """
         gc.unfreeze()
         give_back_garbage()
@@ -149,7 +150,10 @@ class MemoryWatch:
 
     def in_use(self) -> tuple[int, ...]:
         """Bytes in use now."""
-        return gpu_memory_each() if self._machine.kind == "cuda" else (anonymous_memory(),)
+        if self._machine.kind == "cuda":
+            return gpu_memory_each()
+        pids = ["self", *(process.pid for process in self._children.processes)]
+        return (sum(map(anonymous_memory, pids)),)
 
     def added(self) -> int:
         """Bytes in use now that were not before, on all GPUs together."""
@@ -190,15 +194,15 @@ class MemoryWatch:
 
 
 class Released:
-    """Stands where a released engine was, for whoever kept a reference to the ``LLM``."""
+    """Stands where a released engine was, for whoever kept a reference to the ``LLM``; it says ``why``."""
 
-    def __init__(self, engine):
-        self._engine = engine
+    def __init__(self, why: str):
+        self._why = why
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._engine.llm  # raises EngineClosedError with the reason
+        raise EngineClosedError(self._why)
 
 
 @contextlib.contextmanager

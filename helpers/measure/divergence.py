@@ -29,6 +29,9 @@ from helpers.model import schemes
 from helpers.model.model import EMBEDDED, Model
 from helpers.model.text import held_out_text
 
+# What the families call their embedding: Llama and most others, GPT-2, BLOOM and Falcon, GPT-NeoX.
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
 
 def collect(
     engine: Engine, ids: list[int], window: int, *, beside: int = 0, **files: Path
@@ -178,7 +181,7 @@ def _identity(model: Model) -> dict:
     for file in sorted(model.folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dict
-                if name.endswith("embed_tokens.weight"):
+                if name.endswith(EMBEDDINGS):
                     sample = tensors.get_slice(name)[1000:1001, :32].float().flatten().tolist()
                     return identity | {"embedding": sample}
     return identity | {"embedding": []}

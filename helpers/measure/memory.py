@@ -10,8 +10,8 @@ class Memory:
     """What an open engine takes, in bytes.
 
     ``weights`` is measured (how, says ``weights_by``), None where it was not; ``kv_cache_tokens`` is
-    the cache's size in tokens of all requests together; ``total`` what the engine added to the process
-    (CPU) or the GPU.
+    the cache's size in tokens of all requests together; ``total`` what the engine added to the process, its
+    own with it (CPU), or the GPU.
     """
 
     weights: int | None

@@ -111,9 +111,7 @@ def place(encode, kind: str, items: list[tuple[str, str]]) -> tuple[list[int], l
         for choice in answers:
             ids = encode(line + choice)  # not the whole text: that would take seconds
             if ids[: len(stem)] != stem:
-                raise QualityError(
-                    f"This tokenizer joins {line!r} and {choice!r}; the task cannot be scored."
-                )
+                raise QualityError(f"This tokenizer joins {line!r} and {choice!r}: no score can be given.")
             firsts[choice] = ids[len(stem)]
         others = sorted({*firsts.values()} - {firsts[right]})
         if not others:

@@ -12,22 +12,26 @@ class SchemeError(ValueError):
 
 @dataclass(frozen=True)
 class Way:
-    """One way a scheme runs on some hardware."""
+    """One way a scheme runs on some hardware.
+
+    ``when`` says whether a machine takes it, ``why`` is a sentence on that. ``args`` are what it adds to
+    ``vllm.LLM``'s. ``expanded``: no kernel there reads the format, so the rounded weights are written out in
+    16 bits first; the answers are the scheme's, bytes and speed are not. ``group_bytes`` replaces the
+    scheme's where the kernel repacks scales and zero points. ``arithmetic_bits`` is the width of the numbers
+    that are multiplied: 8 where weights and activations both are, else that to which the weights are
+    widened. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the way
+    in deployments.jsonl whose kernel it runs: ``compare.recorded`` takes a step's time from there.
+    """
 
     name: str
-    when: Callable[[Machine], bool]  # whether a machine takes it
-    why: str  # a sentence
-    # What it adds to vllm.LLM's; vLLM's own choice of a type is that of the checkpoint.
+    when: Callable[[Machine], bool]
+    why: str
     args: dict = field(default_factory=lambda: {"dtype": "auto"})
-    # Where no kernel reads the format, the rounded weights are written out in 16 bits first: the answers are
-    # the scheme's, bytes and speed are not.
     expanded: bool = False
-    group_bytes: float | None = None  # of a group's scale and zero point, where the kernel repacks them
-    # Of what is multiplied: 8 where weights and activations both are, 16 (or the baseline's 32) where weights
-    # are widened first.
+    group_bytes: float | None = None
     arithmetic_bits: int = 16
-    onednn: bool = True  # false where torch must not leave the products to oneDNN
-    timed: str = "bf16"  # the way in deployments.jsonl whose kernel it is: a step's time beyond reading
+    onednn: bool = True
+    timed: str = "bf16"
 
     @property
     def plain_bytes(self) -> int:

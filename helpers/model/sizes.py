@@ -70,7 +70,8 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     """Bytes the weights should take in this machine's memory, which is not always what the file has.
 
     A CPU without BF16 kernels widens them. One that has kernels for the type repacks every matrix in the
-    original's place; of the embedding and the head (where they are one table, of that twice) it keeps both.
+    original's place, but of the embedding and of the head it keeps the original and a repacked copy. Where
+    both are one table, that is repacked twice.
 
     Not counted: on a GPU, rounding while loading can keep up to 20 MiB more for a layer, by its matrices'
     sizes. vLLM loads with torch's max_split_size_mb=20, so a larger block that a 16-bit matrix left is used
@@ -84,10 +85,13 @@ def held_weights_bytes(scheme_name: str, folder: Path, machine: Machine) -> int:
     way = scheme.way(machine)
     stored = stored_bytes(counts.tensors, format_of(scheme, counts, way), way.plain_bytes)
     table, head = counts.count("embedding"), counts.count("head")
-    kept_twice = table + (head or table) if _repacks(machine, way) else 0
-    return stored + way.plain_bytes * kept_twice
+    copies = table + (head or table) if _repacks(machine, way) else 0
+    return stored + way.plain_bytes * copies
 
 
 def _repacks(machine: Machine, way: Way) -> bool:
-    """Whether vLLM gives this CPU's plain matrices to oneDNN. Source: dispatch_cpu_unquantized_gemm."""
+    """Whether vLLM gives this CPU's plain matrices to oneDNN.
+
+    Source: dispatch_cpu_unquantized_gemm; vocab_parallel_embedding.py calls it with remove_weight=False.
+    """
     return machine.kind == "cpu" and (way.args.get("dtype") == "float32" or bool(machine.isa & BF16_ISA))

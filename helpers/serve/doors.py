@@ -44,9 +44,7 @@ def routes(server) -> list[tuple[str, str]]:
     """
     reply = server.get("/openapi.json")
     if reply.status_code != 200:
-        raise ServerError(
-            "This server does not list its routes: open_server(..., disable_fastapi_docs=False)."
-        )
+        raise ServerError("This server lists no routes: open_server(..., disable_fastapi_docs=False) does.")
     listed = reply.json()["paths"].items()
     found = {(method.upper(), path) for path, methods in listed for method in methods}
     return sorted(found | set(UNLISTED), key=lambda route: (route[1], route[0]))

@@ -29,9 +29,7 @@ from helpers.tools.steps import SetupError
 OLDEST, NEWEST = (3, 11), (3, 13)
 
 # The roots of what the lessons import.
-IMPORTED_FRONT_END = (
-    "jupyterlab.labapp", "ipykernel.kernelapp", "ipywidgets", "papermill", "pytest", "nbval",
-)  # fmt: skip
+FRONT_END = ("jupyterlab.labapp", "ipykernel.kernelapp", "ipywidgets", "papermill", "pytest", "nbval")
 
 IMPORTED = (
     *("matplotlib.pyplot", "openai", "fastapi", "sympy", "gguf"),
@@ -76,9 +74,7 @@ def setup(venv: str, platform: str, hosted: bool = False) -> None:
     if environment.is_current(folder, platform) and embedded.ready():
         return
     if sys.platform != "linux":
-        raise SetupError(
-            "vLLM's builds are for Linux. On Windows use WSL2, on a Mac a Linux container or Colab."
-        )
+        raise SetupError("vLLM is built for Linux. On Windows use WSL2, on a Mac a Linux container or Colab.")
     if not environment.python_of(folder).exists():  # said before anything is written, the lock file included
         check_python(sys.version_info, sys.executable)
     # Where it is set, Python would not write the bytecode that this set-up is to leave behind.
@@ -242,7 +238,7 @@ def import_once(venv: Path, hosted: bool = False) -> None:
     compileall) takes longer. It also shows here and now whether vLLM can be imported on this machine.
     """
     importing = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
-    names = IMPORTED if hosted else (*IMPORTED_FRONT_END, *IMPORTED)
+    names = IMPORTED if hosted else (*FRONT_END, *IMPORTED)
     steps.run("first imports, bytecode", [environment.python_of(venv), "-c", importing, *names]).must()
 
 

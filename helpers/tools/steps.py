@@ -25,9 +25,7 @@ class Step:
     returncode: int
     output: str
 
-    def must(
-        self, advice: str = "Run it again; if it stays, remove the environment (`make clean`) first."
-    ) -> None:
+    def must(self, advice: str = "Run it again; if it stays, remove the environment (`make clean`).") -> None:
         """Raise SetupError with the last lines if it failed."""
         if self.returncode:
             raise SetupError(f"The step `{self.title}` failed:\n{tail(self.output)}\n{advice}")
