@@ -22,8 +22,9 @@ CORE = re.findall(
     r"`(\w+/\w+)`",
     re.search(r"core, in reading order(.*?)\n\n", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1],
 )
-CORE_LINES = 2460  # 2,030 of them without what happens to processes and interrupts
-CODE_LINES = {"helpers": 9545, "tests": 9535}  # without blank lines, comments and docstrings
+CORE_LINES = 2500  # 2,030 of them without what happens to processes and interrupts
+# Without blank lines, comments and docstrings, and with room for some schemes and failures.
+CODE_LINES = {"helpers": 9600, "tests": 9600}
 
 
 def modules() -> list[Path]:
