@@ -158,6 +158,16 @@ def test_what_is_on_record_stands_before_an_estimate():
     found = {gpu: by_scheme(advise.advise("qwen3-8b", gpu))["fp8"].alone for gpu in ("H200", "L4")}
     assert found["H200"].source == "recorded on an H200, 1024 tokens in"
     assert found["L4"].source == options.ESTIMATE
+    ways = by_scheme(advise.advise("qwen3-8b", "H200", users=20))
+    assert ways["fp8"].together.source.startswith("recorded")
+    for way in ways.values():  # and what is shown, paid and compared is that, too
+        assert way.per_s / ways["baseline"].per_s == pytest.approx(way.together.ratio)
+
+
+def test_a_geforce_multiplies_integers_at_twice_the_rate_of_fp8():
+    ways = by_scheme(advise.advise("qwen3-8b", "RTX 4090", users=32))
+    assert ways["fp8"].reading_s == pytest.approx(2 * ways["int8"].reading_s)
+    assert CARDS["RTX 5090"].rate(4) == 4 * CARDS["RTX 5090"].rate(8)
 
 
 # -- the command --------------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ def test_the_command_needs_a_config_alone_and_no_vllm(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["qwen3-8b", "--gpu", "Voodoo 2"], "There is no data sheet of 'Voodoo 2' here. There are: T4"),
+        (["qwen3-8b", "--gpu", "Voodoo 2"], "No data sheet of 'Voodoo 2' is here. There are: T4"),
         (["qwen3-8b", "--gpus", "0"], "gpus must be a whole number from 1 to 8"),
         (["qwen3-8b", "--users", "-3"], "users must be a whole number from 1 to"),
         (["qwen3-8b", "--price", "-1"], "price, in dollars a day, must be a number from 0.01 to"),

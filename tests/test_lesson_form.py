@@ -111,8 +111,9 @@ def test_the_rules_that_open_00_and_04_are_those_of_advise(gpu):
 
     modest = gpu in ("L4", "A10")
     assert [way(1), way(4, prompts=0).partition("_")[0]] == (["awq", "awq"] if modest else ["fp8", "fp8"])
-    assert way(20) in ("fp8_fp8_kv", "int8_fp8_kv"), "eight bits, weights and cache"
-    assert way(64) in ("fp8_fp8_kv", "int8_fp8_kv"), "although on a modest one some of them wait"
+    eight = ("fp8_fp8_kv", "int8_fp8_kv") if modest else ("fp8", "fp8_fp8_kv")
+    assert way(20) in eight, "on a modest one weights and cache"
+    assert way(64) in eight, "although on a modest one some of them wait"
     assert advise("llama-3.1-70b", "L40S").chosen.scheme.startswith("awq"), (
         "where eight bits do not fit, four"
     )

@@ -78,7 +78,7 @@ def test_cards_are_found_as_drivers_call_them(driver, name):
     "driver", ["NVIDIA L40", "NVIDIA A10G", "NVIDIA GeForce RTX 4090 Laptop GPU", "AMD EPYC (2 cores)", ""]
 )
 def test_other_cards_are_not_taken_for_them(driver):
-    with pytest.raises(SizingError, match="no data sheet"):
+    with pytest.raises(SizingError, match="No data sheet"):
         cards.card(driver)
 
 

@@ -17,9 +17,10 @@ class SizingError(ValueError):
 class Card:
     """A GPU by its data sheet.
 
-    ``memory`` is in bytes, as PyTorch reports them where that is known, ``bandwidth`` in bytes/s, ``rate16``
-    and ``rate8`` are dense operations/s in 16-bit and 8-bit formats that are added up in 32 bits (data sheets
-    often print twice that, with *sparsity*). ``nvlink``: several of them speak over it, and not over PCIe.
+    ``memory`` is in bytes, as PyTorch reports them where that is known, ``bandwidth`` in bytes/s. ``rate16``,
+    ``rate8`` and ``rate4`` are dense operations/s in formats of so many bits that are added up in 32 bits,
+    ``rate_int8`` those of integers (data sheets often print twice that, with *sparsity*; a GeForce adds FP8
+    up at half the rate of INT8). ``nvlink``: several of them speak over it, and not over PCIe.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Card:
     bandwidth: float
     rate16: float
     rate8: float
+    rate_int8: float
+    rate4: float
     nvlink: bool = False
 
     @property
@@ -35,15 +38,19 @@ class Card:
         """The card as the schemes see it."""
         return Machine("cuda", f"NVIDIA {self.name}", self.memory, sm=self.sm)
 
-    def rate(self, bits: int) -> float:
-        """Operations/s on numbers of so many bits; Blackwell's matrix units do twice as many in 4 as in 8."""
-        return {8: self.rate8, 4: 2 * self.rate8}.get(bits, self.rate16)
+    def rate(self, bits: int, integers: bool = False) -> float:
+        """Operations/s on numbers of so many bits."""
+        return {8: self.rate_int8 if integers else self.rate8, 4: self.rate4}.get(bits, self.rate16)
 
 
-def _card(name, sm, gigabytes, gb_s, tera16, tera8, memory=None, nvlink=False) -> Card:
-    """A card; ``memory`` in GiB is what PyTorch calls its total capacity; else the name's GB count."""
+def _card(name, sm, gigabytes, gb_s, tera16, tera8, memory=None, int8=None, tera4=None, nvlink=False) -> Card:
+    """A card; ``memory`` in GiB is what PyTorch calls its total capacity; else the name's GB count.
+
+    INT8 is as fast as FP8, and 4 bits are twice as fast, where nothing else is given.
+    """
     size = round(memory * GIB if memory else gigabytes * 10**9)
-    return Card(name, sm, size, gb_s * 1e9, tera16 * 1e12, tera8 * 1e12, nvlink)
+    rates = (tera16, tera8, int8 or tera8, tera4 or 2 * tera8)
+    return Card(name, sm, size, gb_s * 1e9, *(tera * 1e12 for tera in rates), nvlink)
 
 
 # From NVIDIA's data sheets (of a V100 and an A100 the SXM modules, of a B200 the HGX board, of an RTX PRO
@@ -61,8 +68,8 @@ CARDS = {
         _card("A100 40GB", 8.0, 40, 1555, 312, 624, memory=39.50, nvlink=True),
         _card("A100 80GB", 8.0, 80, 2039, 312, 624, memory=79.25, nvlink=True),
         _card("RTX 3090", 8.6, 24, 936, 71, 284, memory=23.69),
-        _card("RTX 4090", 8.9, 24, 1008, 165, 330, memory=23.64),
-        _card("RTX 5090", 12.0, 32, 1792, 209, 419, memory=31.36),
+        _card("RTX 4090", 8.9, 24, 1008, 165, 330, memory=23.64, int8=660),
+        _card("RTX 5090", 12.0, 32, 1792, 209, 419, memory=31.36, int8=838, tera4=1676),
         _card("L4", 8.9, 24, 300, 121, 242, memory=22.03),
         _card("L40S", 8.9, 48, 864, 362, 733),
         _card("H100 SXM", 9.0, 80, 3350, 989, 1979, memory=79.11, nvlink=True),
@@ -96,9 +103,7 @@ def card(name: str) -> Card:
         return CARDS[fits[0]]
     if fits and words:
         raise SizingError(f"There are several {name}: {', '.join(fits)}. Name one of them.")
-    raise SizingError(
-        f"There is no data sheet of {name!r} here. There are: {', '.join(CARDS)}; or give {FOUR}."
-    )
+    raise SizingError(f"No data sheet of {name!r} is here. There are: {', '.join(CARDS)}; or give {FOUR}.")
 
 
 _OTHERS = {"TI", "SUPER", "LAPTOP", "MAX", "Q", "MIG"}  # behind a number that another card has, too

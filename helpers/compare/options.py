@@ -52,7 +52,8 @@ class Option:
     """One way to deploy under a load, on ``gpus``; ``needs`` is the fewest that hold it (None: over eight).
 
     ``budget`` is what it takes of them together. ``serves`` is the model or checkpoint that vLLM is given
-    (``to_make``: there is none yet), ``args`` its arguments. Where it is ``refused`` no more is known.
+    (``to_make``: there is none yet), ``args`` its arguments. ``writing_s`` are the seconds of a GPU for a
+    token of an answer, all users at once, as ``together`` has them. Where it is ``refused`` no more is known.
     """
 
     scheme: str
@@ -67,6 +68,7 @@ class Option:
     way: Way | None = field(default=None, repr=False)
     alone: Gain | None = None
     together: Gain | None = None
+    writing_s: float = math.inf
     serves: str = ""
     args: dict = field(default_factory=dict)
     to_make: bool = False
@@ -78,20 +80,15 @@ class Option:
         """
         gpus, card, layers = gpus or self.gpus, self.load.card, self.step.layout.layers
         bandwidth = gpus * REACHED * card.bandwidth
-        arithmetic = gpus * roofline.COMPUTES * card.rate(self.way.arithmetic_bits)
+        arithmetic = gpus * roofline.COMPUTES * card.rate(self.way.arithmetic_bits, self.way.integers)
         least = self.step.seconds(batch, bandwidth, arithmetic, self.load.context)
         exchange = recorded.exchange_s() * 2 * layers if gpus > 1 and card.nvlink else 0.0
         return batch / (least + recorded.beyond(self.way.timed, batch) * layers + exchange)
 
     @property
-    def writing_s(self) -> float:
-        """Seconds of a GPU for a token of an answer, all users at once."""
-        return self.gpus / self.rate(min(self.load.users, self.users) or self.load.users)
-
-    @property
     def reading_s(self) -> float:
         """Seconds of a GPU for the tokens of a prompt that come to a token of its answer."""
-        rate = READING * self.load.card.rate(self.way.arithmetic_bits)
+        rate = READING * self.load.card.rate(self.way.arithmetic_bits, self.way.integers)
         return self.load.prompts * self.step.operations / rate
 
     @property
@@ -230,13 +227,14 @@ def _with_gains(one: Option, base: Option, model: str) -> Option:
     gpus, users = base.needs or one.gpus, one.load.users
     plain_s = gpus / base.rate(users, gpus)
     alone = Gain(one.rate(1) / base.rate(1, one.gpus), ESTIMATE)
-    writing = Gain(plain_s / one.writing_s, ESTIMATE)
+    writing = Gain(plain_s / one.gpus * one.rate(min(users, one.users) or users), ESTIMATE)
     if one.gpus == 1:
         alone = _recorded(one, model, 1) or alone
         if one.fits and gpus == 1:
             writing = _recorded(one, model, users) or writing
-    ratio = (plain_s + base.reading_s) / (plain_s / writing.ratio + one.reading_s)
-    return replace(one, alone=alone, together=replace(writing, ratio=ratio))
+    writing_s = plain_s / writing.ratio
+    ratio = (plain_s + base.reading_s) / (writing_s + one.reading_s)
+    return replace(one, alone=alone, together=replace(writing, ratio=ratio), writing_s=writing_s)
 
 
 def gains(

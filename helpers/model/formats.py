@@ -73,9 +73,7 @@ def quantized(config: dict) -> Quantized | None:
         return None
     method = isinstance(found, dict) and (found.get("quant_method") or ("quant_algo" in found and "modelopt"))
     if method == "bitsandbytes":
-        raise LayoutError(
-            "vLLM 0.32 reads bitsandbytes only with a plugin (vllm-bnb-plugin), not on its own."
-        )
+        raise LayoutError("vLLM 0.32 reads bitsandbytes with a plugin only (vllm-bnb-plugin).")
     reader = _READERS.get(str(method).lower())
     if reader is None:
         raise LayoutError(

@@ -19,8 +19,9 @@ class Way:
     16 bits first; the answers are the scheme's, bytes and speed are not. ``group_bytes`` replaces the
     scheme's where the kernel repacks scales and zero points. ``arithmetic_bits`` is the width of the numbers
     that are multiplied: 8 where weights and activations both are, else that to which the weights are
-    widened. ``onednn`` is false where torch must not leave the products to oneDNN. ``timed`` names the way
-    in deployments.jsonl whose kernel it runs: ``compare.recorded`` takes a step's time from there.
+    widened; ``integers``: they are INT8, on a GPU. ``onednn`` is false where torch must not leave the
+    products to oneDNN. ``timed`` names the way in deployments.jsonl whose kernel it runs:
+    ``compare.recorded`` takes a step's time from there.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Way:
     expanded: bool = False
     group_bytes: float | None = None
     arithmetic_bits: int = 16
+    integers: bool = False
     onednn: bool = True
     timed: str = "bf16"
 

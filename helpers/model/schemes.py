@@ -176,6 +176,7 @@ INT8 = Scheme(
             cuda(7.5, 10.0),
             "The GPU multiplies INT8 natively.",
             arithmetic_bits=8,
+            integers=True,
             timed="int8",
         ),
         Way(
