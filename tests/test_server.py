@@ -472,7 +472,7 @@ def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
         start_together(*servers)
         with nginx(tmp_path / "nginx", *(server.args["port"] for server in servers)) as port:
             proxied = behind(servers[0], port)
-            with clients.crowd(proxied, clients.numbered(10_000), 4, timeout_s=120, every_s=1.0) as crowd:
+            with clients.crowd(proxied, clients.numbered(10_000), 4, timeout_s=120, every_s=0.5) as crowd:
                 time.sleep(5)
                 for server in servers:
                     assert server.stop().how == "stopped"
@@ -483,7 +483,7 @@ def test_two_servers_restarted_in_turn_behind_the_proxy_refuse_nobody(tmp_path):
         for server in servers:
             server.kill()
     print(found)
-    assert found["answered"] == sum(found.values()) >= 80, found
+    assert found["answered"] == sum(found.values()) >= 40, found
 
 
 @pytest.mark.slow
