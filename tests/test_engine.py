@@ -12,6 +12,7 @@ from helpers.base.machine import MIB, Machine, anonymous_memory, detect
 from helpers.base.parameters import ParameterError
 from helpers.engine import release
 from helpers.engine.arguments import SOONER, check_gpus, default_args
+from helpers.engine.children import Belongings
 from helpers.engine.engine import open_engine
 from helpers.engine.errors import EngineClosedError, EngineError, EngineStartError, MemoryHeldError
 from helpers.engine.release import LEFT_FIRST, MemoryWatch
@@ -225,7 +226,7 @@ def test_memory_that_does_not_come_back_is_an_error_that_says_who_holds_it(small
 def test_the_memory_is_read_when_it_no_longer_falls(seen, after):
     """In MiB: what a thread gives back a moment after the engine is no part of what stayed behind."""
     readings = iter(seen)
-    watch = MemoryWatch(Machine("cpu", "c", 0))
+    watch = MemoryWatch(Machine("cpu", "c", 0), Belongings())
     watch.before, watch.in_use = (0,), lambda: (round(next(readings) * MIB),)
     assert watch.wait_until_back((0,), 0.0).left == after * MIB
     assert next(readings, None) is None
