@@ -143,7 +143,7 @@ def everything(run: Run, slow: bool = False) -> None:
     else:
         quick = ("-m", "not slow", "--durations=25")
         once = ("helpers.tools.run", "06_production", "--out", str(BUILD / "short"), *words(ONCE))
-        run.beside(  # the longest first, so that both halves end together
+        run.beside(  # the long ones first, so that both halves end together
             ("notebooks", (*executed, *words(SHORT)), HEADLESS),
             ("tests of engines", ("pytest", *tests(ENGINES), *quick), {}),
             ("other tests", ("pytest", "tests", *without(FILES + ENGINES + SERVERS + WHOLE), *quick), {}),

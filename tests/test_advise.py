@@ -162,6 +162,7 @@ def test_what_is_on_record_stands_before_an_estimate():
     assert ways["fp8"].together.source.startswith("recorded")
     for way in ways.values():  # and what is shown, paid and compared is that, too
         assert way.per_s / ways["baseline"].per_s == pytest.approx(way.together.ratio)
+        assert way.one_per_s / ways["baseline"].one_per_s == pytest.approx(way.alone.ratio)
 
 
 def test_a_geforce_multiplies_integers_at_twice_the_rate_of_fp8():

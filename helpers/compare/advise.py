@@ -92,7 +92,7 @@ class Advice:
         return self.load.users > 1
 
     def _rate(self, one: Option) -> float:
-        return one.per_s if self.many else one.rate(1)
+        return one.per_s if self.many else one.one_per_s
 
     def _gain(self, one: Option) -> Gain:
         return one.together if self.many else one.alone
@@ -141,8 +141,8 @@ class Advice:
         least = one.kept.loss - 1  # less than that apart is no other kind of rounding
         if best := min(gentler, key=lambda o: (o.kept.loss > least, o.gpus, o.kept.loss), default=None):
             yield f"the answers suffer in your own test: {_where(best)} holds {everyone} as well"
-        alone = max([one, *others], key=lambda o: o.rate(1) * (o.gpus == one.gpus))
-        if (ratio := alone.rate(1) / one.rate(1)) > options.MORE:
+        alone = max([one, *others], key=lambda o: o.one_per_s * (o.gpus == one.gpus))
+        if (ratio := alone.one_per_s / one.one_per_s) > options.MORE:
             yield f"few ask at a time: {alone.title} is {ratio:.1f} times as fast for one"
         wide = max(n for n in options.GPUS if n <= load.gpus and self.model.layout.heads % n == 0)
         dense = not self.model.layout.experts  # a mixture's experts run in kernels of their own

@@ -52,8 +52,9 @@ class Option:
     """One way to deploy under a load, on ``gpus``; ``needs`` is the fewest that hold it (None: over eight).
 
     ``budget`` is what it takes of them together. ``serves`` is the model or checkpoint that vLLM is given
-    (``to_make``: there is none yet), ``args`` its arguments. ``writing_s`` are the seconds of a GPU for a
-    token of an answer, all users at once, as ``together`` has them. Where it is ``refused`` no more is known.
+    (``to_make``: there is none yet), ``args`` its arguments. ``one_per_s`` are the tokens/s of one user, and
+    ``writing_s`` the seconds of a GPU for a token of an answer, all users at once: as ``alone`` and
+    ``together`` have them, recorded or estimated. Where it is ``refused`` no more is known.
     """
 
     scheme: str
@@ -68,6 +69,7 @@ class Option:
     way: Way | None = field(default=None, repr=False)
     alone: Gain | None = None
     together: Gain | None = None
+    one_per_s: float = 0.0
     writing_s: float = math.inf
     serves: str = ""
     args: dict = field(default_factory=dict)
@@ -232,9 +234,10 @@ def _with_gains(one: Option, base: Option, model: str) -> Option:
         alone = _recorded(one, model, 1) or alone
         if one.fits and gpus == 1:
             writing = _recorded(one, model, users) or writing
-    writing_s = plain_s / writing.ratio
+    one_per_s, writing_s = alone.ratio * base.rate(1, one.gpus), plain_s / writing.ratio
     ratio = (plain_s + base.reading_s) / (writing_s + one.reading_s)
-    return replace(one, alone=alone, together=replace(writing, ratio=ratio), writing_s=writing_s)
+    together = replace(writing, ratio=ratio)
+    return replace(one, alone=alone, together=together, one_per_s=one_per_s, writing_s=writing_s)
 
 
 def gains(
@@ -317,4 +320,4 @@ def score(one: Option, goal: str) -> float:
         return one.users / one.gpus
     if goal == "writing":
         return 1 / one.writing_s
-    return one.rate(1) if goal == "latency" else one.per_s / one.gpus
+    return one.one_per_s if goal == "latency" else one.per_s / one.gpus

@@ -153,9 +153,7 @@ def recovery(baseline: Answers, scheme: Answers, *, draws: int = 10_000) -> Reco
         QualityError: other items, or a baseline that got none right.
     """
     if baseline.kinds != scheme.kinds or not baseline.correct.any():
-        raise QualityError(
-            "Recovery needs the same items answered twice, some of them right by the baseline."
-        )
+        raise QualityError("Recovery needs the same items answered twice, some right by the baseline.")
     before, after = baseline.correct, scheme.correct
     names, kinds = np.unique(baseline.kinds, return_inverse=True)
     outcomes = np.zeros((len(names), 4))  # by kind: wrong twice, gained, lost, right twice
